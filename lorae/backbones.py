@@ -1,0 +1,118 @@
+"""The frozen pre-trained model: loading, hidden states, and class logits from the rows of its output head."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lorae.shapes import linears_of
+from lorae.sources import Source, backbone_folder
+
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen causal LM with its tokenizer on one device."""
+
+    name: str
+    lm: Any
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm.get_input_embeddings().weight.dtype
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        return linears_of(self.lm)
+
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Last hidden states (rows, T, D) after the final norm.
+
+        Without a mask rows are right-padded and attention is causal, so real tokens never see padding.
+
+        Args:
+            input_ids: (rows, T).
+            position_ids: (rows, T), or None for 0..T-1.
+            mask: additive attention mask (rows, 1, T, T), or None for causal.
+        """
+        attention: Any = mask
+        kinds = getattr(self.lm.config, "layer_types", None)
+        if mask is not None and kinds:
+            attention = dict.fromkeys(kinds, mask)
+        return self.lm.base_model(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=attention, use_cache=False
+        ).last_hidden_state
+
+    def answer_logits(self, hidden_ND: torch.Tensor, answer_ids_NC: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C) of each row's own answer tokens, in fp32."""
+        head = self.lm.get_output_embeddings()
+        rows_NCD = head.weight[answer_ids_NC].float()
+        logits_NC = torch.einsum("nd,ncd->nc", hidden_ND.float(), rows_NCD)
+        if head.bias is not None:
+            logits_NC = logits_NC + head.bias[answer_ids_NC].float()
+        return self._capped(logits_NC)
+
+    def token_log_probs(self, hidden_KD: torch.Tensor, tokens_K: torch.Tensor) -> torch.Tensor:
+        """Log-probability (K,) of each token over the full vocabulary, in fp32."""
+        logits_KV = self._capped(self.lm.get_output_embeddings()(hidden_KD).float())
+        return -nn.functional.cross_entropy(logits_KV, tokens_K, reduction="none")
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        cap = getattr(self.lm.config, "final_logit_softcapping", None)  # Gemma 2
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+
+@functools.lru_cache(maxsize=1)  # one backbone per process: a worker trains one stack after another on it
+def load_backbone(source: Source, precision: Precision, device: str) -> Backbone:
+    """The backbone on `device`, frozen, without dropout.
+
+    Raises:
+        ValueError: files are missing, or its logits are not those of its output head (an architecture whose head has
+            a scaling that lorae does not know).
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = backbone_folder(source)
+    # The backward pass of CPU flash attention is slower than the eager one for the short sequences of classification.
+    attention = "eager" if device == "cpu" else "sdpa"
+    lm = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[precision],
+        attn_implementation=attention,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    backbone = Backbone(source.label, lm.to(device).eval().requires_grad_(False), tokenizer)
+    _check_head(backbone)
+    return backbone
+
+
+@torch.no_grad()
+def _check_head(backbone: Backbone) -> None:
+    """Compare `answer_logits` with the model's own logits on one short row."""
+    ids = torch.arange(1, 5, device=backbone.device)[None]
+    own = backbone.lm(input_ids=ids, use_cache=False).logits[:, -1, :8].float()
+    ours = backbone.answer_logits(backbone.hidden(ids)[:, -1], torch.arange(8, device=backbone.device)[None])
+    scale = own.abs().max().clamp(min=1.0)
+    if not torch.allclose(own, ours, atol=float(scale) * (1e-4 if backbone.dtype == torch.float32 else 2e-2)):
+        raise ValueError(
+            f"{backbone.name}: the logits of {type(backbone.lm).__name__} are not its output head's times the last "
+            "hidden state; this architecture is not supported"
+        )

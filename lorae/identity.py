@@ -1,0 +1,60 @@
+"""What makes two recipes the same: canonical JSON of frozen dataclasses, and its hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any
+
+
+def canonical(value: Any) -> Any:
+    """JSON value that is equal for equal specs and refuses everything it cannot represent.
+
+    A dataclass becomes {"type": class name, field: value, ...} of the fields that are not marked `identity=False`;
+    if it defines `fingerprint()`, that is its value instead. Tuples and lists become lists, integral floats ints
+    (1.0 and 1 are one setting).
+
+    Raises:
+        TypeError: a type that has no canonical form (set, array, function, ...).
+        ValueError: a NaN or infinite number.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} cannot be part of an identity; settings must be finite numbers")
+        return int(value) if value.is_integer() else value
+    if isinstance(value, (tuple, list)):
+        return [canonical(v) for v in value]
+    if isinstance(value, dict):
+        if not all(isinstance(k, str) for k in value):
+            raise TypeError(f"dict keys of an identity must be str, got {list(value)}")
+        return {k: canonical(v) for k, v in sorted(value.items())}
+    if hasattr(value, "fingerprint"):
+        return canonical(value.fingerprint())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__} | fields_of(value)
+    raise TypeError(
+        f"{type(value).__name__} has no canonical form; use frozen dataclasses, tuples and plain values"
+    )
+
+
+def fields_of(spec: Any) -> dict[str, Any]:
+    """Canonical values of a dataclass's fields, without those declared with `metadata={"identity": False}`."""
+    return {
+        f.name: canonical(getattr(spec, f.name))
+        for f in dataclasses.fields(spec)
+        if f.metadata.get("identity", True)
+    }
+
+
+def canonical_json(value: Any) -> str:
+    """`canonical(value)` as one line of JSON with sorted keys."""
+    return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

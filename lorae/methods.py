@@ -1,0 +1,212 @@
+"""How a member differs from the backbone: LoRA and VeRA, and how their random factors are initialised.
+
+A method is a setting; the stacked modules that compute it are in `lorae.adapters`. LoRA: Hu et al. 2021,
+arXiv:2106.09685. VeRA: Kopiczko et al. 2023, arXiv:2310.11454.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lorae import seeds
+
+
+@dataclass(frozen=True)
+class Kaiming:
+    """A ~ U(-b, b) with b = 1/sqrt(d_in), PEFT's default (Kaiming-uniform with a = sqrt(5))."""
+
+    label = "kaiming"
+
+    def draw(self, rng: np.random.Generator, rank: int, d_in: int) -> np.ndarray:
+        bound = 1 / math.sqrt(d_in)
+        return rng.uniform(-bound, bound, (rank, d_in))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A ~ N(0, std^2)."""
+
+    std: float = 0.02
+
+    def __post_init__(self) -> None:
+        _positive("Gaussian", "std", self.std)
+
+    @property
+    def label(self) -> str:
+        return f"gaussian-{self.std:g}"
+
+    def draw(self, rng: np.random.Generator, rank: int, d_in: int) -> np.ndarray:
+        return rng.normal(0.0, self.std, (rank, d_in))
+
+
+@dataclass(frozen=True)
+class Xavier:
+    """A ~ U(-b, b) with b = gain * sqrt(6 / (d_in + rank)); LoRA-Ensemble uses gain 10 (arXiv:2405.14438)."""
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("Xavier", "gain", self.gain)
+
+    @property
+    def label(self) -> str:
+        return f"xavier-{self.gain:g}"
+
+    def draw(self, rng: np.random.Generator, rank: int, d_in: int) -> np.ndarray:
+        bound = self.gain * math.sqrt(6 / (d_in + rank))
+        return rng.uniform(-bound, bound, (rank, d_in))
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """A has orthonormal rows (uniform on the Stiefel manifold), times `gain`."""
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("Orthogonal", "gain", self.gain)
+
+    @property
+    def label(self) -> str:
+        return f"orthogonal-{self.gain:g}"
+
+    def draw(self, rng: np.random.Generator, rank: int, d_in: int) -> np.ndarray:
+        q, r = np.linalg.qr(rng.normal(size=(d_in, rank)))
+        return self.gain * (q * np.sign(np.diag(r))).T
+
+
+Init = Kaiming | Gaussian | Xavier | Orthogonal
+
+
+@dataclass(frozen=True)
+class Lora:
+    """h = W0 x + (alpha / rank) B A x, with A (rank x d_in) random and B (d_out x rank) zero.
+
+    Args:
+        rank: >= 1 and at most the smaller side of every adapted layer.
+        alpha: scaling numerator, > 0.
+        targets: names of the adapted `nn.Linear`s, matched against the last part(s) of the module path.
+        init: distribution of A.
+        b_std: standard deviation of a random B; 0 keeps B = 0, so that every member starts as the backbone.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    init: Init = Kaiming()
+    b_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_rank_and_targets(self)
+        _positive("Lora", "alpha", self.alpha)
+        if self.b_std < 0:
+            raise ValueError(
+                f"b_std={self.b_std}: must be >= 0; write Lora(b_std=0) to start as the backbone"
+            )
+
+    @property
+    def label(self) -> str:
+        return "lora"
+
+    def num_parameters(self, d_in: int, d_out: int) -> int:
+        """Trained numbers of one member in one layer."""
+        return self.rank * (d_in + d_out)
+
+    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, np.ndarray]:
+        """A (rank, d_in) and B (d_out, rank) of one member in one layer; `key` names its init stream."""
+        a = self.init.draw(seeds.stream(*key, layer, "A"), self.rank, d_in)
+        b = seeds.stream(*key, layer, "B").normal(0.0, self.b_std, (d_out, self.rank)) if self.b_std else None
+        return a, np.zeros((d_out, self.rank)) if b is None else b
+
+
+@dataclass(frozen=True)
+class Vera:
+    """h = W0 x + Lb B Ld A x: A and B random, frozen and shared by all layers; the vectors d and b are trained.
+
+    Args:
+        rank: rows of A; VeRA uses large ones (256 to 1024) since only rank + d_out numbers a layer are trained.
+        targets: as for `Lora`.
+        d_init: initial value of d; b starts at zero.
+        projection: "per_member" draws A and B from each member's init stream; "shared" gives all members the same,
+            so that only their data order differs.
+    """
+
+    rank: int = 256
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    d_init: float = 0.1
+    projection: Literal["per_member", "shared"] = "per_member"
+
+    def __post_init__(self) -> None:
+        _check_rank_and_targets(self)
+        _positive("Vera", "d_init", self.d_init)
+        if self.projection not in ("per_member", "shared"):
+            raise ValueError(f'projection={self.projection!r}: must be "per_member" or "shared"')
+
+    @property
+    def label(self) -> str:
+        return "vera"
+
+    def num_parameters(self, d_in: int, d_out: int) -> int:
+        """Trained numbers of one member in one layer."""
+        return self.rank + d_out
+
+    def draw_projections(self, max_in: int, max_out: int, key: seeds.Key) -> tuple[np.ndarray, np.ndarray]:
+        """A (rank, max_in) and B (max_out, rank), Kaiming-uniform as in PEFT; a layer uses their leading block."""
+        if self.projection == "shared":
+            key = ("vera-shared",)
+        a_bound, b_bound = math.sqrt(6 / max_in), math.sqrt(6 / self.rank)
+        a = seeds.stream(*key, "vera_A").uniform(-a_bound, a_bound, (self.rank, max_in))
+        b = seeds.stream(*key, "vera_B").uniform(-b_bound, b_bound, (max_out, self.rank))
+        return a, b
+
+
+Method = Lora | Vera
+
+
+def _check_rank_and_targets(method: Method) -> None:
+    name = type(method).__name__
+    if method.rank < 1:
+        raise ValueError(f"rank={method.rank}: must be >= 1; write {name}(rank=8)")
+    if isinstance(method.targets, str) or not method.targets:
+        raise ValueError(
+            f'targets={method.targets!r}: must be a tuple of layer names; write targets=("q_proj", "v_proj")'
+        )
+
+
+def _positive(owner: str, name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}={value}: must be > 0; write {owner}({name}=1.0)")
+
+
+def adapted_layers(
+    method: Method, linears: dict[str, tuple[int, int]], backbone: str
+) -> dict[str, tuple[int, int]]:
+    """The linear layers that `method` adapts, name -> (d_in, d_out), in the backbone's order.
+
+    A target matches a layer whose path is it or ends in `.target`. The output head is never adapted.
+
+    Raises:
+        ValueError: a target matches nothing, or the rank exceeds a layer's smaller side.
+    """
+    for target in method.targets:
+        if not any(_matches(name, target) for name in linears):
+            known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears))
+            raise ValueError(
+                f"targets={method.targets} : {target!r} matches no Linear of {backbone}; it has {known}"
+            )
+    chosen = {n: shape for n, shape in linears.items() if any(_matches(n, t) for t in method.targets)}
+    smallest = min(min(shape) for shape in chosen.values())
+    if isinstance(method, Lora) and method.rank > smallest:
+        raise ValueError(
+            f"rank={method.rank} exceeds the smaller side ({smallest}) of an adapted layer of {backbone}; "
+            f"write Lora(rank={min(8, smallest)})"
+        )
+    return chosen
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)

@@ -1,0 +1,81 @@
+"""Metrics as pure numpy functions of stored logits.
+
+Metrics of the pooled prediction take `logp_NC` (from `combine`) and `labels_N`; metrics that compare members
+take `logits_MNC`. A metric without a value on the given predictions raises `Undefined`; none returns NaN.
+"""
+
+from lorae.metrics.calibration import (
+    ReliabilityBins,
+    ace15,
+    classwise_ece15,
+    ece10,
+    ece15,
+    mce15,
+    reliability_bins,
+    signed_gap,
+)
+from lorae.metrics.diversity import (
+    disagreement,
+    disagreement_per_error,
+    error_correlation,
+    jsd,
+    mutual_information,
+)
+from lorae.metrics.ood import (
+    SCORES,
+    aupr,
+    auroc,
+    fpr95,
+    score_energy,
+    score_entropy,
+    score_msp,
+    score_mutual_information,
+    score_top_prob_variance,
+    scores,
+)
+from lorae.metrics.probability import Rule, Undefined, combine, log_softmax
+from lorae.metrics.proper import acc, brier, ensemble_nll, f1, mean_member_nll
+from lorae.metrics.selective import acc_at_80_coverage, aurc, risk_coverage
+from lorae.metrics.summary import DIRECTION, Direction, ood_summary, summary
+
+__all__ = [
+    "DIRECTION",
+    "SCORES",
+    "Direction",
+    "ReliabilityBins",
+    "Rule",
+    "Undefined",
+    "acc",
+    "acc_at_80_coverage",
+    "ace15",
+    "aupr",
+    "aurc",
+    "auroc",
+    "brier",
+    "classwise_ece15",
+    "combine",
+    "disagreement",
+    "disagreement_per_error",
+    "ece10",
+    "ece15",
+    "ensemble_nll",
+    "error_correlation",
+    "f1",
+    "fpr95",
+    "jsd",
+    "log_softmax",
+    "mce15",
+    "mean_member_nll",
+    "mutual_information",
+    "ood_summary",
+    "reliability_bins",
+    "risk_coverage",
+    "score_energy",
+    "score_entropy",
+    "score_msp",
+    "score_mutual_information",
+    "score_top_prob_variance",
+    "scores",
+    "signed_gap",
+    "summary",
+]

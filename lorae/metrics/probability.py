@@ -1,0 +1,118 @@
+"""From the members' logits to the one probability tensor that all metrics of a row share.
+
+A class that an example does not have (questions differ in their number of options) has the logit -inf in
+every member and so probability 0. Probabilities travel as natural logarithms, `logp_NC`: exact where a
+probability would round to 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Rule = Literal["probs", "logits"]  # what is averaged over the members
+
+
+class Undefined(ValueError):
+    """A metric has no value on these predictions: says which metric and why, instead of returning NaN."""
+
+    def __init__(self, metric: str, reason: str) -> None:
+        super().__init__(f"{metric} is undefined: {reason}")
+        self.metric = metric
+        self.reason = reason
+
+
+def logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
+    """log sum exp(x) along `axis`, without overflow; -inf where all of x is -inf."""
+    x = np.ascontiguousarray(
+        np.moveaxis(x, axis, 0)
+    )  # numpy reduces a short last axis five times more slowly
+    top = x.max(axis=0)
+    shift = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(x - shift).sum(axis=0)) + shift
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the last axis (classes); -inf stays -inf.
+
+    Raises:
+        ValueError: a logit is NaN or +inf, or an example has no class with a finite logit.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    total = logsumexp(logits, axis=-1)
+    if not np.isfinite(total).all():
+        bad = np.argwhere(~np.isfinite(total))[0].tolist()
+        raise ValueError(
+            f"logits at {bad} are {logits[tuple(bad)].tolist()}; allowed are finite numbers, and -inf "
+            "for a class that the example does not have; check the stored predictions of that member"
+        )
+    return logits - total[..., None]
+
+
+def combine(logits_MNC: np.ndarray, rule: Rule = "probs") -> np.ndarray:
+    """The ensemble's log-probabilities, bitwise independent of the order of the members.
+
+    "probs": log( 1/M sum_m softmax(z_m) ), the mixture; "logits": log_softmax( 1/M sum_m z_m ), the
+    normalised geometric mean.
+
+    Args:
+        logits_MNC: class scores of each member, -inf for a class that an example does not have.
+    Returns:
+        logp_NC in nats; each row's probabilities sum to 1.
+    Raises:
+        ValueError: not three axes, no members, or a logit as in `log_softmax`.
+    Source: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4 ("probs").
+    """
+    logits_MNC = np.asarray(logits_MNC, dtype=np.float64)
+    if logits_MNC.ndim != 3 or 0 in logits_MNC.shape:
+        raise ValueError(
+            f"logits of shape {logits_MNC.shape}; must be (members, examples, classes), none of them 0; "
+            "for one member write logits[None]"
+        )
+    # A sum in floating point depends on its order; sorted members make ties between classes reproducible.
+    if rule == "probs":
+        logp_NC = logsumexp(np.sort(log_softmax(logits_MNC), axis=0), axis=0) - np.log(len(logits_MNC))
+        return np.minimum(logp_NC, 0.0)  # rounding may go above
+    if rule == "logits":
+        return log_softmax(np.sort(logits_MNC, axis=0).mean(axis=0))
+    raise ValueError(f'rule={rule!r}; allowed are "probs" and "logits"; write combine(logits, "probs")')
+
+
+def entropy(logp: np.ndarray) -> np.ndarray:
+    """-sum_c p log p over the last axis (classes), in nats, with 0 log 0 = 0."""
+    p = np.exp(logp)
+    return -np.sum(p * np.where(p > 0, logp, 0.0), axis=-1)
+
+
+def checked(logp_NC: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same predictions as float64 and integers, after making sure that they are predictions.
+
+    Raises:
+        ValueError: no examples, rows that are not log-probabilities, or labels that are not integers in [0,
+        C).
+    """
+    logp_NC, labels_N = np.asarray(logp_NC, dtype=np.float64), np.asarray(labels_N)
+    if logp_NC.ndim != 2 or 0 in logp_NC.shape:
+        raise ValueError(
+            f"log-probabilities of shape {logp_NC.shape}; must be (examples, classes), none of them 0; "
+            "write combine(logits_MNC)"
+        )
+    if not np.all(np.abs(np.exp(np.minimum(logp_NC, 700)).sum(axis=1) - 1) < 1e-4):  # also catches NaN
+        raise ValueError(
+            "a row's probabilities do not sum to 1; metrics of the pooled prediction take log-probabilities; "
+            "write combine(logits_MNC), or np.log(probs_NC)"
+        )
+    num_examples, num_classes = logp_NC.shape
+    if labels_N.shape != (num_examples,) or not np.issubdtype(labels_N.dtype, np.integer):
+        raise ValueError(
+            f"labels of shape {labels_N.shape} and type {labels_N.dtype}; must be ({num_examples},) "
+            "integers, one for each example"
+        )
+    if labels_N.min() < 0 or labels_N.max() >= num_classes:
+        raise ValueError(
+            f"labels span {labels_N.min()}..{labels_N.max()}; must lie in [0, {num_classes}); "
+            "number the classes from 0"
+        )
+    return logp_NC, labels_N.astype(np.intp)

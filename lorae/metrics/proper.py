@@ -1,0 +1,81 @@
+"""Accuracy, F1, NLL and Brier score of the pooled prediction, and the mean member's NLL beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lorae.metrics.probability import checked, log_softmax
+
+
+def correct(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """1.0 for each example whose most probable class (the lowest index of tied ones) is gold, else 0.0."""
+    logp_NC, labels_N = checked(logp_NC, labels_N)
+    return (logp_NC.argmax(axis=1) == labels_N).astype(np.float64)
+
+
+def acc(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Fraction of examples whose most probable class is gold, in [0, 1]; higher is better.
+
+    Args:
+        logp_NC: log-probabilities of the pooled prediction, from `combine`.
+        labels_N: gold class in [0, C).
+    Raises:
+        ValueError: as `checked`; so do all metrics here.
+    """
+    return float(correct(logp_NC, labels_N).mean())
+
+
+def f1(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Macro F1 in [0, 1], the mean over classes of 2 TP / (2 TP + FP + FN); higher is better.
+
+    A class that is neither gold nor predicted anywhere does not count.
+    """
+    logp_NC, labels_N = checked(logp_NC, labels_N)
+    num_classes = logp_NC.shape[1]
+    gold_C = np.bincount(labels_N, minlength=num_classes)
+    predicted_C = np.bincount(logp_NC.argmax(axis=1), minlength=num_classes)
+    hits_C = np.bincount(labels_N, weights=correct(logp_NC, labels_N), minlength=num_classes)
+    return float(f1_of_counts(hits_C, gold_C + predicted_C))
+
+
+def f1_of_counts(hits: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Macro F1 over the last axis (classes) from TP and (TP + FP) + (TP + FN) per class."""
+    per_class = 2 * hits / np.maximum(total, 1)
+    return per_class.sum(axis=-1) / (total > 0).sum(axis=-1)
+
+
+def example_nll(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """-log p(gold) of each example in nats, (N,); +inf where the gold class has probability 0."""
+    logp_NC, labels_N = checked(logp_NC, labels_N)
+    return 0.0 - np.take_along_axis(logp_NC, labels_N[:, None], axis=1)[:, 0]
+
+
+def ensemble_nll(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Negative log-likelihood of the pooled prediction, in nats per example; lower is better.
+
+    -1/N sum_n log p(y_n | x_n), where p is the members' mean probability if `logp_NC` is `combine(logits,
+    "probs")`. Not the mean of the members' NLLs: see `mean_member_nll`. +inf if a gold class has probability
+    0.
+    Source: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4.
+    """
+    return float(example_nll(logp_NC, labels_N).mean())
+
+
+def mean_member_nll(logits_MNC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Mean over members of their own NLL, in nats per example; lower is better; at least `ensemble_nll`."""
+    return float(np.mean([ensemble_nll(logp_NC, labels_N) for logp_NC in log_softmax(logits_MNC)]))
+
+
+def example_brier(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """sum_c (p_c - [c = gold])^2 of each example, (N,), in [0, 2]."""
+    logp_NC, labels_N = checked(logp_NC, labels_N)
+    onehot_NC = np.arange(logp_NC.shape[1]) == labels_N[:, None]
+    return np.sum((np.exp(logp_NC) - onehot_NC) ** 2, axis=1)
+
+
+def brier(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Brier score 1/N sum_n sum_c (p_c(x_n) - [c = y_n])^2, in [0, 2]; lower is better.
+
+    A sum over classes, not a mean, so a class that an example lacks changes nothing. Source: Brier 1950.
+    """
+    return float(example_brier(logp_NC, labels_N).mean())

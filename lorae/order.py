@@ -1,0 +1,50 @@
+"""The order in which a member sees its training examples, with length bucketing inside that order."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from lorae import seeds
+
+WINDOW = 8  # batches among which examples are sorted by length
+
+
+class DataOrder:
+    """Batches of one member: a function of its order stream and the examples' lengths only.
+
+    An epoch is a permutation from the member's stream. Each window of 8 batches of it is sorted by length and cut into
+    batches. The batches of a window are visited in an order of lengths that depends on the seed only (`pace`), so that
+    the members of a stack have batches of similar length at the same step and little padding, without knowing of each
+    other. The epoch's last batch holds what is left over.
+
+    Args:
+        key: the member's order stream.
+        seed: of the trial; names the stream of the order of lengths.
+        lengths: tokens of each training example.
+        batch_size: examples per step.
+    """
+
+    def __init__(self, key: seeds.Key, seed: int, lengths: np.ndarray, batch_size: int) -> None:
+        self.key, self.seed, self.lengths, self.batch_size = key, seed, lengths, batch_size
+        self.steps_per_epoch = -(-len(lengths) // batch_size)
+        self._epoch = functools.lru_cache(maxsize=1)(self._batches_of)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices of the examples of optimiser step `step` (from 0)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[position]
+
+    def _batches_of(self, epoch: int) -> list[np.ndarray]:
+        order = seeds.stream(*self.key, epoch).permutation(len(self.lengths))
+        pace = seeds.stream(self.seed, "pace", epoch)
+        size, full = self.batch_size, len(order) - len(order) % self.batch_size
+        batches: list[np.ndarray] = []
+        for start in range(0, full, WINDOW * size):
+            window = order[start : min(start + WINDOW * size, full)]
+            by_length = window[np.argsort(self.lengths[window], kind="stable")].reshape(-1, size)
+            batches.extend(by_length[pace.permutation(len(by_length))])
+        if full < len(order):
+            batches.append(order[full:])
+        return batches

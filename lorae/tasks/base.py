@@ -1,0 +1,386 @@
+"""A task: dataset, split rule, prompt, answer classes and scoring.
+
+A new task is one file: a frozen dataclass with `name`, `home`, `train`, `test` and `example(row)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from lorae.identity import canonical, digest
+from lorae.sources import Hub, Source, Wheel, resolve
+from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
+
+Split = Literal["train", "validation", "test"]
+
+LETTERS = "ABCDEFGH"
+LETTERS_TEMPLATE = (
+    "Return the label of the correct answer for the question below.\n\n"
+    "Question: {question}\nChoices:\n{choices}\nAnswer:"
+)
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Score by answer letters: options are listed as `A) ...`, a class logit is that of its letter's
+    token."""
+
+    @property
+    def label(self) -> str:
+        return "letters"
+
+
+@dataclass(frozen=True)
+class LabelWords:
+    """Score by label words: a class logit is the logit of the first token of the option's text."""
+
+    @property
+    def label(self) -> str:
+        return "words"
+
+
+@dataclass(frozen=True)
+class OptionLikelihood:
+    """Score by option likelihood: a class logit is the log-probability of the option given the question.
+
+    Args:
+        norm: "sum" of the tokens' log-probabilities, or "chars": that sum over the number of characters.
+    """
+
+    norm: Literal["sum", "chars"] = "sum"
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("sum", "chars"):
+            raise ValueError(
+                f'norm={self.norm!r}: must be "sum" or "chars"; write OptionLikelihood(norm="sum")'
+            )
+
+    @property
+    def label(self) -> str:
+        return f"likelihood-{self.norm}"
+
+
+Scoring = Letters | LabelWords | OptionLikelihood
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its options.
+
+    Args:
+        id: the dataset's own id, else `content_id` of its text.
+        question: with its context, where the dataset has one.
+        options: answer texts, 2 to 8.
+        label: index of the gold option; None for unlabelled OOD text.
+        group: validation is carved from train by whole groups (a film); None = every example is its own.
+    """
+
+    id: str
+    question: str
+    options: tuple[str, ...]
+    label: int | None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text up to where the answer begins, and the answer's text for each class (with its leading space)."""
+
+    text: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Base of all tasks.
+
+    Subclasses set `name`, `home` (the dataset), `train` and `test` (its files), and define `example(row)`.
+    Validation is carved from train by a hash of the example id, so it is disjoint from test, which may be the
+    hub's validation split. An OOD set has `train = None`.
+
+    Args:
+        scoring: how class logits are read from the language model.
+        num_train, num_validation, num_test: sizes of nested subsets chosen by a hash of the id; None = all.
+        val_frac: share of the train rows that becomes validation, in (0, 0.5].
+        option_seed: shuffle each example's options by this seed and the id; None keeps the dataset's order.
+        source: where the rows are read; None = `home`, or its copy under a data root.
+    """
+
+    scoring: Scoring = Letters()
+    num_train: int | None = None
+    num_validation: int | None = None
+    num_test: int | None = None
+    val_frac: float = 0.1
+    option_seed: int | None = None
+    source: Source | None = field(default=None, repr=False)
+
+    name: ClassVar[str]
+    home: ClassVar[Hub | Wheel]
+    train: ClassVar[DataFiles | None]
+    test: ClassVar[DataFiles]
+    prompt_version: ClassVar[int] = 1
+    template: ClassVar[str] = "Question: {question}\nAnswer:"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_frac <= 0.5:
+            raise ValueError(f"val_frac={self.val_frac}: must be in (0, 0.5]; write val_frac=0.1")
+        for name in ("num_train", "num_validation", "num_test"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size}: must be >= 1; leave it out to take every example")
+
+    @property
+    def label(self) -> str:
+        return self.name if self.num_train is None else f"{self.name}-{self.num_train}"
+
+    # What a new task defines
+
+    def example(self, row: dict[str, Any]) -> Example:
+        """One example from a row of the dataset."""
+        raise NotImplementedError  # abstract: every task defines it
+
+    def rows(self, split: Literal["train", "test"]) -> list[dict[str, Any]]:
+        """Rows of our train or test split, before validation is carved from train."""
+        assert self.source is not None, "call located() first"
+        files = self.test if split == "test" else self.train
+        return read_rows(self.source, files) if files else []
+
+    # Derived
+
+    def subset(self, train: int, validation: int | None = None, test: int | None = None) -> Self:
+        """The same task with fewer examples; a smaller subset is contained in a larger one."""
+        return replace(self, num_train=train, num_validation=validation, num_test=test)
+
+    def located(self, data_root: Path | None = None) -> Self:
+        """The task with its source fixed: the local copy under `data_root` if there is one, else the hub's
+        commit.
+
+        Raises:
+            ValueError: there is no copy and the hub cannot be reached; which files are needed and how to
+                provide them.
+        """
+        if self.source is not None:
+            return replace(self, source=resolve(self.source, "dataset"))
+        if data_root is not None and not data_root.is_dir():
+            raise ValueError(f"data root {data_root} is no folder; give the one that holds {self.name}/")
+        copy = local_copy(data_root, self.name, self.home) if data_root else None
+        try:
+            return replace(self, source=copy or resolve(self.home, "dataset"))
+        except ValueError as error:
+            raise ValueError(f"{self.name} needs {self.test.patterns[0]}, but {error}") from error
+
+    def prompt(self, example: Example) -> Prompt:
+        """The prompt of an example and its answers, by the task's scoring."""
+        if isinstance(self.scoring, Letters):
+            letters = LETTERS[: len(example.options)]
+            choices = "\n".join(f"{k}) {text}" for k, text in zip(letters, example.options, strict=True))
+            text = LETTERS_TEMPLATE.format(question=example.question, choices=choices)
+            return Prompt(text, tuple(f" {k}" for k in letters))
+        return Prompt(
+            self.template.format(question=example.question), tuple(f" {o}" for o in example.options)
+        )
+
+    def prompt_template(self) -> str:
+        """The template in use; an OOD task must have the trained task's."""
+        return LETTERS_TEMPLATE if isinstance(self.scoring, Letters) else self.template
+
+    def splits(self) -> dict[Split, tuple[Example, ...]]:
+        """Examples of train, validation and test, checked: ids unique, splits disjoint, labels inside the
+        options.
+
+        Raises:
+            ValueError: what is wrong with the data, with the example's id.
+        """
+        return _splits(self)
+
+    def examples(self, split: Split) -> tuple[Example, ...]:
+        """Examples of one split, see `splits`; "test" reads the test files only."""
+        return _test(self) if split == "test" else _splits(self)[split]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a trained member depends on: data, split rule, training subset, prompt and scoring.
+
+        The size of the test subset is no part of it, the test files are: train leaves out what stands in them.
+        """
+        if self.train is None:
+            raise ValueError(
+                f"{self.name} has no training examples, it is an OOD set; name it in Sweep(ood=[...]) and "
+                "train on another task"
+            )
+        return self._content("train") | {"num_validation": self.num_validation}
+
+    def eval_set(self, split: Split) -> str:
+        """Name of a split's prediction set: `<task>__<split>__<hash of its content>`."""
+        return f"{self.name.replace('/', '-')}__{split}__{digest(self._content(split))[:8]}"
+
+    def _content(self, split: Split) -> dict[str, Any]:
+        assert self.source is not None, "call located() first"
+        content: dict[str, Any] = {
+            "task": self.name,
+            "data": {"test": data_fingerprint(self.source, self.test)},
+            "prompt_version": self.prompt_version,
+            "scoring": canonical(self.scoring),
+            "option_seed": self.option_seed,
+            "split": split,
+            "size": getattr(self, f"num_{split}"),
+        }
+        if split != "test" and self.train is not None:
+            content["data"]["train"] = data_fingerprint(self.source, self.train)
+            content["val_frac"] = canonical(self.val_frac)
+        return content
+
+
+@functools.lru_cache(maxsize=64)
+def _splits(task: Task) -> dict[Split, tuple[Example, ...]]:
+    test, pool = _checked(_whole(task), "test"), _checked(_whole(task), "train")
+    overlap = sorted({e.id for e in pool if not e.id.startswith("sha-")} & {e.id for e in test})
+    if overlap:
+        raise ValueError(
+            f"{task.name}: {len(overlap)} ids are in train and in test (first: {overlap[0]!r}); the files "
+            "overlap; copy them again"
+        )
+    test_texts = {_text(e) for e in test}
+    pool = tuple(e for e in pool if _text(e) not in test_texts)  # a text that is in both stays in test only
+    in_validation = {e.id for e in pool if hash_frac("validation", e.group or e.id) < task.val_frac}
+    splits: dict[Split, tuple[Example, ...]] = {
+        "train": _take(task, "train", [e for e in pool if e.id not in in_validation]),
+        "validation": _take(task, "validation", [e for e in pool if e.id in in_validation]),
+        "test": _test(task),
+    }
+    for split in ("train", "validation"):
+        if task.train and not splits[split]:
+            raise ValueError(
+                f"{task.name}: the {split} split is empty ({len(pool)} examples in the train files, "
+                f"val_frac={task.val_frac}); check the files, or write another val_frac"
+            )
+    return splits
+
+
+def _test(task: Task) -> tuple[Example, ...]:
+    examples = _checked(_whole(task), "test")
+    if not examples:
+        raise ValueError(f"{task.name}: the test split is empty; check {', '.join(task.test.patterns[:3])}")
+    return _take(task, "test", examples)
+
+
+def _whole(task: Task) -> Task:
+    """The task without subsets, so that all its subsets share one reading of the files."""
+    return replace(task, num_train=None, num_validation=None, num_test=None)
+
+
+@functools.lru_cache(maxsize=64)
+def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]:
+    """Examples of the files of one split, with unique ids.
+
+    A repeated text is left out of train, so that no text is in train and in validation. Test stays whole;
+    there a repeated id gets a number.
+    """
+    rows = task.rows(split)
+    files = task.test if split == "test" else task.train
+    if files and files.num_rows and len(rows) > files.num_rows:
+        raise ValueError(
+            f"{task.name}: the {split} files have {len(rows)} rows, those of the dataset {files.num_rows}; "
+            "train and test are swapped, or it is another dataset; copy the files again"
+        )
+    texts: dict[str, tuple[str, ...]] = {}
+    copies: Counter[str] = Counter()
+    seen: set[tuple[str, ...]] = set()
+    examples = []
+    for number, row in enumerate(rows):
+        example = _read(task, split, number, row)
+        text = _text(example)
+        if texts.setdefault(example.id, text) != text:
+            raise ValueError(
+                f"{task.name} {split}: two different rows have the id {example.id!r}; copy the files again"
+            )
+        if split == "train" and text in seen:
+            continue
+        seen.add(text)
+        copies[example.id] += 1
+        copy = copies[example.id]
+        examples.append(example if copy == 1 else replace(example, id=f"{example.id}-{copy}"))
+    return tuple(examples)
+
+
+def _text(example: Example) -> tuple[str, ...]:
+    """What makes two examples the same question, whatever the order of the options."""
+    return (example.question, *sorted(example.options))
+
+
+def _read(task: Task, split: str, number: int, row: dict[str, Any]) -> Example:
+    try:
+        example = task.example(row)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{task.name} {split} row {number} cannot be read ({type(error).__name__}: {error}); it has the "
+            f"columns {', '.join(map(str, row))}; check that the files are {task.name}'s"
+        ) from error
+    where, num_options = f"{task.name} {split} row {number} ({example.id})", len(example.options)
+    if not 2 <= num_options <= len(LETTERS):
+        raise ValueError(
+            f"{where}: {num_options} options; must be 2 to {len(LETTERS)}; correct or remove that row"
+        )
+    if not example.question.strip():
+        raise ValueError(f"{where}: the question is empty; correct or remove that row")
+    if example.label is not None and not 0 <= example.label < num_options:
+        raise ValueError(
+            f"{where}: label {example.label} is outside its {num_options} options; correct or remove that row"
+        )
+    if example.label is None and split == "train":
+        raise ValueError(f"{where}: no label; training needs one")
+    return example
+
+
+def _take(task: Task, split: Split, examples: Sequence[Example]) -> tuple[Example, ...]:
+    """The examples with the smallest hash, as many as the task asks for, in the dataset's order."""
+    size = getattr(task, f"num_{split}")
+    if size is None:
+        size = len(examples)
+    if size > len(examples):
+        raise ValueError(
+            f"{task.name}: num_{split}={size}, but there are {len(examples)} examples; write num_{split}="
+            f"{len(examples)} or leave it out"
+        )
+    chosen = {e.id for e in sorted(examples, key=lambda e: hash_frac("subset", e.id))[:size]}
+    return tuple(_shuffle_options(e, task.option_seed) for e in examples if e.id in chosen)
+
+
+def _shuffle_options(example: Example, seed: int | None) -> Example:
+    if seed is None:
+        return example
+    order = sorted(range(len(example.options)), key=lambda k: hash_frac(f"options-{seed}-{k}", example.id))
+    label = None if example.label is None else order.index(example.label)
+    return replace(example, options=tuple(example.options[k] for k in order), label=label)
+
+
+def hash_frac(salt: str, key: str) -> float:
+    """A number in [0, 1) that depends on salt and key only; splits and subsets compare it with a fraction."""
+    return int.from_bytes(hashlib.sha256(f"{salt}\0{key}".encode()).digest()[:6], "big") / 2**48
+
+
+def content_id(*parts: str) -> str:
+    """Id of an example whose dataset gives none: a hash of its text, so the same text has the same id
+    everywhere."""
+    return "sha-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def lettered_example(row: dict[str, Any], question: str) -> Example:
+    """Example of a row with `id`, `choices` {text, label} and `answerKey`, the schema of AI2's datasets.
+
+    The labels may be A to E or 1 to 5; rows with three or five options keep them.
+    """
+    texts, labels, key = row["choices"]["text"], row["choices"]["label"], row["answerKey"]
+    if key not in labels:
+        raise ValueError(f"the answer {key!r} is none of the labels {', '.join(labels)}")
+    return Example(row["id"], question, tuple(texts), labels.index(key))
+
+
+def num_classes(examples: Iterable[Example]) -> int:
+    """Largest number of options; rows with fewer have the missing classes masked."""
+    return max(len(e.options) for e in examples)

