@@ -1,0 +1,1 @@
+"""What we conclude: stored results to tables and figures, without a model, ray or a GPU."""

@@ -99,7 +99,7 @@ def load_backbone(source: Source, precision: Precision, device: str) -> Backbone
         use_safetensors=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    backbone = Backbone(source.label, lm.to(device).eval().requires_grad_(False), tokenizer)
+    backbone = Backbone(source.label, lm.to(torch.device(device)).eval().requires_grad_(False), tokenizer)
     _check_head(backbone)
     return backbone
 

@@ -56,7 +56,9 @@ def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: 
         label = -1 if example.label is None else example.label
         row = Row(example.id, label, len(tails), tuple(head))
         if isinstance(task.scoring, OptionLikelihood):
-            rows.append(_pack_options(row, tails, example, task.scoring, max_tokens))
+            chars = task.scoring.norm == "chars"
+            norms = tuple(float(len(a.strip())) if chars else 1.0 for a in prompt.answers)
+            rows.append(_pack_options(replace(row, norms=norms), tails, max_tokens))
         else:
             first = tuple(tail[0] for tail in tails)
             if len(set(first)) < len(first):
@@ -81,9 +83,7 @@ def _truncate(row: Row, max_tokens: int) -> Row:
     return replace(row, tokens=row.tokens[excess:], segments=row.segments[excess:], truncated=excess)
 
 
-def _pack_options(
-    row: Row, tails: list[list[int]], example: Example, scoring: OptionLikelihood, max_tokens: int
-) -> Row:
+def _pack_options(row: Row, tails: list[list[int]], max_tokens: int) -> Row:
     longest = max(map(len, tails))
     if longest >= max_tokens:
         raise ValueError(
@@ -93,9 +93,7 @@ def _pack_options(
     segments = (-1,) * len(row.tokens)
     for k, tail in enumerate(tails):
         segments += (k,) * len(tail)
-    norms = tuple(float(len(o)) for o in example.options) if scoring.norm == "chars" else (1.0,) * len(tails)
-    tokens = row.tokens + tuple(t for tail in tails for t in tail)
-    return replace(row, tokens=tokens, segments=segments, norms=norms)
+    return replace(row, tokens=row.tokens + tuple(t for tail in tails for t in tail), segments=segments)
 
 
 @dataclass(frozen=True)

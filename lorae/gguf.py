@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -15,7 +16,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
     logging.disable_progress_bar()
     quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    config = quantised.config
+    config: Any = quantised.config
     del config.quantization_config  # else save_pretrained refuses: the tensors are plain floats by now
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(quantised.state_dict())

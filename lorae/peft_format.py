@@ -11,8 +11,7 @@ import torch
 from lorae.adapters import State
 from lorae.methods import Lora, Method
 from lorae.sources import Hub, Source
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from lorae.store import ADAPTER_CONFIG, WEIGHTS
 
 # our factor -> PEFT's name of it
 _NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "d": "vera_lambda_d", "b": "vera_lambda_b"}
@@ -39,7 +38,7 @@ def adapter_files(
     if projections:
         tensors["base_model.vera_A"], tensors["base_model.vera_B"] = projections
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    return {CONFIG: json.dumps(_config(method, backbone), indent=1).encode(), WEIGHTS: weights}
+    return {ADAPTER_CONFIG: json.dumps(_config(method, backbone), indent=1).encode(), WEIGHTS: weights}
 
 
 def read_state(weights: bytes) -> State:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
+OBJECT_STORES = ("s3", "gcs", "abfs")  # have no folders to create
+
 
 class Storage:
     """A root with relative names below it.
@@ -43,6 +45,8 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that a reader, or a crash, sees the old content or the new one."""
         if not self.is_local:  # an object appears when its upload completes
+            if self.filesystem.type_name not in OBJECT_STORES:
+                self.filesystem.create_dir(self.path(name).rpartition("/")[0], recursive=True)
             with self.filesystem.open_output_stream(self.path(name)) as stream:
                 stream.write(content)
             return

@@ -15,18 +15,19 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lorae import SCHEMA_VERSION
 from lorae.storage import Storage
 
+WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _META = {b"lorae_schema": str(SCHEMA_VERSION).encode()}
 
 PREDICTIONS = pa.schema(
@@ -95,6 +96,14 @@ class Store:
         """Names of an entry's files; empty if it does not exist."""
         return set(self._listed(folder) or ())
 
+    def is_member(self, member_id: str) -> bool:
+        """Whether a trained member of this identity is stored; `damage` tells whether it is sound."""
+        return WEIGHTS in self.files(member_folder(member_id))
+
+    def has_predictions(self, folder: str, eval_sets: Iterable[str]) -> bool:
+        """Whether an entry has every one of these prediction sets."""
+        return {prediction_file(name) for name in eval_sets} <= self.files(folder)
+
     def size_bytes(self, folder: str) -> int:
         """Stored bytes of an entry."""
         return sum(entry["bytes"] for entry in (self._listed(folder) or {}).values())
@@ -147,9 +156,9 @@ class Store:
             ValueError: an entry lacks the set, or two entries saw different examples.
         """
         tables = [self._prediction_table(folder, eval_set) for folder in folders]
-        first = tables[0].filter(pa.compute.field("draw") == 0).select(["example_id", "label"])
+        first = tables[0].filter(pc.field("draw") == 0).select(["example_id", "label"])
         for folder, table in zip(folders, tables):
-            if not table.filter(pa.compute.field("draw") == 0).select(["example_id", "label"]).equals(first):
+            if not table.filter(pc.field("draw") == 0).select(["example_id", "label"]).equals(first):
                 raise ValueError(
                     f"{folder} and {folders[0]} saw different examples of {eval_set}; repeat the sweep"
                 )
@@ -246,7 +255,7 @@ def prediction_bytes(
 
 def _draws(table: pa.Table) -> np.ndarray:
     """Logits (K, N, C) of one entry's table, padded with -inf."""
-    lengths = pa.compute.list_value_length(table["logits"]).to_numpy()
+    lengths = pc.list_value_length(table["logits"]).to_numpy()
     logits = np.full((len(lengths), lengths.max()), -np.inf, np.float32)
     logits[np.arange(lengths.max()) < lengths[:, None]] = (
         table["logits"].combine_chunks().flatten().to_numpy()

@@ -20,6 +20,7 @@ from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
 Split = Literal["train", "validation", "test"]
 
 LETTERS = "ABCDEFGH"
+CONTENT_ID = "sha-"  # prefix of ids that are a hash of the text
 LETTERS_TEMPLATE = (
     "Return the label of the correct answer for the question below.\n\n"
     "Question: {question}\nChoices:\n{choices}\nAnswer:"
@@ -158,12 +159,10 @@ class Task:
         return replace(self, num_train=train, num_validation=validation, num_test=test)
 
     def located(self, data_root: Path | None = None) -> Self:
-        """The task with its source fixed: the local copy under `data_root` if there is one, else the hub's
-        commit.
+        """The task with its source fixed: its copy under `data_root` if there is one, else the hub's commit.
 
         Raises:
-            ValueError: there is no copy and the hub cannot be reached; which files are needed and how to
-                provide them.
+            ValueError: there is no copy and the hub cannot be reached; what is needed and how to provide it.
         """
         if self.source is not None:
             return replace(self, source=resolve(self.source, "dataset"))
@@ -191,8 +190,7 @@ class Task:
         return LETTERS_TEMPLATE if isinstance(self.scoring, Letters) else self.template
 
     def splits(self) -> dict[Split, tuple[Example, ...]]:
-        """Examples of train, validation and test, checked: ids unique, splits disjoint, labels inside the
-        options.
+        """Examples of train, validation and test, checked: unique ids, disjoint splits, labels in range.
 
         Raises:
             ValueError: what is wrong with the data, with the example's id.
@@ -206,12 +204,12 @@ class Task:
     def fingerprint(self) -> dict[str, Any]:
         """What a trained member depends on: data, split rule, training subset, prompt and scoring.
 
-        The size of the test subset is no part of it, the test files are: train leaves out what stands in them.
+        The size of the test subset is no part of it; the test files are, for train leaves out their texts.
         """
         if self.train is None:
             raise ValueError(
-                f"{self.name} has no training examples, it is an OOD set; name it in Sweep(ood=[...]) and "
-                "train on another task"
+                f"{self.name} has no training examples, it is an OOD set; name it in Sweep(ood=[...]) "
+                "and train on another task"
             )
         return self._content("train") | {"num_validation": self.num_validation}
 
@@ -239,7 +237,7 @@ class Task:
 @functools.lru_cache(maxsize=64)
 def _splits(task: Task) -> dict[Split, tuple[Example, ...]]:
     test, pool = _checked(_whole(task), "test"), _checked(_whole(task), "train")
-    overlap = sorted({e.id for e in pool if not e.id.startswith("sha-")} & {e.id for e in test})
+    overlap = sorted({e.id for e in pool if not e.id.startswith(CONTENT_ID)} & {e.id for e in test})
     if overlap:
         raise ValueError(
             f"{task.name}: {len(overlap)} ids are in train and in test (first: {overlap[0]!r}); the files "
@@ -367,7 +365,7 @@ def hash_frac(salt: str, key: str) -> float:
 def content_id(*parts: str) -> str:
     """Id of an example whose dataset gives none: a hash of its text, so the same text has the same id
     everywhere."""
-    return "sha-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return CONTENT_ID + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def lettered_example(row: dict[str, Any], question: str) -> Example:

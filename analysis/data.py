@@ -1,0 +1,222 @@
+"""A sweep's rows from storage, and the cells of its tables: rows that differ only in their seed.
+
+trials = load_trials("lorae-results", "demo")
+for cell in trials.cells:
+    cell.name, cell.factors["regularizers"], cell.over_seeds("ensemble_nll")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from analysis.significance import OverSeeds, over_seeds
+from lorae.results import FACTORS
+from lorae.store import Predictions, Store, member_folder, reference_folder
+
+Row = dict[str, Any]  # one trial: columns of trials.parquet
+
+SHARED_FACTORS = (
+    "backbone",
+    "task",
+    "scoring",
+    "precision",
+    "budget.max_tokens",
+)  # a zero-shot row has these
+METHOD_NAMES = {"lora": "LoRA", "vera": "VeRA"}
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The rows of one setting, one for each seed."""
+
+    factors: dict[str, Any]  # without seed; None where the backbone alone has no such setting
+    rows: tuple[Row, ...]  # by rising seed
+
+    @property
+    def members(self) -> int:
+        """Ensemble size; 0 is the backbone itself."""
+        return self.factors["members"]
+
+    @property
+    def name(self) -> str:
+        """What is compared, in plain words."""
+        if self.members == 0:
+            return "zero-shot"
+        method = METHOD_NAMES.get(self.factors["method"], self.factors["method"])
+        return f"single {method}" if self.members == 1 else f"{method} ensemble of {self.members}"
+
+    @property
+    def test_set(self) -> str:
+        """The prediction set that its metrics are computed on; only cells that share it can be compared."""
+        return eval_sets(self.rows[0])["test"]
+
+    def over_seeds(self, column: str) -> OverSeeds | None:
+        """Mean, standard error and n of a column; None if it is undefined for one of the rows."""
+        values = [row[column] for row in self.rows]
+        if any(value is None for value in values):
+            return None
+        if not all(map(math.isfinite, values)):
+            return OverSeeds(math.inf, None, len(values))
+        return over_seeds(values)
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """The finished rows of one sweep, and the storage that they came from."""
+
+    store: Store
+    sweep: str
+    rows: tuple[Row, ...]
+    missing: tuple[str, ...]  # what `allow_missing` left out, in words
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Rows pooled over seeds, in the sweep's order."""
+        return tuple(_cells(self.rows))
+
+    @cached_property
+    def varying(self) -> tuple[str, ...]:
+        """Factors that take more than one value in this sweep, without seed and members."""
+        return tuple(f for f in self._factors if len(self._values(f)) > 1)
+
+    @cached_property
+    def constant(self) -> dict[str, Any]:
+        """Factors that have one value throughout."""
+        return {f: next(iter(self._values(f))) for f in self._factors if len(self._values(f)) == 1}
+
+    @property
+    def ood_tasks(self) -> tuple[str, ...]:
+        """Tasks on which OOD detection was measured."""
+        return tuple(
+            dict.fromkeys(t for row in self.rows for t in eval_sets(row) if t not in ("test", "validation"))
+        )
+
+    @property
+    def _factors(self) -> list[str]:
+        return [f for f in self.cells[0].factors if f != "members"] if self.cells else []
+
+    def _values(self, factor: str) -> dict[Any, None]:
+        return dict.fromkeys(c.factors[factor] for c in self.cells if c.factors[factor] is not None)
+
+    def predictions(self, row: Row, where: str = "test") -> Predictions:
+        """Stored logits of a row's draws on "test", "validation" or an OOD task.
+
+        Raises:
+            ValueError: they are not in the storage, or damaged.
+        """
+        folders = [member_folder(m) for m in row["member_ids"]] or [reference_folder(row["reference_id"])]
+        return self.store.predictions(folders, eval_sets(row)[where])
+
+
+def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials:
+    """The rows of `sweeps/<sweep>/trials.parquet`.
+
+    Args:
+        storage: path or URI of the storage.
+        allow_missing: leave failed trials and missing seeds out and say so in `missing`, instead of refusing.
+    Raises:
+        ValueError: no such sweep, or a trial failed or is missing: which, and the command that fills them.
+    """
+    store = Store(storage)
+    rows = store.read_table(f"sweeps/{sweep}/trials.parquet").to_pylist()
+    done = [row for row in rows if row["status"] == "done"]
+    missing = [
+        f"{describe(row)}: {' '.join(row['error'].split())}" for row in rows if row["status"] != "done"
+    ]
+    missing += _missing_seeds(_cells(rows))
+    if missing and not (allow_missing and done):
+        raise ValueError(missing_text(sweep, missing, fill_command(rows[0])))
+    if not done:
+        raise ValueError(f"sweep {sweep} of {store.storage.uri} has no trials; repeat the sweep that made it")
+    return Trials(store, sweep, tuple(done), tuple(missing))
+
+
+def missing_text(sweep: str, missing: Sequence[str], command: str) -> str:
+    """What a sweep lacks and how to fill it; the message of a refusal and of `--allow-missing`."""
+    listed = "".join(f"\n  {what}" for what in missing)
+    return f"sweep {sweep} lacks {len(missing)} trials:{listed}\nfill them with: {command}"
+
+
+def fill_command(row: Row) -> str:
+    """The command that made a row; repeating it trains what is missing."""
+    return provenance(row).get("command") or f"lorae sweep {row['sweep']}"
+
+
+def provenance(row: Row) -> dict[str, Any]:
+    return json.loads(row["provenance"] or "{}")
+
+
+def eval_sets(row: Row) -> dict[str, str]:
+    """Prediction sets of a row: "test", "validation" and OOD tasks -> `<task>__<split>__<hash>`."""
+    return json.loads(row["eval_sets"])
+
+
+def describe(row: Row) -> str:
+    """A row's place in the grid, short."""
+    shown = ("task", "method", "regularizers", "members", "seed")
+    return " ".join(f"{factor}={row[factor]}" for factor in shown)
+
+
+def _missing_seeds(cells: Iterable[Cell]) -> list[str]:
+    trained = [cell for cell in cells if cell.members > 0]
+    seeds = {row["seed"] for cell in trained for row in cell.rows}
+    return [
+        f"{describe(cell.rows[0] | {'seed': seed})}: not in the table"
+        for cell in trained
+        for seed in sorted(seeds - {row["seed"] for row in cell.rows})
+    ]
+
+
+# Cells -----------------------------------------------------------------------------------------------------
+
+
+def _cells(rows: Sequence[Row]) -> list[Cell]:
+    unnamed = _unnamed_settings(rows)
+    names = [f for f in FACTORS if f != "seed"]
+    pools: dict[str, list[Row]] = {}
+    for row in rows:
+        factors = {f: row[f] for f in names} | {f: _flat(row["recipe"]).get(f) for f in unnamed}
+        if row["members"] == 0:
+            factors = {f: v if f in (*SHARED_FACTORS, "members") else None for f, v in factors.items()}
+        pools.setdefault(json.dumps(factors), []).append(row)
+    return [
+        Cell(json.loads(key), tuple(sorted(pool, key=lambda row: row["seed"]))) for key, pool in pools.items()
+    ]
+
+
+def _unnamed_settings(rows: Sequence[Row]) -> list[str]:
+    """Parts of the recipe (`optimizer.warmup_frac`) that tell rows apart which agree in every factor.
+
+    Without them such rows would be pooled as if they were seeds.
+    """
+    recipes: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        recipes.setdefault(tuple(row[f] for f in FACTORS), set()).add(row["recipe"])
+    differing: dict[str, None] = {}
+    for same_factors in recipes.values():
+        flat = [_flat(recipe) for recipe in sorted(same_factors)]
+        for setting in dict.fromkeys(s for settings in flat for s in settings):
+            if len({settings.get(setting) for settings in flat}) > 1:
+                differing[setting] = None
+    return list(differing)
+
+
+def _flat(recipe: str) -> dict[str, Any]:
+    """Dotted path -> value of every leaf of a recipe's JSON."""
+    leaves: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, (dict, list)):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            for name, part in parts:
+                walk(part, f"{path}.{name}" if path else str(name))
+        else:
+            leaves[path] = value
+
+    walk(json.loads(recipe), "")
+    return leaves

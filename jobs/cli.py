@@ -1,0 +1,115 @@
+"""lorae: LoRA ensembles, trained exactly, once, and compared fairly.
+
+    lorae sweep pipelines/demo.py --dry-run      what would be trained, and what is stored already
+    lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing twice
+    lorae sweep pipelines/demo.py --set members=6
+    lorae doctor                                 versions, devices, Ray, storage, model and data access
+    lorae mlflow-rebuild lorae-results           recreate the MLflow runs from Parquet
+    lorae export MEMBER DIR                      a member as a PEFT adapter
+
+Exit codes: 0 all done, 1 some members failed (the rest is kept), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+DEFAULT_STORAGE = "lorae-results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `lorae` command."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except ValueError as error:
+        print(f"lorae: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\nlorae: interrupted; repeat the command to resume, nothing that was stored is lost",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    sweep = commands.add_parser("sweep", help="run a sweep file, or resume it")
+    sweep.add_argument("file", help="a Python file with a SWEEP")
+    sweep.add_argument(
+        "--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis"
+    )
+    sweep.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
+    sweep.add_argument("--data-root", metavar="DIR", help="local copies of datasets; or LORAE_DATA_ROOT")
+    sweep.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    sweep.add_argument("--json", action="store_true", help="print the plan or the outcome as JSON")
+    sweep.add_argument("--local", action="store_true", help="without Ray, in this process")
+    sweep.add_argument("--address", help='Ray cluster; "auto" refuses to start one on this machine')
+    sweep.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow tracking server; default a database in the storage"
+    )
+    sweep.set_defaults(run=_sweep)
+
+    doctor = commands.add_parser("doctor", help="check this machine")
+    doctor.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
+    doctor.add_argument("--data-root", metavar="DIR")
+    doctor.set_defaults(run=_doctor)
+
+    rebuild = commands.add_parser("mlflow-rebuild", help="recreate the MLflow runs from Parquet")
+    rebuild.add_argument("storage", metavar="STORAGE")
+    rebuild.add_argument("--tracking-uri", metavar="URI")
+    rebuild.set_defaults(run=_rebuild)
+
+    export = commands.add_parser("export", help="write a member as a PEFT adapter")
+    export.add_argument("member", help="a member id, or its beginning")
+    export.add_argument("folder", metavar="DIR")
+    export.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from jobs.driver import run_sweep
+    from jobs.request import read_request
+
+    request = read_request(arguments.file, arguments.set, arguments.storage, arguments.data_root)
+    return run_sweep(
+        request,
+        dry_run=arguments.dry_run,
+        as_json=arguments.json,
+        local=arguments.local,
+        address=arguments.address,
+        tracking_uri=arguments.tracking_uri,
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from jobs.doctor import run_doctor
+
+    return run_doctor(arguments.storage, arguments.data_root)
+
+
+def _rebuild(arguments: argparse.Namespace) -> int:
+    from jobs import tracking
+
+    counts = tracking.rebuild(arguments.storage, arguments.tracking_uri)
+    print(f"lorae: {counts}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from jobs.export import export_member
+
+    print(f"lorae: wrote {export_member(arguments.storage, arguments.member, arguments.folder)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

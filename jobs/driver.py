@@ -1,0 +1,138 @@
+"""A sweep from the request to the table: plan, run what is missing, one row per trial, MLflow."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from jobs.hosts import columns, local_devices, ray_cluster, run_local, run_tune
+from jobs.request import Request, provenance
+from lorae.plan import Plan, make_plan
+from lorae.results import trials_table
+from lorae.store import Store
+
+
+def run_sweep(
+    request: Request,
+    *,
+    dry_run: bool = False,
+    as_json: bool = False,
+    local: bool = False,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+) -> int:
+    """Run a sweep, or what remains of it; returns the exit code.
+
+    Raises:
+        ValueError: bad input, before anything is trained.
+    """
+    store, started = Store(request.storage), time.monotonic()
+    plan = make_plan(request.sweep, store, local_devices())
+    host = "local" if local else "tune"
+    if dry_run:
+        print(json.dumps(plan_record(plan, host), indent=1) if as_json else plan_text(plan, host))
+        return 0
+    store.storage.check_writable()
+    say(plan_text(plan, host))
+    failed: dict[str, str] = {}
+    if plan.stacks and local:
+        failed = run_local(plan, request, local_devices())
+    elif plan.stacks:
+        with ray_cluster(address) as devices:
+            failed = run_tune(make_plan(request.sweep, store, devices), request, devices)
+    table = trials_table(store, request.name, plan.trials, provenance(request))
+    store.write_table(f"sweeps/{request.name}/trials.parquet", table)
+    _track(request, tracking_uri)
+    incomplete = table["status"].to_pylist().count("failed")
+    outcome = {
+        "sweep": request.name,
+        "trials": table.num_rows,
+        "incomplete": incomplete,
+        "failed": failed,
+        "trained": plan.num_to_train - len(failed),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if as_json:
+        print(json.dumps(outcome, indent=1))
+    say(outcome_text(outcome, request))
+    return 1 if failed or incomplete else 0
+
+
+def _track(request: Request, tracking_uri: str | None) -> None:
+    """Write the MLflow runs; a server that cannot be reached costs a message, not the sweep."""
+    from jobs import tracking
+
+    try:
+        tracking.record_sweep(request.storage, request.name, tracking_uri)
+    except tracking.TrackingError as error:
+        say(f"{error}\nresults are stored; later: lorae mlflow-rebuild {request.storage}")
+
+
+def plan_record(plan: Plan, host: str) -> dict[str, Any]:
+    """The plan as plain data: trials, members needed, stored and to train, stacks with host, memory and time."""
+    return {
+        "trials": [trial.factors() for trial, _ in plan.trials],
+        "members": {
+            "needed": len(plan.needed),
+            "stored": len(plan.stored),
+            "to_train": plan.num_to_train,
+            "damaged": list(plan.damaged),
+        },
+        "stacks": [
+            columns(stack)
+            | {
+                "host": host,
+                "memory_bytes": e.memory_bytes,
+                "train_tokens": e.train_tokens,
+                "seconds": round(e.seconds),
+            }
+            for stack, e in zip(plan.stacks, plan.estimates)
+        ],
+    }
+
+
+def plan_text(plan: Plan, host: str) -> str:
+    """The plan for a person."""
+    record = plan_record(plan, host)
+    members = record["members"]
+    lines = [
+        f"{len(plan.trials)} trials; members: {members['needed']} needed, {members['stored']} stored, "
+        f"{members['to_train']} to train"
+    ]
+    lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
+    for number, stack in enumerate(record["stacks"], 1):
+        lines.append(
+            f"  stack {number}: {stack['task']} {stack['method']} rank {stack['rank']} {stack['regularizers']} "
+            f"seed {stack['seed']} members {stack['members']} | host {host} | "
+            f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {_duration(stack['seconds'])}"
+        )
+    return "\n".join(lines)
+
+
+def outcome_text(outcome: dict[str, Any], request: Request) -> str:
+    """What was done, what failed, and the commands that follow."""
+    lines = [
+        f"{outcome['trials']} trials, {outcome['trained']} members trained in {_duration(outcome['seconds'])}; "
+        f"results in {request.storage}/sweeps/{request.name}"
+    ]
+    lines += [f"failed: {what}: {why}" for what, why in outcome["failed"].items()]
+    if outcome["incomplete"]:
+        lines.append(f"{outcome['incomplete']} trials lack predictions; resume with: {request.command}")
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """For the person at the terminal; stdout is left to --json."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

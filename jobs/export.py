@@ -1,0 +1,31 @@
+"""Writing a stored member as a PEFT adapter folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
+
+
+def export_member(storage: str, member: str, folder: str) -> Path:
+    """Write adapter_config.json and adapter_model.safetensors of a member to a new or empty folder.
+
+    Args:
+        member: a member id, or a beginning of it that only one stored member has.
+    Raises:
+        ValueError: no such member, several, or a folder with other files.
+    """
+    store, target = Store(storage), Path(folder)
+    matches = [m for m in store.storage.names("members") if m.startswith(member) and store.is_member(m)]
+    if len(matches) != 1:
+        found = "no stored member" if not matches else f"{len(matches)} members ({', '.join(matches[:5])})"
+        raise ValueError(
+            f"{member!r} is the beginning of {found} in {store.storage.uri}; give a whole member id"
+        )
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty; give a new folder")
+    contents = {name: store.read(member_folder(matches[0]), name) for name in (ADAPTER_CONFIG, WEIGHTS)}
+    target.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (target / name).write_bytes(content)
+    return target

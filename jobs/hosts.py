@@ -1,0 +1,188 @@
+"""Where stacks run: this process, or Ray Tune. Both call `lorae.run.run_stack`, neither knows what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from jobs.progress import ProgressLine
+from jobs.request import Request, provenance
+from lorae.plan import Devices, Plan
+from lorae.stack import Stack
+
+REPORT_SECONDS = 2.0
+# glibc otherwise returns every large activation to the kernel and faults it in again
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+
+
+def local_devices() -> Devices:
+    """This machine's GPUs, or its CPUs as one device; loads neither torch nor ray."""
+    gpus = _nvidia_memory_bytes()
+    cpus = len(os.sched_getaffinity(0))
+    if gpus:
+        return Devices("cuda", len(gpus), max(1, cpus // len(gpus)), min(gpus))
+    return Devices("cpu", 1, cpus)
+
+
+def _nvidia_memory_bytes() -> list[int]:
+    import shutil
+    import subprocess
+
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True)
+    return [int(line) * 2**20 for line in done.stdout.split()] if done.returncode == 0 else []
+
+
+def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
+    """Run the stacks one after another in this process; returns what failed, by member or stack."""
+    from lorae.run import run_stack
+
+    line, failed = ProgressLine(plan.stacks, plan.estimates), {}
+    for number, stack in enumerate(plan.stacks):
+        try:
+            result = run_stack(
+                stack,
+                request.storage,
+                device=devices.kind,
+                num_threads=devices.cpus_per_stack if devices.kind == "cpu" else None,
+                provenance=provenance(request),
+                on_progress=lambda p, n=number: line.update(n, p.phase, p.step, p.num_steps),
+            )
+        except Exception as error:  # one stack that fails never loses the others
+            failed[stack_name(stack)] = f"{type(error).__name__}: {error}"
+            line.update(number, "done")
+        else:
+            failed |= result.failed
+    return failed
+
+
+@contextlib.contextmanager
+def ray_cluster(address: str | None) -> Iterator[Devices]:
+    """Connect to a Ray cluster, or start Ray on this machine; yields what it can run.
+
+    Args:
+        address: "auto" or an address: that cluster, or an error; None: a running one if there is one, else a new one
+            on this machine.
+
+    Raises:
+        ValueError: there is no cluster at the address.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    local: dict[str, Any] = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+    except ConnectionError as error:
+        raise ValueError(
+            f"no Ray cluster at {address!r} ({error}); start one with `ray up cluster.yaml`, or leave --address out to "
+            "use this machine"
+        ) from error
+    try:
+        resources = ray.cluster_resources()
+        cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        if gpus:
+            yield Devices("cuda", gpus, max(1, cpus // gpus))
+        else:
+            nodes = [n for n in ray.nodes() if n["Alive"]]
+            yield Devices("cpu", len(nodes), max(1, cpus // len(nodes)))
+    finally:
+        ray.shutdown()
+
+
+def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
+    """Run the stacks as Ray Tune trials; returns what failed, by member or stack."""
+    from ray import cloudpickle, tune
+
+    cloudpickle.register_pickle_by_value(
+        request.module
+    )  # a task defined in the sweep file reaches the workers
+    resources = {"cpu": float(devices.cpus_per_stack), "gpu": float(devices.kind == "cuda")}
+    stacks = [{"number": n, **columns(stack)} for n, stack in enumerate(plan.stacks)]
+    settings = {
+        "storage_uri": request.storage,
+        "device": devices.kind,
+        "num_threads": devices.cpus_per_stack if devices.kind == "cpu" else None,
+        "provenance": provenance(request),
+    }
+    trainable = tune.with_parameters(_trainable, stacks=plan.stacks, settings=settings)
+    line = ProgressLine(plan.stacks, plan.estimates)
+    with tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True) as scratch:
+        results = tune.Tuner(
+            tune.with_resources(trainable, resources),
+            param_space={"stack": tune.grid_search(stacks)},
+            tune_config=tune.TuneConfig(max_concurrent_trials=devices.num, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=request.name,
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[_progress_callback(line)],
+            ),
+        ).fit()
+    failed: dict[str, str] = {}
+    for result in results:
+        if result.error:
+            stack = plan.stacks[(result.config or {})["stack"]["number"]]
+            failed[stack_name(stack)] = str(result.error).strip().splitlines()[-1]
+        else:
+            failed |= (result.metrics or {}).get("failed", {})
+    return failed
+
+
+def _trainable(config: dict[str, Any], stacks: tuple[Stack, ...], settings: dict[str, Any]) -> None:
+    """One Tune trial: one stack."""
+    from ray import tune
+
+    from lorae.run import Progress, run_stack
+
+    reported = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal reported
+        if progress.phase != "done" and time.monotonic() - reported >= REPORT_SECONDS:
+            reported = time.monotonic()
+            tune.report(asdict(progress))
+
+    result = run_stack(stacks[config["stack"]["number"]], on_progress=report, **settings)
+    counts = {"trained": len(result.trained), "found": len(result.found), "failed": result.failed}
+    tune.report(asdict(Progress("done")) | counts)
+
+
+def _progress_callback(line: ProgressLine) -> Any:
+    from ray.tune import Callback
+
+    class ShowProgress(Callback):
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+        ) -> None:
+            line.update(trial.config["stack"]["number"], result["phase"], result["step"], result["num_steps"])
+
+    return ShowProgress()
+
+
+def columns(stack: Stack) -> dict[str, Any]:
+    """Readable columns of a stack in Tune's tables."""
+    factors = {k: v for k, v in stack.trial.factors().items() if k not in ("members", "combine")}
+    return factors | {"members": ",".join(map(str, stack.members)) or "backbone"}
+
+
+def stack_name(stack: Stack) -> str:
+    """A stack in words, for messages."""
+    return " ".join(
+        f"{k}={v}"
+        for k, v in columns(stack).items()
+        if k in ("task", "method", "regularizers", "seed", "members")
+    )

@@ -1,0 +1,77 @@
+"""Progress that a person can follow: one line that is rewritten in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from lorae.plan import Estimate
+from lorae.stack import Stack
+
+PLAIN_SECONDS = 15.0
+
+
+class ProgressLine:
+    """Stacks done and running, members, steps and the time that remains.
+
+    Args:
+        stacks: what will be run, with `estimates` of their relative length.
+    """
+
+    def __init__(
+        self, stacks: tuple[Stack, ...], estimates: tuple[Estimate, ...], stream: TextIO = sys.stderr
+    ) -> None:
+        self.stacks, self.stream = stacks, stream
+        self.weights = [max(e.seconds, 1e-9) for e in estimates]
+        self.fractions = [0.0] * len(stacks)
+        self.phases = ["waiting"] * len(stacks)
+        self.started = self.printed = time.monotonic()
+
+    def update(self, stack: int, phase: str, step: int = 0, num_steps: int = 0) -> None:
+        """A stack's news: its phase, and in training its step."""
+        share = {"load": 0.0, "reference": 0.02, "train": 0.05, "predict": 0.8, "done": 1.0}.get(phase, 0.0)
+        if num_steps:
+            share += 0.75 * step / num_steps
+        self.fractions[stack] = max(self.fractions[stack], share)
+        self.phases[stack] = f"{phase} {step}/{num_steps}" if num_steps else phase
+        if phase == "done":
+            self._print(final=True)
+        elif self.stream.isatty() or time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self._print()
+
+    def line(self) -> str:
+        """The line as of now."""
+        done = sum(f == 1.0 for f in self.fractions)
+        total = sum(w * f for w, f in zip(self.weights, self.fractions)) / sum(self.weights)
+        elapsed = time.monotonic() - self.started
+        remaining = f", about {_clock(elapsed * (1 - total) / total)} left" if 0.03 < total < 1 else ""
+        running = [
+            f"{_name(s)}: {phase}"
+            for s, phase, f in zip(self.stacks, self.phases, self.fractions)
+            if phase not in ("waiting", "done") and f < 1
+        ]
+        members = sum(len(s.members) for s, f in zip(self.stacks, self.fractions) if f == 1.0)
+        counts = (
+            f"stacks {done}/{len(self.stacks)}, members {members}/{sum(len(s.members) for s in self.stacks)}"
+        )
+        return " | ".join([f"{_clock(elapsed)} {counts}{remaining}", *running])
+
+    def _print(self, final: bool = False) -> None:
+        self.printed = time.monotonic()
+        if self.stream.isatty():
+            self.stream.write(f"\r\x1b[K{self.line()}" + ("\n" if final else ""))
+        else:
+            self.stream.write(self.line() + "\n")
+        self.stream.flush()
+
+
+def _name(stack: Stack) -> str:
+    factors = stack.trial.factors()
+    label = f"{factors['task']} {factors['method']} {factors['regularizers']} seed {factors['seed']}"
+    return f"{label} x{len(stack.members)}" if stack.members else f"{factors['task']} backbone"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

@@ -1,0 +1,154 @@
+"""What the user asked for: a sweep file, the axes replaced on the command line, where results and data are."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorae.trial import Sweep, field_type
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sweep as asked for on the command line.
+
+    Attributes:
+        name: of the sweep: the file's, followed by the axes that were replaced.
+        command: the line that repeats it.
+    """
+
+    name: str
+    sweep: Sweep
+    storage: str
+    command: str
+    module: types.ModuleType
+
+
+def read_request(file: str, overrides: Sequence[str], storage: str, data_root: str | None) -> Request:
+    """Load the sweep file, apply `--set axis=v1,v2`, and fix every source.
+
+    Raises:
+        ValueError: no such file, no SWEEP in it, an unknown axis or value, or a source that cannot be had.
+    """
+    path = sweep_file(file)
+    module = load_module(path)
+    sweep = getattr(module, "SWEEP", None)
+    if not isinstance(sweep, Sweep):
+        raise ValueError(f"{path} defines no SWEEP; write SWEEP = Sweep(base=Trial(...), axes={{...}}) in it")
+    for override in overrides:
+        sweep = with_override(sweep, override)
+    data_root = data_root or os.environ.get("LORAE_DATA_ROOT")
+    name = re.sub(r"[^A-Za-z0-9.+_]+", "-", "-".join([path.stem, *overrides]))
+    storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
+    words = ["lorae", "sweep", str(path), "--storage", storage]
+    words += ["--data-root", data_root] if data_root else []
+    words += [word for o in overrides for word in ("--set", o)]
+    located = sweep.located(Path(data_root).expanduser() if data_root else None)
+    return Request(name, located, storage, shlex.join(words), module)
+
+
+def sweep_file(file: str) -> Path:
+    """The file as given, or below the folder that lorae's own pipelines are in (`ray submit` changes folder)."""
+    import pipelines
+
+    own = Path(next(iter(pipelines.__path__))).parent
+    for path in (Path(file).expanduser(), own / file):
+        if path.is_file():
+            return path.resolve()
+    known = ", ".join(sorted(p.name for p in (own / "pipelines").glob("*.py") if p.stem != "__init__"))
+    raise ValueError(f"{file} is no file; give a sweep file's path, or one of pipelines/: {known}")
+
+
+def load_module(path: Path) -> types.ModuleType:
+    """Execute a sweep file as a module; its folder can be imported from."""
+    spec = importlib.util.spec_from_file_location(f"lorae_sweep_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def with_override(sweep: Sweep, override: str) -> Sweep:
+    """The sweep with an axis replaced or added: `members=1,2`, `method.rank=4,8`, `regularizers=none,kl-0.1`.
+
+    Numbers and words are read by the field's type. A field that holds a spec takes the labels of the values that the
+    file gives for it.
+
+    Raises:
+        ValueError: no such axis, or a value that it cannot take.
+    """
+    axis, equals, words = override.partition("=")
+    if not equals or not words:
+        raise ValueError(f"--set {override}: write axis=value, or axis=value,value")
+    *path, leaf = axis.split(".")
+    owner: Any = sweep.base
+    for name in path:
+        owner = getattr(owner, name, None)
+    if not is_dataclass(owner) or leaf not in owner.__dataclass_fields__:
+        known = ", ".join(sweep.base.__dataclass_fields__)
+        raise ValueError(
+            f"--set {override}: {axis!r} is no axis; the trial has {known} (dotted for their fields)"
+        )
+    declared = field_type(owner, leaf)
+    given = [*sweep.axes.get(axis, []), getattr(owner, leaf)]
+    values = [_value(axis, word, declared, given) for word in words.split(",")]
+    return replace(sweep, axes=sweep.axes | {axis: values})
+
+
+def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
+    by_label = {_label(v): v for v in given if is_dataclass(v) or isinstance(v, tuple)}
+    if by_label:
+        if word not in by_label:
+            raise ValueError(f"--set {axis}={word}: the file gives it the values {', '.join(by_label)}")
+        return by_label[word]
+    kinds = typing.get_args(declared) or (declared,)
+    if word in kinds:
+        return word
+    try:
+        return None if word == "none" and type(None) in kinds else ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(_label(v) for v in value) or "none"
+    return getattr(value, "label", str(value))
+
+
+def provenance(request: Request) -> dict[str, Any]:
+    """What is recorded with each result: the command, the commit of the code, and when."""
+    return {
+        "command": request.command,
+        "commit": commit(Path(__file__).parent),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def commit(folder: Path) -> str:
+    """Commit of a git checkout, with "-dirty" if files differ from it; "unknown" outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,167 @@
+"""One row per trial, computed from stored logits alone: factors, metrics, cost and provenance.
+
+`sweeps/<name>/trials.parquet` is rebuilt whole from members and references, so it cannot disagree with them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from lorae import SCHEMA_VERSION, ensemble, metrics
+from lorae.identity import canonical_json, digest
+from lorae.store import Predictions, Store, member_folder, reference_folder
+from lorae.tasks.base import Task
+from lorae.trial import Trial
+
+FACTORS = {
+    "backbone": pa.string(),
+    "task": pa.string(),
+    "scoring": pa.string(),
+    "method": pa.string(),
+    "rank": pa.int32(),
+    "init": pa.string(),
+    "targets": pa.string(),
+    "regularizers": pa.string(),
+    "lr": pa.float64(),
+    "budget": pa.string(),
+    "diversity": pa.string(),
+    "precision": pa.string(),
+    "seed": pa.int32(),
+    "members": pa.int32(),
+    "combine": pa.string(),
+}
+METRICS = [name for name in metrics.DIRECTION if not name.startswith(("auroc", "aupr", "fpr95"))]
+OOD_METRICS = [name for name in metrics.DIRECTION if name.startswith(("auroc", "aupr", "fpr95"))]
+SCALED = ["temperature", "ts_ensemble_nll", "ts_brier", "ts_ece15"]
+COST = {
+    "train_tokens": pa.int64(),
+    "train_seconds": pa.float64(),
+    "predict_seconds": pa.float64(),
+    "trainable_parameters": pa.int64(),
+    "forwards_per_prediction": pa.int32(),
+    "stored_bytes": pa.int64(),
+}
+OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
+
+
+def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
+    """Columns of trials.parquet for a sweep with these OOD tasks, in order."""
+    columns: list[tuple[str, pa.DataType]] = [
+        ("trial_id", pa.string()),
+        ("sweep", pa.string()),
+        ("status", pa.string()),  # "done", or "failed" with the reason in `error`
+        ("error", pa.string()),
+        *FACTORS.items(),
+        ("num_examples", pa.int32()),
+        *((name, pa.float64()) for name in [*METRICS, *SCALED, "validation_nll"]),
+        *((f"{name}{OOD_SEPARATOR}{task}", pa.float64()) for task in ood_tasks for name in OOD_METRICS),
+        *COST.items(),
+        ("member_ids", pa.list_(pa.string())),
+        ("reference_id", pa.string()),
+        ("eval_sets", pa.string()),  # JSON: "test", "validation" and OOD task names -> prediction set
+        ("recipe", pa.string()),  # canonical JSON
+        ("provenance", pa.string()),  # JSON
+    ]
+    return pa.schema(columns, metadata={b"lorae_schema": str(SCHEMA_VERSION).encode()})
+
+
+def trial_id(trial: Trial) -> str:
+    """Identity of a row: its recipe, seed, number of members and combination rule."""
+    parts = {
+        "seed": trial.seed,
+        "members": trial.members,
+        "combine": trial.combine,
+        "diversity": trial.diversity,
+    }
+    return digest(parts | {"recipe": trial.recipe()})
+
+
+def trials_table(
+    store: Store, sweep: str, trials: Sequence[tuple[Trial, Sequence[Task]]], provenance: dict[str, Any]
+) -> pa.Table:
+    """Rows of a sweep's trials, each with its OOD tasks. A trial without all its predictions is "failed"."""
+    rows = [_row(store, sweep, trial, ood, provenance) for trial, ood in trials]
+    names = list(dict.fromkeys(task.name for _, ood in trials for task in ood))
+    return pa.Table.from_pylist(rows, schema=trial_schema(names))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Folders in the store whose draws make up a trial's ensemble."""
+
+    folders: tuple[str, ...]
+
+    @staticmethod
+    def of(trial: Trial) -> Pool:
+        if trial.members == 0:
+            return Pool((reference_folder(trial.reference_id()),))
+        return Pool(tuple(member_folder(m) for m in trial.member_ids()))
+
+
+def _row(
+    store: Store, sweep: str, trial: Trial, ood: Sequence[Task], provenance: dict[str, Any]
+) -> dict[str, Any]:
+    pool = Pool.of(trial)
+    eval_sets = {split: trial.task.eval_set(split) for split in ("validation", "test")}
+    eval_sets |= {task.name: task.eval_set("test") for task in ood}
+    row: dict[str, Any] = {
+        "trial_id": trial_id(trial),
+        "sweep": sweep,
+        "status": "done",
+        **trial.factors(),
+        "member_ids": trial.member_ids(),
+        "reference_id": trial.reference_id(),
+        "eval_sets": json.dumps(eval_sets),
+        "recipe": canonical_json(trial.recipe()),
+        "provenance": json.dumps(provenance),
+    }
+    failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
+    try:
+        predictions = {name: store.predictions(pool.folders, s) for name, s in eval_sets.items()}
+    except ValueError as error:
+        return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
+    scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
+    return row | scores | _cost(store, trial, pool)
+
+
+def trial_metrics(
+    predictions: dict[str, Predictions], ood: Sequence[str], rule: metrics.Rule
+) -> dict[str, float | None]:
+    """All metric columns of a row from its predictions on "test", "validation" and the OOD tasks.
+
+    The temperature is fitted on validation, to the pooled prediction.
+    """
+    test, validation = predictions["test"], predictions["validation"]
+    found: dict[str, float | None] = {"num_examples": len(test.labels_N)}
+    found |= metrics.summary(test.logits_MNC, test.labels_N, rule)
+    pooled_validation = metrics.combine(validation.logits_MNC, rule)
+    temperature = ensemble.fit_temperature(pooled_validation, validation.labels_N)
+    scaled = (ensemble.scale(metrics.combine(test.logits_MNC, rule), temperature), test.labels_N)
+    found |= {
+        "temperature": temperature,
+        "ts_ensemble_nll": metrics.ensemble_nll(*scaled),
+        "ts_brier": metrics.brier(*scaled),
+        "ts_ece15": metrics.ece15(*scaled),
+        "validation_nll": metrics.ensemble_nll(pooled_validation, validation.labels_N),
+    }
+    for task in ood:
+        separated = metrics.ood_summary(test.logits_MNC, predictions[task].logits_MNC, rule)
+        found |= {f"{name}{OOD_SEPARATOR}{task}": value for name, value in separated.items()}
+    return found
+
+
+def _cost(store: Store, trial: Trial, pool: Pool) -> dict[str, Any]:
+    """Summed over the trial's distinct members; zero for the backbone itself."""
+    folders = list(dict.fromkeys(pool.folders)) if trial.members else []
+    costs = [json.loads(store.read(folder, "member.json"))["cost"] for folder in folders]
+    total = {
+        name: sum(c[name] for c in costs)
+        for name in ("train_tokens", "train_seconds", "predict_seconds", "trainable_parameters")
+    }
+    stored = sum(store.size_bytes(folder) for folder in folders)
+    return total | {"forwards_per_prediction": max(1, trial.members), "stored_bytes": stored}

