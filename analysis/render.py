@@ -25,9 +25,9 @@ def shown(table: Table) -> list[Column]:
 
 
 def text(column: Column, entry: Entry) -> str:
-    """An entry without its verdict: "0.842 ± 0.004", "1.23M", "–" where there is none."""
+    """An entry without its verdict: "0.842 ± 0.004", "1.23M", "-" where there is none."""
     if entry.value is None:
-        return "–"
+        return "-"
     if column.kind == "amount":
         return amount(entry.value)
     if column.kind != "metric":
@@ -134,7 +134,6 @@ LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "∞": r"$\infty$",
-    "–": "--",
     "<": "$<$",
     ">": "$>$",
     **{c: f"\\{c}" for c in "&%$#_{}"},

@@ -21,9 +21,7 @@ from lorae.metrics import calibration, ood, proper, selective
 from lorae.metrics.probability import Rule, Undefined, checked, combine, log_softmax
 from lorae.metrics.summary import Direction
 
-WeightedMetric = Callable[
-    [np.ndarray], np.ndarray
-]  # counts of the examples (R, N) -> value per resample (R,)
+WeightedMetric = Callable[[np.ndarray], np.ndarray]  # counts of the examples (R, N) -> values (R,)
 Verdict = Literal["best", "tied", "worse"]
 ALPHA = 0.05  # of the confidence intervals (1 - ALPHA) and the verdicts
 
@@ -56,8 +54,7 @@ def bootstrap(
 
     Args:
         metrics: one metric of each row of a table; over several seeds, see `mean_metric`.
-        strata: numbers of examples that are resampled apart: [N], or [N_in, N_ood] for
-        `weighted_ood_summary`.
+        strata: numbers of examples that are resampled apart: [N]; [N_in, N_ood] for OOD metrics.
         seed: of the resamples; equal seeds give equal results.
     Raises:
         ValueError: a metric was made from another number of examples.

@@ -63,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """A number or text, None where undefined, with its standard error over seeds and its place in its column."""
+    """A number or text, None where undefined, with its standard error over seeds and its verdict."""
 
     value: Any
     stderr: float | None = None
@@ -95,7 +95,7 @@ def title(name: str) -> str:
 
 
 def default_metrics(trials: Trials) -> list[str]:
-    """Accuracy, NLL, calibration, OOD detection by the maximum probability, and both after temperature scaling."""
+    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and ECE also T-scaled."""
     ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in trials.ood_tasks]
     return ["acc", "ensemble_nll", "ece15", "brier", *ood, "ts_ensemble_nll", "ts_ece15"]
 
@@ -185,7 +185,7 @@ def _caption(trials: Trials) -> str:
     made_by = provenance(trials.rows[0])
     sentences = [
         f"Sweep {trials.sweep}: {settings}",
-        f"{_either(examples)} test examples, {_either(seeds) or 0} seeds"
+        f"{_either(examples)} test examples, {_either(seeds) or 0} seed{'' if seeds == [1] else 's'}"
         + ("; mean ± standard error over seeds" if max(seeds, default=0) > 1 else ""),
         f"Made by `{made_by.get('command', 'unknown command')}` at commit {made_by.get('commit', 'unknown')}",
     ]

@@ -16,8 +16,13 @@ from lorae.plan import Devices, Plan
 from lorae.stack import Stack
 
 REPORT_SECONDS = 2.0
-# glibc otherwise returns every large activation to the kernel and faults it in again
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+# glibc otherwise returns every large activation to the kernel and faults it in again; one arena, since a Tune function
+# runs in a thread, whose own arena cannot hold large blocks; 32 MiB is the largest threshold that glibc accepts
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 def local_devices() -> Devices:

@@ -1,12 +1,12 @@
 """MLflow as a view of the Parquet files: experiment "lorae" -> one run per sweep -> one child run per trial.
 
-Nothing is read back from MLflow but which runs are there, and `rebuild` makes all of it again. A run is written once
-and never changed: a tag holds the hash of what it shows, so a row that changed gets a new run and its old one is
-deleted. Only tags (provenance, the parent) are brought up to date in place.
+Nothing is read back from MLflow but which runs are there, and `rebuild` makes all of it again. A run is
+written once: a tag holds the hash of what it shows, so a row that changed gets a new run and its old one is
+deleted. Only the other tags (provenance, the parent) are brought up to date in place.
 
-Every run has the same params, the factors. Metrics have the names of the row's columns; one that is undefined for a
-trial (disagreement of a single member) is absent, since MLflow would plot a NaN as 0, and named in the tag
-`undefined_metrics`. The run of a sweep shows for each factor the values that its trials have.
+Every run has the same params, the factors. Metrics have the names of the row's columns; one that is undefined
+for a trial (disagreement of a single member) is absent, since MLflow would plot a NaN as 0, and named in the
+tag `undefined_metrics`. The run of a sweep shows for each factor the values that its trials have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sqlite3
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "lorae"
-TABLE = "trials.json"  # artifact of the sweep's run
+ARTIFACTS = "mlflow-artifacts"  # folder beside a sqlite database
+TABLE = "trials.json"  # artifact of a sweep's run
 CURVES = {"train": ("loss", "nll", "acc"), "validation": ("nll",)}
 CURVE_POINTS = 200  # of each curve at most, so that a run fits one request; Parquet keeps every step
 VIEW_VERSION = 1  # enters every hash: raise it when a run of the same row would look different
@@ -54,10 +55,7 @@ _ENVIRONMENT = {
 _MAX_METRICS = 1000  # of one log_batch
 _MAX_TAG_CHARS = 5000  # older servers refuse longer ones, newer ones cut them silently
 _PARENT = "mlflow.parentRunId"
-_PROVENANCE_TAGS = {
-    "command": "mlflow.source.name",
-    "commit": "mlflow.source.git.commit",
-}  # columns of the UI
+_UI_TAGS = {"command": "mlflow.source.name", "commit": "mlflow.source.git.commit"}
 
 
 class TrackingError(Exception):
@@ -66,7 +64,7 @@ class TrackingError(Exception):
 
 @dataclass(frozen=True)
 class Recorded:
-    """How many runs of trials were written, found unchanged, and deleted because their row changed or went."""
+    """Runs of trials that were written, found unchanged, and deleted since their row changed or went."""
 
     written: int
     unchanged: int
@@ -74,17 +72,17 @@ class Recorded:
 
 
 def default_uri(store: Store) -> str:
-    """Where the runs of a storage go: MLFLOW_TRACKING_URI if it is set, else the sqlite database in the storage.
+    """Where a storage's runs go: MLFLOW_TRACKING_URI if it is set, else the sqlite database in the storage.
 
     Raises:
-        ValueError: the storage is not a local folder and MLFLOW_TRACKING_URI is not set.
+        ValueError: MLFLOW_TRACKING_URI is not set and the storage is no local folder that a URI can name.
     """
     if given := os.environ.get("MLFLOW_TRACKING_URI"):
         return given
-    if not store.storage.is_local:
+    if not store.storage.is_local or {"%", "?"} & set(store.storage.root):
         raise ValueError(
-            f"storage {store.storage.uri} cannot hold MLflow's sqlite database, only a local folder can; set "
-            "MLFLOW_TRACKING_URI to a tracking server or to sqlite:///PATH"
+            f"storage {_without_password(store.storage.uri)} cannot hold MLflow's database: it needs a "
+            "local folder without % and ? in its path; set MLFLOW_TRACKING_URI to a server or to sqlite:///PATH"
         )
     return f"sqlite:///{_own_database(store)}"
 
@@ -98,15 +96,14 @@ def prepare(tracking_uri: str) -> None:
     database = _database(tracking_uri)
     with _tracking_errors(tracking_uri):
         if database is None:
-            _experiment_id(_client(tracking_uri), None)
+            _open(tracking_uri)
         elif _peek(database) is None:
-            database.parent.mkdir(parents=True, exist_ok=True)
             with Storage(str(database.parent)).lock("mlflow", wait=True):
-                _experiment_id(_client(tracking_uri), database.parent)
+                _open(tracking_uri)
 
 
 def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
-    """Make the runs of a sweep show its trials.parquet; if they do, MLflow is not even imported for a sqlite URI.
+    """Make a sweep's runs show its trials.parquet; if a sqlite database does already, MLflow is not imported.
 
     Storages on one server are told apart by their path or URI.
 
@@ -116,42 +113,40 @@ def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
     """
     view = _view(store, sweep, tracking_uri)
     database = _database(tracking_uri)
-    with store.storage.lock("mlflow", wait=True), _tracking_errors(tracking_uri):
+    with _tracking_errors(tracking_uri), store.storage.lock("mlflow", wait=True):
         found = _of_sweep(_peek(database) or [], view) if database else []
         if _is_current(view, found):
             return Recorded(0, len(view.trials), 0)
-        client = _client(tracking_uri)
-        experiment_id = _experiment_id(client, database and database.parent)
-        return _write_view(
-            client, experiment_id, store, view, _search(client, experiment_id, view.owner, sweep)
-        )
+        experiment = _open(tracking_uri)
+        return _write_view(experiment, store, view, _search(experiment, view.owner, sweep))
 
 
 def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
     """Write the runs of all sweeps of a storage anew; returns what was recorded, by sweep.
 
-    The storage's own database is made anew from nothing and then replaced; elsewhere the storage's runs are written
-    again and then the old ones deleted. A failure leaves what was there.
+    The storage's own database is made anew from nothing and then replaced; elsewhere the storage's runs are
+    written again and then the old ones deleted. A failure leaves what was there.
 
     Raises:
         TrackingError: MLflow cannot be reached or written.
+        ValueError: the storage has no sweeps, or one that this version cannot read.
     """
     sweeps = [s for s in store.storage.names("sweeps") if store.storage.exists(_table_name(s))]
+    if not sweeps:
+        raise ValueError(f"{store.storage.uri} has no sweeps; give the --storage of an earlier `lorae sweep`")
     views = [_view(store, sweep, tracking_uri) for sweep in sweeps]
-    with store.storage.lock("mlflow", wait=True), _tracking_errors(tracking_uri):
+    with _tracking_errors(tracking_uri), store.storage.lock("mlflow", wait=True):
         if _is_own(store, tracking_uri):
             return _rebuild_own(store, views)
-        client = _client(tracking_uri)
-        database = _database(tracking_uri)
-        experiment_id = _experiment_id(client, database and database.parent)
-        old = _search(client, experiment_id, _owner(store, tracking_uri))
-        recorded = {v.sweep: _write_view(client, experiment_id, store, v, []) for v in views}
+        experiment = _open(tracking_uri)
+        old = _search(experiment, _owner(store, tracking_uri))
+        recorded = {v.sweep: _write_view(experiment, store, v, []) for v in views}
         for run in old:
-            client.delete_run(run.run_id)
+            experiment.client.delete_run(run.run_id)
         return recorded
 
 
-# What MLflow should show: computed from Parquet alone ---------------------------------------------------------------
+# What MLflow should show: computed from Parquet alone -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -184,14 +179,15 @@ class _View:
 def _view(store: Store, sweep: str, tracking_uri: str) -> _View:
     table = store.read_table(_table_name(sweep))
     rows = table.to_pylist()
-    numeric = (pa.types.is_integer, pa.types.is_floating)
-    metrics = [
-        f.name for f in table.schema if f.name not in FACTORS and any(kind(f.type) for kind in numeric)
-    ]
+    metrics = [f.name for f in table.schema if f.name not in FACTORS and _is_number(f.type)]
     varying = _varying(rows)
     place = {"storage": _owner(store, tracking_uri), "sweep": sweep}
     trials = [_trial_run(row, metrics, varying, place) for row in rows]
     return _View(place["storage"], sweep, _sweep_run(rows, trials, place), trials, table)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _trial_run(
@@ -234,16 +230,16 @@ def _param(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _tags(values: dict[str, str | None]) -> dict[str, str]:
-    """Tags without the empty ones, cut to what every server keeps."""
-    return {k: v[:_MAX_TAG_CHARS] for k, v in values.items() if v}
+def _tags(values: Mapping[str, str | None]) -> dict[str, str]:
+    """Tags without the empty ones, cut to what every server keeps, without passwords of URIs."""
+    return {k: _without_password(v)[:_MAX_TAG_CHARS] for k, v in values.items() if v}
 
 
 def _provenance(row: dict[str, Any]) -> dict[str, str]:
     """Tags of the provenance that was recorded; the process that records adds nothing of its own."""
     known = {k: v if isinstance(v, str) else json.dumps(v) for k, v in json.loads(row["provenance"]).items()}
     return {f"provenance.{k}": v for k, v in known.items()} | {
-        tag: known[k] for k, tag in _PROVENANCE_TAGS.items() if k in known
+        tag: known[k] for k, tag in _UI_TAGS.items() if k in known
     }
 
 
@@ -295,7 +291,7 @@ def _table_name(sweep: str) -> str:
     return f"sweeps/{sweep}/trials.parquet"
 
 
-# What MLflow has ----------------------------------------------------------------------------------------------------
+# What MLflow has --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -308,7 +304,7 @@ class _Found:
 
 
 def _peek(database: Path) -> list[_Found] | None:
-    """Runs of the experiment, read without importing MLflow (4 s); None if this cannot be read as MLflow's database."""
+    """Runs of the experiment, without importing MLflow (4 s); None if this is not its database."""
     query = """
         SELECT runs.run_uuid, runs.status, tags.key, tags.value FROM experiments
         LEFT JOIN runs ON runs.experiment_id = experiments.experiment_id AND runs.lifecycle_stage = 'active'
@@ -327,11 +323,11 @@ def _peek(database: Path) -> list[_Found] | None:
     return list(runs.values()) if cells else None
 
 
-def _search(client: MlflowClient, experiment_id: str, owner: str, sweep: str | None = None) -> list[_Found]:
+def _search(experiment: _Experiment, owner: str, sweep: str | None = None) -> list[_Found]:
     """The storage's runs, of one sweep or all, in one request."""
     wanted = {"storage": owner} | ({"sweep": sweep} if sweep else {})
     condition = " and ".join(f"tags.{key} = {_quoted(value)}" for key, value in wanted.items())
-    runs = client.search_runs([experiment_id], condition, max_results=50_000)
+    runs = experiment.client.search_runs([experiment.id], condition, max_results=50_000)
     return [_Found(run.info.run_id, run.info.status, run.data.tags) for run in runs]
 
 
@@ -362,16 +358,14 @@ def _outdated(tags: dict[str, str], found: _Found) -> dict[str, str]:
     return {k: v for k, v in tags.items() if found.tags.get(k) != v}
 
 
-# Writing ------------------------------------------------------------------------------------------------------------
+# Writing ----------------------------------------------------------------------------------------------------
 
 
-def _write_view(
-    client: MlflowClient, experiment_id: str, store: Store, view: _View, found: list[_Found]
-) -> Recorded:
-    """Write what is missing, then delete what is left over, then the table. Statuses come last: they mean "whole"."""
-    known = _by_digest(found)
+def _write_view(experiment: _Experiment, store: Store, view: _View, found: list[_Found]) -> Recorded:
+    """Write what is missing, delete what is left over, then log the table. A run's status comes last."""
+    client, known = experiment.client, _by_digest(found)
     parent = known.get(view.parent.tags["digest"])
-    parent_id = parent.run_id if parent else _start(client, experiment_id, view.parent, view.parent.tags)
+    parent_id = parent.run_id if parent else _start(experiment, view.parent, view.parent.tags)
     if parent:
         _update(client, parent, view.parent.tags)
     kept = [parent] if parent else []
@@ -381,7 +375,7 @@ def _write_view(
             _update(client, same, tags)
             kept.append(same)
         else:
-            run_id = _start(client, experiment_id, trial, tags, _curve_metrics(store, trial.member_ids))
+            run_id = _start(experiment, trial, tags, _curve_metrics(store, trial.member_ids))
             client.set_terminated(run_id, trial.status)
     leftover = [f for f in found if f not in kept]
     for run in leftover:
@@ -395,16 +389,13 @@ def _write_view(
 
 
 def _start(
-    client: MlflowClient,
-    experiment_id: str,
-    run: _Run,
-    tags: dict[str, str],
-    curves: Sequence[tuple[str, int, float]] = (),
+    experiment: _Experiment, run: _Run, tags: dict[str, str], curves: Sequence[tuple[str, int, float]] = ()
 ) -> str:
     """Create a run with everything but its end; returns its id."""
     from mlflow.entities import Metric, Param
 
-    run_id = client.create_run(experiment_id, tags=tags, run_name=run.name).info.run_id
+    client = experiment.client
+    run_id = client.create_run(experiment.id, tags=tags, run_name=run.name).info.run_id
     now = int(time.time() * 1000)
     points = [*((name, 0, value) for name, value in run.metrics.items()), *curves]
     metrics = [Metric(name, value, now, step) for name, step, value in points]
@@ -428,31 +419,39 @@ def _log_table(client: MlflowClient, run_id: str, table: pa.Table) -> None:
     client.log_table(run_id, shown.to_pydict(), TABLE)
 
 
-# Places -------------------------------------------------------------------------------------------------------------
+# Places -----------------------------------------------------------------------------------------------------
 
 
-def _client(tracking_uri: str) -> MlflowClient:
+@dataclass(frozen=True)
+class _Experiment:
+    client: MlflowClient
+    id: str
+
+
+def _open(tracking_uri: str) -> _Experiment:
+    """The experiment, created where missing; a database's artifacts lie beside it."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient  # only now: telemetry starts with the import
 
-    return MlflowClient(tracking_uri)
-
-
-def _experiment_id(client: MlflowClient, folder: Path | None) -> str:
-    """The experiment, created where it is missing; with artifacts in the database's folder, None = the server's."""
-    location = str(folder / "mlflow-artifacts") if folder else None
+    database, artifacts = _database(tracking_uri), None
+    if database:
+        artifacts = str(database.parent / ARTIFACTS)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA schema_version")  # fails at once where MLflow tries for 100 s
+    client = MlflowClient(tracking_uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        return client.create_experiment(EXPERIMENT, artifact_location=location)
-    if location and experiment.artifact_location != location:
+        return _Experiment(client, client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+    if artifacts and experiment.artifact_location != artifacts:
         raise TrackingError(
-            f"MLflow's database in {folder} keeps its artifacts in {experiment.artifact_location}: the storage was "
-            f"moved; write `lorae mlflow-rebuild {folder}`"
+            f"{database} keeps artifacts in {experiment.artifact_location}, its folder was moved; "
+            "run `lorae mlflow-rebuild STORAGE`"
         )
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
-    return experiment.experiment_id
+    return _Experiment(client, experiment.experiment_id)
 
 
 def _database(tracking_uri: str) -> Path | None:
@@ -471,30 +470,30 @@ def _is_own(store: Store, tracking_uri: str) -> bool:
 
 def _owner(store: Store, tracking_uri: str) -> str:
     """Which storage a run belongs to; "." is the one that its database lies in, wherever that is moved."""
-    return "." if _is_own(store, tracking_uri) else store.storage.uri
+    return "." if _is_own(store, tracking_uri) else _without_password(store.storage.uri)
 
 
 def _rebuild_own(store: Store, views: list[_View]) -> dict[str, Recorded]:
     target = _own_database(store)
     scratch = target.with_name(f".mlflow-{uuid.uuid4().hex}.db")
     try:
-        client = _client(f"sqlite:///{scratch}")
-        experiment_id = _experiment_id(client, target.parent)
-        recorded = {v.sweep: _write_view(client, experiment_id, store, v, []) for v in views}
+        experiment = _open(f"sqlite:///{scratch}")
+        recorded = {v.sweep: _write_view(experiment, store, v, []) for v in views}
         _replace_database(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)
     kept = {run.run_id for run in _peek(target) or []}
-    artifacts = target.parent / "mlflow-artifacts"
-    for folder in artifacts.iterdir() if artifacts.exists() else ():
+    for folder in (target.parent / ARTIFACTS).iterdir():
         if folder.name not in kept:
             shutil.rmtree(folder)
     return recorded
 
 
 def _replace_database(scratch: Path, target: Path) -> None:
-    """Copy in one transaction, so that a running `mlflow ui` sees all the old or all the new; renaming a database that
-    is open would lose its writes. A target that is damaged or no database is renamed over."""
+    """Copy in one transaction: a running `mlflow ui` keeps its file and sees all the old or all the new.
+
+    A target that is damaged or no database is renamed over.
+    """
     with contextlib.closing(sqlite3.connect(scratch)) as new:
         try:
             with contextlib.closing(sqlite3.connect(target)) as old:
@@ -514,13 +513,14 @@ def _tracking_errors(tracking_uri: str) -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:
+        found = _without_password(
+            f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error})"
+        )
         raise TrackingError(
-            _without_password(
-                f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error}); the results are kept in "
-                "Parquet; make it reachable, then repeat the sweep or run `lorae mlflow-rebuild STORAGE`"
-            )
+            f"{found}; the results are kept in Parquet; make it reachable, then repeat the sweep or run "
+            "`lorae mlflow-rebuild STORAGE`"
         ) from error
 
 
 def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
+    return re.sub(r"//[^/@\s]+@", "//", text)

@@ -34,10 +34,8 @@ __all__ = [
 
 PooledMetric = Callable[[np.ndarray, np.ndarray], float]  # (logp_NC, labels_N) -> value, such as `ece15`
 
-COLDEST, HOTTEST = (
-    0.05,
-    20.0,
-)  # temperatures; a member that is right on all of validation has no finite optimum
+# Bounds of a temperature: a member that is right, or wrong, on all of validation has no finite optimum.
+COLDEST, HOTTEST = 0.05, 20.0
 
 
 def first(logits_MNC: np.ndarray, members: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorae.methods import adapted_layers
@@ -96,7 +96,7 @@ def make_plan(sweep: Sweep, store: Store, devices: Devices) -> Plan:
         for s in pending
         if not s.members and not {(s.trial.reference_id(), n) for n in s.reference_sets()} <= covered
     ]
-    stacks = [*references[:1], *_spread(with_members, devices.num), *references[1:]]
+    stacks = [*references[:1], *_spread(with_members, devices), *references[1:]]
     estimates = [estimate(s, devices) for s in stacks]
     order = sorted(range(len(stacks)), key=lambda i: -estimates[i].seconds)
     return Plan(
@@ -154,16 +154,31 @@ def _lacking_members(stack: Stack, store: Store, found: set[str]) -> tuple[int, 
     return tuple(lacking.values())
 
 
-def _spread(stacks: list[Stack], slots: int) -> list[Stack]:
-    """Split the largest stacks until no slot would idle while another has several members; members stay exact."""
-    stacks = list(stacks)
-    while stacks and len(stacks) < slots and max(len(s.members) for s in stacks) > 1:
-        largest = max(stacks, key=lambda s: len(s.members))
+def _spread(stacks: list[Stack], devices: Devices) -> list[Stack]:
+    """Halve stacks, the longest first, until no device idles long while another works; members stay exact.
+
+    A stack on its own is cheapest, so it is halved only while the busiest device has a tenth more to do than the mean.
+    """
+    most = len(stacks) + 4 * devices.num
+    while stacks and max(len(s.members) for s in stacks) > 1:
+        seconds = [estimate(s, devices).seconds for s in stacks]
+        busiest = _busiest_seconds(seconds, devices.num)
+        if busiest <= 1.1 * sum(seconds) / devices.num or len(stacks) >= most:
+            return stacks
+        largest = max((s for s in stacks if len(s.members) > 1), key=lambda s: estimate(s, devices).seconds)
         half = math.ceil(len(largest.members) / 2)
         at = stacks.index(largest)
-        halves = (largest.members[:half], largest.members[half:])
-        stacks[at : at + 1] = [Stack(largest.trial, members, largest.eval_tasks) for members in halves]
+        parts = (largest.members[:half], largest.members[half:])
+        stacks[at : at + 1] = [replace(largest, members=members) for members in parts]
     return stacks
+
+
+def _busiest_seconds(seconds: Sequence[float], num: int) -> float:
+    """Time of the device that finishes last when each takes the longest stack that is left."""
+    loads = [0.0] * num
+    for duration in sorted(seconds, reverse=True):
+        loads[loads.index(min(loads))] += duration
+    return max(loads)
 
 
 def estimate(stack: Stack, devices: Devices) -> Estimate:

@@ -1,6 +1,6 @@
 """Do ensembles calibrate a fine-tuned LLM, and which regulariser helps? On a laptop, in minutes.
 
-    lorae sweep pipelines/demo.py          # 9 trials and the zero-shot row; 12 members are trained
+    lorae sweep pipelines/demo.py          # 9 trials and the zero-shot row; 12 members
     python -m analysis.demo lorae-results
 
 SmolLM2-135M-Instruct on Rotten Tomatoes sentiment, one to four LoRA members, without and with the two regularisers of

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import Colours, Greys, colour_rows, write_split
+from toys import Colours, Greys, colour_rows, write_split
 
 from analysis.data import Cell, fill_command, load_trials
 from lorae.regularizers import KL
@@ -29,8 +29,8 @@ NUM_EXAMPLES = {"colours": 90, "greys": 40}
 def make_sweep(root: Path, axes: dict[str, list[Any]], failing: Sequence[int] = ()) -> str:
     """A storage with the sweep "toy" over `axes`, its members' logits random; returns its path.
 
-    Members see the truth through noise of their own; the untouched backbone hardly sees it. The members of the
-    trials at the places `failing` are not stored.
+    Members see the truth through noise of their own and noise that all share; the untouched backbone hardly
+    sees it. The members of the trials at the places `failing` are not stored.
     """
     (root / "backbone").mkdir(parents=True, exist_ok=True)
     (root / "backbone" / "config.json").write_text("{}")
@@ -49,8 +49,8 @@ def make_sweep(root: Path, axes: dict[str, list[Any]], failing: Sequence[int] = 
         if not trial.members:
             _store(store, reference_folder(trial.reference_id()), sets, signal=0.3, noise=0.5, tokens=0)
         for member in set(trial.member_ids()) - failed:
-            noise = 0.8 if trial.regularizers else 1.5
-            _store(store, member_folder(member), sets, signal=2.0, noise=noise, tokens=1000)
+            noise = 1.0 if trial.regularizers else 2.5
+            _store(store, member_folder(member), sets, signal=3.0, noise=noise, tokens=1000)
     for member in failed:
         store.write_failure(member, "NaN at step 3\nin train-7")
     provenance = {"command": COMMAND, "commit": "abc123", "started": "2026-01-02T03:04:05Z"}
@@ -68,7 +68,8 @@ def _store(
     for task, split in sets:
         examples = task.examples(split)
         labels = np.array([-1 if e.label is None else e.label for e in examples])
-        logits_NC = noise * rng.normal(size=(len(examples), 3))
+        hard_NC = np.random.default_rng(len(examples)).normal(size=(len(examples), 3))  # for all members
+        logits_NC = 1.5 * hard_NC + noise * rng.normal(size=hard_NC.shape)
         logits_NC += signal * (labels[:, None] == np.arange(3))
         ids, name = [e.id for e in examples], task.eval_set(split)
         content = prediction_bytes(identity, name, ids, labels.tolist(), [3] * len(ids), logits_NC[None])

@@ -247,9 +247,7 @@ def test_brier_and_nll_of_certain_predictions():
     assert (metrics.brier(certain, right), metrics.brier(certain, wrong)) == (0, 2)
     assert (metrics.ensemble_nll(certain, right), metrics.ensemble_nll(certain, wrong)) == (0, np.inf)
     assert metrics.ece15(certain, wrong) == metrics.ace15(certain, wrong) == metrics.aurc(certain, wrong) == 1
-    assert metrics.classwise_ece15(logp([1, 0, 0]), np.array([1])) == pytest.approx(
-        1
-    )  # one class has no example
+    assert metrics.classwise_ece15(logp([1, 0, 0], [1, 0, 0]), np.array([0, 1])) == 0.75  # of two classes
 
 
 def test_nll_survives_where_probabilities_underflow():
@@ -257,12 +255,20 @@ def test_nll_survives_where_probabilities_underflow():
     assert metrics.ensemble_nll(combine(logits_MNC), np.array([1])) == pytest.approx(1500 + LN2)
 
 
-@pytest.mark.parametrize("classes, expected_bin", [(1, 14), (3, 4), (5, 2), (15, 0)])
-def test_a_confidence_on_an_edge_belongs_to_the_bin_below(classes, expected_bin):
-    """The top probability 1/classes is the right edge of a bin (expected_bin/15, (expected_bin + 1)/15]."""
-    bins = metrics.reliability_bins(combine(np.zeros((3, 1, classes))), np.array([0]))
-    assert bins.lo == pytest.approx([expected_bin / 15])
-    assert bins.hi == pytest.approx([(expected_bin + 1) / 15])
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("k", range(4, 16))
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below(k, members):
+    """k/15, the right edge of bin k, comes back from log and exp as a neighbouring number for some k."""
+    probs = [k / 15, *[(1 - k / 15) / 4] * 4]
+    bins = metrics.reliability_bins(combine(np.stack([logp(probs)] * members)), np.array([0]))
+    assert bins.lo == pytest.approx([(k - 1) / 15])
+    assert bins.hi == pytest.approx([k / 15])
+
+
+def test_classwise_ece_averages_each_class_over_the_examples_that_have_it():
+    logp_NC = logp([0.5, 0.5, 0.0], [0.2, 0.2, 0.6])
+    expected = ((0.5 + 0.2) / 2 + (0.5 + 0.2) / 2 + 0.4) / 3
+    assert metrics.classwise_ece15(logp_NC, np.array([0, 2])) == pytest.approx(expected)
 
 
 def test_reliability_bins_by_hand():

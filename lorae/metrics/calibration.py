@@ -118,7 +118,7 @@ def classwise_ece15(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
     logp_NC, labels_N = checked(logp_NC, labels_N)
     errors = []
     for c in range(logp_NC.shape[1]):
-        has_N = logp_NC[:, c] > -np.inf
+        has_N = (logp_NC[:, c] > -np.inf) | (labels_N == c)
         p_N = np.exp(logp_NC[has_N, c])
         gap = np.bincount(equal_width_bin(p_N, 15), weights=(labels_N[has_N] == c) - p_N)
         if has_N.any():

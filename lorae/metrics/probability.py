@@ -25,9 +25,7 @@ class Undefined(ValueError):
 
 def logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
     """log sum exp(x) along `axis`, without overflow; -inf where all of x is -inf."""
-    x = np.ascontiguousarray(
-        np.moveaxis(x, axis, 0)
-    )  # numpy reduces a short last axis five times more slowly
+    x = np.ascontiguousarray(np.moveaxis(x, axis, 0))  # numpy is slow at reducing a short last axis
     top = x.max(axis=0)
     shift = np.where(np.isfinite(top), top, 0.0)
     with np.errstate(divide="ignore"):

@@ -1,0 +1,196 @@
+"""Running stacks: what is stored, resuming after a kill, damage, and two processes on one storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import Greys
+
+from lorae.methods import Lora, Vera
+from lorae.plan import Devices, make_plan
+from lorae.regularizers import KL, AdapterDropout, EarlyStopping
+from lorae.run import run_stack
+from lorae.stack import Stack
+from lorae.store import WEIGHTS, Store, member_folder, prediction_file, reference_folder
+from lorae.trial import AdamW, Budget, Sweep, Trial
+
+ONE_CPU = Devices("cpu", 1, 2)
+
+RUN = """
+import pickle, sys
+import torch
+torch.set_num_threads(1)
+from lorae.run import run_stack
+stack, storage = pickle.load(open(sys.argv[1], "rb"))
+result = run_stack(stack, storage, checkpoint_seconds=0.0)
+print(len(result.trained), len(result.found), flush=True)
+"""
+
+
+def start(stack: Stack, storage: Path, tmp_path: Path) -> subprocess.Popen:
+    """`run_stack` in a process of its own, checkpointing at every step."""
+    job = tmp_path / f"job-{time.monotonic_ns()}"
+    job.write_bytes(pickle.dumps((stack, str(storage))))
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    command = [sys.executable, "-c", RUN, str(job)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def contents(storage: Path, trial: Trial, members: range) -> dict[str, bytes]:
+    """Adapters and predictions of some members, by name."""
+    found = {}
+    for m in members:
+        folder = storage / member_folder(trial.member_id(m))
+        for path in [folder / WEIGHTS, *sorted((folder / "predictions").iterdir())]:
+            found[f"{m}/{path.name}"] = path.read_bytes()
+    return found
+
+
+@pytest.fixture
+def trial(tiny_trial) -> Trial:
+    return tiny_trial(regularizers=(KL(0.1), AdapterDropout(0.1)), members=3)
+
+
+def greys(data_root: Path) -> Greys:
+    return Greys().located(data_root)
+
+
+def test_stack_stores_members_predictions_and_reference(trial, data_root, tmp_path):
+    stack = Stack(trial, (0, 1, 2), (greys(data_root),))
+    result = run_stack(stack, str(tmp_path))
+    assert set(result.trained) == set(trial.member_ids()) and not result.failed
+    store = Store(str(tmp_path))
+    folders = [member_folder(m) for m in trial.member_ids()]
+    for name, (task, split) in stack.eval_sets().items():
+        predictions = store.predictions(folders, name)
+        assert predictions.example_ids == tuple(e.id for e in task.examples(split))
+        assert np.isfinite(predictions.logits_MNC).all()
+    assert set(store.predictions(folders, greys(data_root).eval_set("test")).labels_N) == {-1}
+    assert store.has_predictions(reference_folder(trial.reference_id()), stack.reference_sets())
+    record = json.loads(store.read(folders[0], "member.json"))
+    assert record["cost"]["train_tokens"] > 0 and record["cost"]["trainable_parameters"] == 3 * 8 * (
+        32 + 32 + 32 + 16
+    )
+    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
+    assert run_stack(stack, str(tmp_path)).found == tuple(trial.member_ids()), "nothing is trained twice"
+
+
+@pytest.mark.parametrize("method", [Lora(rank=4), Vera(rank=8)], ids=["lora", "vera"])
+def test_ood_set_that_is_added_later_is_predicted_without_training(tiny_trial, data_root, tmp_path, method):
+    trial = tiny_trial(method=method, members=2)
+    stack = Stack(trial, (0, 1))
+    run_stack(stack, str(tmp_path))
+    before = contents(tmp_path, trial, range(2))
+    later = Stack(trial, (0, 1), (greys(data_root),))
+    plan = make_plan(Sweep(base=trial, ood=[greys(data_root)]), Store(str(tmp_path)), ONE_CPU)
+    assert plan.num_to_train == 0 and [s.members for s in plan.stacks] == [(0, 1)]
+    assert run_stack(later, str(tmp_path)).trained == ()
+    after = contents(tmp_path, trial, range(2))
+    assert before.items() < after.items() and len(after) == len(before) + 2
+    together = tmp_path / "together"
+    run_stack(later, str(together))
+    assert contents(together, trial, range(2)) == after, "predicted later is as predicted at once"
+
+
+def test_killed_stack_resumes_to_the_same_bytes(tiny_trial, tmp_path):
+    """kill -9 in the middle, with early stopping so that best states and a finished member must survive."""
+    trial = tiny_trial(
+        optimizer=AdamW(lr=3e-2),
+        budget=Budget(batch_size=4, steps=120),
+        regularizers=(KL(0.1), AdapterDropout(0.1), EarlyStopping(patience=3, every=10)),
+        members=3,
+    )
+    stack = Stack(trial, (0, 1, 2))
+    undisturbed = start(stack, tmp_path / "undisturbed", tmp_path)
+    assert undisturbed.communicate(timeout=120)[0] == "3 0\n"
+    steps = []
+    for _ in range(4):  # killed at different steps until a run is let through
+        victim = start(stack, tmp_path / "killed", tmp_path)
+        steps.append(kill_when_checkpoint_moves(victim, tmp_path / "killed", steps))
+    assert steps == sorted(steps) and steps[0] > 0, "each run continued where the one before was killed"
+    survivor = start(stack, tmp_path / "killed", tmp_path)
+    assert survivor.communicate(timeout=120)[0] == "3 0\n"
+    assert contents(tmp_path / "killed", trial, range(3)) == contents(
+        tmp_path / "undisturbed", trial, range(3)
+    )
+
+
+def kill_when_checkpoint_moves(victim: subprocess.Popen, storage: Path, steps: list[int]) -> int:
+    """SIGKILL a run after some steps beyond the last kill; returns the step of the checkpoint it leaves."""
+    goal = (steps[-1] if steps else 0) + 7
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert victim.poll() is None, victim.communicate()[1]
+        if checkpoint_step(storage) >= goal:
+            victim.send_signal(signal.SIGKILL)
+            victim.wait()
+            return checkpoint_step(storage)
+        time.sleep(0.005)
+    raise AssertionError(f"no checkpoint of step {goal} within a minute")
+
+
+def checkpoint_step(storage: Path) -> int:
+    for path in storage.glob("checkpoints/*.safetensors"):
+        content = path.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        return json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["header"])["step"]
+    return 0
+
+
+def test_flipped_byte_is_found_and_the_member_trained_again(trial, tmp_path):
+    stack = Stack(trial, (0, 1))
+    run_stack(stack, str(tmp_path), num_threads=1)
+    path = tmp_path / member_folder(trial.member_id(1)) / prediction_file(trial.task.eval_set("test"))
+    good, content = path.read_bytes(), bytearray(path.read_bytes())
+    content[100] ^= 4
+    path.write_bytes(content)
+    plan = make_plan(Sweep(base=trial, axes={"members": [2]}), Store(str(tmp_path)), ONE_CPU)
+    assert plan.num_to_train == 1 and len(plan.damaged) == 1 and trial.member_id(1) in plan.damaged[0]
+    result = run_stack(stack, str(tmp_path), num_threads=1)
+    assert result.trained == (trial.member_id(1),) and result.found == (trial.member_id(0),)
+    assert (
+        path.read_bytes()[:4] == good[:4]
+        and Store(str(tmp_path)).damage(member_folder(trial.member_id(1))) is None
+    )
+
+
+def test_two_processes_sharing_members_train_each_once(tiny_trial, tmp_path):
+    trial = tiny_trial(budget=Budget(batch_size=4, steps=60), members=4)
+    first = start(Stack(trial, (0, 1, 2)), tmp_path / "store", tmp_path)
+    second = start(Stack(trial, (1, 2, 3)), tmp_path / "store", tmp_path)
+    counts = [p.communicate(timeout=180)[0].split() for p in (first, second)]
+    assert sum(int(trained) for trained, _ in counts) == 4
+    assert sum(int(found) for _, found in counts) == 2
+    store = Store(str(tmp_path / "store"))
+    assert all(store.is_member(m) and not store.damage(member_folder(m)) for m in trial.member_ids())
+
+
+def test_member_that_fails_is_remembered_and_the_others_are_stored(tiny_trial, tmp_path, monkeypatch):
+    trial = tiny_trial(method=Lora(b_std=0.1), members=3)
+    original, poisoned = Lora.draw, trial.member_key(1)["init"]
+
+    def draw(self, layer, d_in, d_out, key):
+        a, b = original(self, layer, d_in, d_out, key)
+        return (a * 1e30, b * 1e30) if key == poisoned else (a, b)
+
+    monkeypatch.setattr(Lora, "draw", draw)
+    result = run_stack(Stack(trial, (0, 1, 2)), str(tmp_path))
+    store, ids = Store(str(tmp_path)), trial.member_ids()
+    assert set(result.failed) == {ids[1]} and "step 1" in result.failed[ids[1]]
+    assert [store.is_member(m) for m in ids] == [True, False, True]
+    assert store.failure(ids[1]) == result.failed[ids[1]]
+    monkeypatch.undo()
+    assert run_stack(Stack(trial, (0, 1, 2)), str(tmp_path)).trained == (ids[1],)
+    assert store.failure(ids[1]) is None, "a member that is stored at last is no failure"
