@@ -51,6 +51,10 @@ class Cell:
         return f"single {method}" if self.members == 1 else f"{method} ensemble of {self.members}"
 
     @property
+    def regularised(self) -> bool:
+        return self.factors["regularizers"] not in (None, "none")
+
+    @property
     def test_set(self) -> str:
         """The prediction set that its metrics are computed on; only cells that share it can be compared."""
         return eval_sets(self.rows[0])["test"]
@@ -95,6 +99,13 @@ class Trials:
         return tuple(
             dict.fromkeys(t for row in self.rows for t in eval_sets(row) if t not in ("test", "validation"))
         )
+
+    def by_test_set(self) -> dict[str, list[Cell]]:
+        """Cells that can be compared with each other, in the sweep's order."""
+        groups: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(cell.test_set, []).append(cell)
+        return groups
 
     @property
     def _factors(self) -> list[str]:

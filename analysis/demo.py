@@ -11,16 +11,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.columns import default_metrics
 from analysis.data import fill_command, load_trials, missing_text
 from analysis.figures import standard_figures
 from analysis.plotting import save
 from analysis.render import csv_text, latex, markdown
+from analysis.resampling import resample
 from analysis.table import comparison
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, write table.md, .csv, .tex and the figures; the exit code, 2 for a wrong path."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.demo", description="Table and figures of a sweep."
+    )
     parser.add_argument("storage", help="path or URI that the sweep wrote to")
     parser.add_argument("--sweep", default="demo", help="name of the sweep (default: demo)")
     parser.add_argument("--out", type=Path, help="folder for the files (default: STORAGE/report/SWEEP)")
@@ -31,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = args.out or _default_out(args.storage, args.sweep)
         if trials.missing:
             print(missing_text(trials.sweep, trials.missing, fill_command(trials.rows[0])), file=sys.stderr)
-        table = comparison(trials)
+        table = comparison(trials, resample(trials, default_metrics(trials)))
         print(markdown(table))
         out.mkdir(parents=True, exist_ok=True)
         for ending, rendered in (("md", markdown), ("csv", csv_text), ("tex", latex)):

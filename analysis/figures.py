@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from analysis.columns import title
 from analysis.data import Cell, Trials
 from analysis.plotting import (
     BACKBONE,
@@ -22,7 +23,6 @@ from analysis.plotting import (
     panels,
     styled,
 )
-from analysis.table import title
 from lorae import metrics
 from lorae.ensemble import PooledMetric, members_curve
 

@@ -18,7 +18,7 @@ from analysis.data import SHARED_FACTORS, Cell, Trials
 COLUMN_INCHES = 3.25
 MAX_LINES = 6  # in one figure; more factors than fit make more figures
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -66,10 +66,13 @@ class Panel:
     zero_shot: Cell | None
 
     @property
+    def first(self) -> Cell:
+        """The smallest cell of the first line."""
+        return next(iter(self.lines.values()))[0]
+
+    @property
     def slug(self) -> str:
-        """The label as the end of a file name."""
-        words = re.sub(r"[^A-Za-z0-9.]+", "-", self.label).strip("-")
-        return f"-{words}" if words else ""
+        return slug(self.label)
 
     @property
     def suffix(self) -> str:
@@ -117,6 +120,12 @@ def _backbone(trials: Trials, cell: Cell) -> Cell | None:
     return found[0] if found else None
 
 
+def slug(label: str) -> str:
+    """A label as the end of a file name."""
+    words = re.sub(r"[^A-Za-z0-9._]+", "-", label).strip("-")
+    return f"-{words}" if words else ""
+
+
 def look(number: int) -> dict[str, Any]:
     """Colour, marker and dashes of the line with this number."""
     n = number % MAX_LINES
@@ -129,10 +138,10 @@ def axes_of(width: float = COLUMN_INCHES, height: float = 2.2) -> tuple[Figure, 
     return figure, figure.add_subplot()
 
 
-def legend_above(figure: Figure, axes: Axes) -> None:
+def legend_above(figure: Figure, axes: Axes, columns: int | None = None) -> None:
     """A legend over the plot, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 2 if len(labels) in (2, 4) else 3
+    columns = columns or (2 if len(labels) in (2, 4) else 3)
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 

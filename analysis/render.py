@@ -6,17 +6,10 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable
 
-from analysis.table import Column, Entry, Table
-
-ARROWS = {"lower": " ↓", "higher": " ↑", "none": ""}
-MARKS = "Best in bold; ≈: not distinguishable from the best (paired bootstrap, 10,000 resamples, Holm, 5 %)."
-
-
-def head(column: Column) -> str:
-    """Title and direction of a column."""
-    return column.title + ARROWS[column.direction]
+from analysis.columns import Column
+from analysis.significance import ALPHA, Difference
+from analysis.table import Entry, Table
 
 
 def shown(table: Table) -> list[Column]:
@@ -24,8 +17,10 @@ def shown(table: Table) -> list[Column]:
     return [column for column in table.columns if column.kind != "data"]
 
 
-def text(column: Column, entry: Entry) -> str:
-    """An entry without its verdict: "0.842 ± 0.004", "1.23M", "-" where there is none."""
+def text(column: Column, entry: Entry | Difference) -> str:
+    """An entry without its mark: "0.842 ± 0.004", "+0.012 [-0.003, +0.027]", "1.23M", "-" for none."""
+    if isinstance(entry, Difference):
+        return f"{entry.value:+.3f} [{entry.lo:+.3f}, {entry.hi:+.3f}]"
     if entry.value is None:
         return "-"
     if column.kind == "amount":
@@ -45,24 +40,34 @@ def amount(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.3g}"
 
 
+def is_bold(entry: Entry | Difference) -> bool:
+    """The best of its column, or a difference that is one."""
+    return entry.p_value <= ALPHA if isinstance(entry, Difference) else entry.verdict == "best"
+
+
+def is_tied(entry: Entry | Difference) -> bool:
+    """Not distinguishable from the best of its column."""
+    return isinstance(entry, Entry) and entry.verdict == "tied"
+
+
 # Markdown --------------------------------------------------------------------------------------------------
 
 
 def markdown(table: Table) -> str:
-    """The table for a README or a terminal that folds nothing; blocks follow each other."""
+    """The table, its caption and its notes, for a README or a terminal."""
     columns = shown(table)
-    heads = [head(column) for column in columns]
-    body = [[_marked(c, line[c.name]) for c in columns] for block in table.blocks for line in block]
+    heads = [column.head for column in columns]
+    body = [[_markdown_entry(c, line[c.name]) for c in columns] for block in table.blocks for line in block]
     widths = [max(len(row[i]) for row in [heads, *body]) for i in range(len(columns))]
     rule = ["-" * w if c.kind == "text" else "-" * (w - 1) + ":" for c, w in zip(columns, widths)]
     rows = ["| " + " | ".join(_aligned(columns, row, widths)) + " |" for row in [heads, rule, *body]]
     notes = "".join(f"\n- {note}" for note in table.notes)
-    return "\n".join(rows) + f"\n\n{table.caption} {MARKS}\n" + (notes + "\n" if notes else "")
+    return "\n".join(rows) + f"\n\n{table.caption}\n" + (notes + "\n" if notes else "")
 
 
-def _marked(column: Column, entry: Entry) -> str:
+def _markdown_entry(column: Column, entry: Entry | Difference) -> str:
     cell = text(column, entry).replace("|", "\\|")
-    return {"best": f"**{cell}**", "tied": f"{cell} ≈", "worse": cell, None: cell}[entry.verdict]
+    return f"**{cell}**" if is_bold(entry) else f"{cell} ≈" if is_tied(entry) else cell
 
 
 def _aligned(columns: list[Column], row: list[str], widths: list[int]) -> list[str]:
@@ -71,21 +76,20 @@ def _aligned(columns: list[Column], row: list[str], widths: list[int]) -> list[s
 
 # CSV -------------------------------------------------------------------------------------------------------
 
+CSV_PARTS = {"metric": ("stderr", "verdict"), "difference": ("lo", "hi", "p_value")}
+
 
 def csv_text(table: Table) -> str:
-    """Every column by its name in trials.parquet, in full precision; metrics with _stderr and _verdict."""
+    """Every column by its name in trials.parquet, in full precision, with columns for its uncertainty.
+
+    A metric has `_stderr` and `_verdict`; a difference `_lo`, `_hi` and `_p_value` (corrected).
+    """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
-    fields: list[tuple[str, Callable[[dict[str, Entry]], object]]] = []
-    for column in table.columns:
-        name = column.name
-        fields.append((name, lambda line, name=name: line[name].value))
-        if column.kind == "metric":
-            fields.append((f"{name}_stderr", lambda line, name=name: line[name].stderr))
-            fields.append((f"{name}_verdict", lambda line, name=name: line[name].verdict))
-    writer.writerow([name for name, _ in fields])
+    parts = [(c.name, part) for c in table.columns for part in ("value", *CSV_PARTS.get(c.kind, ()))]
+    writer.writerow([name if part == "value" else f"{name}_{part}" for name, part in parts])
     for block in table.blocks:
-        writer.writerows([get(line) for _, get in fields] for line in block)
+        writer.writerows([getattr(line[name], part, None) for name, part in parts] for line in block)
     return sink.getvalue()
 
 
@@ -93,19 +97,18 @@ def csv_text(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table*` that needs the package booktabs; best values bold, those tied with them underlined."""
+    """A `table*` that needs the package booktabs; what is tied with the best is underlined."""
     columns = shown(table)
-    heads = " & ".join(_escaped(head(column)) for column in columns)
+    heads = " & ".join(_escaped(column.head) for column in columns)
     blocks = [
         "\n".join(" & ".join(_latex_entry(c, line[c.name]) for c in columns) + r" \\" for line in block)
         for block in table.blocks
     ]
-    marks = "Best in bold, not distinguishable from it (paired bootstrap, Holm, 5 %) underlined."
     return "\n".join(
         [
             r"\begin{table*}",
             r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_escaped(f'{table.caption} {marks}')}}}",
+            rf"\caption{{{_escaped(table.caption.replace('≈', 'underlined'))}}}",
             rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', table.name)}}}",
             rf"\begin{{tabular}}{{{''.join('l' if c.kind == 'text' else 'r' for c in columns)}}}",
             r"\toprule",
@@ -121,9 +124,9 @@ def latex(table: Table) -> str:
     )
 
 
-def _latex_entry(column: Column, entry: Entry) -> str:
+def _latex_entry(column: Column, entry: Entry | Difference) -> str:
     cell = _escaped(text(column, entry))
-    return {"best": rf"\textbf{{{cell}}}", "tied": rf"\underline{{{cell}}}"}.get(entry.verdict or "", cell)
+    return rf"\textbf{{{cell}}}" if is_bold(entry) else rf"\underline{{{cell}}}" if is_tied(entry) else cell
 
 
 LATEX = {
@@ -134,6 +137,7 @@ LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "∞": r"$\infty$",
+    "Δ": r"$\Delta$",
     "<": "$<$",
     ">": "$>$",
     **{c: f"\\{c}" for c in "&%$#_{}"},

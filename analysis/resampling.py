@@ -9,76 +9,81 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.columns import direction
 from analysis.data import Cell, Row, Trials, eval_sets
 from analysis.significance import (
     Bootstrap,
+    Difference,
     Verdict,
     WeightedMetric,
     bootstrap,
+    difference,
     mean_metric,
     verdicts,
     weighted_ood_summary,
     weighted_summary,
 )
 from lorae.ensemble import scale
-from lorae.metrics import DIRECTION, Direction, combine
+from lorae.metrics import combine
 from lorae.results import OOD_SEPARATOR, SCALED
 
 MAX_ROW_EXAMPLES = 200_000  # rows x examples; 10,000 resamples of so many take about a minute
 
 
-def direction(column: str) -> Direction:
-    """Whether lower or higher is better in a column of trials.parquet; "none" for costs and the like."""
-    name = column.split(OOD_SEPARATOR)[0].removeprefix("ts_")
-    return DIRECTION.get("ensemble_nll" if name == "validation_nll" else name, "none")
-
-
 @dataclass(frozen=True, eq=False)
-class Resampled:
-    """Bootstraps of cells that share a test set, by column; a row is named by its cell's place in `cells`."""
+class Resampling:
+    """Bootstraps by test set and column, their rows named by `place`; notes say what is lacking and why."""
 
-    cells: tuple[Cell, ...]
-    columns: dict[str, Bootstrap]
+    bootstraps: dict[tuple[str, str], Bootstrap]
+    place: dict[Cell, str]
+    notes: tuple[str, ...] = ()
 
-    def verdicts(self, column: str) -> dict[Cell, Verdict]:
-        """Best, tied with the best, or worse: every cell that has this column."""
-        if column not in self.columns or direction(column) == "none":
-            return {}
-        found = verdicts(self.columns[column], direction(column))
-        return {self.cells[int(place)]: verdict for place, verdict in found.items()}
+    def has(self, column: str) -> bool:
+        """Whether the column was resampled on every test set."""
+        return all((cell.test_set, column) in self.bootstraps for cell in self.place)
+
+    def verdicts(self, cells: Sequence[Cell], column: str) -> dict[Cell, Verdict]:
+        """Best, tied with the best, or worse: each of the cells of one test set; empty if not resampled."""
+        boot = self.bootstraps.get((cells[0].test_set, column))
+        found = verdicts(boot, direction(column)) if boot else {}
+        return {cell: found[self.place[cell]] for cell in cells if self.place[cell] in found}
+
+    def difference(self, cell: Cell, baseline: Cell, column: str) -> Difference | None:
+        """`cell` minus `baseline`; None where one of them has no such column."""
+        boot = self.bootstraps.get((cell.test_set, column))
+        places = self.place[cell], self.place[baseline]
+        if boot is None or cell.test_set != baseline.test_set or not set(places) <= set(boot.value):
+            return None
+        return difference(boot, *places)
 
 
-def resample(trials: Trials, columns: Sequence[str]) -> tuple[list[Resampled], list[str]]:
-    """Bootstraps of the columns that are functions of stored logits, for each test set.
-
-    Returns:
-        one `Resampled` for each test set, and notes on what could not be resampled and why.
-    """
-    groups: dict[str, list[Cell]] = {}
-    for cell in trials.cells:
-        groups.setdefault(cell.test_set, []).append(cell)
-    resampled: list[Resampled] = []
+def resample(trials: Trials, columns: Sequence[str]) -> Resampling:
+    """10,000 resamples of the columns that are functions of stored logits; other columns are left out."""
+    place = {cell: str(number) for number, cell in enumerate(trials.cells)}
+    bootstraps: dict[tuple[str, str], Bootstrap] = {}
     notes: list[str] = []
-    for test_set, cells in groups.items():
+    for test_set, cells in trials.by_test_set().items():
         num_rows, num_examples = sum(len(cell.rows) for cell in cells), cells[0].rows[0]["num_examples"]
         if num_rows * num_examples > MAX_ROW_EXAMPLES:
             notes.append(f"no verdicts on {test_set}: {num_rows} rows x {num_examples} examples are too many")
             continue
         try:
-            resampled.append(Resampled(tuple(cells), _bootstraps(trials, cells, columns)))
+            found = _bootstraps(trials, {place[cell]: cell for cell in cells}, columns)
         except ValueError as error:
             notes.append(f"no verdicts on {test_set}: {error}")
-    return resampled, notes
+        else:
+            bootstraps |= {(test_set, column): boot for column, boot in found.items()}
+    return Resampling(bootstraps, place, tuple(notes))
 
 
-def _bootstraps(trials: Trials, cells: Sequence[Cell], columns: Sequence[str]) -> dict[str, Bootstrap]:
+def _bootstraps(trials: Trials, cells: dict[str, Cell], columns: Sequence[str]) -> dict[str, Bootstrap]:
     found: dict[str, Bootstrap] = {}
     for where in ("test", *trials.ood_tasks):
         suffix = "" if where == "test" else where
         wanted = [c for c in columns if c.partition(OOD_SEPARATOR)[2] == suffix]
-        metrics: dict[str, WeightedMetric] = {}  # "<column>\\0<place of the cell>"
+        metrics: dict[str, WeightedMetric] = {}  # "<column>\0<place>"
         strata: list[int] = []
-        for place, cell in enumerate(cells):
+        for place, cell in cells.items():
             if not wanted or where not in eval_sets(cell.rows[0]):
                 continue
             of_rows = [_weighted(trials, row, where) for row in cell.rows]

@@ -1,7 +1,8 @@
 """The comparison table of a sweep: one line for each cell, with its metrics, their certainty and its cost.
 
-    table = comparison(load_trials("lorae-results", "demo"))
-    print(markdown(table))                       # analysis.render
+    trials = load_trials("lorae-results", "demo")
+    table = comparison(trials, resample(trials, default_metrics(trials)))
+    print(markdown(table))
 
 Which factors are columns is found from the rows; those that never vary are named once, in the caption.
 """
@@ -9,56 +10,17 @@ Which factors are columns is found from the rows; those that never vary are name
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from analysis.columns import COST_COLUMNS, Column, default_metrics, direction
 from analysis.data import Cell, Trials, provenance
-from analysis.resampling import direction, resample
-from analysis.significance import Verdict
-from lorae.metrics import Direction
-from lorae.results import COST, FACTORS, METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED
+from analysis.resampling import Resampling
+from analysis.significance import Difference, Verdict
+from lorae.results import FACTORS
 
-COST_COLUMNS = ("train_tokens", "train_seconds", "forwards_per_prediction", "trainable_parameters")
-TITLES = {
-    "acc": "accuracy",
-    "f1": "macro F1",
-    "ensemble_nll": "NLL",
-    "mean_member_nll": "mean member's NLL",
-    "validation_nll": "validation NLL",
-    "brier": "Brier",
-    "classwise_ece15": "classwise ECE-15",
-    "aurc": "AURC",
-    "jsd": "JSD",
-    "train_tokens": "train tokens",
-    "train_seconds": "train s",
-    "predict_seconds": "predict s",
-    "forwards_per_prediction": "forwards",
-    "trainable_parameters": "parameters",
-    "regularizers": "regulariser",
-    "combine": "averaged",
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column; its `name` is that in trials.parquet.
-
-    Args:
-        kind: "text", "metric" (a fraction or nats: three decimals), "amount" (a cost or a count), or
-            "data", which is a text for machines and appears in CSV only.
-    """
-
-    name: str
-    kind: Literal["text", "metric", "amount", "data"]
-
-    @property
-    def title(self) -> str:
-        """Its head for people."""
-        return title(self.name)
-
-    @property
-    def direction(self) -> Direction:
-        return direction(self.name) if self.kind == "metric" else "none"
+TESTED = "Best in bold; ≈: not distinguishable from the best (paired bootstrap, 10,000 resamples, Holm, 5 %)."
+UNTESTED = "Best value in bold, without a test."
 
 
 @dataclass(frozen=True)
@@ -70,130 +32,113 @@ class Entry:
     verdict: Verdict | None = None
 
 
+Line = dict[str, Entry | Difference]  # column name -> entry
+
+
 @dataclass(frozen=True)
 class Table:
     """Blocks of lines; values are compared within a block only. Rendered by `analysis.render`."""
 
     name: str
+    title: str
     caption: str
     columns: tuple[Column, ...]
-    blocks: tuple[tuple[dict[str, Entry], ...], ...]
-    notes: tuple[str, ...] = field(default=())
-
-
-def title(name: str) -> str:
-    """A column's head: `auroc_msp__greys` is "AUROC msp, greys", `ts_ece15` is "ECE-15 T-scaled"."""
-    metric, _, task = name.partition(OOD_SEPARATOR)
-    base = metric.removeprefix("ts_")
-    words = TITLES.get(base) or base.replace("_", " ")
-    for acronym in ("auroc", "aupr", "fpr95"):
-        words = words.replace(acronym, acronym.upper())
-    for error in ("ece", "ace", "mce"):
-        if base.startswith(error):
-            words = f"{error.upper()}-{base.removeprefix(error)}"
-    return words + (" T-scaled" if metric != base else "") + (f", {task}" if task else "")
-
-
-def default_metrics(trials: Trials) -> list[str]:
-    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and ECE also T-scaled."""
-    ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in trials.ood_tasks]
-    return ["acc", "ensemble_nll", "ece15", "brier", *ood, "ts_ensemble_nll", "ts_ece15"]
-
-
-def all_metrics(trials: Trials) -> list[str]:
-    """Every metric column of the sweep's rows."""
-    ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in OOD_METRICS]
-    return [*METRICS, *SCALED, "validation_nll", *ood]
+    blocks: tuple[tuple[Line, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 def comparison(
-    trials: Trials, metrics: Sequence[str] | None = None, costs: Sequence[str] = COST_COLUMNS
+    trials: Trials,
+    resampling: Resampling,
+    metrics: Sequence[str] | None = None,
+    costs: Sequence[str] = COST_COLUMNS,
+    name: str = "table",
 ) -> Table:
-    """The comparison table: cells in blocks of one test set, best values and their rivals marked.
+    """Cells in blocks of one test set, with the best value of each metric and its rivals marked.
 
     Args:
+        resampling: of the cells; columns that it lacks have their best value marked alone.
         metrics: columns of trials.parquet; None = `default_metrics`.
         costs: the same, of its cost columns.
+        name: of the table's files.
     """
     metrics = default_metrics(trials) if metrics is None else metrics
-    verdicts, notes = column_verdicts(trials, metrics)
-    lines: dict[str, list[dict[str, Entry]]] = {}
-    for cell in trials.cells:
-        line = {f: Entry(value) for f, value in cell.factors.items()}
-        line |= {"model": Entry(cell.name), "seeds": Entry(len(cell.rows))}
-        line |= {m: _metric_entry(cell, m, verdicts.get((m, cell))) for m in metrics}
-        line |= {c: _cost_entry(cell, c) for c in costs}
-        lines.setdefault(cell.test_set, []).append(line)
+    blocks: dict[str, list[Line]] = {}
+    for test_set, cells in trials.by_test_set().items():
+        verdicts = {metric: _verdicts(cells, metric, resampling) for metric in metrics}
+        for cell in cells:
+            line = cell_line(cell) | {"seeds": Entry(len(cell.rows))}
+            line |= {metric: _metric_entry(cell, metric, verdicts[metric].get(cell)) for metric in metrics}
+            line |= {cost: _metric_entry(cell, cost) for cost in costs}
+            blocks.setdefault(test_set, []).append(line)
+    differing = len({len(cell.rows) for cell in trials.cells}) > 1
+    amounts = [Column("seeds", "amount")] if differing else []
+    tested = all(resampling.has(metric) for metric in metrics if direction(metric) != "none")
     return Table(
-        name=trials.sweep,
-        caption=_caption(trials),
-        columns=_columns(trials, metrics, costs),
-        blocks=tuple(map(tuple, lines.values())),
-        notes=(*notes, *(f"missing: {what}" for what in trials.missing)),
+        name=name,
+        title=f"Comparison of sweep {trials.sweep}",
+        caption=f"{setting(trials)} {TESTED if tested else UNTESTED} {made_by(trials)}",
+        columns=(
+            *cell_columns(trials),
+            *amounts,
+            *(Column(metric, "metric") for metric in metrics),
+            *(Column(cost, "amount") for cost in costs),
+        ),
+        blocks=tuple(map(tuple, blocks.values())),
+        notes=(*(resampling.notes if not tested else ()), *(f"missing: {what}" for what in trials.missing)),
     )
 
 
-def column_verdicts(
-    trials: Trials, metrics: Sequence[str]
-) -> tuple[dict[tuple[str, Cell], Verdict], list[str]]:
-    """Verdicts by column and cell, from stored logits; the best value alone where there are none."""
-    resampled, notes = resample(trials, metrics)
-    verdicts = {(m, cell): v for group in resampled for m in metrics for cell, v in group.verdicts(m).items()}
-    for test_set in dict.fromkeys(cell.test_set for cell in trials.cells):
-        cells = [cell for cell in trials.cells if cell.test_set == test_set]
-        for metric in metrics:
-            if direction(metric) != "none" and not any((metric, cell) in verdicts for cell in cells):
-                verdicts |= {(metric, cell): "best" for cell in _best(cells, metric)}
-    return verdicts, notes
+def cell_line(cell: Cell) -> Line:
+    """Entries of a cell's factors and of its name."""
+    return {name: Entry(value) for name, value in (cell.factors | {"model": cell.name}).items()}
 
 
-def _best(cells: Sequence[Cell], metric: str) -> list[Cell]:
-    values = {cell: found.mean for cell in cells if (found := cell.over_seeds(metric))}
+def cell_columns(trials: Trials) -> list[Column]:
+    """What tells cells apart: varying factors, the model, and its regulariser ("none" says something too)."""
+    shown = [
+        f for f in trials.varying if f not in ("method", "regularizers")
+    ]  # the model's name has the method
+    hidden = [f for f in FACTORS if f not in ("seed", "regularizers", *shown)]
+    return [
+        *(Column(f, "data") for f in hidden),
+        *(Column(f, "text") for f in [*shown, "model", "regularizers"]),
+    ]
+
+
+def _verdicts(cells: Sequence[Cell], metric: str, resampling: Resampling) -> dict[Cell, Verdict]:
+    """Of the cells of one test set; where they were not resampled, the best value alone."""
+    if direction(metric) == "none":
+        return {}
+    found = resampling.verdicts(cells, metric)
+    if found:
+        return found
+    values = {cell: over.mean for cell in cells if (over := cell.over_seeds(metric))}
     best = (min if direction(metric) == "lower" else max)(values.values(), default=None)
-    return [cell for cell, value in values.items() if value == best]
+    return {cell: "best" for cell, value in values.items() if value == best}
 
 
-def _metric_entry(cell: Cell, metric: str, verdict: Verdict | None) -> Entry:
-    found = cell.over_seeds(metric)
+def _metric_entry(cell: Cell, column: str, verdict: Verdict | None = None) -> Entry:
+    found = cell.over_seeds(column)
     return Entry(found.mean, found.stderr, verdict) if found else Entry(None)
 
 
-def _cost_entry(cell: Cell, cost: str) -> Entry:
-    found = cell.over_seeds(cost)
-    return Entry(found.mean if found else None)
-
-
-def _columns(trials: Trials, metrics: Sequence[str], costs: Sequence[str]) -> tuple[Column, ...]:
-    # The method is part of the model's name; the regulariser is always shown, "none" says something too.
-    shown = [f for f in trials.varying if f not in ("method", "regularizers")]
-    seeds = ["seeds"] if len({len(cell.rows) for cell in trials.cells}) > 1 else []
-    hidden = [f for f in FACTORS if f not in ("seed", "regularizers", *shown)]
-    return (
-        *(Column(f, "data") for f in hidden),
-        *(Column(f, "text") for f in [*shown, "model", "regularizers"]),
-        *(Column(c, "amount") for c in seeds),
-        *(Column(m, "metric") for m in metrics),
-        *(Column(c, "amount") for c in costs),
-    )
-
-
-def _caption(trials: Trials) -> str:
-    """Sweep, settings that never vary, examples and seeds, and the command with its commit."""
+def setting(trials: Trials) -> str:
+    """Sentences for a caption: sweep, settings that never vary, numbers of examples and seeds."""
     settings = ", ".join(f"{f}={v}" for f, v in trials.constant.items() if f != "regularizers")
     examples = sorted({row["num_examples"] for row in trials.rows})
     seeds = sorted({len(cell.rows) for cell in trials.cells if cell.members})
-    made_by = provenance(trials.rows[0])
-    sentences = [
-        f"Sweep {trials.sweep}: {settings}",
-        f"{_either(examples)} test examples, {_either(seeds) or 0} seed{'' if seeds == [1] else 's'}"
-        + ("; mean ± standard error over seeds" if max(seeds, default=0) > 1 else ""),
-        f"Made by `{made_by.get('command', 'unknown command')}` at commit {made_by.get('commit', 'unknown')}",
-    ]
-    return ". ".join(sentences) + "."
+    errors = "; mean ± standard error over seeds" if max(seeds, default=0) > 1 else ""
+    sizes = f"{_either(examples)} test examples, {_either(seeds) or 0} seed{'' if seeds == [1] else 's'}"
+    return f"Sweep {trials.sweep}: {settings}. {sizes}{errors}."
 
 
 def _either(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers))
 
 
-assert set(COST_COLUMNS) <= set(COST)
+def made_by(trials: Trials) -> str:
+    """The command that made the rows, its commit and when it started."""
+    record = provenance(trials.rows[0])
+    command, commit = record.get("command", "unknown command"), record.get("commit", "unknown")
+    return f"Made by `{command}` at commit {commit}, {record.get('started', 'date unknown')}."

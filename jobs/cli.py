@@ -98,9 +98,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _rebuild(arguments: argparse.Namespace) -> int:
     from jobs import tracking
+    from lorae.store import Store
 
-    counts = tracking.rebuild(arguments.storage, arguments.tracking_uri)
-    print(f"lorae: {counts}")
+    store = Store(arguments.storage)
+    for sweep, counts in tracking.rebuild(
+        store, arguments.tracking_uri or tracking.default_uri(store)
+    ).items():
+        print(f"{sweep}: {counts.written} runs")
     return 0
 
 

@@ -44,7 +44,7 @@ def run_sweep(
             failed = run_tune(make_plan(request.sweep, store, devices), request, devices)
     table = trials_table(store, request.name, plan.trials, provenance(request))
     store.write_table(f"sweeps/{request.name}/trials.parquet", table)
-    _track(request, tracking_uri)
+    _track(store, request.name, tracking_uri)
     incomplete = table["status"].to_pylist().count("failed")
     outcome = {
         "sweep": request.name,
@@ -60,14 +60,14 @@ def run_sweep(
     return 1 if failed or incomplete else 0
 
 
-def _track(request: Request, tracking_uri: str | None) -> None:
+def _track(store: Store, sweep: str, tracking_uri: str | None) -> None:
     """Write the MLflow runs; a server that cannot be reached costs a message, not the sweep."""
     from jobs import tracking
 
     try:
-        tracking.record_sweep(request.storage, request.name, tracking_uri)
-    except tracking.TrackingError as error:
-        say(f"{error}\nresults are stored; later: lorae mlflow-rebuild {request.storage}")
+        tracking.record_sweep(store, sweep, tracking_uri or tracking.default_uri(store))
+    except (tracking.TrackingError, ValueError) as error:
+        say(f"{error}\nresults are stored; for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}")
 
 
 def plan_record(plan: Plan, host: str) -> dict[str, Any]:

@@ -490,19 +490,23 @@ def _rebuild_own(store: Store, views: list[_View]) -> dict[str, Recorded]:
 
 
 def _replace_database(scratch: Path, target: Path) -> None:
-    """Copy in one transaction: a running `mlflow ui` keeps its file and sees all the old or all the new.
+    """Copy in one transaction: a running `mlflow ui` keeps its file and sees all the old or all the new."""
+    try:
+        _copy_database(scratch, target)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorname not in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+            raise
+        Path(f"{target}-journal").unlink(missing_ok=True)
+        target.write_bytes(b"")  # nothing in it was of use
+        _copy_database(scratch, target)
 
-    A target that is damaged or no database is renamed over.
-    """
-    with contextlib.closing(sqlite3.connect(scratch)) as new:
-        try:
-            with contextlib.closing(sqlite3.connect(target)) as old:
-                new.backup(old)
-            return
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorname not in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
-                raise
-    os.replace(scratch, target)
+
+def _copy_database(source: Path, target: Path) -> None:
+    with (
+        contextlib.closing(sqlite3.connect(source)) as new,
+        contextlib.closing(sqlite3.connect(target)) as old,
+    ):
+        new.backup(old)
 
 
 @contextlib.contextmanager

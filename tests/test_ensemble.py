@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lorae import ensemble
 from lorae.ensemble import combine
-from lorae.metrics import Undefined, acc, ensemble_nll, log_softmax, mean_member_nll
+from lorae.metrics import Undefined, ensemble_nll, log_softmax, mean_member_nll
 
 
 def sampled(seed: int, members: int = 4, examples: int = 300, classes: int = 3, noise: float = 1.0):
@@ -149,7 +149,9 @@ def test_temperature_never_worsens_validation_nll_nor_changes_the_class(seed, sh
     logp_NC = combine(sharpness * logits_MNC)
     scaled_NC = ensemble.scale(logp_NC, ensemble.fit_temperature(logp_NC, labels_N))
     assert nll(scaled_NC, labels_N) <= nll(logp_NC, labels_N) + 1e-12
-    assert acc(scaled_NC, labels_N) == acc(logp_NC, labels_N)
+    second_N, top_N = np.sort(logp_NC, axis=1)[:, -2:].T
+    sure_N = top_N - second_N > 1e-6  # rounding may swap classes that tie
+    np.testing.assert_array_equal(scaled_NC.argmax(axis=1)[sure_N], logp_NC.argmax(axis=1)[sure_N])
     np.testing.assert_array_equal(np.isinf(scaled_NC), np.isinf(logp_NC))
 
 
@@ -169,6 +171,7 @@ def test_each_member_gets_its_own_temperature_before_pooling():
 # Weights, selection, influence ----------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error")  # log 0
 def test_uniform_mix_is_combine_and_a_member_of_weight_zero_is_not_there():
     logits_MNC, _ = sampled(6, members=3)
     np.testing.assert_allclose(ensemble.mix(logits_MNC, np.full(3, 1 / 3)), combine(logits_MNC), rtol=1e-12)
@@ -215,13 +218,13 @@ def test_learned_weights_are_no_worse_than_equal_ones_or_any_single_member(seed,
 
 
 def test_greedy_selection_takes_the_best_next_member_each_time_by_brute_force():
-    logits_MNC, labels_N = sampled(8, members=5, examples=60, noise=np.linspace(0.5, 3, 5)[:, None, None])
+    logits_MNC, labels_N = sampled(8, members=5, examples=60, noise=2.0)
     expected: list[int] = []
     for _ in range(6):
         candidates = [nll(combine(logits_MNC[[*expected, m]]), labels_N) for m in range(5)]
         expected.append(int(np.argmin(candidates)))
     selection = ensemble.greedy_selection(logits_MNC, labels_N, picks=6)
-    assert selection == expected
+    assert selection == expected and 1 < len(set(expected)) < 6
     assert selection[:3] == ensemble.greedy_selection(logits_MNC, labels_N, picks=3)
 
 

@@ -86,7 +86,7 @@ def test_axes_are_checked_against_the_fields(tiny_trial):
         ({"method": Lora(rank=33)}, "rank=33 exceeds the smaller side"),
         ({"method": Lora(targets=("q",))}, "matches no Linear of .*; it has q_proj, k_proj"),
         ({"budget": Budget(epochs=1, max_tokens=10**6)}, "reads at most"),
-        ({"task": "greys"}, "OOD set"),
+        ({"task": "greys"}, "can only be an OOD task"),
     ],
     ids=["rank", "targets", "length", "no-train"],
 )
@@ -107,7 +107,7 @@ def test_ood_task_with_another_prompt_is_refused(tiny_trial, data_root, tmp_path
 
 SMALL = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-    vocab_size=64,
+    vocab_size=64, pad_token_id=0,
 )  # fmt: skip
 
 

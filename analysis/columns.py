@@ -1,0 +1,81 @@
+"""Columns of tables and axes of figures: their titles and directions, by their name in trials.parquet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from analysis.data import Trials
+from lorae.metrics import DIRECTION, Direction
+from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED
+
+COST_COLUMNS = ("train_tokens", "train_seconds", "forwards_per_prediction", "trainable_parameters")
+TITLES = {
+    "acc": "accuracy",
+    "f1": "macro F1",
+    "ensemble_nll": "NLL",
+    "mean_member_nll": "mean member's NLL",
+    "validation_nll": "validation NLL",
+    "brier": "Brier",
+    "classwise_ece15": "classwise ECE-15",
+    "aurc": "AURC",
+    "jsd": "JSD",
+    "train_tokens": "train tokens",
+    "train_seconds": "train s",
+    "predict_seconds": "predict s",
+    "forwards_per_prediction": "forwards",
+    "trainable_parameters": "parameters",
+    "regularizers": "regulariser",
+    "combine": "averaged",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        name: as in trials.parquet.
+        kind: "text"; "metric", a fraction or nats with three decimals; "difference" of a metric to a
+            baseline; "amount", a cost or a count; "data", a text for machines that appears in CSV only.
+    """
+
+    name: str
+    kind: Literal["text", "metric", "difference", "amount", "data"]
+
+    @property
+    def head(self) -> str:
+        """Title and direction."""
+        arrow = {"lower": " ↓", "higher": " ↑", "none": ""}[direction(self.name)]
+        return ("Δ " if self.kind == "difference" else "") + title(self.name) + arrow
+
+
+def direction(column: str) -> Direction:
+    """Whether lower or higher is better in a column of trials.parquet; "none" for costs and the like."""
+    name = column.split(OOD_SEPARATOR)[0].removeprefix("ts_")
+    return DIRECTION.get("ensemble_nll" if name == "validation_nll" else name, "none")
+
+
+def title(column: str) -> str:
+    """A column's name for people: `auroc_msp__greys` is "AUROC msp, greys", `ts_ece15` "ECE-15 T-scaled"."""
+    metric, _, task = column.partition(OOD_SEPARATOR)
+    base = metric.removeprefix("ts_")
+    words = TITLES.get(base) or base.replace("_", " ")
+    for acronym in ("auroc", "aupr", "fpr95"):
+        words = words.replace(acronym, acronym.upper())
+    for error in ("ece", "ace", "mce"):
+        if base.startswith(error):
+            words = f"{error.upper()}-{base.removeprefix(error)}"
+    return words + (" T-scaled" if metric != base else "") + (f", {task}" if task else "")
+
+
+def default_metrics(trials: Trials) -> list[str]:
+    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and ECE also T-scaled."""
+    ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in trials.ood_tasks]
+    return ["acc", "ensemble_nll", "ece15", "brier", *ood, "ts_ensemble_nll", "ts_ece15"]
+
+
+def all_metrics(trials: Trials) -> list[str]:
+    """Every metric column of the sweep's rows."""
+    ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in OOD_METRICS]
+    return [*METRICS, *SCALED, "validation_nll", *ood]

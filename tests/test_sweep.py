@@ -1,0 +1,194 @@
+"""The demo pipeline on a tiny model, through the command line, real Ray Tune and real MLflow on sqlite."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cli import main
+from lorae.store import Store
+
+ROOT = Path(__file__).parent.parent
+
+DEMO_ON_A_TINY_MODEL = """
+from dataclasses import replace
+from toys import Colours, Greys
+from lorae.sources import Files
+from lorae.trial import AdamW
+from pipelines.demo import SWEEP as DEMO
+base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=3e-3), precision="fp32")
+SWEEP = replace(DEMO, base=base, ood=[Greys()])
+"""
+
+
+@pytest.fixture
+def demo_file(tiny_llama, tmp_path) -> Path:
+    file = tmp_path / "demo.py"
+    file.write_text(DEMO_ON_A_TINY_MODEL.format(backbone=tiny_llama.path))
+    return file
+
+
+def lorae(*words: str | Path, data_root: Path, **variables: str) -> subprocess.Popen:
+    """The command line in a process of its own, with a home of its own, so that Ray and its token stay in the test."""
+    environment = (
+        os.environ | variables | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "LORAE_DATA_ROOT": str(data_root)}
+    )
+    command = [sys.executable, "-m", "jobs.cli", *map(str, words)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(process: subprocess.Popen, code: int) -> tuple[dict, str]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    return (json.loads(out) if out.strip() else {}), err
+
+
+def test_demo_through_ray_and_mlflow_then_again_then_more_members(demo_file, data_root, tmp_path):
+    storage = tmp_path / "results"
+    words = ("sweep", demo_file, "--storage", storage, "--json")
+    first, _ = finished(lorae(*words, data_root=data_root), 0)
+    assert (first["trials"], first["trained"], first["incomplete"]) == (10, 12, 0)
+
+    rows = pq.read_table(storage / "sweeps/demo/trials.parquet").to_pylist()
+    assert [r["members"] for r in rows] == [0, 1, 2, 4, 1, 2, 4, 1, 2, 4]
+    assert all(
+        r["status"] == "done" and 0 <= r["ece15"] <= 1 and 0 <= r["auroc_msp__greys"] <= 1 for r in rows
+    )
+    fours = [r for r in rows if r["members"] == 4]
+    assert all(r["ensemble_nll"] <= r["mean_member_nll"] for r in fours)
+    assert len({m for r in rows for m in r["member_ids"]}) == 12
+
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=100)
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert len(children) == 10 and len(runs) == 11
+    assert len({frozenset(r.data.params) for r in children}) == 1, "every factor on every run"
+
+    started = time.monotonic()
+    again, _ = finished(lorae(*words, data_root=data_root), 0)
+    assert again["trained"] == 0 and time.monotonic() - started < 60
+    assert pq.read_table(storage / "sweeps/demo/trials.parquet").select(
+        ["trial_id", "ensemble_nll"]
+    ).to_pylist() == [{"trial_id": r["trial_id"], "ensemble_nll": r["ensemble_nll"]} for r in rows]
+    same = client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=100)
+    assert {r.info.run_id for r in same} == {r.info.run_id for r in runs}, (
+        "running again does not duplicate runs"
+    )
+
+    more, _ = finished(lorae(*words, "--set", "members=6", data_root=data_root), 0)
+    assert (more["trials"], more["trained"]) == (4, 6), "two members per regulariser, not six"
+
+
+def test_local_host_gives_the_same_members_as_tune(demo_file, data_root, tmp_path):
+    tables = []
+    for host in ([], ["--local"]):
+        storage = tmp_path / ("local" if host else "tune")
+        words = (
+            "sweep",
+            demo_file,
+            "--storage",
+            storage,
+            "--set",
+            "members=2",
+            "--set",
+            "regularizers=kl-0.1",
+            *host,
+        )
+        finished(lorae(*words, data_root=data_root, OMP_NUM_THREADS="1"), 0)
+        (name,) = Store(str(storage)).storage.names("sweeps")
+        tables.append(pq.read_table(storage / f"sweeps/{name}/trials.parquet").to_pylist())
+    for one, other in zip(*tables):
+        assert one["member_ids"] == other["member_ids"]
+        assert one["ensemble_nll"] == pytest.approx(other["ensemble_nll"], abs=1e-4)
+
+
+def test_a_stack_that_fails_loses_no_other_and_exits_with_1(demo_file, data_root, tmp_path):
+    """One cell's training raises in its worker; the other cells are stored, and the message says how to resume."""
+    broken = tmp_path / "broken.py"
+    broken.write_text(demo_file.read_text() + BREAK_KL)
+    storage = tmp_path / "results"
+    outcome, err = finished(lorae("sweep", broken, "--storage", storage, "--json", data_root=data_root), 1)
+    assert outcome["incomplete"] == 3 and len(outcome["failed"]) == 1
+    assert "kl-7" in next(iter(outcome["failed"])) and "out of order" in next(
+        iter(outcome["failed"].values())
+    )
+    assert "resume with: lorae sweep" in err
+    rows = pq.read_table(storage / "sweeps/broken/trials.parquet").to_pylist()
+    assert [r["status"] for r in rows].count("done") == 7
+
+
+BREAK_KL = """
+from lorae.regularizers import KL
+class Broken(KL):
+    def __getattribute__(self, name):
+        if name == "direction" and "ray" in __import__("sys").modules and __import__("ray").is_initialized():
+            import threading
+            if threading.current_thread() is not threading.main_thread():
+                raise RuntimeError("out of order")
+        return super().__getattribute__(name)
+SWEEP = replace(SWEEP, axes=SWEEP.axes | {"regularizers": [(), (Broken(7.0),), SWEEP.axes["regularizers"][2]]})
+"""
+
+
+def test_interrupt_leaves_a_store_that_resumes(demo_file, data_root, tmp_path):
+    storage = tmp_path / "results"
+    words = ("sweep", demo_file, "--storage", storage, "--json", "--local")
+    process = lorae(*words, data_root=data_root)
+    while not list(storage.glob("members/*/DONE.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "repeat the command to resume" in err
+    stored = len(list(storage.glob("members/*/DONE.json")))
+    resumed, _ = finished(lorae(*words, data_root=data_root), 0)
+    assert resumed["trained"] == 12 - stored
+
+
+def test_wrong_usage_is_one_line_and_exit_code_2(demo_file, data_root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LORAE_DATA_ROOT", str(data_root))
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    (tmp_path / "taken").write_text("a file where the storage should be")
+    cases = [
+        (["sweep", "nowhere.py"], "nowhere.py is no file"),
+        (["sweep", str(empty)], "defines no SWEEP"),
+        (["sweep", str(demo_file), "--set", "colour=1"], "'colour' is no axis"),
+        (["sweep", str(demo_file), "--set", "members=many"], "members='many': must be int"),
+        (
+            ["sweep", str(demo_file), "--set", "regularizers=l2"],
+            "the file gives it the values none, kl-0.1, decay_b-",
+        ),
+        (["sweep", str(demo_file), "--set", "members"], "write axis=value"),
+        (["sweep", str(demo_file), "--set", "method.rank=99"], "rank=99 exceeds"),
+        (["sweep", str(demo_file), "--data-root", str(tmp_path / "none")], "none"),
+        (["sweep", str(demo_file), "--storage", str(tmp_path / "taken")], "cannot be written"),
+        (["export", "ffff", str(tmp_path / "out"), "--storage", str(tmp_path)], "no stored member"),
+    ]
+    for words, message in cases:
+        assert main(words) == 2, words
+        err = capsys.readouterr().err.strip()
+        assert message in err and len(err.splitlines()) == 1, err
+    assert not list(tmp_path.glob("*/members")), "nothing was written"
+
+
+def test_no_cluster_at_the_address_is_an_error_not_a_one_node_run(demo_file, data_root, tmp_path):
+    words = ("sweep", demo_file, "--storage", tmp_path / "results", "--address", "auto")
+    _, err = finished(lorae(*words, data_root=data_root, RAY_TMPDIR=str(tmp_path)), 2)
+    assert "no Ray cluster" in err and not list((tmp_path / "results").glob("members"))
