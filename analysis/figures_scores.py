@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ def score_figures(trials: Trials, panel: Panel) -> list[Plot]:
 
 @styled
 def risk_coverage(trials: Trials, panel: Panel) -> Plot:
-    """Error rate among the most confident examples against their share: backbone, single member, ensembles."""
+    """Error rate among the most confident examples against their share."""
     figure, axes = axes_of()
     for (label, cell), style in _featured(panel):
         row = cell.rows[0]
@@ -36,7 +38,7 @@ def risk_coverage(trials: Trials, panel: Panel) -> Plot:
     axes.set(xlabel="coverage (share of examples answered)", ylabel="risk (error rate)", xlim=(0, 1))
     axes.set_ylim(bottom=0)
     legend_above(figure, axes)
-    caption = f"Risk against coverage{panel.suffix}, by the pooled maximum probability. First seed; lower is better."
+    caption = f"Risk against coverage{panel.suffix}, by the maximum probability. First seed; lower is better."
     return Plot(f"risk-coverage{panel.slug}", caption, figure)
 
 
@@ -53,14 +55,14 @@ def ood_roc(trials: Trials, panel: Panel, task: str) -> Plot:
     axes.set(
         xlabel="in-distribution examples flagged", ylabel="OOD examples flagged", xlim=(0, 1), ylim=(0, 1)
     )
-    legend_above(figure, axes, 2)
+    legend_above(figure, axes)
     caption = f"ROC of OOD detection, {task}{panel.suffix}, by 1 - maximum probability; AUROC. First seed."
     return Plot(f"ood-roc-{task}{panel.slug}", caption, figure)
 
 
 @styled
 def score_histograms(trials: Trials, panel: Panel, task: str) -> Plot:
-    """Distributions of 1 - maximum probability in and out of distribution: backbone, single member, ensembles."""
+    """Distributions of 1 - maximum probability in and out of distribution, of at most four models."""
     featured = _featured(panel)[:4]
     figure = Figure((COLUMN_INCHES, 0.4 + 1.1 * -(-len(featured) // 2)), layout="constrained")
     grid = figure.subplots(-(-len(featured) // 2), 2, sharex=True, sharey=True, squeeze=False)
@@ -82,10 +84,10 @@ def _histogram(axes: Axes, in_N: np.ndarray, ood_N: np.ndarray) -> None:
     axes.hist(ood_N, edges, density=True, histtype="step", color="#D55E00", hatch="////", label="OOD")
 
 
-def _featured(panel: Panel) -> list[tuple[tuple[str, Cell], dict[str, object]]]:
-    """What one figure compares: the backbone, the first line's single member, every line's largest ensemble."""
+def _featured(panel: Panel) -> list[tuple[tuple[str, Cell], dict[str, Any]]]:
+    """What a figure compares: backbone, single member of the first line, largest ensemble of each line."""
     first = panel.first
-    found: list[tuple[tuple[str, Cell], dict[str, object]]] = []
+    found: list[tuple[tuple[str, Cell], dict[str, Any]]] = []
     if panel.zero_shot:
         found.append((("zero-shot", panel.zero_shot), BACKBONE))
     if first.members == 1:

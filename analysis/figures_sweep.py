@@ -1,4 +1,4 @@
-"""Figures across the cells of a sweep: diversity against gain, quality against cost, two factors at a time."""
+"""Figures across the cells of a sweep: diversity against gain, quality against cost, two factors at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.columns import title
 from analysis.data import Cell, Row, Trials
@@ -24,10 +25,12 @@ from analysis.plotting import (
     slug,
     styled,
 )
+from analysis.render import amount
 
 DIVERSITY = ("disagreement", "mutual_information")
 COSTS = ("train_tokens", "forwards_per_prediction")
 QUALITY = "ensemble_nll"
+ALL = "all regularisers"  # the label where they are too many to tell apart
 
 
 def sweep_figures(trials: Trials) -> list[Plot]:
@@ -40,7 +43,7 @@ def sweep_figures(trials: Trials) -> list[Plot]:
 
 @styled
 def diversity_against_gain(trials: Trials) -> list[Plot]:
-    """Gain of each ensemble's NLL over its mean member against its diversity; none for fewer than three trials.
+    """Gain of each ensemble's NLL over its mean member against its diversity; none for fewer than three.
 
     Trials that share members are not independent: the correlation describes, it tests nothing.
     """
@@ -58,8 +61,9 @@ def diversity_against_gain(trials: Trials) -> list[Plot]:
     grid[0].set_ylabel("gain in NLL over mean member")
     legend_above(figure, grid[0])
     caption = (
-        f"Diversity of {len(rows)} ensembles against what they gain over their mean member: mean member's NLL minus "
-        "NLL, in nats. r: Pearson's, ρ: Spearman's correlation; ensembles that share members are not independent."
+        f"Diversity of {len(rows)} ensembles against what they gain over their mean member: its NLL minus "
+        "theirs, in nats. r: Pearson's, rho: Spearman's correlation; ensembles that share members are not "
+        "independent."
     )
     return [Plot("diversity-gain", caption, figure)]
 
@@ -73,21 +77,27 @@ def correlation_text(x: Sequence[float], y: Sequence[float]) -> str:
     """Pearson's and Spearman's correlation, or why there is none."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return "no correlation: constant"
-    return f"r = {scipy.stats.pearsonr(x, y).statistic:.2f}, ρ = {scipy.stats.spearmanr(x, y).statistic:.2f}"
+    (_, r), _ = np.corrcoef(x, y)
+    (_, rho), _ = np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
+    return f"r = {r:.2f}, rho = {rho:.2f}"
 
 
 def _scatter(axes: Axes, rows: Sequence[Row], diversity: str) -> None:
-    for number, (label, style) in enumerate(_groups(rows).items()):
-        inside = [row for row in rows if row["regularizers"] == label or label == "trials"]
+    for label, style in _groups(rows).items():
+        inside = [row for row in rows if row["regularizers"] == label or label == ALL]
         points = [(row[diversity], gain(row)) for row in inside]
-        axes.plot(*np.array(points).T, label=label, **(style | {"linestyle": "", "zorder": 3 - 0.1 * number}))
+        axes.plot([x for x, _ in points], [y for _, y in points], label=label, **_points(style))
 
 
 def _groups(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """A marker for each regulariser, or one for all where they are too many to tell apart."""
     labels = list(dict.fromkeys(row["regularizers"] for row in rows))
-    names = labels if len(labels) <= MAX_LINES else ["trials"]
+    names = labels if len(labels) <= MAX_LINES else [ALL]
     return {label: look(number) for number, label in enumerate(names)}
+
+
+def _points(style: dict[str, Any]) -> dict[str, Any]:
+    return style | {"linestyle": ""}
 
 
 # Cost ------------------------------------------------------------------------------------------------------
@@ -97,41 +107,49 @@ def _groups(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 def quality_against_cost(trials: Trials) -> list[Plot]:
     """NLL against training tokens and against forwards per prediction, with the Pareto front; by test set."""
     plots = []
-    groups = {key: [c for c in cells if c.members] for key, cells in trials.by_test_set().items()}
+    groups = trials.by_test_set()
     for cells in groups.values():
-        label = cells[0].factors["task"] if len(groups) > 1 else ""
+        trained = [cell for cell in cells if cell.members]
+        backbone = [found.mean for c in cells if not c.members and (found := c.over_seeds(QUALITY))]
         figure = Figure((COLUMN_INCHES, 2.2), layout="constrained")
         grid = figure.subplots(1, len(COSTS), sharey=True)
         for axes, cost in zip(grid, COSTS):
-            _cost_axes(axes, cells, cost)
-        for cell in trials.by_test_set()[cells[0].test_set]:
-            if not cell.members and (found := cell.over_seeds(QUALITY)):
-                for axes in grid:
-                    backbone_line(axes, found.mean)
-                break
+            _cost_axes(axes, trained, cost)
+        for axes, value in itertools.product(grid, backbone[:1]):
+            backbone_line(axes, value)
         grid[0].set_ylabel(f"{title(QUALITY)} (lower is better)")
         legend_above(figure, grid[0])
+        task = cells[0].factors["task"] if len(groups) > 1 else ""
         caption = (
-            f"{title(QUALITY)} against what it costs{f' ({label})' if label else ''}; numbers: members M. The line is "
-            "the Pareto front: no other cell is as cheap and as good."
+            f"{title(QUALITY)} against what it costs{f' ({task})' if task else ''}. The line is the Pareto "
+            "front, where no other cell is as cheap and as good; numbers: its members M."
         )
-        plots.append(Plot(f"cost{slug(label)}", caption, figure))
+        plots.append(Plot(f"cost{slug(cells[0].test_set) if task else ''}", caption, figure))
     return plots
 
 
 def _cost_axes(axes: Axes, cells: Sequence[Cell], cost: str) -> None:
-    points = [
-        (c, x.mean, y.mean) for c in cells if (x := c.over_seeds(cost)) and (y := c.over_seeds(QUALITY))
-    ]
-    rows = [cell.rows[0] for cell in cells]
-    for label, style in _groups(rows).items():
-        inside = [(x, y) for c, x, y in points if c.factors["regularizers"] == label or label == "trials"]
-        axes.plot(*np.array(inside).T, label=label, **(style | {"linestyle": ""}))
-    for cell, x, y in points:
-        axes.annotate(str(cell.members), (x, y), (2.5, 2.5), textcoords="offset points", fontsize=5)
-    on_front = [points[i][1:] for i in pareto_front([(x, y) for _, x, y in points])]
-    axes.step(*np.array(on_front).T, where="post", color="black", linewidth=0.7, zorder=1)
+    found = [(cell, cell.over_seeds(cost), cell.over_seeds(QUALITY)) for cell in cells]
+    points = [(cell, x.mean, y.mean) for cell, x, y in found if x and y]
+    for label, style in _groups([cell.rows[0] for cell, _, _ in points]).items():
+        inside = [(x, y) for c, x, y in points if c.factors["regularizers"] == label or label == ALL]
+        axes.plot([x for x, _ in inside], [y for _, y in inside], label=label, **_points(style))
+    on_front = [points[place] for place in pareto_front([(x, y) for _, x, y in points])]
+    for cell, x, y in on_front:
+        axes.annotate(str(cell.members), (x, y), (0, -8), textcoords="offset points", fontsize=6, ha="center")
+    axes.step(
+        [x for _, x, _ in on_front],
+        [y for _, _, y in on_front],
+        where="post",
+        color="black",
+        lw=0.7,
+        zorder=1,
+    )
     axes.set(xscale="log", xlabel=title(cost))
+    costs = sorted({x for _, x, _ in points})
+    axes.xaxis.set(major_locator=FixedLocator(costs[:: -(-len(costs) // 4)]), minor_locator=NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: amount(value))
+    axes.margins(0.15)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -153,68 +171,67 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 @styled
 def heat_maps(trials: Trials) -> list[Plot]:
-    """NLL over the two numeric factors with the most values, for each setting of the others.
+    """NLL over the two numeric settings with the most values, for each choice of the others.
 
-    Numeric are rank, learning rate, members and the like, and a regulariser's strength from three values on
-    (0 where it is absent). Nothing where fewer than two vary.
+    Numeric are members, rank, learning rate and the like, and a regulariser's strength if it has three values
+    (0 where it is absent). None where fewer than two vary.
     """
-    settings = {cell: numeric_settings(cell) | _other_settings(cell) for cell in trials.cells if cell.members}
-    names = dict.fromkeys(name for found in settings.values() for name in found)
-    values = {n: list(dict.fromkeys(found.get(n, 0) for found in settings.values())) for n in names}
-    fewest = {n: 3 if "." in n else 2 for n in names}
-    numeric = [
-        n
-        for n in names
-        if len(values[n]) >= fewest[n] and all(isinstance(v, (int, float)) for v in values[n])
-    ]
+    settings = {cell: _settings(cell) for cell in trials.cells if cell.members}
+    values: dict[str, set[Any]] = {}
+    for name in dict.fromkeys(name for found in settings.values() for name in found):
+        values[name] = {found.get(name, 0) for found in settings.values()}
+    numeric = [name for name in values if len(values[name]) >= (3 if name in STRENGTHS.values() else 2)]
+    numeric = [name for name in numeric if all(isinstance(v, (int, float)) for v in values[name])]
     if len(numeric) < 2:
         return []
-    down, across = sorted(numeric, key=lambda n: -len(values[n]))[:2]
-    plots = []
-    panels: dict[tuple[Any, ...], list[Cell]] = {}
-    others = [n for n in names if n not in (down, across) and len(values[n]) > 1]
+    down, across = sorted(numeric, key=lambda name: -len(values[name]))[:2]
+    others = [name for name in values if name not in (down, across) and len(values[name]) > 1]
+    grids: dict[str, dict[tuple[float, float], list[Cell]]] = {}
     for cell, found in settings.items():
-        panels.setdefault(tuple(found.get(n, 0) for n in others), []).append(cell)
-    for key, cells in panels.items():
-        grid = {(settings[c].get(down, 0), settings[c].get(across, 0)): c for c in cells}
-        if len({d for d, _ in grid}) > 1 and len({a for _, a in grid}) > 1:
-            label = ", ".join(v if isinstance(v, str) else f"{n} {v:g}" for n, v in zip(others, key))
-            plots.append(_heat_map(grid, down, across, label))
-    return plots
+        label = ", ".join(f"{name} {found.get(name, 0)}" for name in others)
+        grids.setdefault(label, {}).setdefault((found.get(down, 0), found.get(across, 0)), []).append(cell)
+    return [
+        _heat_map({place: cells[0] for place, cells in grid.items()}, down, across, label)
+        for label, grid in grids.items()
+        if all(len({place[side] for place in grid}) > 1 for side in (0, 1))
+        and all(len(cells) == 1 for cells in grid.values())  # else they differ in what has no number
+    ]
 
 
-def numeric_settings(cell: Cell) -> dict[str, float]:
-    """Factors with numbers, and each regulariser's strength as `KL.beta`."""
-    numbers = {name: value for name, value in cell.factors.items() if isinstance(value, (int, float))}
+STRENGTHS = {
+    "KL": "KL beta",
+    "DecayB": "decay of B",
+    "AdapterDropout": "dropout",
+    "EarlyStopping": "patience",
+}
+
+
+def _settings(cell: Cell) -> dict[str, Any]:
+    """Factors of a cell, with the strength of each regulariser in place of their label."""
+    found = {name: value for name, value in cell.factors.items() if name != "regularizers"}
     for regularizer in json.loads(cell.rows[0]["recipe"])["regularizers"]:
-        strength = next(name for name, value in regularizer.items() if isinstance(value, (int, float)))
-        numbers[f"{regularizer['type']}.{strength}"] = regularizer[strength]
-    return numbers
-
-
-def _other_settings(cell: Cell) -> dict[str, str]:
-    return {n: v for n, v in cell.factors.items() if isinstance(v, str) and n != "regularizers"}
+        numbers = [value for value in regularizer.values() if isinstance(value, (int, float))]
+        found[STRENGTHS[regularizer["type"]]] = numbers[0]
+    return found
 
 
 def _heat_map(grid: dict[tuple[float, float], Cell], down: str, across: str, label: str) -> Plot:
     rows, columns = sorted({d for d, _ in grid}), sorted({a for _, a in grid})
     value = np.full((len(rows), len(columns)), np.nan)
     for (d, a), cell in grid.items():
-        found = cell.over_seeds(QUALITY)
-        value[rows.index(d), columns.index(a)] = found.mean if found else np.nan
+        if found := cell.over_seeds(QUALITY):
+            value[rows.index(d), columns.index(a)] = found.mean
     figure = Figure((COLUMN_INCHES, 0.9 + 0.28 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(value, cmap="Greys", aspect="auto")
-    for r, c in itertools.product(range(len(rows)), range(len(columns))):
-        if np.isfinite(value[r, c]):
-            dark = image.norm(value[r, c]) > 0.5
-            axes.text(
-                c, r, f"{value[r, c]:.3f}", ha="center", va="center", color="white" if dark else "black"
-            )
+    axes.imshow(value, cmap="Blues", aspect="auto")
+    middle = (np.nanmin(value) + np.nanmax(value)) / 2
+    for place in np.argwhere(np.isfinite(value)):
+        colour = "white" if value[tuple(place)] > middle else "black"
+        axes.text(place[1], place[0], f"{value[tuple(place)]:.3f}", ha="center", va="center", color=colour)
     axes.set_yticks(range(len(rows)), [f"{v:g}" for v in rows])
     axes.set_xticks(range(len(columns)), [f"{v:g}" for v in columns])
     axes.set(xlabel=title(across), ylabel=title(down))
     axes.grid(False)
     suffix = f" ({label})" if label else ""
     caption = f"{title(QUALITY)} over {title(down)} and {title(across)}{suffix}; lighter is better."
-    return Plot(f"heat-{slug(down)[1:]}-{slug(across)[1:]}{slug(label)}", caption, figure)
+    return Plot(f"heat{slug(down)}{slug(across)}{slug(label)}", caption, figure)

@@ -138,17 +138,17 @@ def axes_of(width: float = COLUMN_INCHES, height: float = 2.2) -> tuple[Figure, 
     return figure, figure.add_subplot()
 
 
-def legend_above(figure: Figure, axes: Axes, columns: int | None = None) -> None:
-    """A legend over the plot, where it hides nothing."""
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """A legend over the plot, where it hides nothing, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = columns or (2 if len(labels) in (2, 4) else 3)
+    columns = max(1, 60 // (7 + max(map(len, labels))))  # a paper's column holds about 60 characters
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
 def backbone_line(axes: Axes, value: float) -> None:
     """The untouched backbone's value across the plot; where it is far off, the legend says it instead."""
     lo, hi = axes.get_ylim()
-    if lo - (hi - lo) <= value <= hi + (hi - lo):
+    if lo - (hi - lo) / 2 <= value <= hi + (hi - lo) / 2:
         axes.axhline(value, label="zero-shot", **BACKBONE)
     else:
         axes.plot([], [], label=f"zero-shot: {value:.3f}", **BACKBONE)

@@ -26,12 +26,18 @@ ALLOCATOR = {
 
 
 def local_devices() -> Devices:
-    """This machine's GPUs, or its CPUs as one device; loads neither torch nor ray."""
+    """This machine's GPUs, or its CPUs; loads neither torch nor ray."""
     gpus = _nvidia_memory_bytes()
     cpus = len(os.sched_getaffinity(0))
     if gpus:
         return Devices("cuda", len(gpus), max(1, cpus // len(gpus)), min(gpus))
-    return Devices("cpu", 1, cpus)
+    return cpu_devices([cpus])
+
+
+def cpu_devices(cpus_of_nodes: list[int]) -> Devices:
+    """Two stacks per node where it has two CPUs: threads of one stack wait for each other, stacks do not."""
+    per_node = 2 if min(cpus_of_nodes) >= 2 else 1
+    return Devices("cpu", per_node * len(cpus_of_nodes), min(cpus_of_nodes) // per_node)
 
 
 def _nvidia_memory_bytes() -> list[int]:
@@ -56,7 +62,6 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
                 stack,
                 request.storage,
                 device=devices.kind,
-                num_threads=devices.cpus_per_stack if devices.kind == "cpu" else None,
                 provenance=provenance(request),
                 on_progress=lambda p, n=number: line.update(n, p.phase, p.step, p.num_steps),
             )
@@ -101,8 +106,8 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
         if gpus:
             yield Devices("cuda", gpus, max(1, cpus // gpus))
         else:
-            nodes = [n for n in ray.nodes() if n["Alive"]]
-            yield Devices("cpu", len(nodes), max(1, cpus // len(nodes)))
+            nodes = [n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]]
+            yield cpu_devices([int(n) for n in nodes if n >= 1])
     finally:
         ray.shutdown()
 

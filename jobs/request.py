@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 import types
 import typing
 from collections.abc import Sequence
@@ -132,12 +131,8 @@ def _label(value: Any) -> str:
 
 
 def provenance(request: Request) -> dict[str, Any]:
-    """What is recorded with each result: the command, the commit of the code, and when."""
-    return {
-        "command": request.command,
-        "commit": commit(Path(__file__).parent),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    """What is recorded with each result: the command and the commit of the code."""
+    return {"command": request.command, "commit": commit(Path(__file__).parent)}
 
 
 def commit(folder: Path) -> str:

@@ -112,6 +112,10 @@ class Lora:
     def label(self) -> str:
         return "lora"
 
+    @property
+    def init_label(self) -> str:
+        return self.init.label + (f"+b-{self.b_std:g}" if self.b_std else "")
+
     def num_parameters(self, d_in: int, d_out: int) -> int:
         """Trained numbers of one member in one layer."""
         return self.rank * (d_in + d_out)
@@ -149,6 +153,10 @@ class Vera:
     @property
     def label(self) -> str:
         return "vera"
+
+    @property
+    def init_label(self) -> str:
+        return f"d-{self.d_init:g}+{self.projection}"
 
     def num_parameters(self, d_in: int, d_out: int) -> int:
         """Trained numbers of one member in one layer."""

@@ -19,18 +19,13 @@ from lorae.tasks.base import Task
 from lorae.trial import Trial
 
 FACTORS = {
-    "backbone": pa.string(),
-    "task": pa.string(),
-    "scoring": pa.string(),
-    "method": pa.string(),
+    **dict.fromkeys(("backbone", "task", "scoring", "precision"), pa.string()),
+    "max_tokens": pa.int32(),
+    **dict.fromkeys(
+        ("method", "init", "targets", "regularizers", "budget", "schedule", "diversity"), pa.string()
+    ),
     "rank": pa.int32(),
-    "init": pa.string(),
-    "targets": pa.string(),
-    "regularizers": pa.string(),
-    "lr": pa.float64(),
-    "budget": pa.string(),
-    "diversity": pa.string(),
-    "precision": pa.string(),
+    **dict.fromkeys(("alpha", "lr", "warmup_frac", "weight_decay", "max_grad_norm"), pa.float64()),
     "seed": pa.int32(),
     "members": pa.int32(),
     "combine": pa.string(),

@@ -199,25 +199,39 @@ class Trial:
         return digest(parts | {"max_tokens": self.budget.max_tokens})
 
     def factors(self) -> dict[str, str | int | float]:
-        """Readable columns of the row: every setting that a sweep can vary, flat, in a fixed order."""
-        method = self.method
-        return {
+        """Readable columns of the row, flat and in a fixed order; "none" or 0 for what the backbone itself lacks."""
+        model = {
             "backbone": self.backbone.label,
             "task": self.task.label,
             "scoring": self.task.scoring.label,
-            "method": method.label,
-            "rank": method.rank,
-            "init": method.init.label if isinstance(method, Lora) else "vera",
-            "targets": "+".join(method.targets),
-            "regularizers": "+".join(r.label for r in self.regularizers) or "none",
-            "lr": self.optimizer.lr,
-            "budget": self.budget.label,
-            "diversity": self.diversity.label,
             "precision": self.precision,
-            "seed": self.seed,
-            "members": self.members,
-            "combine": self.combine,
+            "max_tokens": self.budget.max_tokens,
         }
+        ensemble = {"seed": self.seed, "members": self.members, "combine": self.combine}
+        if self.members == 0:
+            words = ("method", "init", "targets", "regularizers", "budget", "schedule", "diversity")
+            numbers = ("rank", "alpha", "lr", "warmup_frac", "weight_decay", "max_grad_norm")
+            return model | dict.fromkeys(words, "none") | dict.fromkeys(numbers, 0) | ensemble
+        method, optimizer = self.method, self.optimizer
+        return (
+            model
+            | {
+                "method": method.label,
+                "init": method.init_label,
+                "targets": "+".join(method.targets),
+                "regularizers": "+".join(r.label for r in self.regularizers) or "none",
+                "budget": self.budget.label,
+                "schedule": optimizer.schedule,
+                "diversity": self.diversity.label,
+                "rank": method.rank,
+                "alpha": method.alpha if isinstance(method, Lora) else 0,
+                "lr": optimizer.lr,
+                "warmup_frac": optimizer.warmup_frac,
+                "weight_decay": optimizer.weight_decay,
+                "max_grad_norm": optimizer.max_grad_norm or 0,
+            }
+            | ensemble
+        )
 
 
 _R = TypeVar("_R", KL, DecayB, EarlyStopping, AdapterDropout)

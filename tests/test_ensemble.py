@@ -16,7 +16,9 @@ from lorae.ensemble import combine
 from lorae.metrics import Undefined, ensemble_nll, log_softmax, mean_member_nll
 
 
-def sampled(seed: int, members: int = 4, examples: int = 300, classes: int = 3, noise: float = 1.0):
+def sampled(
+    seed: int, members: int = 4, examples: int = 300, classes: int = 3, noise: float | np.ndarray = 1.0
+):
     """Members that see the true logits through noise; labels drawn from the true distribution."""
     rng = np.random.default_rng(seed)
     true_NC = 2 * rng.normal(size=(examples, classes))

@@ -459,6 +459,12 @@ def test_ood_summary_puts_unsure_examples_on_the_ood_side():
         assert value is not None and (value < 0.3 if name.startswith("fpr95") else value > 0.9), name
 
 
+def test_identical_members_rank_nothing_by_how_much_they_differ():
+    logits_MNC = np.stack([random_case(14, 1, 200, 4)[0][0]] * 3)
+    of_ood = metrics.ood_summary(logits_MNC[:, :100], logits_MNC[:, 100:])
+    assert of_ood["auroc_mutual_information"] == of_ood["auroc_top_prob_variance"] == 0.5
+
+
 def test_import_is_light_and_fast():
     code = (
         "import sys, time, numpy; start = time.perf_counter()\n"

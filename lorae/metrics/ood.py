@@ -28,7 +28,7 @@ def score_entropy(logp_NC: np.ndarray) -> np.ndarray:
 
 def score_mutual_information(logits_MNC: np.ndarray) -> np.ndarray:
     """H(mean_m p_m) - mean_m H(p_m), (N,), in nats. Raises `Undefined` for fewer than two members."""
-    return example_mutual_information(logits_MNC)
+    return np.round(example_mutual_information(logits_MNC), 12)  # rounding errors must not rank equal members
 
 
 def score_energy(logits_MNC: np.ndarray) -> np.ndarray:
@@ -49,7 +49,8 @@ def score_top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
     if len(logits_MNC) < 2:
         raise Undefined("top_prob_variance", f"it compares members, and there is {len(logits_MNC)}")
     top_1N1 = combine(logits_MNC, "probs").argmax(axis=1)[None, :, None]
-    return np.take_along_axis(np.exp(log_softmax(logits_MNC)), top_1N1, axis=2)[:, :, 0].var(axis=0)
+    top_prob_MN = np.take_along_axis(np.exp(log_softmax(logits_MNC)), top_1N1, axis=2)[:, :, 0]
+    return np.round(top_prob_MN.var(axis=0), 12)
 
 
 def scores(logits_MNC: np.ndarray, rule: Rule = "probs") -> dict[str, np.ndarray]:
@@ -108,11 +109,10 @@ def score_groups(in_N: np.ndarray, ood_N: np.ndarray) -> np.ndarray:
 
 
 def _counts(in_N: np.ndarray, ood_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of in-distribution and of OOD examples at each distinct score, highest first."""
     group = score_groups(in_N, ood_N)
-    num_groups = int(group.max()) + 1
-    return np.bincount(group[: len(in_N)], minlength=num_groups), np.bincount(
-        group[len(in_N) :], minlength=num_groups
-    )
+    in_, ood = np.split(group, [len(in_N)])
+    return np.bincount(in_, minlength=group.max() + 1), np.bincount(ood, minlength=group.max() + 1)
 
 
 def auroc_of_counts(in_: np.ndarray, ood: np.ndarray) -> np.ndarray:

@@ -78,10 +78,9 @@ def ood_summary(
 
     Args:
         in_logits_MNC: class scores on the in-distribution examples.
-        ood_logits_MNC: the same members' scores on the OOD examples; numbers of examples and classes may
-        differ.
+        ood_logits_MNC: the same members' scores on the OOD examples; N and C may differ.
     Raises:
-        ValueError: the two have another number of members, or as `combine`.
+        ValueError: the numbers of members differ, or as `combine`.
     """
     if len(in_logits_MNC) != len(ood_logits_MNC):
         raise ValueError(

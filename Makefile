@@ -1,0 +1,27 @@
+# The two commands of a new user: `make demo` and `make test`. Everything is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types dry-run
+
+demo: .venv/installed
+	$(BIN)/lorae sweep pipelines/demo.py
+	$(BIN)/python -m analysis.demo lorae-results
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/pyright
+
+dry-run: .venv/installed
+	for file in pipelines/[!_]*.py; do $(BIN)/lorae sweep $$file --dry-run || exit 1; done
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

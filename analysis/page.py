@@ -1,0 +1,189 @@
+"""One self-contained HTML page of tables, figures and text; nothing is loaded from anywhere."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.columns import Column
+from analysis.plotting import Plot, svg
+from analysis.render import is_bold, is_tied, shown, text
+from analysis.significance import Difference
+from analysis.table import Entry, Table
+
+CSS = """
+:root { color-scheme: light; }
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 76rem; background: #fdfdfc; color: #1c1c1c;
+  font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
+p, li { max-width: 48rem; }
+code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: #f1f1ee; padding: .05em .3em; }
+.quiet, figcaption, .caption, .note { color: #555; font-size: .85rem; }
+.caption, .note { max-width: 60rem; margin: .5rem 0; }
+.warnings { border-left: 4px solid #b3261e; background: #fbeeed; padding: .6rem 1rem; margin: 1.2rem 0; }
+.warnings ul { margin: .3rem 0 0; padding-left: 1.2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; white-space: nowrap;
+  border-top: 2px solid #333; border-bottom: 2px solid #333; }
+th { text-align: right; font-weight: 600; padding: .35rem .5rem; border-bottom: 1px solid #333;
+  vertical-align: bottom; white-space: normal; cursor: pointer; }
+th:hover { background: #f1f1ee; }
+th[aria-sort=ascending]::after { content: " ▴"; } th[aria-sort=descending]::after { content: " ▾"; }
+td { text-align: right; padding: .18rem .5rem; }
+td small { color: #555; font-size: .82em; font-weight: 400; }
+.words { text-align: left; }
+tbody + tbody { border-top: 1px solid #aaa; }
+tbody tr:hover { background: #f5f5f1; }
+.room { visibility: hidden; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1.5rem 2rem; }
+figure { margin: 0; } figure svg { width: 100%; height: auto; max-width: 26rem; }
+details summary { cursor: pointer; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .88rem; }
+dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
+@media print { body { max-width: none; } th { cursor: auto; } figure { break-inside: avoid; } }
+"""
+
+SORTING = """
+document.querySelectorAll("th").forEach(head => {
+  head.tabIndex = 0;
+  head.onkeydown = event => { if (event.key === "Enter") head.click(); };
+  head.onclick = () => {
+    const down = head.ariaSort === "ascending", place = head.cellIndex;
+    const value = row => JSON.parse(row.cells[place].dataset.value);
+    head.parentNode.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+    head.ariaSort = down ? "descending" : "ascending";
+    for (const body of head.closest("table").tBodies)
+      [...body.rows].sort((a, b) => {
+        const [x, y] = [value(a), value(b)];
+        if (x === null || y === null) return (x === null) - (y === null);
+        const order = typeof x === "string" ? x.localeCompare(y) : x - y;
+        return down ? -order : order;
+      }).forEach(row => body.append(row));
+  };
+});
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A heading with text and what stands under it.
+
+    Args:
+        folded: tables that are closed until somebody opens them.
+    """
+
+    heading: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    folded: bool = False
+
+
+def page(title: str, facts: dict[str, str], warnings: Sequence[str], sections: Sequence[Section]) -> str:
+    """The whole page: warnings first, then the sections, then the facts about where the numbers come from."""
+    return "\n".join(
+        [
+            "<!doctype html>",
+            f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<style>{CSS}</style></head><body>",
+            f"<h1>{html.escape(title)}</h1>",
+            _warnings(warnings),
+            *(_section(section) for section in sections),
+            "<h2>Provenance</h2>",
+            "<dl>"
+            + "".join(f"<dt>{html.escape(k)}</dt><dd>{words(v)}</dd>" for k, v in facts.items())
+            + "</dl>",
+            f"<script>{SORTING}</script></body></html>",
+            "",
+        ]
+    )
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    if not warnings:
+        return ""
+    listed = "".join(f"<li>{words(warning)}</li>" for warning in warnings)
+    return f'<div class="warnings"><strong>Read this first</strong><ul>{listed}</ul></div>'
+
+
+def _section(section: Section) -> str:
+    tables = "\n".join(table_html(table) for table in section.tables)
+    if section.folded:
+        tables = f"<details><summary>show</summary>{tables}</details>"
+    plots = "\n".join(figure_html(plot) for plot in section.plots)
+    parts = [f"<h2>{html.escape(section.heading)}</h2>"]
+    parts += [f"<p>{words(section.text)}</p>"] if section.text else []
+    parts += [tables] if tables else []
+    parts += [f'<div class="figures">{plots}</div>'] if plots else []
+    return "\n".join(parts)
+
+
+def figure_html(plot: Plot) -> str:
+    """The figure as inline SVG with its caption."""
+    drawing = re.sub(r"^.*?<svg", "<svg", svg(plot), count=1, flags=re.DOTALL)
+    drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(plot.caption)}"', 1)
+    caption = f"{html.escape(plot.caption)} <code>{html.escape(plot.name)}.pdf</code>"
+    return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
+
+
+def table_html(table: Table) -> str:
+    """The table, which sorts within its blocks by a click on a head, and its caption and notes."""
+    columns = shown(table)
+    heads = "".join(f"<th{_class(c)}>{html.escape(c.head)}</th>" for c in columns)
+    rooms = [_room(c, [line[c.name] for block in table.blocks for line in block]) for c in columns]
+    bodies = ""
+    for block in table.blocks:
+        rows = ["".join(_cell(c, line[c.name], room) for c, room in zip(columns, rooms)) for line in block]
+        bodies += "<tbody>" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</tbody>\n"
+    notes = "".join(f'<p class="note">{words(note)}</p>' for note in table.notes)
+    return (
+        f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n{bodies}</table></div>'
+        f'<p class="caption">{words(table.caption)} Files: <code>{table.name}.md</code>, '
+        f"<code>{table.name}.csv</code>, <code>{table.name}.tex</code>.</p>{notes}"
+    )
+
+
+def _room(column: Column, entries: Sequence[Entry | Difference]) -> tuple[str, str]:
+    """Room that a cell without uncertainty or without ≈ leaves for them, so that the digits align."""
+    uncertainties = [_parts(column, entry)[1] for entry in entries]
+    widest = max(uncertainties, key=len, default="")
+    return _hidden(f" <small>{widest}</small>" if widest else ""), _hidden(TIED * any(map(is_tied, entries)))
+
+
+TIED = "<small> ≈</small>"
+
+
+def _hidden(content: str) -> str:
+    return f'<span class="room">{content}</span>' if content else ""
+
+
+def _cell(column: Column, entry: Entry | Difference, room: tuple[str, str]) -> str:
+    number, uncertainty = _parts(column, entry)
+    content = f"<b>{number}</b>" if is_bold(entry) else number
+    content += f" <small>{uncertainty}</small>" if uncertainty else room[0]
+    content += TIED if is_tied(entry) else room[1]
+    infinite = isinstance(entry.value, float) and math.isinf(entry.value)
+    data = html.escape(json.dumps(1e308 if infinite else entry.value))  # JSON has no infinity
+    return f'<td{_class(column)} data-value="{data}">{content}</td>'
+
+
+def _parts(column: Column, entry: Entry | Difference) -> tuple[str, str]:
+    """A number and its uncertainty; a text is not taken apart."""
+    content = html.escape(text(column, entry))
+    number, _, uncertainty = content.partition(" ")
+    return (number, uncertainty) if column.kind in ("metric", "difference") else (content, "")
+
+
+def _class(column: Column) -> str:
+    return ' class="words"' if column.kind == "text" else ""
+
+
+def words(plain: str) -> str:
+    """HTML of plain text; `code` in backticks becomes code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(plain)).replace("\n", "<br>")

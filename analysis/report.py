@@ -1,0 +1,138 @@
+"""The report of a sweep: one HTML page, and its tables and figures as files for a paper.
+
+    python -m analysis.report lorae-results --sweep demo --out report/
+
+Everything is computed from the storage: trials.parquet, and the stored logits of the members.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import lorae
+from analysis.columns import all_metrics, default_metrics
+from analysis.data import Trials, fill_command, load_trials, missing_text, provenance
+from analysis.differences import ensembling, regularising
+from analysis.figures import MEMBERS_METRICS, metric_against_members, reliability_diagram
+from analysis.figures_scores import score_figures
+from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
+from analysis.page import Section, page
+from analysis.plotting import panels, save
+from analysis.render import csv_text, latex, markdown
+from analysis.resampling import resample
+from analysis.table import Table, comparison
+from lorae.results import COST
+from lorae.store import member_folder
+
+MAX_PANELS = 8  # of which figures are drawn; the tables are always whole
+
+
+def write_report(
+    storage: str, sweep: str, out: Path, warnings: Sequence[str] = (), allow_missing: bool = False
+) -> Path:
+    """Write `index.html` and the tables and figures beside it into `out`; returns the page's path.
+
+    Args:
+        storage: path or URI of the storage.
+        warnings: shown on top, such as what an audit found.
+        allow_missing: report an incomplete sweep, with what it lacks among the warnings.
+    Raises:
+        ValueError: as `load_trials`.
+    """
+    trials = load_trials(storage, sweep, allow_missing)
+    if trials.missing:
+        lacking = missing_text(sweep, trials.missing, fill_command(trials.rows[0]))
+        warnings = [*warnings, lacking]
+    sections = report_sections(trials)
+    out.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        for table in section.tables:
+            save_table(table, out)
+        for plot in section.plots:
+            save(plot, out)
+    target = out / "index.html"
+    target.write_text(page(f"Sweep {sweep}", facts(trials, storage), warnings, sections), encoding="utf-8")
+    return target
+
+
+def report_sections(trials: Trials) -> list[Section]:
+    """What the report says, in order; sections without content are left out."""
+    resampling = resample(trials, default_metrics(trials))
+    changes = [table for make in (ensembling, regularising) if (table := make(trials, resampling)).blocks]
+    drawn = panels(trials)
+    size, calibration, scores = [], [], []
+    for panel in drawn[:MAX_PANELS]:
+        size += [metric_against_members(trials, panel, metric) for metric in MEMBERS_METRICS]
+        calibration += [reliability_diagram(trials, panel, line) for line in panel.lines]
+        scores += score_figures(trials, panel)
+    first = f"Drawn are the first {MAX_PANELS} of {len(drawn)} settings." if len(drawn) > MAX_PANELS else ""
+    whole = comparison(trials, resample(trials, []), all_metrics(trials), tuple(COST), name="all-metrics")
+    sections = [
+        Section("Comparison", tables=[comparison(trials, resampling)]),
+        *(Section(table.title, tables=[table]) for table in changes),
+        Section("Ensemble size", first, plots=size),
+        Section("Calibration", first, plots=calibration),
+        Section("Selective prediction and OOD detection", first, plots=scores),
+        Section("Diversity and gain", plots=diversity_against_gain(trials)),
+        Section("Quality and cost", plots=quality_against_cost(trials)),
+        Section("Two factors", plots=heat_maps(trials)),
+        Section("Every metric", tables=[whole], folded=True),
+    ]
+    return [section for section in sections if section.tables or section.plots]
+
+
+def save_table(table: Table, out: Path) -> None:
+    """Write `<name>.md`, `.csv` and `.tex`."""
+    for ending, rendered in (("md", markdown), ("csv", csv_text), ("tex", latex)):
+        (out / f"{table.name}.{ending}").write_text(rendered(table), encoding="utf-8")
+
+
+def facts(trials: Trials, storage: str) -> dict[str, str]:
+    """Where the numbers come from: command, commit, date and versions, each distinct value once."""
+    records = [provenance(row) for row in trials.rows]
+    found = {"storage": storage, "rows": str(len(trials.rows))}
+    for name in ("command", "commit", "started"):
+        found[name] = ", ".join(dict.fromkeys(str(r[name]) for r in records if name in r)) or "unknown"
+    versions = _member_provenance(trials)
+    for name in ("lorae", "torch", "transformers", "device"):
+        found[f"trained with {name}"] = ", ".join(dict.fromkeys(v[name] for v in versions if name in v))
+    return {name: value for name, value in found.items() if value} | {
+        "analysed with lorae": lorae.__version__
+    }
+
+
+def _member_provenance(trials: Trials) -> list[dict[str, str]]:
+    """What each row's first member recorded about its training."""
+    members = dict.fromkeys(row["member_ids"][0] for row in trials.rows if row["member_ids"])
+    found = []
+    for member in members:
+        try:
+            record = json.loads(trials.store.read(member_folder(member), "member.json"))
+        except ValueError:  # a copy without members still has its tables
+            continue
+        found.append(record.get("provenance", {}))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the report and print its path; the exit code, 2 for a wrong path or an incomplete sweep."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="The report of a sweep.")
+    parser.add_argument("storage", help="path or URI that the sweep wrote to")
+    parser.add_argument("--sweep", default="demo", help="name of the sweep (default: demo)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the page and its files")
+    parser.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
+    args = parser.parse_args(argv)
+    try:
+        print(write_report(args.storage, args.sweep, args.out, allow_missing=args.allow_missing))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
