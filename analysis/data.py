@@ -15,18 +15,12 @@ from functools import cached_property
 from typing import Any
 
 from analysis.significance import OverSeeds, over_seeds
-from lorae.results import FACTORS
+from lorae.results import FACTORS, trial_schema
 from lorae.store import Predictions, Store, member_folder, reference_folder
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 
-SHARED_FACTORS = (
-    "backbone",
-    "task",
-    "scoring",
-    "precision",
-    "budget.max_tokens",
-)  # a zero-shot row has these
+SHARED_FACTORS = ("backbone", "task", "scoring", "precision", "max_tokens")  # a zero-shot row has these
 METHOD_NAMES = {"lora": "LoRA", "vera": "VeRA"}
 
 
@@ -131,10 +125,18 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
         storage: path or URI of the storage.
         allow_missing: leave failed trials and missing seeds out and say so in `missing`, instead of refusing.
     Raises:
-        ValueError: no such sweep, or a trial failed or is missing: which, and the command that fills them.
+        ValueError: no such sweep, a table of an older lorae, or a trial that failed or is missing: which, and
+            the command that fills them.
     """
     store = Store(storage)
-    rows = store.read_table(f"sweeps/{sweep}/trials.parquet").to_pylist()
+    table = store.read_table(f"sweeps/{sweep}/trials.parquet")
+    absent = [name for name in trial_schema(()).names if name not in table.column_names]
+    if absent:
+        raise ValueError(
+            f"trials.parquet of sweep {sweep} has no column {', '.join(absent)}: an older lorae wrote it; "
+            "repeat the sweep, which rebuilds the table and trains nothing that is stored"
+        )
+    rows = table.to_pylist()
     done = [row for row in rows if row["status"] == "done"]
     missing = [
         f"{describe(row)}: {' '.join(row['error'].split())}" for row in rows if row["status"] != "done"
@@ -186,22 +188,28 @@ def _missing_seeds(cells: Iterable[Cell]) -> list[str]:
 # Cells -----------------------------------------------------------------------------------------------------
 
 
+def is_shared(factor: str) -> bool:
+    """Whether the untouched backbone has this factor too."""
+    return factor in SHARED_FACTORS or factor.startswith(("backbone.", "task."))
+
+
 def _cells(rows: Sequence[Row]) -> list[Cell]:
     unnamed = _unnamed_settings(rows)
     names = [f for f in FACTORS if f != "seed"]
-    pools: dict[str, list[Row]] = {}
+    pools: dict[tuple[str, str], tuple[dict[str, Any], list[Row]]] = {}
     for row in rows:
-        factors = {f: row[f] for f in names} | {f: _flat(row["recipe"]).get(f) for f in unnamed}
+        factors = {f: row[f] for f in names} | {f: _flat(row["recipe"]).get(f, "none") for f in unnamed}
         if row["members"] == 0:
-            factors = {f: v if f in (*SHARED_FACTORS, "members") else None for f, v in factors.items()}
-        pools.setdefault(json.dumps(factors), []).append(row)
+            factors = {f: v if f == "members" or is_shared(f) else None for f, v in factors.items()}
+        key = json.dumps(factors), row["eval_sets"]  # subsets of one test split share every factor
+        pools.setdefault(key, (factors, []))[1].append(row)
     return [
-        Cell(json.loads(key), tuple(sorted(pool, key=lambda row: row["seed"]))) for key, pool in pools.items()
+        Cell(factors, tuple(sorted(pool, key=lambda row: row["seed"]))) for factors, pool in pools.values()
     ]
 
 
 def _unnamed_settings(rows: Sequence[Row]) -> list[str]:
-    """Parts of the recipe (`optimizer.warmup_frac`) that tell rows apart which agree in every factor.
+    """Parts of the recipe (`optimizer.eps`) that tell rows apart which agree in every factor.
 
     Without them such rows would be pooled as if they were seeds.
     """
@@ -227,7 +235,7 @@ def _flat(recipe: str) -> dict[str, Any]:
             for name, part in parts:
                 walk(part, f"{path}.{name}" if path else str(name))
         else:
-            leaves[path] = value
+            leaves[path] = "none" if value is None else value  # None is kept for what a cell lacks
 
     walk(json.loads(recipe), "")
     return leaves

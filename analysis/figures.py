@@ -24,9 +24,10 @@ from analysis.plotting import (
     styled,
 )
 from lorae import metrics
-from lorae.ensemble import PooledMetric, members_curve
+from lorae.ensemble import PooledMetric, subsets
 
 MEMBERS_METRICS: dict[str, PooledMetric] = {"ensemble_nll": metrics.ensemble_nll, "ece15": metrics.ece15}
+MAX_SUBSETS = 20  # of the pool, for each size
 
 
 def standard_figures(trials: Trials) -> list[Plot]:
@@ -79,9 +80,13 @@ def _over_seeds(trials: Trials, line: Sequence[Cell], metric: str) -> list[Point
 def _over_subsets(trials: Trials, line: Sequence[Cell], metric: str) -> list[Point]:
     row = line[-1].rows[0]
     pool = trials.predictions(row)
-    curve = members_curve(pool.logits_MNC, pool.labels_N, MEMBERS_METRICS[metric], row["combine"])
-    shown = {cell.members for cell in line}
-    return [(p.members, p.mean, np.nan if p.std is None else p.std) for p in curve if p.members in shown]
+    points = []
+    for members in sorted({cell.members for cell in line}):
+        chosen = [list(subset) for subset in subsets(len(pool.logits_MNC), members, MAX_SUBSETS)]
+        pooled = [metrics.combine(pool.logits_MNC[subset], row["combine"]) for subset in chosen]
+        values = [MEMBERS_METRICS[metric](logp_NC, pool.labels_N) for logp_NC in pooled]
+        points.append((members, np.mean(values), np.std(values, ddof=1) if len(values) > 1 else np.nan))
+    return points
 
 
 # Reliability -----------------------------------------------------------------------------------------------

@@ -110,6 +110,8 @@ def quality_against_cost(trials: Trials) -> list[Plot]:
     groups = trials.by_test_set()
     for cells in groups.values():
         trained = [cell for cell in cells if cell.members]
+        if not trained:
+            continue
         backbone = [found.mean for c in cells if not c.members and (found := c.over_seeds(QUALITY))]
         figure = Figure((COLUMN_INCHES, 2.2), layout="constrained")
         grid = figure.subplots(1, len(COSTS), sharey=True)
@@ -180,7 +182,8 @@ def heat_maps(trials: Trials) -> list[Plot]:
     values: dict[str, set[Any]] = {}
     for name in dict.fromkeys(name for found in settings.values() for name in found):
         values[name] = {found.get(name, 0) for found in settings.values()}
-    numeric = [name for name in values if len(values[name]) >= (3 if name in STRENGTHS.values() else 2)]
+    factors = trials.cells[0].factors
+    numeric = [name for name in values if len(values[name]) >= (2 if name in factors else 3)]
     numeric = [name for name in numeric if all(isinstance(v, (int, float)) for v in values[name])]
     if len(numeric) < 2:
         return []
@@ -198,20 +201,13 @@ def heat_maps(trials: Trials) -> list[Plot]:
     ]
 
 
-STRENGTHS = {
-    "KL": "KL beta",
-    "DecayB": "decay of B",
-    "AdapterDropout": "dropout",
-    "EarlyStopping": "patience",
-}
-
-
 def _settings(cell: Cell) -> dict[str, Any]:
-    """Factors of a cell, with the strength of each regulariser in place of their label."""
+    """Factors of a cell, with the strength of each regulariser, "KL beta", in place of their label."""
     found = {name: value for name, value in cell.factors.items() if name != "regularizers"}
     for regularizer in json.loads(cell.rows[0]["recipe"])["regularizers"]:
-        numbers = [value for value in regularizer.values() if isinstance(value, (int, float))]
-        found[STRENGTHS[regularizer["type"]]] = numbers[0]
+        numbers = [name for name, value in regularizer.items() if isinstance(value, (int, float))]
+        for name in numbers[:1]:
+            found[f"{regularizer['type']} {name}"] = regularizer[name]
     return found
 
 

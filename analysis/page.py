@@ -17,7 +17,7 @@ from analysis.table import Entry, Table
 
 CSS = """
 :root { color-scheme: light; }
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 76rem; background: #fdfdfc; color: #1c1c1c;
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 84rem; background: #fdfdfc; color: #1c1c1c;
   font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
@@ -28,13 +28,13 @@ code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: #f1f1ee
 .warnings { border-left: 4px solid #b3261e; background: #fbeeed; padding: .6rem 1rem; margin: 1.2rem 0; }
 .warnings ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; white-space: nowrap;
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; white-space: nowrap;
   border-top: 2px solid #333; border-bottom: 2px solid #333; }
-th { text-align: right; font-weight: 600; padding: .35rem .5rem; border-bottom: 1px solid #333;
+th { text-align: right; font-weight: 600; padding: .35rem .45rem; border-bottom: 1px solid #333;
   vertical-align: bottom; white-space: normal; cursor: pointer; }
 th:hover { background: #f1f1ee; }
 th[aria-sort=ascending]::after { content: " ▴"; } th[aria-sort=descending]::after { content: " ▾"; }
-td { text-align: right; padding: .18rem .5rem; }
+td { text-align: right; padding: .18rem .45rem; }
 td small { color: #555; font-size: .82em; font-weight: 400; }
 .words { text-align: left; }
 tbody + tbody { border-top: 1px solid #aaa; }
@@ -135,7 +135,7 @@ def figure_html(plot: Plot) -> str:
 def table_html(table: Table) -> str:
     """The table, which sorts within its blocks by a click on a head, and its caption and notes."""
     columns = shown(table)
-    heads = "".join(f"<th{_class(c)}>{html.escape(c.head)}</th>" for c in columns)
+    heads = "".join(f"<th{_class(c)}>{_unbroken(c.head)}</th>" for c in columns)
     rooms = [_room(c, [line[c.name] for block in table.blocks for line in block]) for c in columns]
     bodies = ""
     for block in table.blocks:
@@ -147,6 +147,11 @@ def table_html(table: Table) -> str:
         f'<p class="caption">{words(table.caption)} Files: <code>{table.name}.md</code>, '
         f"<code>{table.name}.csv</code>, <code>{table.name}.tex</code>.</p>{notes}"
     )
+
+
+def _unbroken(head: str) -> str:
+    """A head whose arrow never stands alone on a line."""
+    return re.sub(r" ([↑↓])$", r"&nbsp;\1", html.escape(head))
 
 
 def _room(column: Column, entries: Sequence[Entry | Difference]) -> tuple[str, str]:

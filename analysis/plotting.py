@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data import SHARED_FACTORS, Cell, Trials
+from analysis.data import Cell, Trials, is_shared
 
 COLUMN_INCHES = 3.25
 MAX_LINES = 6  # in one figure; more factors than fit make more figures
@@ -83,25 +83,40 @@ class Panel:
 def panels(trials: Trials) -> list[Panel]:
     """Cells in panels of at most `MAX_LINES` lines, one line for each setting of the adapters.
 
-    Backbone and task always separate panels; of the other varying factors as many as fit tell lines apart,
-    the regulariser first.
+    Backbones and test sets have panels of their own. Regularisers always tell lines apart, and so do the
+    other varying factors that fit; more lines than fit continue in a next panel.
     """
-    varying = sorted(trials.varying, key=lambda f: f != "regularizers")
-    line_factors: list[str] = []
     trained = [cell for cell in trials.cells if cell.members]
-    for factor in [f for f in varying if f not in SHARED_FACTORS]:
+    line_factors = [f for f in trials.varying if f == "regularizers"]
+    for factor in [f for f in trials.varying if f not in line_factors and not is_shared(f)]:
         if len({_key(cell, [*line_factors, factor]) for cell in trained}) <= MAX_LINES:
             line_factors.append(factor)
     panel_factors = [f for f in trials.varying if f not in line_factors]
-    found = []
-    for key in dict.fromkeys(_key(cell, panel_factors) for cell in trained):
-        inside = [cell for cell in trained if _key(cell, panel_factors) == key]
-        lines: dict[str, tuple[Cell, ...]] = {}
-        for line_key in dict.fromkeys(_key(cell, line_factors) for cell in inside):
-            line = [cell for cell in inside if _key(cell, line_factors) == line_key]
-            lines[_label(line[0], line_factors)] = tuple(sorted(line, key=lambda cell: cell.members))
-        found.append(Panel(_label(inside[0], panel_factors), lines, _backbone(trials, inside[0])))
-    return found
+    found: dict[str, Panel] = {}
+    for cells in trials.by_test_set().values():
+        for inside in _grouped([cell for cell in cells if cell.members], panel_factors):
+            lines = _grouped(inside, line_factors)
+            for start in range(0, len(lines), MAX_LINES):
+                part = lines[start : start + MAX_LINES]
+                label = _label(inside[0], panel_factors)
+                if len(lines) > MAX_LINES:
+                    label = ", ".join([*filter(None, [label]), f"part {start // MAX_LINES + 1}"])
+                if label in found:  # test sets that differ in their size only
+                    label = ", ".join([*filter(None, [label]), inside[0].test_set])
+                named = {_label(line[0], line_factors): _by_size(line) for line in part}
+                found[label] = Panel(label, named, _backbone(trials, inside[0]))
+    return list(found.values())
+
+
+def _grouped(cells: Sequence[Cell], factors: Sequence[str]) -> list[list[Cell]]:
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(_key(cell, factors), []).append(cell)
+    return list(groups.values())
+
+
+def _by_size(line: Sequence[Cell]) -> tuple[Cell, ...]:
+    return tuple(sorted(line, key=lambda cell: cell.members))
 
 
 def _key(cell: Cell, factors: Sequence[str]) -> tuple[Any, ...]:
@@ -109,15 +124,20 @@ def _key(cell: Cell, factors: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _label(cell: Cell, factors: Sequence[str]) -> str:
-    """Values of the factors; a number says of what."""
-    values = [(f, cell.factors[f]) for f in factors]
-    return ", ".join(value if isinstance(value, str) else f"{f} {value}" for f, value in values)
+    """Values of the factors; a number, and a setting without a column, say of what."""
+    return ", ".join(_value(factor, cell.factors[factor]) for factor in factors)
+
+
+def _value(factor: str, value: Any) -> str:
+    if isinstance(value, str) and "." not in factor:
+        return value
+    return f"{factor} {value:g}" if isinstance(value, float) else f"{factor} {value}"
 
 
 def _backbone(trials: Trials, cell: Cell) -> Cell | None:
-    shared = [f for f in SHARED_FACTORS if f in cell.factors]
-    found = [c for c in trials.cells if not c.members and _key(c, shared) == _key(cell, shared)]
-    return found[0] if found else None
+    shared = [f for f in cell.factors if is_shared(f)]
+    same = [c for c in trials.by_test_set()[cell.test_set] if _key(c, shared) == _key(cell, shared)]
+    return next((c for c in same if not c.members), None)
 
 
 def slug(label: str) -> str:

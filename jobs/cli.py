@@ -1,8 +1,8 @@
 """lorae: LoRA ensembles, trained exactly, once, and compared fairly.
 
     lorae sweep pipelines/demo.py --dry-run      what would be trained, and what is stored already
-    lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing twice
-    lorae sweep pipelines/demo.py --set members=6
+    lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing
+    twice lorae sweep pipelines/demo.py --set members=6
     lorae doctor                                 versions, devices, Ray, storage, model and data access
     lorae mlflow-rebuild lorae-results           recreate the MLflow runs from Parquet
     lorae export MEMBER DIR                      a member as a PEFT adapter

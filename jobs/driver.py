@@ -71,7 +71,8 @@ def _track(store: Store, sweep: str, tracking_uri: str | None) -> None:
 
 
 def plan_record(plan: Plan, host: str) -> dict[str, Any]:
-    """The plan as plain data: trials, members needed, stored and to train, stacks with host, memory and time."""
+    """The plan as plain data: trials, members needed, stored and to train, stacks with host, memory and
+    time."""
     return {
         "trials": [trial.factors() for trial, _ in plan.trials],
         "members": {
@@ -104,8 +105,8 @@ def plan_text(plan: Plan, host: str) -> str:
     lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
     for number, stack in enumerate(record["stacks"], 1):
         lines.append(
-            f"  stack {number}: {stack['task']} {stack['method']} rank {stack['rank']} {stack['regularizers']} "
-            f"seed {stack['seed']} members {stack['members']} | host {host} | "
+            f"  stack {number}: {stack['task']} {stack['method']} rank {stack['rank']} "
+            f"{stack['regularizers']} seed {stack['seed']} members {stack['members']} | host {host} | "
             f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {_duration(stack['seconds'])}"
         )
     return "\n".join(lines)
@@ -114,8 +115,8 @@ def plan_text(plan: Plan, host: str) -> str:
 def outcome_text(outcome: dict[str, Any], request: Request) -> str:
     """What was done, what failed, and the commands that follow."""
     lines = [
-        f"{outcome['trials']} trials, {outcome['trained']} members trained in {_duration(outcome['seconds'])}; "
-        f"results in {request.storage}/sweeps/{request.name}"
+        f"{outcome['trials']} trials, {outcome['trained']} members trained in "
+        f"{_duration(outcome['seconds'])}; results in {request.storage}/sweeps/{request.name}"
     ]
     lines += [f"failed: {what}: {why}" for what, why in outcome["failed"].items()]
     if outcome["incomplete"]:

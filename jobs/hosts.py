@@ -1,8 +1,10 @@
-"""Where stacks run: this process, or Ray Tune. Both call `lorae.run.run_stack`, neither knows what it does."""
+"""Where stacks run: this process, or Ray Tune. Both call `lorae.run.run_stack`, neither knows what it
+does."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
@@ -16,8 +18,10 @@ from lorae.plan import Devices, Plan
 from lorae.stack import Stack
 
 REPORT_SECONDS = 2.0
-# glibc otherwise returns every large activation to the kernel and faults it in again; one arena, since a Tune function
-# runs in a thread, whose own arena cannot hold large blocks; 32 MiB is the largest threshold that glibc accepts
+# glibc otherwise returns every large activation to the kernel and faults it in again; one arena, since a Tune
+# function
+# runs in a thread, whose own arena cannot hold large blocks; 32 MiB is the largest threshold that glibc
+# accepts
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
@@ -78,8 +82,8 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
     """Connect to a Ray cluster, or start Ray on this machine; yields what it can run.
 
     Args:
-        address: "auto" or an address: that cluster, or an error; None: a running one if there is one, else a new one
-            on this machine.
+        address: "auto" or an address: that cluster, or an error; None: a running one if there is one, else
+            a new one on this machine.
 
     Raises:
         ValueError: there is no cluster at the address.
@@ -94,11 +98,11 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
 
     local: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise ValueError(
-            f"no Ray cluster at {address!r} ({error}); start one with `ray up cluster.yaml`, or leave --address out to "
-            "use this machine"
+            f"no Ray cluster at {address!r} ({error}); start one with `ray up cluster.yaml`, "
+            "or leave --address out to use this machine"
         ) from error
     try:
         resources = ray.cluster_resources()

@@ -1,4 +1,5 @@
-"""What the user asked for: a sweep file, the axes replaced on the command line, where results and data are."""
+"""What the user asked for: a sweep file, the axes replaced on the command line, where results and data
+are."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def read_request(file: str, overrides: Sequence[str], storage: str, data_root: s
 
 
 def sweep_file(file: str) -> Path:
-    """The file as given, or below the folder that lorae's own pipelines are in (`ray submit` changes folder)."""
+    """The file as given, or below the folder that lorae's own pipelines are in (`ray submit` changes
+    folder)."""
     import pipelines
 
     own = Path(next(iter(pipelines.__path__))).parent
@@ -85,8 +87,8 @@ def load_module(path: Path) -> types.ModuleType:
 def with_override(sweep: Sweep, override: str) -> Sweep:
     """The sweep with an axis replaced or added: `members=1,2`, `method.rank=4,8`, `regularizers=none,kl-0.1`.
 
-    Numbers and words are read by the field's type. A field that holds a spec takes the labels of the values that the
-    file gives for it.
+    Numbers and words are read by the field's type. A field that holds a spec takes the labels of the values
+    that the file gives for it.
 
     Raises:
         ValueError: no such axis, or a value that it cannot take.

@@ -1,7 +1,9 @@
-"""LoRA ensembles: several low-rank adapters on one frozen backbone, trained exactly, once, and compared fairly.
+"""LoRA ensembles: several low-rank adapters on one frozen backbone, trained exactly, once, and compared
+fairly.
 
 Importing `lorae` or its specs loads neither torch nor ray. Axes of arrays are named by suffix, members first:
-M members, N examples, B batch, T tokens, D hidden (inputs of a layer), E outputs of a layer, R rank, C classes,
+M members, N examples, B batch, T tokens, D hidden (inputs of a layer), E outputs of a layer, R rank, C
+classes,
 V vocabulary: `logits_MNC`, `A_MRD`.
 """
 

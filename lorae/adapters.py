@@ -1,7 +1,9 @@
-"""Adapters of M members on one frozen backbone: every frozen GEMM runs once for all, each low-rank branch is batched.
+"""Adapters of M members on one frozen backbone: every frozen GEMM runs once for all, each low-rank branch is
+batched.
 
-Inputs of the members are concatenated on the batch axis, (M*B, T, D). An adapted layer adds its members' branches as
-batched products over M; the frozen weight is never copied. Sources: LoRA arXiv:2106.09685, VeRA arXiv:2310.11454.
+Inputs of the members are concatenated on the batch axis, (M*B, T, D). An adapted layer adds its members'
+branches as batched products over M; the frozen weight is never copied. Sources: LoRA arXiv:2106.09685, VeRA
+arXiv:2310.11454.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class StackedLora(nn.Module):
 
 
 class StackedVera(nn.Module):
-    """h = W0 x + b_m * B_m (d_m * A_m x); A_m and B_m are leading blocks of the member's frozen projections."""
+    """h = W0 x + b_m * B_m (d_m * A_m x); A_m and B_m are leading blocks of the member's frozen
+    projections."""
 
     def __init__(self, base: nn.Module, adapters: Adapters, layer: str, number: int) -> None:
         super().__init__()
@@ -77,7 +80,8 @@ FACTORS: dict[type, tuple[str, str]] = {Lora: ("A", "B"), Vera: ("d", "b")}  # t
 
 
 class Adapters:
-    """The stacked adapters of some members, inserted into a backbone; a context manager that takes them out again.
+    """The stacked adapters of some members, inserted into a backbone; a context manager that takes them out
+    again.
 
     Args:
         backbone: receives one stacked module in place of each adapted linear layer.
@@ -143,7 +147,8 @@ class Adapters:
             parameter.copy_(torch.stack([s[name] for s in states]))
 
     def keep(self, members: Sequence[int]) -> None:
-        """Drop all other members: parameters become new, smaller ones; later batches have rows of these only."""
+        """Drop all other members: parameters become new, smaller ones; later batches have rows of these
+        only."""
         index = torch.as_tensor(members, dtype=torch.long, device=self.backbone.device)
         self.parameters = {name: nn.Parameter(p.detach()[index]) for name, p in self.parameters.items()}
         self.projections = tuple(p[index] for p in self.projections)

@@ -83,15 +83,17 @@ def load_backbone(source: Source, precision: Precision, device: str) -> Backbone
     """The backbone on `device`, frozen, without dropout.
 
     Raises:
-        ValueError: files are missing, or its logits are not those of its output head (an architecture whose head has
+        ValueError: files are missing, or its logits are not those of its output head (an architecture whose
+        head has
             a scaling that lorae does not know).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = backbone_folder(source)
-    # The backward pass of CPU flash attention is slower than the eager one for the short sequences of classification.
+    # The backward pass of CPU flash attention is slower than the eager one for the short sequences of
+    # classification.
     attention = "eager" if device == "cpu" else "sdpa"
-    lm = AutoModelForCausalLM.from_pretrained(
+    lm: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[precision],
         attn_implementation=attention,
@@ -113,6 +115,6 @@ def _check_head(backbone: Backbone) -> None:
     scale = own.abs().max().clamp(min=1.0)
     if not torch.allclose(own, ours, atol=float(scale) * (1e-4 if backbone.dtype == torch.float32 else 2e-2)):
         raise ValueError(
-            f"{backbone.name}: the logits of {type(backbone.lm).__name__} are not its output head's times the last "
-            "hidden state; this architecture is not supported"
+            f"{backbone.name}: the logits of {type(backbone.lm).__name__} are not its output "
+            "head's times the last hidden state; this architecture is not supported"
         )

@@ -1,8 +1,9 @@
 """Examples as token rows, batches of rows, and the class logits of a batch.
 
-Answer letters and label words: one row per example, class logits from the last real token. Option likelihood: one row
-per example that packs the question and all its options; every option attends to the question and to itself only and
-its positions continue the question's, so the question is computed once.
+Answer letters and label words: one row per example, class logits from the last real token. Option likelihood:
+one row
+per example that packs the question and all its options; every option attends to the question and to itself
+only and its positions continue the question's, so the question is computed once.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: 
     """Rows of the examples; a prompt longer than `max_tokens` loses its beginning.
 
     Raises:
-        ValueError: two classes of an example start with the same token, or an answer does not fit `max_tokens`.
+        ValueError: two classes of an example start with the same token, or an answer does not fit
+        `max_tokens`.
     """
     prompts = [task.prompt(e) for e in examples]
     # An answer's tokens are what follows the prompt's in the tokenisation of both together.
@@ -63,8 +65,8 @@ def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: 
             first = tuple(tail[0] for tail in tails)
             if len(set(first)) < len(first):
                 raise ValueError(
-                    f"{task.name} {example.id}: two answers of {prompt.answers} start with the same token of this "
-                    "tokenizer; score by OptionLikelihood() or choose other label words"
+                    f"{task.name} {example.id}: two answers of {prompt.answers} start with the same "
+                    "token of this tokenizer; score by OptionLikelihood() or choose other label words"
                 )
             rows.append(_truncate(replace(row, answer_ids=first), max_tokens))
     return rows
@@ -153,7 +155,8 @@ def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch:
 
 
 def _packed_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
-    """Positions (T,), visibility (T, T) and scored entries (predicting position, token, class) of a packed row."""
+    """Positions (T,), visibility (T, T) and scored entries (predicting position, token, class) of a packed
+    row."""
     segments = np.full(length, -2)
     segments[: len(row.segments)] = row.segments
     question = int((segments == -1).sum())

@@ -12,9 +12,10 @@ from typing import Any
 def canonical(value: Any) -> Any:
     """JSON value that is equal for equal specs and refuses everything it cannot represent.
 
-    A dataclass becomes {"type": class name, field: value, ...} of the fields that are not marked `identity=False`;
-    if it defines `fingerprint()`, that is its value instead. Tuples and lists become lists, integral floats ints
-    (1.0 and 1 are one setting).
+    A dataclass becomes {"type": class name, field: value, ...} of the fields that are not marked
+    `identity=False`;
+    if it defines `fingerprint()`, that is its value instead. Tuples and lists become lists, integral floats
+    ints (1.0 and 1 are one setting).
 
     Raises:
         TypeError: a type that has no canonical form (set, array, function, ...).
@@ -42,7 +43,8 @@ def canonical(value: Any) -> Any:
 
 
 def fields_of(spec: Any) -> dict[str, Any]:
-    """Canonical values of a dataclass's fields, without those declared with `metadata={"identity": False}`."""
+    """Canonical values of a dataclass's fields, without those declared with `metadata={"identity":
+    False}`."""
     return {
         f.name: canonical(getattr(spec, f.name))
         for f in dataclasses.fields(spec)

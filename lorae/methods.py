@@ -129,14 +129,14 @@ class Lora:
 
 @dataclass(frozen=True)
 class Vera:
-    """h = W0 x + Lb B Ld A x: A and B random, frozen and shared by all layers; the vectors d and b are trained.
+    """h = W0 x + Lb B Ld A x: A and B random, frozen, shared by all layers; the vectors d and b are trained.
 
     Args:
-        rank: rows of A; VeRA uses large ones (256 to 1024) since only rank + d_out numbers a layer are trained.
+        rank: rows of A; VeRA uses large ones (256 to 1024): only rank + d_out numbers a layer are trained.
         targets: as for `Lora`.
         d_init: initial value of d; b starts at zero.
-        projection: "per_member" draws A and B from each member's init stream; "shared" gives all members the same,
-            so that only their data order differs.
+        projection: "per_member" draws A and B from each member's init stream; "shared" gives all members
+            the same, so that only their data order differs.
     """
 
     rank: int = 256
@@ -163,7 +163,7 @@ class Vera:
         return self.rank + d_out
 
     def draw_projections(self, max_in: int, max_out: int, key: seeds.Key) -> tuple[np.ndarray, np.ndarray]:
-        """A (rank, max_in) and B (max_out, rank), Kaiming-uniform as in PEFT; a layer uses their leading block."""
+        """A (rank, max_in) and B (max_out, rank), Kaiming-uniform as in PEFT; layers use leading blocks."""
         if self.projection == "shared":
             key = ("vera-shared",)
         a_bound, b_bound = math.sqrt(6 / max_in), math.sqrt(6 / self.rank)

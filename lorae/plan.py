@@ -1,4 +1,5 @@
-"""From a sweep to the stacks that remain to be run: members needed minus members stored, with memory and time."""
+"""From a sweep to the stacks that remain to be run: members needed minus members stored, with memory and
+time."""
 
 from __future__ import annotations
 
@@ -157,7 +158,8 @@ def _lacking_members(stack: Stack, store: Store, found: set[str]) -> tuple[int, 
 def _spread(stacks: list[Stack], devices: Devices) -> list[Stack]:
     """Halve stacks, the longest first, until no device idles long while another works; members stay exact.
 
-    A stack on its own is cheapest, so it is halved only while the busiest device has a tenth more to do than the mean.
+    A stack on its own is cheapest, so it is halved only while the busiest device has a tenth more to do than
+    the mean.
     """
     most = len(stacks) + 4 * devices.num
     while stacks and max(len(s.members) for s in stacks) > 1:

@@ -19,7 +19,8 @@ PREDICT_TOKENS = (
 def predict(
     backbone: Backbone, rows: Sequence[Row], num_members: int = 1, batch_tokens: int = PREDICT_TOKENS
 ) -> np.ndarray:
-    """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are none.
+    """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are
+    none.
 
     Classes that a row does not have are -inf. Rows keep their order.
     """

@@ -1,7 +1,7 @@
 """Terms and rules added to a member's training; any combination of them, at most one of a kind.
 
-The protocol of Wang, Aitchison and Rudolph 2023, arXiv:2310.00035: KL to the pre-trained model, weight decay on B
-only, early stopping, dropout on the adapters.
+The protocol of Wang, Aitchison and Rudolph 2023, arXiv:2310.00035: KL to the pre-trained model, weight decay
+on B only, early stopping, dropout on the adapters.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class KL:
 class DecayB:
     """Decoupled weight decay on the zero-initialised factor only: B <- B - lr * strength * B - step.
 
-    B = 0 is the backbone, so this pulls a member towards it without shrinking A, whose random directions make members
-    differ. For VeRA the decayed factor is the vector b.
+    B = 0 is the backbone, so this pulls a member towards it without shrinking A, whose random directions make
+    members differ. For VeRA the decayed factor is the vector b.
 
     Args:
         strength: > 0; the literature sweeps 1 to 1000. lr * strength must stay below 1.
@@ -59,7 +59,8 @@ class DecayB:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stops a member when its validation NLL has not improved for `patience` evaluations; its best step is kept.
+    """Stops a member when its validation NLL has not improved for `patience` evaluations; its best step is
+    kept.
 
     Args:
         patience: evaluations without improvement that are tolerated, >= 1.

@@ -1,4 +1,5 @@
-"""Running a stack: train and predict what the store lacks of its members, and store it. All hosts call `run_stack`."""
+"""Running a stack: train and predict what the store lacks of its members, and store it. All hosts call
+`run_stack`."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def run_stack(
 ) -> StackResult:
     """Train and predict what the store lacks of a stack's members, and store it.
 
-    Members that another process is working on are left to it; this process then waits for them, and takes over those
+    Members that another process is working on are left to it; this process then waits for them, and takes
+    over those
     that the other one did not finish. A member that fails is remembered in the store, the others are stored.
 
     Args:
@@ -249,7 +251,8 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
 
 
 def _ensure_reference(job: _Job) -> None:
-    """Store the backbone's own predictions, once for all stacks; a stack that comes second waits for the first."""
+    """Store the backbone's own predictions, once for all stacks; a stack that comes second waits for the
+    first."""
     reference_id = job.stack.trial.reference_id()
     folder, wanted = reference_folder(reference_id), job.stack.reference_sets()
     with job.store.storage.lock(f"reference-{reference_id}", wait=True):

@@ -1,8 +1,11 @@
-"""Random streams by name: what a member draws depends on its own key only, never on who else exists or drew before.
+"""Random streams by name: what a member draws depends on its own key only, never on who else exists or drew
+before.
 
-A stream is addressed by a key such as (seed, member, "init", "model.layers.0.self_attn.q_proj"). Initialisation and
-data order use NumPy's Philox generator seeded by the key's hash. Dropout needs a mask that depends neither on the
-device nor on padding nor on the other rows of a batch, so it is a pure hash of (key, step, row, position, channel).
+A stream is addressed by a key such as (seed, member, "init", "model.layers.0.self_attn.q_proj").
+Initialisation and
+data order use NumPy's Philox generator seeded by the key's hash. Dropout needs a mask that depends neither on
+the device nor on padding nor on the other rows of a batch, so it is a pure hash of (key, step, row, position,
+channel).
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ Key = tuple[int | str, ...]
 
 
 def stream(*key: int | str) -> np.random.Generator:
-    """Counter-based generator of the stream named by `key`; equal keys give equal numbers on every machine."""
+    """Counter-based generator of the stream named by `key`; equal keys give equal numbers on every
+    machine."""
     return np.random.Generator(np.random.Philox(int.from_bytes(_hash(key), "little")))
 
 
@@ -33,10 +37,11 @@ def _hash(key: Key) -> bytes:
 
 
 def keep_mask(row_keys: torch.Tensor, length: int, width: int, drop: float) -> torch.Tensor:
-    """Dropout mask (rows, length, width), True where kept, as a pure function of row key, position and channel.
+    """Dropout mask (rows, length, width), True where kept, as a pure function of row key, position and
+    channel.
 
-    Each element is the 32-bit finaliser of MurmurHash3 over (row key, position, channel), so the mask of a row is the
-    same whatever the padded length, the other rows of the batch, the micro-batch or the device.
+    Each element is the 32-bit finaliser of MurmurHash3 over (row key, position, channel), so the mask of a
+    row is the same whatever the padded length, the other rows of the batch, the micro-batch or the device.
 
     Args:
         row_keys: int32 (rows,), see `key32`.

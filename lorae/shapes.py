@@ -1,4 +1,5 @@
-"""Shapes of a backbone's linear layers from its config.json alone, so that a plan needs neither weights nor torch."""
+"""Shapes of a backbone's linear layers from its config.json alone, so that a plan needs neither weights nor
+torch."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_t
 def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Path of every `nn.Linear` below the output head -> (d_in, d_out), in the model's order.
 
-    Llama-like and GPT-NeoX models are written out here; any other causal LM is built without weights on torch's meta
-    device.
+    Llama-like and GPT-NeoX models are written out here; any other causal LM is built without weights on
+    torch's meta device.
     """
     kind = config.get("model_type")
     if kind in LLAMA_LIKE:

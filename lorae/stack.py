@@ -18,7 +18,8 @@ class Stack:
         trial: the recipe and seed; its number of members does not matter.
         members: indices of the members.
         eval_tasks: OOD tasks whose test split the members also predict.
-        micro_batch: examples of each member per forward pass, None = the whole batch; no part of any identity.
+        micro_batch: examples of each member per forward pass, None = the whole batch; no part of any
+        identity.
     """
 
     trial: Trial
@@ -29,7 +30,7 @@ class Stack:
     def eval_sets(self) -> dict[str, tuple[Task, Split]]:
         """Prediction sets that every member has at the end, by name."""
         own: list[tuple[Task, Split]] = [(self.trial.task, "validation"), (self.trial.task, "test")]
-        own += [(t, "test") for t in self.eval_tasks]
+        own.extend((t, "test") for t in self.eval_tasks)
         return {t.eval_set(split): (t, split) for t, split in own}
 
     def reference_sets(self) -> dict[str, tuple[Task, Split]]:

@@ -90,8 +90,8 @@ class Storage:
             self.delete(name)
         except OSError as error:
             raise ValueError(
-                f"storage {self.uri} cannot be written ({error}); give a folder with write permission and free "
-                "space by --storage"
+                f"storage {self.uri} cannot be written ({error}); give a folder with write permission "
+                "and free space by --storage"
             ) from error
         if found != content:
             raise ValueError(
@@ -102,8 +102,8 @@ class Storage:
     def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
         """Hold the exclusive lock `name`; yields False if another process holds it and `wait` is False.
 
-        The kernel releases the lock of a process that dies. Object stores have no locks: there True is yielded always,
-        and two sweeps that train the same member at once both store it, the last one whole.
+        The kernel releases the lock of a process that dies. Object stores have no locks: there True is
+        yielded always, and two sweeps that train the same member at once both store it, the last one whole.
         """
         if not self.is_local:
             yield True

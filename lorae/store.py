@@ -1,4 +1,5 @@
-"""What is kept: members, the backbone's own predictions, and the trials of each sweep, each written whole or not at all.
+"""What is kept: members, the backbone's own predictions, and the trials of each sweep, each written whole or
+not at all.
 
     <storage>/members/<member_id>/    adapter, recipe, curve and predictions of one member, DONE.json last
     <storage>/reference/<id>/         predictions of the untouched backbone
@@ -77,7 +78,8 @@ class Store:
     def __init__(self, storage: Storage | str) -> None:
         self.storage = Storage(storage) if isinstance(storage, str) else storage
 
-    # Members and references: a folder of files under one checksum list ------------------------------------------------
+    # Members and references: a folder of files under one checksum list
+    # ------------------------------------------------
 
     def write_entry(self, folder: str, files: dict[str, bytes]) -> None:
         """Add files to a member or reference; its DONE.json is written last and covers old and new files."""
@@ -142,12 +144,13 @@ class Store:
             return None
         if done["schema"] != SCHEMA_VERSION:
             raise ValueError(
-                f"{self.storage.path(folder)} has schema {done['schema']}, this lorae reads {SCHEMA_VERSION}; install "
-                "the lorae version that wrote it"
+                f"{self.storage.path(folder)} has schema {done['schema']}, this lorae reads "
+                f"{SCHEMA_VERSION}; install the lorae version that wrote it"
             )
         return done["files"]
 
-    # Predictions ------------------------------------------------------------------------------------------------------
+    # Predictions
+    # ------------------------------------------------------------------------------------------------------
 
     def predictions(self, folders: Sequence[str], eval_set: str) -> Predictions:
         """Logits of the entries on an evaluation set, entries leading.
@@ -169,7 +172,8 @@ class Store:
         content = self.read(folder, prediction_file(eval_set))
         return pq.read_table(io.BytesIO(content), schema=PREDICTIONS)
 
-    # Failures, sweeps -------------------------------------------------------------------------------------------------
+    # Failures, sweeps
+    # -------------------------------------------------------------------------------------------------
 
     def write_failure(self, member_id: str, error: str) -> None:
         """Remember why a member failed; storing the member clears it."""
@@ -255,7 +259,7 @@ def prediction_bytes(
 
 def _draws(table: pa.Table) -> np.ndarray:
     """Logits (K, N, C) of one entry's table, padded with -inf."""
-    lengths = pc.list_value_length(table["logits"]).to_numpy()
+    lengths = pc.call_function("list_value_length", [table["logits"]]).to_numpy()
     logits = np.full((len(lengths), lengths.max()), -np.inf, np.float32)
     logits[np.arange(lengths.max()) < lengths[:, None]] = (
         table["logits"].combine_chunks().flatten().to_numpy()

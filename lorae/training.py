@@ -24,7 +24,8 @@ from lorae.trial import AdamW, Trial
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded training and validation rows, and for KL the backbone's class logits (N, C) on the training rows."""
+    """Encoded training and validation rows, and for KL the backbone's class logits (N, C) on the training
+    rows."""
 
     train: Sequence[Row]
     validation: Sequence[Row]
@@ -79,12 +80,13 @@ def train_stack(
 ) -> list[MemberRun]:
     """Train members `members` of `trial` together and return their parameters, curves and costs, in order.
 
-    The stack's loss is the sum of the members' own mean losses, so no member sees another. A member whose loss or
-    gradient is not finite fails alone; a member that stops early leaves, and the stack gets cheaper.
+    The stack's loss is the sum of the members' own mean losses, so no member sees another. A member whose
+    loss or gradient is not finite fails alone; a member that stops early leaves, and the stack gets cheaper.
 
     Args:
         members: indices that name the members' random streams.
-        micro_batch: examples of each member per forward pass; None = the whole batch. Results do not depend on it
+        micro_batch: examples of each member per forward pass; None = the whole batch. Results do not depend
+        on it
             beyond rounding.
         checkpoints: continue from the last one, and save when due.
         on_step: called after each step with the steps done and their total.
@@ -157,9 +159,8 @@ def train_stack(
             failed = [] if bool(finite_M.all()) else [i for i, ok in enumerate(finite_M.tolist()) if not ok]
             for i in failed:
                 ids = ", ".join(data.train[n].id for n in chosen_MB[i])
-                runs[
-                    active[i]
-                ].error = f"loss {losses_M[i].item()}, gradient norm {norms_M[i].item()} at step {step + 1}, examples {ids}"
+                what = f"loss {losses_M[i].item()}, gradient norm {norms_M[i].item()}"
+                runs[active[i]].error = f"{what} at step {step + 1}, examples {ids}"
                 for p in adapters.parameters.values():
                     assert p.grad is not None
                     p.grad[i] = 0.0
@@ -226,7 +227,8 @@ def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
 
 
 def make_optimizer(adapters: Adapters, spec: AdamW, decay: DecayB | None) -> torch.optim.AdamW:
-    """AdamW on the stacked factors; its element-wise update couples no members. `DecayB` decays one factor more."""
+    """AdamW on the stacked factors; its element-wise update couples no members. `DecayB` decays one factor
+    more."""
     zero = set(adapters.zero_initialised())
     groups = [
         {
@@ -243,7 +245,8 @@ def make_optimizer(adapters: Adapters, spec: AdamW, decay: DecayB | None) -> tor
 
 
 def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
-    """Scale each member's gradient to at most `max_norm` by its own global norm; returns the norms (M,) before."""
+    """Scale each member's gradient to at most `max_norm` by its own global norm; returns the norms (M,)
+    before."""
     grads = [p.grad for p in adapters.parameters.values() if p.grad is not None]
     norms_M = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
     if max_norm is not None:
@@ -254,7 +257,8 @@ def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
 
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor, direction: str) -> torch.Tensor:
-    """KL (rows,) between class distributions: "reverse" KL(member || backbone), "forward" KL(backbone || member).
+    """KL (rows,) between class distributions: "reverse" KL(member || backbone), "forward" KL(backbone ||
+    member).
 
     Classes that a row does not have are -inf in both and contribute nothing.
     """

@@ -98,7 +98,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Diversity:
-    """The sources of randomness by which members differ: the 2 x 2 factorial of initialisation and data order."""
+    """The sources of randomness by which members differ: the 2 x 2 factorial of initialisation and data
+    order."""
 
     init: Literal["per_member", "shared"] = "per_member"
     order: Literal["per_member", "shared"] = "per_member"
@@ -121,7 +122,8 @@ class Trial:
     Args:
         backbone: where the frozen model comes from.
         task: what it is fine-tuned on.
-        method, regularizers, optimizer, budget, diversity, precision: the recipe. With "bf16" backbone and activations
+        method, regularizers, optimizer, budget, diversity, precision: the recipe. With "bf16" backbone and
+        activations
             are bfloat16; adapters and optimiser state are fp32 always.
         seed: root of every random stream.
         members: ensemble size M; 0 is the untouched backbone (zero-shot), 1 the single adapter.
@@ -158,8 +160,9 @@ class Trial:
         decay = self.regularizer(DecayB)
         if decay and decay.strength * self.optimizer.lr >= 1:
             raise ValueError(
-                f"DecayB(strength={decay.strength:g}) with lr={self.optimizer.lr:g}: lr * strength must be < 1, "
-                f"or B oscillates; write DecayB(strength={0.1 / self.optimizer.lr:g}) or less"
+                f"DecayB(strength={decay.strength:g}) with lr={self.optimizer.lr:g}: "
+                "lr * strength must be < 1, or B oscillates; write "
+                f"DecayB(strength={0.1 / self.optimizer.lr:g}) or less"
             )
 
     def regularizer(self, kind: type[_R]) -> _R | None:
@@ -184,8 +187,8 @@ class Trial:
         return {"schema": SCHEMA_VERSION} | {k: v for k, v in fields_of(self).items() if k in parts}
 
     def member_id(self, index: int) -> str:
-        """Identity of member `index`: 16 hex digits. Equal for equal members, whatever the number of members, the
-        sweep, the stack, the device, the host, the paths or the micro-batch."""
+        """Identity of member `index`: 16 hex digits. Equal for equal members, whatever the number of members,
+        the sweep, the stack, the device, the host, the paths or the micro-batch."""
         return digest(self.recipe() | {"streams": self.member_key(index)})
 
     def member_ids(self) -> list[str]:
@@ -199,7 +202,8 @@ class Trial:
         return digest(parts | {"max_tokens": self.budget.max_tokens})
 
     def factors(self) -> dict[str, str | int | float]:
-        """Readable columns of the row, flat and in a fixed order; "none" or 0 for what the backbone itself lacks."""
+        """Readable columns of the row, flat and in a fixed order; "none" or 0 for what the backbone itself
+        lacks."""
         model = {
             "backbone": self.backbone.label,
             "task": self.task.label,
@@ -278,7 +282,8 @@ class Sweep:
         return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid]))
 
     def located(self, data_root: Path | None) -> Sweep:
-        """The sweep with every source fixed: hub branches become commits, tasks are found under `data_root`."""
+        """The sweep with every source fixed: hub branches become commits, tasks are found under
+        `data_root`."""
 
         def fix(trial: Trial) -> Trial:
             return replace(trial, backbone=resolve(trial.backbone), task=trial.task.located(data_root))
@@ -302,8 +307,9 @@ class Sweep:
         for task in tasks:
             if task.prompt_template() != trial.task.prompt_template():
                 raise ValueError(
-                    f"OOD task {task.name} has the prompt template {task.prompt_template()!r}, {trial.task.name} has "
-                    f"{trial.task.prompt_template()!r}; detection would see the template, so use a task that shares it"
+                    f"OOD task {task.name} has the prompt template {task.prompt_template()!r}, {trial.task.name} "
+                    f"has {trial.task.prompt_template()!r}; detection would see the template, so use a task "
+                    "that shares it"
                 )
         return tasks
 
@@ -369,9 +375,10 @@ def _type_name(declared: Any) -> str:
 
 
 def cells(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:
-    """Distinct recipes with their seed, and the largest number of members that any of its trials needs."""
+    """Distinct recipes with their seed, and the largest number of members that any of its trials needs; a
+    cell of no members is the backbone itself."""
     largest: dict[Trial, int] = {}
     for trial in trials:
-        cell = replace(trial, members=0, combine="probs")
+        cell = replace(trial, members=min(trial.members, 1), combine="probs")
         largest[cell] = max(largest.get(cell, 0), trial.members)
     yield from largest.items()

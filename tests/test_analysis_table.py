@@ -127,7 +127,13 @@ def test_columns_are_what_varies_and_the_caption_has_the_rest(table):
 def test_methods_name_the_models_and_ranks_get_a_column(tmp_path):
     axes = {"method": [Lora(rank=4), Lora(rank=8), Vera(rank=16)], "members": [1, 2]}
     table = compared(make_sweep(tmp_path, axes))
-    assert [c.name for c in table.columns if c.kind == "text"] == ["rank", "init", "model", "regularizers"]
+    assert [c.name for c in table.columns if c.kind == "text"] == [
+        "init",
+        "rank",
+        "alpha",
+        "model",
+        "regularizers",
+    ]
     lines = [(line["rank"].value, line["model"].value) for line in itertools.chain(*table.blocks)]
     assert lines[0] == (None, "zero-shot") and (16, "VeRA ensemble of 2") in lines and len(lines) == 7
 

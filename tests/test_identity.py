@@ -1,4 +1,5 @@
-"""Identity: equal recipes are one member, everything that changes a member changes its id, nothing else does."""
+"""Identity: equal recipes are one member, everything that changes a member changes its id, nothing else
+does."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def trial(**changes) -> Trial:
 
 
 def test_golden_member_id():
-    """A change here means that every stored member is orphaned: raise SCHEMA_VERSION on purpose, never by accident."""
+    """A change here means that every stored member is orphaned: raise SCHEMA_VERSION on purpose, never by
+    accident."""
     assert trial().member_id(3) == "4e2f242e550e091a"
 
 

@@ -1,4 +1,5 @@
-"""The planner: what is needed, what is stored, how it is spread, and what is refused before anything starts."""
+"""The planner: what is needed, what is stored, how it is spread, and what is refused before anything
+starts."""
 
 from __future__ import annotations
 
@@ -105,10 +106,16 @@ def test_ood_task_with_another_prompt_is_refused(tiny_trial, data_root, tmp_path
         make_plan(Sweep(base=tiny_trial(), ood=[Other().located(data_root)]), Store(str(tmp_path)), CPU)
 
 
-SMALL = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-    vocab_size=64, pad_token_id=0,
-)  # fmt: skip
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+}
 
 
 @pytest.mark.parametrize("kind", [*LLAMA_LIKE, "gpt_neox", "phi3"])

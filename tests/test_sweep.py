@@ -25,8 +25,8 @@ from toys import Colours, Greys
 from lorae.sources import Files
 from lorae.trial import AdamW
 from pipelines.demo import SWEEP as DEMO
-base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=3e-3), precision="fp32")
-SWEEP = replace(DEMO, base=base, ood=[Greys()])
+base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=3e-3),
+precision="fp32") SWEEP = replace(DEMO, base=base, ood=[Greys()])
 """
 
 
@@ -38,7 +38,8 @@ def demo_file(tiny_llama, tmp_path) -> Path:
 
 
 def lorae(*words: str | Path, data_root: Path, **variables: str) -> subprocess.Popen:
-    """The command line in a process of its own, with a home of its own, so that Ray and its token stay in the test."""
+    """The command line in a process of its own, with a home of its own, so that Ray and its token stay in the
+    test."""
     environment = (
         os.environ | variables | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "LORAE_DATA_ROOT": str(data_root)}
     )
@@ -107,7 +108,7 @@ def test_local_host_gives_the_same_members_as_tune(demo_file, data_root, tmp_pat
             "--set",
             "members=2",
             "--set",
-            "regularizers=kl-0.1",
+            "regularizers=kl-0.3",
             *host,
         )
         finished(lorae(*words, data_root=data_root, OMP_NUM_THREADS="1"), 0)
@@ -119,7 +120,8 @@ def test_local_host_gives_the_same_members_as_tune(demo_file, data_root, tmp_pat
 
 
 def test_a_stack_that_fails_loses_no_other_and_exits_with_1(demo_file, data_root, tmp_path):
-    """One cell's training raises in its worker; the other cells are stored, and the message says how to resume."""
+    """One cell's training raises in its worker; the other cells are stored, and the message says how to
+    resume."""
     broken = tmp_path / "broken.py"
     broken.write_text(demo_file.read_text() + BREAK_KL)
     storage = tmp_path / "results"
@@ -142,7 +144,8 @@ class Broken(KL):
             if threading.current_thread() is not threading.main_thread():
                 raise RuntimeError("out of order")
         return super().__getattribute__(name)
-SWEEP = replace(SWEEP, axes=SWEEP.axes | {"regularizers": [(), (Broken(7.0),), SWEEP.axes["regularizers"][2]]})
+SWEEP = replace(SWEEP, axes=SWEEP.axes | {"regularizers": [(), (Broken(7.0),),
+SWEEP.axes["regularizers"][2]]})
 """
 
 
@@ -173,7 +176,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(demo_file, data_root, tmp_path,
         (["sweep", str(demo_file), "--set", "members=many"], "members='many': must be int"),
         (
             ["sweep", str(demo_file), "--set", "regularizers=l2"],
-            "the file gives it the values none, kl-0.1, decay_b-",
+            "the file gives it the values none, kl-0.3, decay_b-",
         ),
         (["sweep", str(demo_file), "--set", "members"], "write axis=value"),
         (["sweep", str(demo_file), "--set", "method.rank=99"], "rank=99 exceeds"),

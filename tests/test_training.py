@@ -44,7 +44,8 @@ def largest_difference(a: MemberRun, b: MemberRun) -> float:
     "method,lr", [(Lora(rank=4, targets=ALL_LINEAR), 1e-2), (Vera(rank=16), 1e-1)], ids=["lora", "vera"]
 )
 def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, lr):
-    """Different orders and lengths, dropout, clipping, KL, decay, and early stopping that ends members at different steps."""
+    """Different orders and lengths, dropout, clipping, KL, decay, and early stopping that ends members at
+    different steps."""
     trial = tiny_trial(
         method=method,
         optimizer=AdamW(lr=lr, max_grad_norm=0.5),
@@ -88,7 +89,8 @@ def test_vera_member_equals_a_plain_peft_loop(tiny_trial):
 
 
 def peft_loop(trial: Trial, data: TrainingData, config, member: int) -> dict[str, torch.Tensor]:
-    """The member trained by PEFT on the same batches: padded rows with a mask, the model's own logits, torch's clipping."""
+    """The member trained by PEFT on the same batches: padded rows with a mask, the model's own logits,
+    torch's clipping."""
     lm = AutoModelForCausalLM.from_pretrained(trial.backbone.path)
     model = get_peft_model(lm, config)
     key = trial.member_key(member)
@@ -243,7 +245,8 @@ def test_micro_batches_change_nothing_but_rounding(tiny_trial, dropout):
 
 
 def test_a_member_that_is_not_finite_fails_alone(tiny_trial):
-    """Member 1 starts at a huge A: its first loss is not finite; members 0 and 2 are as if it had not been there."""
+    """Member 1 starts at a huge A: its first loss is not finite; members 0 and 2 are as if it had not been
+    there."""
     trial = tiny_trial(method=Lora(b_std=0.1), budget=Budget(batch_size=4, steps=10))
     backbone, data = prepared(trial)
 

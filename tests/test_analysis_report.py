@@ -1,0 +1,253 @@
+"""The report: differences, figures across a sweep, and the page that holds everything."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from test_analysis_data import COMMAND, make_sweep
+from toys import Colours
+
+from analysis import report
+from analysis.columns import default_metrics
+from analysis.data import load_trials
+from analysis.differences import ensembling, regularising
+from analysis.figures_scores import ood_roc, risk_coverage
+from analysis.figures_sweep import (
+    correlation_text,
+    diversity_against_gain,
+    gain,
+    heat_maps,
+    pareto_front,
+    quality_against_cost,
+)
+from analysis.plotting import panels
+from analysis.render import csv_text, markdown
+from analysis.resampling import resample
+from analysis.significance import Difference
+from analysis.table import comparison
+from lorae.regularizers import KL
+
+AXES = {"regularizers": [(), (KL(),)], "members": [1, 2, 4]}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_sweep(tmp_path_factory.mktemp("sweep"), AXES)
+
+
+@pytest.fixture(scope="module")
+def written(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    warnings = ["check 2: members <a> and b are the same"]
+    return report.write_report(storage, "toy", tmp_path_factory.mktemp("report"), warnings)
+
+
+# Differences ----------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_that_of_the_stored_logits_to_the_named_baseline(storage):
+    trials = load_trials(storage, "toy")
+    table = ensembling(trials, resample(trials, default_metrics(trials)))
+    lines = {(x["model"].value, x["regularizers"].value): x for block in table.blocks for x in block}
+    assert list(lines) == [(f"LoRA ensemble of {m}", r) for r in ("none", "kl-0.1") for m in (2, 4)]
+    found = lines["LoRA ensemble of 4", "none"]["ensemble_nll"]
+    four, one = (r for r in trials.rows if r["regularizers"] == "none" and r["members"] in (4, 1))
+    four, one = sorted((four, one), key=lambda row: -row["members"])
+    losses = []
+    for row in (four, one):
+        test = trials.predictions(row)
+        p_NC = scipy.special.softmax(test.logits_MNC.astype(float), 2).mean(0)
+        losses.append(-np.log(p_NC[np.arange(90), test.labels_N]))
+    delta_N = losses[0] - losses[1]
+    normal = scipy.stats.norm.interval(0.95, delta_N.mean(), scipy.stats.sem(delta_N))
+    assert isinstance(found, Difference)
+    assert found.value == pytest.approx(delta_N.mean())
+    assert (found.lo, found.hi) == pytest.approx(normal, abs=0.25 * scipy.stats.sem(delta_N))
+    assert "Δ NLL ↓" in markdown(table) and f"**{found.value:+.3f}" in markdown(table)
+    assert "ensemble_nll_lo,ensemble_nll_hi,ensemble_nll_p_value" in csv_text(table)
+
+
+def test_regularised_cells_are_compared_with_the_unregularised_of_their_size(storage):
+    trials = load_trials(storage, "toy")
+    resampling = resample(trials, default_metrics(trials))
+    ((*lines,),) = regularising(trials, resampling).blocks
+    assert [line["model"].value for line in lines] == [
+        "single LoRA",
+        "LoRA ensemble of 2",
+        "LoRA ensemble of 4",
+    ]
+    acc = {(r["regularizers"], r["members"]): r["acc"] for r in trials.rows}
+    assert lines[0]["acc"].value == pytest.approx(acc["kl-0.1", 1] - acc["none", 1])
+
+
+def test_only_cells_of_one_test_set_are_compared(tmp_path):
+    axes = {"task": [Colours(), Colours(option_seed=1)], "members": [1, 2]}
+    trials = load_trials(make_sweep(tmp_path, axes), "toy")
+    table = comparison(trials, resample(trials, ["acc"]), ["acc"])
+    assert [len(block) for block in table.blocks] == [3, 3] and trials.varying == ("task.option_seed",)
+    for block in table.blocks:
+        assert [line for line in block if line["acc"].verdict == "best"]
+    labels = ["task.option_seed none", "task.option_seed 1"]
+    assert [p.label for p in panels(trials)] == labels and all(p.zero_shot for p in panels(trials))
+    assert len({plot.name for plot in quality_against_cost(trials)}) == 2
+
+
+def test_subsets_of_one_test_split_are_other_test_sets_with_the_same_factors(tmp_path):
+    axes = {"task": [Colours(num_test=50), Colours(num_test=90)], "members": [1]}
+    trials = load_trials(make_sweep(tmp_path, axes), "toy")
+    assert [len(cell.rows) for cell in trials.cells] == [1, 1, 1, 1] and trials.varying == ()
+    assert len({panel.slug for panel in panels(trials)}) == 2
+
+
+# Figures --------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
+def test_the_front_is_what_nothing_dominates(points):
+    front = [points[i] for i in pareto_front(points)]
+
+    def dominated(p):
+        return any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)
+
+    assert sorted(front) == front == sorted({p for p in points if not dominated(p)})
+
+
+def test_the_front_of_cost_is_drawn_through_its_cells(storage):
+    trials = load_trials(storage, "toy")
+    (plot,) = quality_against_cost(trials)
+    tokens, forwards = plot.figure.axes
+    for axes, cost in ((tokens, "train_tokens"), (forwards, "forwards_per_prediction")):
+        rows = [row for row in trials.rows if row["members"]]
+        points = [(row[cost], row["ensemble_nll"]) for row in rows]
+        (front,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+        assert [tuple(p) for p in front.get_xydata()] == [points[i] for i in pareto_front(points)]
+
+
+def test_diversity_and_gain_are_those_of_the_ensembles(storage):
+    trials = load_trials(storage, "toy")
+    (plot,) = diversity_against_gain(trials)
+    rows = [row for row in trials.rows if row["members"] > 1]
+    drawn = np.concatenate([line.get_xydata() for line in plot.figure.axes[1].lines])
+    assert sorted(map(tuple, drawn)) == sorted((r["mutual_information"], gain(r)) for r in rows)
+    assert min(gain(row) for row in rows) > 0
+    r = scipy.stats.pearsonr([r["mutual_information"] for r in rows], [gain(r) for r in rows]).statistic
+    assert f"r = {r:.2f}" in plot.figure.axes[1].get_title()
+    assert correlation_text([1, 1, 1], [1, 2, 3]) == "no correlation: constant"
+    assert correlation_text([1, 2, 3], [1, 10, 11]).endswith("rho = 1.00")
+
+
+def test_heat_maps_need_two_numeric_factors(storage, tmp_path):
+    assert heat_maps(load_trials(storage, "toy")) == []
+    ranks = {"method.rank": [1, 2, 4], "members": [1, 2], "regularizers": [(), (KL(),)]}
+    trials = load_trials(make_sweep(tmp_path / "ranks", ranks), "toy")
+    plots = heat_maps(trials)
+    assert [plot.name for plot in plots] == ["heat-rank-members-KL-beta-0", "heat-rank-members-KL-beta-0.1"]
+    (image,) = plots[0].figure.axes[0].images
+    nll = {(r["rank"], r["members"]): r["ensemble_nll"] for r in trials.rows if r["regularizers"] == "none"}
+    assert np.asarray(image.get_array()).tolist() == [[nll[r, m] for m in (1, 2)] for r in (1, 2, 4)]
+    strengths = {"regularizers": [(), (KL(0.1),), (KL(1),)], "members": [1, 2]}
+    (plot,) = heat_maps(load_trials(make_sweep(tmp_path / "strengths", strengths), "toy"))
+    assert plot.name == "heat-KL-beta-members"
+
+
+def test_curves_end_where_the_metrics_say(storage):
+    trials = load_trials(storage, "toy")
+    (panel,) = panels(trials)
+    *_, coverage = risk_coverage(trials, panel).figure.axes[0].lines
+    best = panel.lines["kl-0.1"][-1].rows[0]
+    assert coverage.get_xydata()[-1] == pytest.approx([1, 1 - best["acc"]])
+    roc = ood_roc(trials, panel, "greys").figure.axes[0].lines
+    (line,) = [x for x in roc if str(x.get_label()).startswith("M=4, kl-0.1")]
+    x, y = line.get_xydata().T
+    assert np.trapezoid(y, x) == pytest.approx(
+        best["auroc_msp__greys"]
+    ) and f"{best['auroc_msp__greys']:.3f}" in str(line.get_label())
+
+
+# The page -------------------------------------------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are open, the cells of each table, and every address that a tag refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        given = dict(attrs)
+        self.addresses += [given[a] for a in ("src", "href", "xlink:href", "action") if a in given]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag == "td":
+            self.tables[-1][-1].append(json.loads(given["data-value"]))
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in ("meta", "br"):
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(written):
+    text = written.read_text()
+    page = Page(text)
+    assert page.open == []
+    assert all(address.startswith("#") for address in page.addresses)
+    assert not re.search(r"url\((?!#)|@import|<link|<img|<iframe", text)
+    assert text.count("<svg") == text.count("<figure") >= 9
+
+
+def test_the_page_has_the_numbers_of_the_sweep(written, storage):
+    trials = load_trials(storage, "toy")
+    comparison_rows = Page(written.read_text()).tables[0][1:]
+    assert [row[3] for row in comparison_rows] == [row["ensemble_nll"] for row in trials.rows]
+    assert comparison_rows[0][:2] == ["zero-shot", None]
+
+
+def test_warnings_stand_before_everything_and_provenance_is_named(written):
+    text = written.read_text()
+    assert 0 < text.index("members &lt;a&gt; and b are the same") < text.index("<h2>")
+    assert text.count(COMMAND) >= 5 and "abc123" in text and "2026-01-02T03:04:05Z" in text
+
+
+def test_every_table_and_figure_is_a_file_too(written):
+    names = {path.name for path in written.parent.iterdir()}
+    for table in ("table", "ensembling", "regularising", "all-metrics"):
+        assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
+    figures = (
+        "ensemble_nll-members",
+        "reliability-none",
+        "risk-coverage",
+        "ood-roc-greys",
+        "diversity-gain",
+        "cost",
+    )
+    assert {f"{figure}.{ending}" for figure in figures for ending in ("pdf", "svg")} <= names
+
+
+def test_an_incomplete_sweep_is_reported_with_what_it_lacks(tmp_path, capsys):
+    storage = make_sweep(tmp_path, {"members": [1], "seed": [0, 1]}, failing=[2])
+    arguments = [storage, "--sweep", "toy", "--out", str(tmp_path / "out")]
+    assert report.main(arguments) == 2
+    assert "lacks 1 trial" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert report.main([*arguments, "--allow-missing"]) == 0
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert text.index("Read this first") < text.index("NaN at step 3") < text.index("<h2>")

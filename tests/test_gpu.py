@@ -1,0 +1,58 @@
+"""The same promises on a CUDA device; skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lorae.adapters import Adapters
+from lorae.backbones import load_backbone
+from lorae.encoding import encode
+from lorae.methods import Lora, Vera
+from lorae.prediction import predict
+from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
+from lorae.training import TrainingData, train_stack
+from lorae.trial import AdamW, Budget
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("method,lr", [(Lora(rank=4), 1e-2), (Vera(rank=16), 1e-1)], ids=["lora", "vera"])
+def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, lr):
+    regularizers = (AdapterDropout(0.1), KL(0.05), DecayB(0.1), EarlyStopping(patience=1, every=6))
+    optimizer, budget = AdamW(lr=lr, max_grad_norm=0.5), Budget(batch_size=4, steps=36)
+    trial = tiny_trial(method=method, regularizers=regularizers, optimizer=optimizer, budget=budget)
+    states = {}
+    for device in ("cpu", "cuda"):
+        backbone = load_backbone(trial.backbone, "fp32", device)
+        rows = {
+            s: encode(backbone.tokenizer, trial.task, trial.task.examples(s), 64)
+            for s in ("train", "validation")
+        }
+        data = TrainingData(rows["train"], rows["validation"], predict(backbone, rows["train"])[0])
+        together = train_stack(backbone, trial, range(4), data)
+        alone = [train_stack(backbone, trial, [m], data)[0] for m in range(4)]
+        for one, other in zip(together, alone):
+            assert one.best_step == other.best_step
+            assert all(torch.allclose(one.state[n], other.state[n], atol=1e-5) for n in one.state)
+        states[device] = together[0].state
+    assert all(torch.allclose(states["cpu"][n], states["cuda"][n], atol=1e-3) for n in states["cpu"])
+
+
+def test_backbone_is_in_memory_once_whatever_the_number_of_members(tiny_trial):
+    trial = tiny_trial(precision="bf16", method=Lora(rank=2))
+    peaks = []
+    for members in (1, 10):
+        backbone = load_backbone(trial.backbone, "bf16", "cuda")
+        rows = encode(backbone.tokenizer, trial.task, trial.task.examples("test"), 64)
+        torch.cuda.reset_peak_memory_stats()
+        with Adapters(backbone, trial.method, [trial.member_key(m)["init"] for m in range(members)]):
+            predict(backbone, rows, members, batch_tokens=64)
+        peaks.append(torch.cuda.max_memory_allocated())
+    backbone_bytes = sum(p.numel() * p.element_size() for p in backbone.lm.parameters())
+    assert peaks[1] - peaks[0] < backbone_bytes

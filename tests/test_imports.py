@@ -1,0 +1,44 @@
+"""Who may import whom, and what stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "lorae": {"ray", "deepspeed", "mlflow", "jobs", "pipelines", "analysis"},
+    "pipelines": {"ray", "deepspeed", "mlflow", "torch", "jobs", "analysis"},
+    "analysis": {"ray", "deepspeed", "mlflow", "torch", "transformers", "jobs", "pipelines"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_layers_import_only_what_they_may(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = {str(f.relative_to(ROOT)): bad for f in files if (bad := imported(f) & FORBIDDEN[package])}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "module", ["lorae.metrics", "lorae.trial", "lorae.plan", "lorae.tasks", "jobs.cli", "jobs.driver"]
+)
+def test_light_modules_load_neither_torch_nor_ray(module):
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers', 'mlflow', 'datasets'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
