@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from analysis.columns import Column
 from analysis.plotting import Plot, svg
-from analysis.render import is_bold, is_tied, shown, text
+from analysis.render import is_bold, is_tied, parts, shown
 from analysis.significance import Difference
 from analysis.table import Entry, Table
 
@@ -150,13 +150,13 @@ def table_html(table: Table) -> str:
 
 
 def _unbroken(head: str) -> str:
-    """A head whose arrow never stands alone on a line."""
-    return re.sub(r" ([↑↓])$", r"&nbsp;\1", html.escape(head))
+    """A head that breaks neither before its arrow nor at a hyphen."""
+    return re.sub(r" ([↑↓])$", r"&nbsp;\1", html.escape(head)).replace("-", "&#8209;")
 
 
 def _room(column: Column, entries: Sequence[Entry | Difference]) -> tuple[str, str]:
     """Room that a cell without uncertainty or without ≈ leaves for them, so that the digits align."""
-    uncertainties = [_parts(column, entry)[1] for entry in entries]
+    uncertainties = [parts(column, entry)[1] for entry in entries]
     widest = max(uncertainties, key=len, default="")
     return _hidden(f" <small>{widest}</small>" if widest else ""), _hidden(TIED * any(map(is_tied, entries)))
 
@@ -169,20 +169,13 @@ def _hidden(content: str) -> str:
 
 
 def _cell(column: Column, entry: Entry | Difference, room: tuple[str, str]) -> str:
-    number, uncertainty = _parts(column, entry)
+    number, uncertainty = map(html.escape, parts(column, entry))
     content = f"<b>{number}</b>" if is_bold(entry) else number
     content += f" <small>{uncertainty}</small>" if uncertainty else room[0]
     content += TIED if is_tied(entry) else room[1]
     infinite = isinstance(entry.value, float) and math.isinf(entry.value)
     data = html.escape(json.dumps(1e308 if infinite else entry.value))  # JSON has no infinity
     return f'<td{_class(column)} data-value="{data}">{content}</td>'
-
-
-def _parts(column: Column, entry: Entry | Difference) -> tuple[str, str]:
-    """A number and its uncertainty; a text is not taken apart."""
-    content = html.escape(text(column, entry))
-    number, _, uncertainty = content.partition(" ")
-    return (number, uncertainty) if column.kind in ("metric", "difference") else (content, "")
 
 
 def _class(column: Column) -> str:

@@ -32,6 +32,12 @@ def text(column: Column, entry: Entry | Difference) -> str:
     return f"{entry.value:.3f}" + ("" if entry.stderr is None else f" ± {entry.stderr:.3f}")
 
 
+def parts(column: Column, entry: Entry | Difference) -> tuple[str, str]:
+    """`text` taken apart: a number and its uncertainty, "" if it has none."""
+    number, _, uncertainty = text(column, entry).partition(" ")
+    return (number, uncertainty) if column.kind in ("metric", "difference") else (text(column, entry), "")
+
+
 def amount(value: float) -> str:
     """A count or cost with three significant digits: 12, 1.23k, 4.56M, 7.89G."""
     for power, suffix in ((9, "G"), (6, "M"), (3, "k")):
@@ -125,8 +131,15 @@ def latex(table: Table) -> str:
 
 
 def _latex_entry(column: Column, entry: Entry | Difference) -> str:
-    cell = _escaped(text(column, entry))
-    return rf"\textbf{{{cell}}}" if is_bold(entry) else rf"\underline{{{cell}}}" if is_tied(entry) else cell
+    number, uncertainty = map(_escaped, parts(column, entry))
+    number = (
+        rf"\textbf{{{number}}}"
+        if is_bold(entry)
+        else rf"\underline{{{number}}}"
+        if is_tied(entry)
+        else number
+    )
+    return number + (rf"{{\tiny\,{uncertainty}}}" if uncertainty else "")
 
 
 LATEX = {

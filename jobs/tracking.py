@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "lorae"
 _PARENT = "mlflow.parentRunId"
+_ENDED = {"done": "FINISHED", "failed": "FAILED"}
 CURVE_POINTS = 200  # of each curve at most; Parquet keeps every step
 
 _SETTINGS = {
@@ -82,10 +83,9 @@ def prepare(tracking_uri: str) -> None:
     Raises:
         TrackingError: they cannot be created or reached.
     """
-    database, lock = _database(tracking_uri), contextlib.nullcontext()
-    if database:  # MLflow fails where two processes create one
-        lock = Storage(str(database.parent)).lock("mlflow", wait=True)
-    with _tracking_errors(tracking_uri), lock:
+    database = _database(tracking_uri)
+    lock = Storage(str(database.parent)).lock("mlflow", wait=True) if database else contextlib.nullcontext()
+    with _tracking_errors(tracking_uri), lock:  # MLflow fails where two processes create one database
         _open(tracking_uri)
 
 
@@ -116,14 +116,14 @@ def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
             else:
                 curves = _curves(store, row["member_ids"]) if row["status"] == "done" else []
                 run_id = mlflow.start(trial, place | provenance | {_PARENT: parent_id}, curves)
-                mlflow.client.set_terminated(run_id, trial.status)
+                mlflow.client.set_terminated(run_id, _ENDED[row["status"]])
         kept = {known[trial.digest] for trial in trials if trial.digest in known}
         stale = [run for run in found if run.info.run_id not in kept]
         for run in stale:
             mlflow.client.delete_run(run.info.run_id)
         shown = table.drop_columns(["eval_sets", "recipe", "provenance"])
         mlflow.client.log_table(parent_id, shown.to_pydict(), "trials.json")
-        mlflow.client.set_terminated(parent_id, parent.status)
+        mlflow.client.set_terminated(parent_id, _ENDED[parent.tags["status"]])
     return Recorded(len(trials) - len(kept), len(kept), sum("trial_id" in run.data.tags for run in stale))
 
 
@@ -156,10 +156,6 @@ class _View:
     @property
     def digest(self) -> str:
         return digest([self.name, self.params, self.metrics, self.tags])
-
-    @property
-    def status(self) -> str:
-        return "FAILED" if self.tags["status"] == "failed" else "FINISHED"
 
 
 def _views(sweep: str, rows: Sequence[dict[str, Any]]) -> tuple[_View, list[_View]]:
@@ -227,8 +223,7 @@ class _Experiment:
 
 def _open(tracking_uri: str) -> _Experiment:
     """The experiment, made where missing; a sqlite database's artifacts lie beside it."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(_SETTINGS | os.environ)
     from mlflow import MlflowClient  # only now: it takes seconds, and telemetry starts with the import
 
     artifacts = None
@@ -265,8 +260,8 @@ def _tracking_errors(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        cause = _public(f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error})")
         raise TrackingError(
-            _public(f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error}); ")
-            + "the results are kept in Parquet; make it reachable, or delete the sqlite file if it is damaged or "
-            "was moved, then run `lorae mlflow-rebuild STORAGE`"
+            f"{cause}; the results are kept in Parquet; make it reachable, or delete the sqlite file if it is "
+            "damaged or was moved, then run `lorae mlflow-rebuild STORAGE`"
         ) from error

@@ -305,11 +305,11 @@ class Sweep:
         """
         tasks = [replace(t, scoring=trial.task.scoring) for t in self.ood if t.name != trial.task.name]
         for task in tasks:
-            if task.prompt_template() != trial.task.prompt_template():
+            ours, theirs = trial.task.prompt_template(), task.prompt_template()
+            if ours != theirs:
                 raise ValueError(
-                    f"OOD task {task.name} has the prompt template {task.prompt_template()!r}, {trial.task.name} "
-                    f"has {trial.task.prompt_template()!r}; detection would see the template, so use a task "
-                    "that shares it"
+                    f"OOD task {task.name} has the prompt template {theirs!r}, {trial.task.name} has {ours!r}; "
+                    "detection would see the template, so use a task that shares it"
                 )
         return tasks
 

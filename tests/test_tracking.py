@@ -120,7 +120,7 @@ def store(tmp_path: Path, trials: list[Trial], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests, made by the first: that takes seconds, and storages are told apart in it."""
+    """One database for all tests, since making one takes seconds; storages are told apart in it."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/new/mlflow.db"
 
 

@@ -1,0 +1,50 @@
+"""`lorae export` and `lorae doctor`."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs import doctor
+from jobs.cli import main
+from lorae.run import run_stack
+from lorae.stack import Stack
+from lorae.store import WEIGHTS, member_folder
+
+
+def test_export_writes_the_stored_adapter_by_the_beginning_of_its_id(tiny_trial, tmp_path, capsys):
+    trial, storage = tiny_trial(members=2), tmp_path / "results"
+    run_stack(Stack(trial, (0, 1)), str(storage))
+    member = trial.member_id(1)
+    assert main(["export", member[:6], str(tmp_path / "out"), "--storage", str(storage)]) == 0
+    stored = (storage / member_folder(member) / WEIGHTS).read_bytes()
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == stored
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_config.json", WEIGHTS]
+    assert main(["export", "", str(tmp_path / "new"), "--storage", str(storage)]) == 2
+    assert "is the beginning of 2 members" in capsys.readouterr().err
+    assert main(["export", member, str(tmp_path / "out"), "--storage", str(storage)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_doctor_names_what_is_broken_and_goes_on(tmp_path, capsys, monkeypatch):
+    (tmp_path / "taken").write_text("")
+    for slow in ("_ray", "_embedded", "_hub", "_bf16"):
+        monkeypatch.setattr(doctor, slow, lambda: "left out of this test")
+    assert doctor.run_doctor(str(tmp_path / "taken"), str(tmp_path)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("FAIL")] == [
+        "FAIL  storage",
+        "FAIL  data root",
+    ]
+    assert lines[-1].startswith("ok    model hub")
+
+
+def test_doctor_finds_nothing_wrong_where_nothing_is(tmp_path, data_root, capsys, monkeypatch):
+    for slow in ("_ray", "_embedded", "_hub", "_bf16"):
+        monkeypatch.setattr(doctor, slow, lambda: "left out of this test")
+    assert doctor.run_doctor(str(tmp_path / "new"), str(data_root)) == 0
+    assert "colours, greys" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ray_answers():
+    assert "answers" in doctor._ray()
