@@ -17,8 +17,8 @@ from analysis.significance import Difference, holm
 from analysis.table import Entry, Line, Table, cell_columns, cell_line, made_by, setting
 
 INTERVALS = (
-    "Difference [95 % interval] by the paired bootstrap over test examples, 10,000 resamples; bold: p <= "
-    "0.05 after Holm's correction over the column."
+    "Difference [95 % interval] by the paired bootstrap over test examples, 10,000 resamples; bold: p ≤ 0.05 "
+    "after Holm's correction over the column."
 )
 
 

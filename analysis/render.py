@@ -105,7 +105,7 @@ def csv_text(table: Table) -> str:
 def latex(table: Table) -> str:
     """A `table*` that needs the package booktabs; what is tied with the best is underlined."""
     columns = shown(table)
-    heads = " & ".join(_escaped(column.head) for column in columns)
+    heads = " & ".join(_latex_head(column) for column in columns)
     blocks = [
         "\n".join(" & ".join(_latex_entry(c, line[c.name]) for c in columns) + r" \\" for line in block)
         for block in table.blocks
@@ -113,7 +113,7 @@ def latex(table: Table) -> str:
     return "\n".join(
         [
             r"\begin{table*}",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{_escaped(table.caption.replace('≈', 'underlined'))}}}",
             rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', table.name)}}}",
             rf"\begin{{tabular}}{{{''.join('l' if c.kind == 'text' else 'r' for c in columns)}}}",
@@ -130,15 +130,20 @@ def latex(table: Table) -> str:
     )
 
 
+def _latex_head(column: Column) -> str:
+    """A head, broken at the space nearest its middle if it is long."""
+    spaces = [place for place, c in enumerate(column.head) if c == " "]
+    if len(column.head) <= 12 or not spaces:
+        return _escaped(column.head)
+    middle = min(spaces, key=lambda place: abs(place - len(column.head) / 2))
+    above, below = _escaped(column.head[:middle]), _escaped(column.head[middle + 1 :])
+    return rf"\shortstack[r]{{{above}\\{below}}}"
+
+
 def _latex_entry(column: Column, entry: Entry | Difference) -> str:
     number, uncertainty = map(_escaped, parts(column, entry))
-    number = (
-        rf"\textbf{{{number}}}"
-        if is_bold(entry)
-        else rf"\underline{{{number}}}"
-        if is_tied(entry)
-        else number
-    )
+    mark = r"\textbf" if is_bold(entry) else r"\underline" if is_tied(entry) else ""
+    number = f"{mark}{{{number}}}" if mark else number
     return number + (rf"{{\tiny\,{uncertainty}}}" if uncertainty else "")
 
 
@@ -150,6 +155,7 @@ LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "∞": r"$\infty$",
+    "≤": r"$\leq$",
     "Δ": r"$\Delta$",
     "<": "$<$",
     ">": "$>$",

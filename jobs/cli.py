@@ -13,6 +13,7 @@ Exit codes: 0 all done, 1 some members failed (the rest is kept), 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ DEFAULT_STORAGE = "lorae-results"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `lorae` command."""
     arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lorae").setLevel(logging.INFO)
     try:
         return arguments.run(arguments)
     except ValueError as error:

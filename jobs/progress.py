@@ -23,17 +23,17 @@ class ProgressLine:
         self, stacks: tuple[Stack, ...], estimates: tuple[Estimate, ...], stream: TextIO = sys.stderr
     ) -> None:
         self.stacks, self.stream = stacks, stream
-        self.weights = [max(e.seconds, 1e-9) for e in estimates]
+        self.estimates = estimates
         self.fractions = [0.0] * len(stacks)
         self.phases = ["waiting"] * len(stacks)
         self.started = self.printed = time.monotonic()
 
     def update(self, stack: int, phase: str, step: int = 0, num_steps: int = 0) -> None:
-        """A stack's news: its phase, and in training its step."""
-        share = {"load": 0.0, "reference": 0.02, "train": 0.05, "predict": 0.8, "done": 1.0}.get(phase, 0.0)
-        if num_steps:
-            share += 0.75 * step / num_steps
-        self.fractions[stack] = max(self.fractions[stack], share)
+        """A stack's news: its phase, and how far it is in training or predicting."""
+        trained = self.estimates[stack].train_seconds / self.estimates[stack].seconds
+        within = step / num_steps if num_steps else 0.0
+        shares = {"train": trained * within, "predict": trained + (1 - trained) * within, "done": 1.0}
+        self.fractions[stack] = max(self.fractions[stack], shares.get(phase, 0.0))
         self.phases[stack] = f"{phase} {step}/{num_steps}" if num_steps else phase
         if phase == "done":
             self._print(final=True)
@@ -43,7 +43,8 @@ class ProgressLine:
     def line(self) -> str:
         """The line as of now."""
         done = sum(f == 1.0 for f in self.fractions)
-        total = sum(w * f for w, f in zip(self.weights, self.fractions)) / sum(self.weights)
+        seconds = [e.seconds for e in self.estimates]
+        total = sum(s * f for s, f in zip(seconds, self.fractions)) / sum(seconds)
         elapsed = time.monotonic() - self.started
         remaining = f", about {_clock(elapsed * (1 - total) / total)} left" if 0.03 < total < 1 else ""
         running = [

@@ -192,9 +192,8 @@ def _curves(store: Store, member_ids: Sequence[str]) -> list[tuple[str, float, i
     points = []
     for split in ("train", "validation"):
         rows = [row for row in means.to_pylist() if row["split"] == split]
-        every = math.ceil(len(rows) / CURVE_POINTS) or 1
-        for row in rows[::-every]:  # from the last step, which is kept
-            points += [(f"curve/{split}_{c}", row[f"{c}_mean"], row["step"]) for c in columns]
+        thinned = rows[:: -(math.ceil(len(rows) / CURVE_POINTS) or 1)]  # from the last step, which is kept
+        points += [(f"curve/{split}_{c}", row[f"{c}_mean"], row["step"]) for row in thinned for c in columns]
     return [point for point in points if math.isfinite(point[1])]
 
 
@@ -204,7 +203,6 @@ class _Experiment:
     id: str
 
     def runs(self, tags: dict[str, str]) -> list[Run]:
-        """Those with these tags."""
         wanted = " and ".join(f'tags.{k} = "{v}"' for k, v in tags.items())
         return self.client.search_runs([self.id], wanted, max_results=50_000)
 
@@ -223,7 +221,8 @@ class _Experiment:
 
 def _open(tracking_uri: str) -> _Experiment:
     """The experiment, made where missing; a sqlite database's artifacts lie beside it."""
-    os.environ.update(_SETTINGS | os.environ)
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient  # only now: it takes seconds, and telemetry starts with the import
 
     artifacts = None
@@ -262,6 +261,6 @@ def _tracking_errors(tracking_uri: str) -> Iterator[None]:
     except Exception as error:
         cause = _public(f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error})")
         raise TrackingError(
-            f"{cause}; the results are kept in Parquet; make it reachable, or delete the sqlite file if it is "
-            "damaged or was moved, then run `lorae mlflow-rebuild STORAGE`"
+            f"{cause}; results are kept in Parquet; make it reachable (delete a sqlite file that is damaged or was "
+            "moved), then run `lorae mlflow-rebuild STORAGE`"
         ) from error

@@ -34,11 +34,16 @@ class Devices:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stack will take: peak memory, and a time that is rough."""
+    """What a stack will take: peak memory, and times that are rough."""
 
     memory_bytes: int
     train_tokens: int
-    seconds: float
+    train_seconds: float
+    predict_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.predict_seconds
 
 
 @dataclass(frozen=True)
@@ -192,14 +197,15 @@ def estimate(stack: Stack, devices: Devices) -> Estimate:
     mean_tokens = sum(lengths) / len(lengths)
     steps = trial.budget.num_steps(len(lengths))
     train_tokens = int(num * steps * trial.budget.batch_size * mean_tokens)
-    predicted = sum(
+    predicted = max(1, num) * sum(
         _tokens(t, e, trial.budget.max_tokens)
         for t, split in stack.eval_sets().values()
         for e in t.examples(split)
     )
-    flops = 2 * parameters * (2 * train_tokens + max(1, num) * predicted)
     memory = parameters * BYTES[trial.precision] + num * _member_bytes(trial, config, max(lengths))
-    return Estimate(memory, train_tokens, flops / (GPU_FLOPS if devices.kind == "cuda" else CPU_FLOPS))
+    rate = GPU_FLOPS if devices.kind == "cuda" else CPU_FLOPS
+    train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
+    return Estimate(memory, train_tokens, train_seconds, predict_seconds)
 
 
 def _tokens(task: Task, example: Any, max_tokens: int) -> int:

@@ -218,8 +218,8 @@ def _predict_sets(
     started, logits = time.perf_counter(), {}
     with Adapters(job.backbone, job.stack.trial.method, keys) as adapters:
         adapters.load(states)
-        for name, (task, split) in job.stack.eval_sets().items():
-            job.on_progress(Progress("predict"))
+        for number, (name, (task, split)) in enumerate(job.stack.eval_sets().items()):
+            job.on_progress(Progress("predict", number, len(job.stack.eval_sets())))
             logits[name] = predict(job.backbone, job.encoded(task, split), len(states))[:, None]
     return logits, time.perf_counter() - started
 

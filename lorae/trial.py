@@ -308,8 +308,8 @@ class Sweep:
             ours, theirs = trial.task.prompt_template(), task.prompt_template()
             if ours != theirs:
                 raise ValueError(
-                    f"OOD task {task.name} has the prompt template {theirs!r}, {trial.task.name} has {ours!r}; "
-                    "detection would see the template, so use a task that shares it"
+                    f"OOD task {task.name} has the prompt template {theirs!r}, {trial.task.name} has "
+                    f"{ours!r}; detection would see the template, so use a task that shares it"
                 )
         return tasks
 

@@ -39,6 +39,7 @@ def test_layers_import_only_what_they_may(package):
     "module", ["lorae.metrics", "lorae.trial", "lorae.plan", "lorae.tasks", "jobs.cli", "jobs.driver"]
 )
 def test_light_modules_load_neither_torch_nor_ray(module):
-    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers', 'mlflow', 'datasets'}} & set(sys.modules)))"
+    heavy = "{'torch', 'ray', 'transformers', 'mlflow', 'datasets'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
