@@ -15,7 +15,7 @@ from analysis.columns import default_metrics
 from analysis.data import fill_command, load_trials, missing_text
 from analysis.figures import standard_figures
 from analysis.plotting import save
-from analysis.render import csv_text, latex, markdown
+from analysis.render import markdown, save_table
 from analysis.resampling import resample
 from analysis.table import comparison
 
@@ -37,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(missing_text(trials.sweep, trials.missing, fill_command(trials.rows[0])), file=sys.stderr)
         table = comparison(trials, resample(trials, default_metrics(trials)))
         print(markdown(table))
-        out.mkdir(parents=True, exist_ok=True)
-        for ending, rendered in (("md", markdown), ("csv", csv_text), ("tex", latex)):
-            (out / f"table.{ending}").write_text(rendered(table), encoding="utf-8")
+        save_table(table, out)
         for plot in standard_figures(trials):
             save(plot, out)
     except (ValueError, OSError) as error:

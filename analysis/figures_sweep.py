@@ -33,11 +33,6 @@ QUALITY = "ensemble_nll"
 ALL = "all regularisers"  # the label where they are too many to tell apart
 
 
-def sweep_figures(trials: Trials) -> list[Plot]:
-    """Diversity against gain over all trials, quality against cost for each test set, and heat maps."""
-    return [*diversity_against_gain(trials), *quality_against_cost(trials), *heat_maps(trials)]
-
-
 # Diversity -------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from pathlib import Path
 
 from analysis.columns import Column
 from analysis.significance import ALPHA, Difference
@@ -54,6 +55,13 @@ def is_bold(entry: Entry | Difference) -> bool:
 def is_tied(entry: Entry | Difference) -> bool:
     """Not distinguishable from the best of its column."""
     return isinstance(entry, Entry) and entry.verdict == "tied"
+
+
+def save_table(table: Table, folder: Path) -> None:
+    """Write `<name>.md`, `.csv` and `.tex`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, rendered in (("md", markdown), ("csv", csv_text), ("tex", latex)):
+        (folder / f"{table.name}.{ending}").write_text(rendered(table), encoding="utf-8")
 
 
 # Markdown --------------------------------------------------------------------------------------------------

@@ -1,15 +1,13 @@
 """The report of a sweep: one HTML page, and its tables and figures as files for a paper.
 
-    python -m analysis.report lorae-results --sweep demo --out report/
+    lorae report lorae-results --sweep demo --out report/
 
 Everything is computed from the storage: trials.parquet, and the stored logits of the members.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +20,9 @@ from analysis.figures_scores import score_figures
 from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
 from analysis.page import Section, page
 from analysis.plotting import panels, save
-from analysis.render import csv_text, latex, markdown
+from analysis.render import save_table
 from analysis.resampling import resample
-from analysis.table import Table, comparison
+from analysis.table import comparison
 from lorae.results import COST
 from lorae.store import member_folder
 
@@ -85,21 +83,15 @@ def report_sections(trials: Trials) -> list[Section]:
     return [section for section in sections if section.tables or section.plots]
 
 
-def save_table(table: Table, out: Path) -> None:
-    """Write `<name>.md`, `.csv` and `.tex`."""
-    for ending, rendered in (("md", markdown), ("csv", csv_text), ("tex", latex)):
-        (out / f"{table.name}.{ending}").write_text(rendered(table), encoding="utf-8")
-
-
 def facts(trials: Trials, storage: str) -> dict[str, str]:
     """Where the numbers come from: command, commit, date and versions, each distinct value once."""
     records = [provenance(row) for row in trials.rows]
     found = {"storage": storage, "rows": str(len(trials.rows))}
-    for name in ("command", "commit", "started"):
+    for name in ("command", "commit"):
         found[name] = ", ".join(dict.fromkeys(str(r[name]) for r in records if name in r)) or "unknown"
     versions = _member_provenance(trials)
-    for name in ("lorae", "torch", "transformers", "device"):
-        found[f"trained with {name}"] = ", ".join(dict.fromkeys(v[name] for v in versions if name in v))
+    for name in ("lorae", "torch", "transformers", "device", "date"):
+        found[f"training: {name}"] = ", ".join(dict.fromkeys(v[name] for v in versions if name in v))
     return {name: value for name, value in found.items() if value} | {
         "analysed with lorae": lorae.__version__
     }
@@ -116,23 +108,3 @@ def _member_provenance(trials: Trials) -> list[dict[str, str]]:
             continue
         found.append(record.get("provenance", {}))
     return found
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report and print its path; the exit code, 2 for a wrong path or an incomplete sweep."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="The report of a sweep.")
-    parser.add_argument("storage", help="path or URI that the sweep wrote to")
-    parser.add_argument("--sweep", default="demo", help="name of the sweep (default: demo)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the page and its files")
-    parser.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
-    args = parser.parse_args(argv)
-    try:
-        print(write_report(args.storage, args.sweep, args.out, allow_missing=args.allow_missing))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -138,7 +138,7 @@ def _either(numbers: Sequence[int]) -> str:
 
 
 def made_by(trials: Trials) -> str:
-    """The command that made the rows, its commit and when it started."""
+    """The command that made the rows, and its commit."""
     record = provenance(trials.rows[0])
     command, commit = record.get("command", "unknown command"), record.get("commit", "unknown")
-    return f"Made by `{command}` at commit {commit}, {record.get('started', 'date unknown')}."
+    return f"Made by `{command}` at commit {commit}."

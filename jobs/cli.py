@@ -4,6 +4,7 @@
     lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing
     twice lorae sweep pipelines/demo.py --set members=6
     lorae doctor                                 versions, devices, Ray, storage, model and data access
+    lorae report lorae-results --out report      tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results           recreate the MLflow runs from Parquet
     lorae export MEMBER DIR                      a member as a PEFT adapter
 
@@ -70,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     rebuild.add_argument("--tracking-uri", metavar="URI")
     rebuild.set_defaults(run=_rebuild)
 
+    report = commands.add_parser("report", help="tables and figures of a sweep as one HTML page and as files")
+    report.add_argument("storage", metavar="STORAGE")
+    report.add_argument("--sweep", default="demo", metavar="NAME")
+    report.add_argument("--out", required=True, metavar="DIR")
+    report.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
+    report.set_defaults(run=_report)
+
     export = commands.add_parser("export", help="write a member as a PEFT adapter")
     export.add_argument("member", help="a member id, or its beginning")
     export.add_argument("folder", metavar="DIR")
@@ -108,6 +116,17 @@ def _rebuild(arguments: argparse.Namespace) -> int:
         store, arguments.tracking_uri or tracking.default_uri(store)
     ).items():
         print(f"{sweep}: {counts.written} runs")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from analysis.report import write_report
+
+    out = Path(arguments.out)
+    page = write_report(arguments.storage, arguments.sweep, out, allow_missing=arguments.allow_missing)
+    print(f"lorae: wrote {page}")
     return 0
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
+from jobs import tracking
 from jobs.hosts import columns, local_devices, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
 from lorae.plan import Plan, make_plan
@@ -36,6 +38,7 @@ def run_sweep(
         return 0
     store.storage.check_writable()
     say(plan_text(plan, host))
+    _tracked(tracking.prepare, store, tracking_uri)  # once, before trials could race to create the database
     failed: dict[str, str] = {}
     if plan.stacks and local:
         failed = run_local(plan, request, local_devices())
@@ -44,7 +47,7 @@ def run_sweep(
             failed = run_tune(make_plan(request.sweep, store, devices), request, devices)
     table = trials_table(store, request.name, plan.trials, provenance(request))
     store.write_table(f"sweeps/{request.name}/trials.parquet", table)
-    _track(store, request.name, tracking_uri)
+    _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri)
     incomplete = table["status"].to_pylist().count("failed")
     outcome = {
         "sweep": request.name,
@@ -60,13 +63,11 @@ def run_sweep(
     return 1 if failed or incomplete else 0
 
 
-def _track(store: Store, sweep: str, tracking_uri: str | None) -> None:
-    """Write the MLflow runs; a server that cannot be reached costs a message, not the sweep."""
-    from jobs import tracking
-
+def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | None) -> None:
+    """Write to MLflow; a server that cannot be reached costs a message, not the sweep."""
     try:
-        tracking.record_sweep(store, sweep, tracking_uri or tracking.default_uri(store))
-    except (tracking.TrackingError, ValueError) as error:
+        write(tracking_uri or tracking.default_uri(store))
+    except ValueError as error:
         say(f"{error}\nresults are stored; for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}")
 
 

@@ -261,6 +261,6 @@ def _tracking_errors(tracking_uri: str) -> Iterator[None]:
     except Exception as error:
         cause = _public(f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error})")
         raise TrackingError(
-            f"{cause}; results are kept in Parquet; make it reachable (delete a sqlite file that is damaged or was "
-            "moved), then run `lorae mlflow-rebuild STORAGE`"
+            f"{cause}; results are kept in Parquet; make it reachable, or delete a damaged or moved sqlite "
+            "file, then run `lorae mlflow-rebuild STORAGE`"
         ) from error

@@ -66,14 +66,9 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
 
 
 def trial_id(trial: Trial) -> str:
-    """Identity of a row: its recipe, seed, number of members and combination rule."""
-    parts = {
-        "seed": trial.seed,
-        "members": trial.members,
-        "combine": trial.combine,
-        "diversity": trial.diversity,
-    }
-    return digest(parts | {"recipe": trial.recipe()})
+    """Identity of a row: its recipe, seed, number of members, combination rule and test set."""
+    parts = {name: getattr(trial, name) for name in ("seed", "members", "combine", "diversity")}
+    return digest(parts | {"recipe": trial.recipe(), "test": trial.task.eval_set("test")})
 
 
 def trials_table(

@@ -293,6 +293,7 @@ def _provenance(given: dict[str, Any] | None, device: str) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     return (given or {}) | {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "lorae": lorae.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

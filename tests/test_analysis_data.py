@@ -53,7 +53,7 @@ def make_sweep(root: Path, axes: dict[str, list[Any]], failing: Sequence[int] = 
             _store(store, member_folder(member), sets, signal=3.0, noise=noise, tokens=1000)
     for member in failed:
         store.write_failure(member, "NaN at step 3\nin train-7")
-    provenance = {"command": COMMAND, "commit": "abc123", "started": "2026-01-02T03:04:05Z"}
+    provenance = {"command": COMMAND, "commit": "abc123"}
     store.write_table("sweeps/toy/trials.parquet", trials_table(store, "toy", trials, provenance))
     return str(root / "results")
 

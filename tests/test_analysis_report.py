@@ -34,6 +34,7 @@ from analysis.render import csv_text, markdown
 from analysis.resampling import resample
 from analysis.significance import Difference
 from analysis.table import comparison
+from jobs import cli
 from lorae.regularizers import KL
 
 AXES = {"regularizers": [(), (KL(),)], "members": [1, 2, 4]}
@@ -225,7 +226,7 @@ def test_the_page_has_the_numbers_of_the_sweep(written, storage):
 def test_warnings_stand_before_everything_and_provenance_is_named(written):
     text = written.read_text()
     assert 0 < text.index("members &lt;a&gt; and b are the same") < text.index("<h2>")
-    assert text.count(COMMAND) >= 5 and "abc123" in text and "2026-01-02T03:04:05Z" in text
+    assert text.count(COMMAND) >= 5 and "abc123" in text
 
 
 def test_every_table_and_figure_is_a_file_too(written):
@@ -245,9 +246,9 @@ def test_every_table_and_figure_is_a_file_too(written):
 
 def test_an_incomplete_sweep_is_reported_with_what_it_lacks(tmp_path, capsys):
     storage = make_sweep(tmp_path, {"members": [1], "seed": [0, 1]}, failing=[2])
-    arguments = [storage, "--sweep", "toy", "--out", str(tmp_path / "out")]
-    assert report.main(arguments) == 2
+    arguments = ["report", storage, "--sweep", "toy", "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 2
     assert "lacks 1 trial" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert report.main([*arguments, "--allow-missing"]) == 0
+    assert cli.main([*arguments, "--allow-missing"]) == 0
     text = (tmp_path / "out" / "index.html").read_text()
     assert text.index("Read this first") < text.index("NaN at step 3") < text.index("<h2>")

@@ -25,8 +25,9 @@ from toys import Colours, Greys
 from lorae.sources import Files
 from lorae.trial import AdamW
 from pipelines.demo import SWEEP as DEMO
-base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=3e-3),
-precision="fp32") SWEEP = replace(DEMO, base=base, ood=[Greys()])
+base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), precision="fp32")
+base = replace(base, optimizer=AdamW(lr=3e-3))
+SWEEP = replace(DEMO, base=base, ood=[Greys()])
 """
 
 
@@ -144,8 +145,8 @@ class Broken(KL):
             if threading.current_thread() is not threading.main_thread():
                 raise RuntimeError("out of order")
         return super().__getattribute__(name)
-SWEEP = replace(SWEEP, axes=SWEEP.axes | {"regularizers": [(), (Broken(7.0),),
-SWEEP.axes["regularizers"][2]]})
+regularizers = [(), (Broken(7.0),), SWEEP.axes["regularizers"][2]]
+SWEEP = replace(SWEEP, axes=SWEEP.axes | {"regularizers": regularizers})
 """
 
 

@@ -352,10 +352,14 @@ def test_damaged_or_moved_database_is_to_be_deleted(store: Store, tmp_path: Path
     prepare(uri)
     database = tmp_path / "mlflow.db"
     database.write_bytes(b"not a database" * 1000)
-    with pytest.raises(TrackingError, match=r"not a database.* delete a sqlite file .*mlflow-rebuild"):
+    with pytest.raises(
+        TrackingError, match=r"not a database.* delete a damaged or moved sqlite file.*mlflow-rebuild"
+    ):
         record_sweep(store, "demo", f"sqlite:///{database}")
     shutil.copy(file_of(uri), database)
-    with pytest.raises(TrackingError, match=r"moved here.* delete a sqlite file .*mlflow-rebuild"):
+    with pytest.raises(
+        TrackingError, match=r"moved here.* delete a damaged or moved sqlite file.*mlflow-rebuild"
+    ):
         record_sweep(store, "demo", f"sqlite:///{database}")
 
 

@@ -1,0 +1,510 @@
+"""The audit passes a sound storage, and each check fails on one that is broken in exactly its way."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+from toys import Colours, Greys, colour_rows, write_split
+
+from analysis.audit import Finding, audit, below_chance, text
+from lorae.methods import Lora, Vera
+from lorae.regularizers import KL, AdapterDropout
+from lorae.results import trials_table
+from lorae.run import run_stack
+from lorae.stack import Stack
+from lorae.store import WEIGHTS, Store, member_folder, parquet_bytes, prediction_file, reference_folder
+from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
+
+TABLE = "sweeps/toy/trials.parquet"
+TEST_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A copy of the sound storage, to be broken."""
+
+    store: Store
+    trials: list[tuple[Trial, list[Any]]]
+
+    def one(self, method: type, regularised: bool) -> Trial:
+        (trial,) = [
+            t for t, _ in self.trials
+            if t.members and isinstance(t.method, method) and bool(t.regularizers) == regularised
+        ]  # fmt: skip
+        return trial
+
+    @property
+    def lora(self) -> Trial:
+        return self.one(Lora, regularised=False)
+
+    @property
+    def kl(self) -> Trial:
+        return self.one(Lora, regularised=True)
+
+    @property
+    def vera(self) -> Trial:
+        return self.one(Vera, regularised=False)
+
+    def tabulate(self) -> None:
+        """Make the table anew, so that it agrees with the logits."""
+        self.store.write_table(TABLE, trials_table(self.store, "toy", self.trials, {}))
+
+    def edit_rows(self, edit: Callable[[list[dict[str, Any]]], Any]) -> None:
+        table = self.store.read_table(TABLE)
+        rows = table.to_pylist()
+        edit(rows)
+        self.store.write_table(TABLE, pa.Table.from_pylist(rows, schema=table.schema))
+
+    def edit_file(self, folder: str, name: str, column: str, edit: Callable[[list[Any]], Any]) -> None:
+        """Change a column of an entry's table in place, and the checksum with it."""
+        table = pq.read_table(io.BytesIO(self.store.read(folder, name)))
+        values = table[column].to_pylist()
+        edit(values)
+        place = table.schema.get_field_index(column)
+        field = table.schema.field(place)
+        changed = table.set_column(place, field, pa.array(values, field.type))
+        self.store.write_entry(folder, {name: parquet_bytes(changed)})
+
+    def edit_weights(self, member: str, edit: Callable[[dict[str, np.ndarray]], Any]) -> None:
+        weights = safetensors.numpy.load(self.store.read(member_folder(member), WEIGHTS))
+        edit(weights)
+        self.store.write_entry(member_folder(member), {WEIGHTS: safetensors.numpy.save(weights)})
+
+    def weights(self, member: str) -> dict[str, np.ndarray]:
+        return safetensors.numpy.load(self.store.read(member_folder(member), WEIGHTS))
+
+    def faults(self, sweep: str | None = None) -> list[Finding]:
+        return [f for f in audit(self.store.storage.uri, sweep) if f.status == "failed"]
+
+    def only_fault(self, check: str) -> Finding:
+        (fault,) = self.faults()
+        assert fault.check == check
+        return fault
+
+
+@pytest.fixture(scope="module")
+def original(tiny_llama, tmp_path_factory) -> Sound:
+    """LoRA with and without KL on the same data orders, VeRA of one order, and the untouched backbone."""
+    root = tmp_path_factory.mktemp("audit")
+    write_split(root / "data" / "colours", "train", colour_rows("train", 40, 0))
+    write_split(root / "data" / "colours", "test", colour_rows("test", TEST_ROWS, 1))
+    write_split(root / "data" / "greys", "test", colour_rows("grey", 12, 2))
+    base = Trial(
+        backbone=tiny_llama,
+        task=Colours(),
+        method=Lora(rank=2),
+        optimizer=AdamW(lr=1e-2),
+        budget=Budget(batch_size=4, steps=4),
+        precision="fp32",
+        members=2,
+    )
+    lora = Sweep(base=base, axes={"regularizers": [(), (KL(), AdapterDropout(0.1))]}, ood=[Greys()])
+    vera = Sweep(
+        base=base,
+        axes={"method": [Vera(rank=8)], "diversity": [Diversity(order="shared")], "members": [3]},
+        zero_shot=False,
+        ood=[Greys()],
+    )
+    sweeps = [sweep.located(root / "data") for sweep in (lora, vera)]
+    trials = [(trial, sweep.eval_tasks(trial)) for sweep in sweeps for trial in sweep.trials()]
+    for trial, ood in trials:
+        run_stack(Stack(trial, tuple(range(trial.members)), tuple(ood)), str(root / "store"), num_threads=1)
+    sound = Sound(Store(str(root / "store")), trials)
+    sound.tabulate()
+    return sound
+
+
+@pytest.fixture
+def sound(original, tmp_path) -> Sound:
+    shutil.copytree(original.store.storage.root, tmp_path / "store")
+    return Sound(Store(str(tmp_path / "store")), original.trials)
+
+
+def path_of(sound: Sound, folder: str, name: str = "") -> Path:
+    return Path(sound.store.storage.path(folder)) / name
+
+
+def test_a_sound_storage_passes_every_check(original):
+    findings = audit(original.store.storage.uri)
+    assert [f.status for f in findings] == ["passed"] * 11, text(findings)
+    assert audit(original.store.storage.uri, "toy") == findings
+    assert text(findings).endswith("11 checks: 11 passed, 0 failed, 0 not applicable")
+
+
+def test_a_check_without_anything_to_look_at_says_so(sound):
+    others = [pair for pair in sound.trials if not isinstance(pair[0].method, Vera)]
+    sound.store.write_table("sweeps/lora/trials.parquet", trials_table(sound.store, "lora", others, {}))
+    findings = audit(sound.store.storage.uri, "lora")
+    (found,) = [f for f in findings if f.status != "passed"]
+    assert (found.check, found.status) == ("VeRA members differ", "not applicable")
+    assert "not applicable  VeRA members differ: no VeRA" in text(findings)
+
+
+def test_what_is_not_there_is_refused(sound, tmp_path):
+    with pytest.raises(ValueError, match="no sweep tyo; it has: toy"):
+        audit(sound.store.storage.uri, "tyo")
+    with pytest.raises(ValueError, match="holds no member and no sweep"):
+        audit(str(tmp_path / "elsewhere"))
+
+
+# Entries ---------------------------------------------------------------------------------------------------
+
+
+def test_flipped_byte(sound):
+    folder, name = member_folder(sound.lora.member_id(1)), prediction_file(sound.lora.task.eval_set("test"))
+    content = bytearray(path_of(sound, folder, name).read_bytes())
+    content[100] ^= 4
+    path_of(sound, folder, name).write_bytes(content)
+    fault = sound.only_fault("entries are whole")
+    assert fault.where == folder and name in fault.what and "checksum" in fault.what
+
+
+@pytest.mark.parametrize("kind", ["member", "reference"])
+def test_deleted_entry(sound, kind):
+    trial = sound.kl
+    folder = member_folder(trial.member_id(0)) if kind == "member" else reference_folder(trial.reference_id())
+    shutil.rmtree(path_of(sound, folder))
+    fault = sound.only_fault("entries are whole")
+    assert fault.where == folder
+    assert f"named by {1 if kind == 'member' else 4} trials, but not stored" in fault.what
+
+
+def test_entry_without_done(sound):
+    folder = member_folder(sound.lora.member_id(0))
+    sound.store.discard(folder)
+    fault = sound.only_fault("entries are whole")
+    assert fault.where == folder and "no DONE.json" in fault.what
+
+
+def test_entry_of_another_schema_or_without_an_adapter(sound):
+    first, second = (member_folder(m) for m in sound.lora.member_ids())
+    done = json.loads(path_of(sound, first, "DONE.json").read_text())
+    path_of(sound, first, "DONE.json").write_text(json.dumps(done | {"schema": 99}))
+    done = json.loads(path_of(sound, second, "DONE.json").read_text())
+    del done["files"][WEIGHTS]
+    path_of(sound, second, "DONE.json").write_text(json.dumps(done))
+    faults = {f.where: f for f in sound.faults()}
+    assert {f.check for f in faults.values()} == {"entries are whole"} and set(faults) == {first, second}
+    assert "schema 99" in faults[first].what and f"lacks {WEIGHTS}" in faults[second].what
+
+
+def test_failed_member_is_named_once_with_its_reason(sound):
+    member = sound.vera.member_id(2)
+    shutil.rmtree(path_of(sound, member_folder(member)))
+    sound.store.write_failure(member, "loss nan\nat step 3")
+    fault = sound.only_fault("entries are whole")
+    assert fault.where == member_folder(member)
+    assert "not stored" in fault.what and "loss nan at step 3" in fault.what
+
+
+def test_a_sweep_is_not_blamed_for_the_entries_of_others(sound):
+    others = [pair for pair in sound.trials if not isinstance(pair[0].method, Vera)]
+    sound.store.write_table("sweeps/lora/trials.parquet", trials_table(sound.store, "lora", others, {}))
+    sound.store.discard(member_folder(sound.vera.member_id(0)))
+    sound.store.write_failure("0123456789abcdef", "loss nan")
+    assert sound.faults("lora") == []
+    assert len(sound.faults("toy")) == 1 and len(sound.faults()) == 2
+
+
+def test_member_with_the_record_of_another(sound):
+    first, second = (member_folder(m) for m in sound.lora.member_ids())
+    sound.store.write_entry(second, {"member.json": sound.store.read(first, "member.json")})
+    fault = sound.faults()[0]
+    assert fault.check == "members are who they say" and fault.where == f"{second}/member.json"
+
+
+def test_trial_that_names_members_of_another_recipe(sound):
+    ids = sound.kl.member_ids()
+
+    def edit(rows):
+        row = next(r for r in rows if r["member_ids"] == sound.lora.member_ids())
+        copy = next(r for r in rows if r["member_ids"] == ids)
+        row.update({k: v for k, v in copy.items() if k not in ("recipe", "trial_id", "regularizers")})
+
+    sound.edit_rows(edit)
+    faults = sound.faults()
+    assert {f.check for f in faults} == {"members are who they say"} and len(faults) == 2
+    assert ids[0] in faults[0].what
+
+
+def test_trial_with_fewer_members_than_it_says(sound):
+    sound.edit_rows(lambda rows: rows[1].update(members=3))
+    assert "has 2 distinct members, not 3" in sound.only_fault("members are who they say").what
+
+
+def test_trial_that_names_a_member_twice(sound):
+    def edit(rows):
+        rows[1]["member_ids"] = rows[1]["member_ids"][:1] * 2
+
+    sound.edit_rows(edit)
+    fault = sound.faults()[0]
+    assert fault.check == "members are who they say" and "has 1 distinct members, not 2" in fault.what
+
+
+# Predictions -----------------------------------------------------------------------------------------------
+
+
+def repeat_first_id(values):
+    values[1] = values[0]
+
+
+def other_ids(values):
+    values[0] = "never-seen"
+
+
+def label_outside(values):
+    values[0] = 3
+
+
+def label_missing(values):
+    values[0] = -1
+
+
+def swapped_labels(values):
+    values[:] = [{0: 1, 1: 0, 2: 2}[v] for v in values]
+
+
+def another_name(values):
+    values[0] = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "column, edit, said",
+    [
+        ("example_id", repeat_first_id, "60 predictions of 59 examples; 'test-0' repeats"),
+        ("example_id", other_ids, "other examples or labels than in reference/"),
+        ("label", label_outside, "1 labels are no class; 'test-0': 3 of 3"),
+        ("label", label_missing, "1 labels are no class; 'test-0': -1 of 3"),
+        ("label", swapped_labels, "other examples or labels than in reference/"),
+        ("member_id", another_name, "predictions of 0123456789abcdef"),
+    ],
+)
+def test_predictions_that_are_not_of_the_examples(sound, column, edit, said):
+    folder, name = member_folder(sound.lora.member_id(0)), prediction_file(sound.lora.task.eval_set("test"))
+    sound.edit_file(folder, name, column, edit)
+    fault = sound.only_fault("predictions are whole")
+    assert fault.where.startswith(f"{folder}/{name} ") and column in fault.where and said in fault.what
+
+
+def test_draw_with_other_examples(sound):
+    folder, name = member_folder(sound.lora.member_id(0)), prediction_file(sound.lora.task.eval_set("test"))
+    table = pq.read_table(io.BytesIO(sound.store.read(folder, name)))
+    draw = table.set_column(1, table.schema.field(1), pa.array([1] * TEST_ROWS, pa.int32())).slice(1)
+    sound.store.write_entry(folder, {name: parquet_bytes(pa.concat_tables([table, draw]))})
+    assert "the draws saw different" in sound.only_fault("predictions are whole").what
+
+
+@pytest.mark.parametrize("split, other", [("train", "test"), ("validation", "test"), ("train", "validation")])
+def test_splits_that_overlap(sound, split, other):
+    """One id in two splits, the same in every entry that has the first of them."""
+    trial = sound.kl
+    sets = {s: trial.task.eval_set(s) for s in ("train", "validation", "test")}
+    shared = trial.task.examples(other)[0].id
+
+    def edit(values):
+        values[-1] = shared
+
+    for folder in entries(sound):
+        if sound.store.has_predictions(folder, [sets[split]]):
+            sound.edit_file(folder, prediction_file(sets[split]), "example_id", edit)
+    fault = sound.only_fault("splits are disjoint")
+    assert sets[split] in fault.where + fault.what and sets[other] in fault.where + fault.what
+    assert "1 examples are also in" in fault.what and repr(shared) in fault.what
+
+
+def entries(sound: Sound) -> list[str]:
+    store = sound.store
+    return [f"{kind}/{name}" for kind in ("members", "reference") for name in store.storage.names(kind)]
+
+
+def test_swapped_label_words(sound):
+    """The backbone that knows every answer, with the columns of two words exchanged for the third's."""
+    trial = sound.lora
+    folder, name = reference_folder(trial.reference_id()), prediction_file(trial.task.eval_set("test"))
+    labels = [e.label for e in trial.task.examples("test")]
+
+    def edit(values):
+        values[:] = [[5.0 * (c == (y + 1) % 3) for c in range(3)] for y in labels]
+
+    sound.edit_file(folder, name, "logits", edit)
+    sound.tabulate()
+    fault = sound.only_fault("zero-shot is not below chance")
+    assert fault.where == f"{folder}/{name}" and "accuracy 0.000, chance 0.3" in fault.what
+
+
+def test_below_chance_in_closed_form():
+    labels = np.array([0] * 80 + [1] * 20)
+    sure = np.eye(2)[labels]
+    assert below_chance(sure, labels) is None
+    assert below_chance(sure[:, ::-1], labels) is not None, "swapped"
+    assert below_chance(np.tile([0.0, 1.0], (100, 1)), labels) is None, "says the rare class: 20 %, no swap"
+    four, quarter = np.repeat(np.arange(4), 25), np.zeros((100, 4))
+    quarter[np.arange(100), (four + 1) % 4] = 1
+    for n in range(0, 100, 8):  # chance 0.25, standard error 0.0433: the bound is 0.12
+        quarter[n] = np.eye(4)[four[n]]
+    assert below_chance(quarter, four) is None, "13 right"
+    quarter[0], quarter[48] = np.eye(4)[1], np.eye(4)[2]
+    assert "accuracy 0.110, chance 0.25" in str(below_chance(quarter, four)), "11 right"
+
+
+def test_missing_classes_raise_chance():
+    labels = np.zeros(100, int)
+    labels[50:] = 1
+    wrong = np.full((100, 5), -np.inf)
+    wrong[:, :2] = np.eye(2)[1 - labels]
+    wrong[:15, :2] = [1, 0]
+    wrong[50:65, :2] = [0, 1]  # 30 of 100: far below 1/2, above 1/5
+    assert "accuracy 0.300, chance 0.500" in str(below_chance(wrong, labels))
+
+
+# Members ---------------------------------------------------------------------------------------------------
+
+
+def test_member_that_does_not_start_as_the_backbone(sound):
+    """Member 0 of LoRA and of LoRA with KL see the same first batch; so do all VeRA members."""
+    for member in (sound.lora.member_id(1), sound.vera.member_id(2)):
+
+        def edit(values):
+            values[0] += 0.01
+
+        sound.edit_file(member_folder(member), "curve.parquet", "nll", edit)
+    faults = sound.faults()
+    assert [f.check for f in faults] == ["members start as the backbone"] * 2
+    assert "on the same batch" in faults[0].what and faults[0].where.endswith("/curve.parquet nll")
+
+
+def test_kl_member_whose_first_divergence_is_not_zero(sound):
+    folder = member_folder(sound.kl.member_id(0))
+
+    def edit(values):
+        values[0] += 0.1 * 0.02  # beta times nats
+
+    sound.edit_file(folder, "curve.parquet", "loss", edit)
+    fault = sound.only_fault("members start as the backbone")
+    assert (
+        fault.where == f"{folder}/curve.parquet loss" and "0.02 nats from the stored backbone" in fault.what
+    )
+
+
+def test_members_with_the_same_predictions(sound):
+    first, second = sound.lora.member_ids()
+    name = prediction_file(sound.lora.task.eval_set("test"))
+    table = pq.read_table(io.BytesIO(sound.store.read(member_folder(first), name)))
+    sound.edit_file(
+        member_folder(second),
+        name,
+        "logits",
+        lambda v: v.__setitem__(slice(None), table["logits"].to_pylist()),
+    )
+    sound.tabulate()
+    fault = sound.only_fault("members differ after training")
+    assert {second, first} == {fault.where.split("/")[1], fault.what.rsplit(" ", 1)[-1]}
+
+
+def test_duplicate_adapter(sound):
+    first, second = (member_folder(m) for m in sound.lora.member_ids())
+    sound.store.write_entry(second, {WEIGHTS: sound.store.read(first, WEIGHTS)})
+    fault = sound.only_fault("adapters are distinct and trained")
+    assert fault.where == f"{second}/{WEIGHTS}" and fault.what.startswith("the same adapter as")
+
+
+@pytest.mark.parametrize("method, factor", [(Lora, "lora_B.weight"), (Vera, "vera_lambda_b")])
+def test_factor_that_is_still_zero(sound, method, factor):
+    member = sound.one(method, regularised=False).member_id(1)
+    names = [name for name in sound.weights(member) if name.endswith(factor)]
+    sound.edit_weights(member, lambda weights: weights.update({names[0]: 0 * weights[names[0]]}))
+    fault = sound.only_fault("adapters are distinct and trained")
+    assert fault.where == f"{member_folder(member)}/{WEIGHTS} {names[0]}"
+
+
+def test_vera_members_with_the_same_projections(sound):
+    first, second, _ = sound.vera.member_ids()
+    given = {n: v for n, v in sound.weights(first).items() if n.endswith(("vera_A", "vera_B"))}
+    assert len(given) == 2
+    sound.edit_weights(second, lambda weights: weights.update(given))
+    fault = sound.only_fault("VeRA members differ")
+    assert second in fault.where and "vera_A" in fault.what and first in fault.what
+
+
+def test_vera_members_of_one_data_order_with_the_same_vectors(sound):
+    first, second, _ = sound.vera.member_ids()
+    given = {n: v for n, v in sound.weights(first).items() if "vera_lambda" in n}
+    sound.edit_weights(second, lambda weights: weights.update(given))
+    fault = sound.only_fault("VeRA members differ")
+    assert f"learned {len(given)} vectors equal to those of {first}" in fault.what
+
+
+# Trials ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "column", ["acc", "ensemble_nll", "ts_brier", "validation_nll", "num_examples", "auroc_msp__greys"]
+)
+def test_edited_metric(sound, column):
+    def edit(rows):
+        rows[1][column] += 1 if column == "num_examples" else 1e-7
+
+    sound.edit_rows(edit)
+    fault = sound.only_fault("metrics come from the logits")
+    assert fault.where.startswith("toy/") and fault.where.endswith(f" {column}")
+    assert "the table says" in fault.what
+
+
+def test_metric_where_the_logits_have_none_and_the_reverse(sound):
+    def edit(rows):
+        assert rows[0]["members"] == 0 and rows[0]["disagreement"] is None
+        rows[0]["disagreement"], rows[1]["acc"] = 0.0, None
+
+    sound.edit_rows(edit)
+    assert [f.where.rsplit(" ", 1)[-1] for f in sound.faults()] == ["disagreement", "acc"]
+
+
+def test_logits_that_changed_after_the_table_was_made(sound):
+    trial = sound.lora
+    folder, name = member_folder(trial.member_id(0)), prediction_file(trial.task.eval_set("validation"))
+    sound.edit_file(folder, name, "logits", lambda values: values[0].__setitem__(0, values[0][0] + 0.1))
+    faults = sound.faults()
+    assert {f.check for f in faults} == {"metrics come from the logits"}
+    assert "validation_nll" in {f.where.rsplit(" ", 1)[-1] for f in faults}
+
+
+def test_failed_trial_and_missing_seed(sound):
+    def fail(rows):
+        rows[-1].update(status="failed", error="loss nan at step 3")
+        rows[1]["seed"] = 1
+
+    sound.edit_rows(fail)
+    faults = sound.faults()
+    assert {f.check for f in faults} == {"trials are complete"}
+    said = " | ".join(f.what for f in faults)
+    assert "loss nan at step 3" in said and "seed=1: not in the table" in said
+
+
+def test_sweep_without_a_table_and_one_of_another_schema(sound):
+    path_of(sound, "sweeps/unfinished").mkdir()
+    table = sound.store.read_table(TABLE).replace_schema_metadata({b"lorae_schema": b"99"})
+    sound.store.write_table("sweeps/old/trials.parquet", table)
+    faults = {f.where: f for f in sound.faults()}
+    assert {f.check for f in faults.values()} == {"trials are complete"}
+    assert "schema 99" in faults["sweeps/old/trials.parquet"].what
+    assert "is not there" in faults["sweeps/unfinished/trials.parquet"].what
+
+
+def test_text_names_each_fault_below_its_check(sound):
+    for member in sound.lora.member_ids():
+        sound.store.discard(member_folder(member))
+    shown = text(audit(sound.store.storage.uri))
+    assert "FAILED          entries are whole: 2 found\n    members/" in shown
+    assert "metrics come from the logits: 3 trials (1 with broken entries left out)" in shown
+    assert shown.endswith("11 checks: 10 passed, 1 failed, 0 not applicable")
