@@ -7,6 +7,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
 	$(BIN)/python -m analysis.demo lorae-results
+	$(BIN)/lorae report lorae-results --sweep demo --out lorae-results/report/demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2

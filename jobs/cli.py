@@ -4,11 +4,12 @@
     lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing
     twice lorae sweep pipelines/demo.py --set members=6
     lorae doctor                                 versions, devices, Ray, storage, model and data access
+    lorae audit lorae-results                    are the stored numbers what they claim to be?
     lorae report lorae-results --out report      tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results           recreate the MLflow runs from Parquet
     lorae export MEMBER DIR                      a member as a PEFT adapter
 
-Exit codes: 0 all done, 1 some members failed (the rest is kept), 2 wrong usage.
+Exit codes: 0 all done, 1 some members or checks failed (the rest is kept), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -71,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     rebuild.add_argument("--tracking-uri", metavar="URI")
     rebuild.set_defaults(run=_rebuild)
 
+    audit = commands.add_parser("audit", help="check a storage against the mistakes of published work")
+    audit.add_argument("storage", metavar="STORAGE")
+    audit.add_argument("--sweep", metavar="NAME", help="only this sweep and the members of its trials")
+    audit.set_defaults(run=_audit)
+
     report = commands.add_parser("report", help="tables and figures of a sweep as one HTML page and as files")
     report.add_argument("storage", metavar="STORAGE")
     report.add_argument("--sweep", default="demo", metavar="NAME")
@@ -119,14 +125,24 @@ def _rebuild(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(arguments: argparse.Namespace) -> int:
+    from analysis.audit import audit, text
+
+    findings = audit(arguments.storage, arguments.sweep)
+    print(text(findings))
+    return 1 if any(f.status == "failed" for f in findings) else 0
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from analysis.audit import audit
     from analysis.report import write_report
 
+    failed = [f for f in audit(arguments.storage, arguments.sweep) if f.status == "failed"]
+    warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
     out = Path(arguments.out)
-    page = write_report(arguments.storage, arguments.sweep, out, allow_missing=arguments.allow_missing)
-    print(f"lorae: wrote {page}")
+    print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing))
     return 0
 
 

@@ -93,6 +93,10 @@ def test_demo_through_ray_and_mlflow_then_again_then_more_members(demo_file, dat
         "running again does not duplicate runs"
     )
 
+    assert main(["audit", str(storage)]) == 0
+    assert main(["report", str(storage), "--out", str(tmp_path / "report")]) == 0
+    assert "Read this first" not in (tmp_path / "report/index.html").read_text(), "the audit found nothing"
+
     more, _ = finished(lorae(*words, "--set", "members=6", data_root=data_root), 0)
     assert (more["trials"], more["trained"]) == (4, 6), "two members per regulariser, not six"
 
