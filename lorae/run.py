@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import platform
 import time
@@ -39,6 +41,8 @@ from lorae.store import (
 )
 from lorae.tasks.base import Split, Task
 from lorae.training import MemberRun, TrainingData, train_stack
+
+LOG = logging.getLogger("lorae")
 
 
 @dataclass(frozen=True)
@@ -305,7 +309,7 @@ def _provenance(given: dict[str, Any] | None, device: str) -> dict[str, Any]:
 
 
 class _StackCheckpoints:
-    """The one checkpoint of a running stack, replaced when due."""
+    """The one checkpoint of a running stack, replaced when due: safetensors, then the SHA-256 of it."""
 
     def __init__(self, storage: Storage, stack_id: str, seconds: float) -> None:
         self.storage, self.name, self.seconds = storage, f"checkpoints/{stack_id}.safetensors", seconds
@@ -316,15 +320,18 @@ class _StackCheckpoints:
 
     def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
         contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        self.storage.write(
-            self.name, safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
-        )
+        content = safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
+        self.storage.write(self.name, content + hashlib.sha256(content).digest())
         self.saved = time.monotonic()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         try:
-            content = self.storage.read(self.name)
+            stored = self.storage.read(self.name)
         except OSError:
+            return None
+        content, checksum = stored[:-32], stored[-32:]
+        if hashlib.sha256(content).digest() != checksum:
+            LOG.warning("%s differs from its checksum; the stack starts anew", self.storage.path(self.name))
             return None
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])["__metadata__"]["header"]

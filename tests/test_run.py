@@ -127,6 +127,23 @@ def test_killed_stack_resumes_to_the_same_bytes(tiny_trial, tmp_path):
     )
 
 
+def test_damaged_checkpoint_is_not_used(tiny_trial, tmp_path, caplog):
+    """A byte of the checkpoint that a killed run left flips: the next run starts anew and ends the same."""
+    trial = tiny_trial(budget=Budget(batch_size=4, steps=80))
+    victim = start(Stack(trial, (0,)), tmp_path / "killed", tmp_path)
+    kill_when_checkpoint_moves(victim, tmp_path / "killed", [])
+    (checkpoint,) = (tmp_path / "killed").glob("checkpoints/*.safetensors")
+    content = bytearray(checkpoint.read_bytes())
+    content[-1000] ^= 1
+    checkpoint.write_bytes(content)
+    run_stack(Stack(trial, (0,)), str(tmp_path / "killed"))
+    assert "differs from its checksum" in caplog.text
+    run_stack(Stack(trial, (0,)), str(tmp_path / "undisturbed"))
+    assert contents(tmp_path / "killed", trial, range(1)) == contents(
+        tmp_path / "undisturbed", trial, range(1)
+    )
+
+
 def kill_when_checkpoint_moves(victim: subprocess.Popen, storage: Path, steps: list[int]) -> int:
     """SIGKILL a run after some steps beyond the last kill; returns the step of the checkpoint it leaves."""
     goal = (steps[-1] if steps else 0) + 7
