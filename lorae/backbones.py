@@ -84,8 +84,7 @@ def load_backbone(source: Source, precision: Precision, device: str) -> Backbone
 
     Raises:
         ValueError: files are missing, or its logits are not those of its output head (an architecture whose
-        head has
-            a scaling that lorae does not know).
+            head has a scaling that lorae does not know).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,9 +1,8 @@
 """Examples as token rows, batches of rows, and the class logits of a batch.
 
-Answer letters and label words: one row per example, class logits from the last real token. Option likelihood:
-one row
-per example that packs the question and all its options; every option attends to the question and to itself
-only and its positions continue the question's, so the question is computed once.
+Answer letters and label words: one row per example, class logits from the last real token. Option
+likelihood: one row per example that packs the question and all its options; every option attends to the
+question and to itself only and its positions continue the question's, so the question is computed once.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def run_stack(
     """Train and predict what the store lacks of a stack's members, and store it.
 
     Members that another process is working on are left to it; this process then waits for them, and takes
-    over those
-    that the other one did not finish. A member that fails is remembered in the store, the others are stored.
+    over those that the other one did not finish. A member that fails is remembered in the store, the others
+    are stored.
 
     Args:
         storage_uri: root of the store.

@@ -2,10 +2,9 @@
 before.
 
 A stream is addressed by a key such as (seed, member, "init", "model.layers.0.self_attn.q_proj").
-Initialisation and
-data order use NumPy's Philox generator seeded by the key's hash. Dropout needs a mask that depends neither on
-the device nor on padding nor on the other rows of a batch, so it is a pure hash of (key, step, row, position,
-channel).
+Initialisation and data order use NumPy's Philox generator seeded by the key's hash. Dropout needs a mask
+that depends neither on the device nor on padding nor on the other rows of a batch, so it is a pure hash of
+(key, step, row, position, channel).
 """
 
 from __future__ import annotations

@@ -51,7 +51,6 @@ class MemberRun:
     member: int
     state: State = field(default_factory=dict)
     error: str | None = None
-    finished: bool = False
     best_step: int = 0
     best_nll: float = math.inf
     bad_evaluations: int = 0
@@ -85,9 +84,8 @@ def train_stack(
 
     Args:
         members: indices that name the members' random streams.
-        micro_batch: examples of each member per forward pass; None = the whole batch. Results do not depend
-        on it
-            beyond rounding.
+        micro_batch: examples of each member per forward pass; None = the whole batch. Results depend on it
+            by rounding only.
         checkpoints: continue from the last one, and save when due.
         on_step: called after each step with the steps done and their total.
     """
@@ -197,8 +195,6 @@ def train_stack(
 
             # Members that failed or stopped leave; the rest goes on
             if leaving := {*failed, *stopped}:
-                for i in leaving:
-                    runs[active[i]].finished = True
                 staying = [i for i in range(len(active)) if i not in leaving]
                 active = [active[i] for i in staying]
                 keep_members(adapters, optimizer, staying)
@@ -209,7 +205,6 @@ def train_stack(
         for i, m in enumerate(active):
             if not stopping or not runs[m].state:
                 runs[m].state, runs[m].best_step = adapters.state(i), step
-            runs[m].finished = True
     return runs
 
 

@@ -123,8 +123,7 @@ class Trial:
         backbone: where the frozen model comes from.
         task: what it is fine-tuned on.
         method, regularizers, optimizer, budget, diversity, precision: the recipe. With "bf16" backbone and
-        activations
-            are bfloat16; adapters and optimiser state are fp32 always.
+            activations are bfloat16; adapters and optimiser state are fp32 always.
         seed: root of every random stream.
         members: ensemble size M; 0 is the untouched backbone (zero-shot), 1 the single adapter.
         combine: "probs" averages the members' probabilities, "logits" their logits.

@@ -4,8 +4,8 @@
     python -m analysis.demo lorae-results
 
 SmolLM2-135M-Instruct on Rotten Tomatoes sentiment, one to four LoRA members, without and with the two
-regularisers of
-arXiv:2310.00035 that change the loss or the step. The OOD set is plot summaries of the same films' world.
+regularisers of arXiv:2310.00035 that change the loss or the step. The OOD set is plot summaries of the same
+films' world.
 """
 
 from lorae.methods import Lora
