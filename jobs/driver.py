@@ -54,7 +54,7 @@ def run_sweep(
         "trials": table.num_rows,
         "incomplete": incomplete,
         "failed": failed,
-        "trained": plan.num_to_train - len(failed),
+        "trained": sum(store.is_member(m) for m in plan.needed) - len(plan.stored),
         "seconds": round(time.monotonic() - started, 1),
     }
     if as_json:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -80,23 +79,17 @@ def trials_table(
     return pa.Table.from_pylist(rows, schema=trial_schema(names))
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Folders in the store whose draws make up a trial's ensemble."""
-
-    folders: tuple[str, ...]
-
-    @staticmethod
-    def of(trial: Trial) -> Pool:
-        if trial.members == 0:
-            return Pool((reference_folder(trial.reference_id()),))
-        return Pool(tuple(member_folder(m) for m in trial.member_ids()))
+def pool_folders(trial: Trial) -> list[str]:
+    """Folders in the store whose draws make up a trial's ensemble; the backbone's own for no members."""
+    if trial.members == 0:
+        return [reference_folder(trial.reference_id())]
+    return [member_folder(m) for m in trial.member_ids()]
 
 
 def _row(
     store: Store, sweep: str, trial: Trial, ood: Sequence[Task], provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    pool = Pool.of(trial)
+    folders = pool_folders(trial)
     eval_sets = {split: trial.task.eval_set(split) for split in ("validation", "test")}
     eval_sets |= {task.name: task.eval_set("test") for task in ood}
     row: dict[str, Any] = {
@@ -112,11 +105,11 @@ def _row(
     }
     failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
     try:
-        predictions = {name: store.predictions(pool.folders, s) for name, s in eval_sets.items()}
+        predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
     except ValueError as error:
         return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
     scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
-    return row | scores | _cost(store, trial, pool)
+    return row | scores | _cost(store, trial, folders)
 
 
 def trial_metrics(
@@ -145,9 +138,9 @@ def trial_metrics(
     return found
 
 
-def _cost(store: Store, trial: Trial, pool: Pool) -> dict[str, Any]:
+def _cost(store: Store, trial: Trial, pool: list[str]) -> dict[str, Any]:
     """Summed over the trial's distinct members; zero for the backbone itself."""
-    folders = list(dict.fromkeys(pool.folders)) if trial.members else []
+    folders = list(dict.fromkeys(pool)) if trial.members else []
     costs = [json.loads(store.read(folder, "member.json"))["cost"] for folder in folders]
     total = {
         name: sum(c[name] for c in costs)

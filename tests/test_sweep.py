@@ -131,7 +131,7 @@ def test_a_stack_that_fails_loses_no_other_and_exits_with_1(demo_file, data_root
     broken.write_text(demo_file.read_text() + BREAK_KL)
     storage = tmp_path / "results"
     outcome, err = finished(lorae("sweep", broken, "--storage", storage, "--json", data_root=data_root), 1)
-    assert outcome["incomplete"] == 3 and len(outcome["failed"]) == 1
+    assert (outcome["incomplete"], outcome["trained"], len(outcome["failed"])) == (3, 8, 1)
     assert "kl-7" in next(iter(outcome["failed"])) and "out of order" in next(
         iter(outcome["failed"].values())
     )

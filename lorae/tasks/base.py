@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -377,8 +377,3 @@ def lettered_example(row: dict[str, Any], question: str) -> Example:
     if key not in labels:
         raise ValueError(f"the answer {key!r} is none of the labels {', '.join(labels)}")
     return Example(row["id"], question, tuple(texts), labels.index(key))
-
-
-def num_classes(examples: Iterable[Example]) -> int:
-    """Largest number of options; rows with fewer have the missing classes masked."""
-    return max(len(e.options) for e in examples)
