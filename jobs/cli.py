@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis"
     )
+    sweep.add_argument("--smoke", action="store_true", help="the file's small variant on the embedded model")
     sweep.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
     sweep.add_argument("--data-root", metavar="DIR", help="local copies of datasets; or LORAE_DATA_ROOT")
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -96,7 +97,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from jobs.driver import run_sweep
     from jobs.request import read_request
 
-    request = read_request(arguments.file, arguments.set, arguments.storage, arguments.data_root)
+    request = read_request(
+        arguments.file, arguments.set, arguments.storage, arguments.data_root, arguments.smoke
+    )
     return run_sweep(
         request,
         dry_run=arguments.dry_run,

@@ -36,24 +36,33 @@ class Request:
     module: types.ModuleType
 
 
-def read_request(file: str, overrides: Sequence[str], storage: str, data_root: str | None) -> Request:
+def read_request(
+    file: str, overrides: Sequence[str], storage: str, data_root: str | None, smoke: bool = False
+) -> Request:
     """Load the sweep file, apply `--set axis=v1,v2`, and fix every source.
 
+    Args:
+        smoke: take the file's SMOKE, the small variant of its SWEEP.
     Raises:
         ValueError: no such file, no SWEEP in it, an unknown axis or value, or a source that cannot be had.
     """
     path = sweep_file(file)
     module = load_module(path)
-    sweep = getattr(module, "SWEEP", None)
+    wanted = "SMOKE" if smoke else "SWEEP"
+    sweep = getattr(module, wanted, None)
     if not isinstance(sweep, Sweep):
-        raise ValueError(f"{path} defines no SWEEP; write SWEEP = Sweep(base=Trial(...), axes={{...}}) in it")
+        raise ValueError(
+            f"{path} defines no {wanted}; write {wanted} = Sweep(base=Trial(...), axes={{...}}) in it"
+        )
     for override in overrides:
         sweep = with_override(sweep, override)
     data_root = data_root or os.environ.get("LORAE_DATA_ROOT")
-    name = re.sub(r"[^A-Za-z0-9.+_]+", "-", "-".join([path.stem, *overrides]))
+    parts = [path.stem, *(["smoke"] if smoke else []), *overrides]
+    name = re.sub(r"[^A-Za-z0-9.+_]+", "-", "-".join(parts))
     storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
     words = ["lorae", "sweep", str(path), "--storage", storage]
     words += ["--data-root", data_root] if data_root else []
+    words += ["--smoke"] if smoke else []
     words += [word for o in overrides for word in ("--set", o)]
     located = sweep.located(Path(data_root).expanduser() if data_root else None)
     return Request(name, located, storage, shlex.join(words), module)
@@ -68,7 +77,7 @@ def sweep_file(file: str) -> Path:
     for path in (Path(file).expanduser(), own / file):
         if path.is_file():
             return path.resolve()
-    known = ", ".join(sorted(p.name for p in (own / "pipelines").glob("*.py") if p.stem != "__init__"))
+    known = ", ".join(sorted(p.name for p in (own / "pipelines").glob("[!_]*.py")))
     raise ValueError(f"{file} is no file; give a sweep file's path, or one of pipelines/: {known}")
 
 

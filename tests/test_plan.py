@@ -25,7 +25,7 @@ from lorae.trial import AdamW, Budget, Diversity, Sweep
 
 CPU = Devices("cpu", 1, 2)
 PIPELINES = sorted(
-    p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("*.py") if p.stem != "__init__"
+    p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("*.py") if p.stem[0] != "_"
 )
 
 
@@ -136,7 +136,7 @@ def test_pipelines_expand_to_the_counts_in_their_docstrings(name):
     module = importlib.import_module(f"pipelines.{name}")
     trials = module.SWEEP.trials()
     trained = {
-        (t.task, t.regularizers, t.method, t.optimizer, t.budget, t.seed, t.diversity, m)
+        (t.task, t.regularizers, t.method, t.optimizer, t.budget, t.seed, str(t.member_key(m)))
         for t in trials
         for m in range(t.members)
     }
@@ -193,3 +193,17 @@ def test_shared_data_plans_from_local_copies(tiny_trial, tmp_path):
     base = tiny_trial(task=OpenBookQA().located(root), optimizer=AdamW())
     plan = make_plan(Sweep(base=base), Store(str(tmp_path)), CPU)
     assert plan.estimates[0].train_tokens > 1e5
+
+
+def test_companions_cost_what_their_ensemble_costs(tiny_trial):
+    base = tiny_trial(method=Lora(rank=2, alpha=6), budget=Budget(epochs=3), members=4)
+    singles = [t for t in Sweep(base=base, companions=True).trials() if t.members == 1]
+    member, longer, larger = singles
+    assert member.member_ids() == base.member_ids()[:1], "the single member is the ensemble's first"
+    assert longer.budget.num_steps(53) == 4 * base.budget.num_steps(53)
+    assert larger.method.num_parameters(32, 16) == 4 * base.method.num_parameters(32, 16)
+    assert larger.method.alpha / larger.method.rank == base.method.alpha / base.method.rank
+
+
+def test_a_single_adapter_has_no_companions(tiny_trial):
+    assert [t.members for t in Sweep(base=tiny_trial(), companions=True).trials()] == [0, 1]

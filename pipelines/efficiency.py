@@ -1,0 +1,27 @@
+"""Is an ensemble better than one adapter of the same cost? LoRA and VeRA at matched budgets.
+
+    lorae sweep pipelines/efficiency.py --dry-run      # 204 trials and the zero-shot row; 348 members
+    python -m analysis.efficiency lorae-results
+
+Each ensemble stands beside a single adapter with as many parameters (rank M * r), one trained M times as
+long, and its own temperature-scaled member. Two learning rates, since VeRA's is larger; choose by validation
+NLL.
+"""
+
+from lorae.methods import Lora, Vera
+from lorae.regularizers import DecayB
+from lorae.trial import Sweep
+from pipelines._common import SEVEN_B, smoke
+
+SWEEP = Sweep(
+    base=SEVEN_B,
+    axes={
+        "method": [Lora(rank=8, alpha=32), Vera(rank=256)],
+        "optimizer.lr": [5e-5, 5e-4],
+        "regularizers": [(), (DecayB(strength=100.0),)],
+        "members": [1, 2, 5, 10],
+        "seed": [0, 1, 2],
+    },
+    companions=True,
+)
+SMOKE = smoke(SWEEP, {"members": [1, 2], "optimizer.lr": [2e-3], "regularizers": [()]})
