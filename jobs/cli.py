@@ -3,6 +3,7 @@
     lorae sweep pipelines/demo.py --dry-run      what would be trained, and what is stored already
     lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing
     twice lorae sweep pipelines/demo.py --set members=6
+    lorae predict lorae-results --task TREC      add predictions on a task to the stored members
     lorae doctor                                 versions, devices, Ray, storage, model and data access
     lorae audit lorae-results                    are the stored numbers what they claim to be?
     lorae report lorae-results --out report      tables and figures as one HTML page, and as files
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -63,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.set_defaults(run=_sweep)
 
+    predict = commands.add_parser("predict", help="add predictions on a task to stored members")
+    predict.add_argument("storage", metavar="STORAGE")
+    predict.add_argument("--task", required=True, help="TREC, \"MMLU('stem')\", or my_tasks.py:Colours")
+    predict.add_argument("--sweep", metavar="NAME", help="only the members of this sweep")
+    predict.add_argument("--data-root", metavar="DIR", help="local copies of datasets; or LORAE_DATA_ROOT")
+    predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
+    predict.set_defaults(run=_predict)
+
     doctor = commands.add_parser("doctor", help="check this machine")
     doctor.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
     doctor.add_argument("--data-root", metavar="DIR")
@@ -108,6 +118,15 @@ def _sweep(arguments: argparse.Namespace) -> int:
         address=arguments.address,
         tracking_uri=arguments.tracking_uri,
     )
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from jobs.predict import run_predict
+
+    data_root = arguments.data_root or os.environ.get("LORAE_DATA_ROOT")
+    num = run_predict(arguments.storage, arguments.task, arguments.sweep, data_root, arguments.backbone)
+    print(f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection")
+    return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -40,6 +41,26 @@ def canonical(value: Any) -> Any:
     raise TypeError(
         f"{type(value).__name__} has no canonical form; use frozen dataclasses, tuples and plain values"
     )
+
+
+def spec_of(value: Any, types: Sequence[type]) -> Any:
+    """Inverse of `canonical` for dataclasses of these types and plain values; lists become tuples.
+
+    Raises:
+        ValueError: another type, or fields that it does not have or refuses.
+    """
+    if isinstance(value, list):
+        return tuple(spec_of(v, types) for v in value)
+    if not isinstance(value, dict):
+        return value
+    kind = next((t for t in types if t.__name__ == value.get("type")), None)
+    if kind is None:
+        known = ", ".join(t.__name__ for t in types)
+        raise ValueError(f"{value.get('type')!r} is not known to this lorae; it reads {known}")
+    try:
+        return kind(**{name: spec_of(v, types) for name, v in value.items() if name != "type"})
+    except TypeError as error:
+        raise ValueError(f"{canonical_json(value)} is no {kind.__name__} of this lorae ({error})") from error
 
 
 def fields_of(spec: Any) -> dict[str, Any]:

@@ -278,6 +278,8 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "member_id": trial.member_id(run.member),
         "recipe": canonical(trial.recipe()),
         "streams": canonical(trial.member_key(run.member)),
+        "source": {"type": type(trial.backbone).__name__, **vars(trial.backbone)},
+        "prompt_template": trial.task.prompt_template(),
         "best_step": run.best_step,
         "cost": {
             "train_tokens": run.train_tokens,

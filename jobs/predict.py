@@ -1,0 +1,66 @@
+"""Adding a prediction set to members that are stored: `lorae predict STORAGE --task "MMLU('stem')"`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from jobs.request import load_module
+from lorae import tasks
+from lorae.sources import Files
+from lorae.store import Store
+from lorae.tasks import Task
+
+
+def run_predict(
+    storage: str, task: str, sweep: str | None, data_root: str | None, backbone: str | None
+) -> int:
+    """Predict a task's test split with the members of a sweep, or with all; returns how many lacked it.
+
+    Args:
+        task: `TREC`, `MMLU('college_physics', num_test=50)`, or `my_tasks.py:Colours()` from a file of yours.
+    Raises:
+        ValueError: no such task or member, or as `lorae.predict_task.predict_task`.
+    """
+    store, located = Store(storage), read_task(task).located(Path(data_root) if data_root else None)
+    members = sorted(m for m in _members(store, sweep) if store.is_member(m))
+    if not members:
+        raise ValueError(f"{store.storage.uri} has no stored members; run a sweep first")
+    import torch
+
+    from lorae.predict_task import predict_task
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = Files(backbone) if backbone else None
+    return predict_task(store, members, located, device=device, backbone=source, on_progress=print)
+
+
+def _members(store: Store, sweep: str | None) -> set[str]:
+    if sweep is None:
+        return set(store.storage.names("members"))
+    table = store.read_table(f"sweeps/{sweep}/trials.parquet")
+    return {m for members in table["member_ids"].to_pylist() for m in members}
+
+
+def read_task(text: str) -> Task:
+    """A task from its class's name, with arguments that are plain values; `file.py:` before it says where.
+
+    Raises:
+        ValueError: no such task, or arguments that it does not take.
+    """
+    file, _, expression = text.rpartition(":") if ".py:" in text else ("", "", text)
+    source = load_module(Path(file).resolve()) if file else tasks
+    try:
+        node = ast.parse(expression, mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        kind = getattr(source, call.func.id, None) if isinstance(call.func, ast.Name) else None
+        positional = [ast.literal_eval(a) for a in call.args]
+        named = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        if isinstance(kind, type) and issubclass(kind, Task) and kind is not Task:
+            return kind(*positional, **named)
+    except (SyntaxError, TypeError) as error:
+        raise ValueError(f"--task {text}: {error}; write a task such as \"MMLU('stem')\" or TREC") from error
+    known = [
+        n for n, v in vars(source).items() if isinstance(v, type) and issubclass(v, Task) and v is not Task
+    ]
+    raise ValueError(f"--task {text}: no such task; {file or 'lorae'} has {', '.join(sorted(known))}")

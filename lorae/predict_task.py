@@ -1,0 +1,161 @@
+"""Predictions of stored members on a task that their sweep did not ask for, from the store alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lorae import peft_format
+from lorae.adapters import Adapters
+from lorae.backbones import Backbone, load_backbone
+from lorae.encoding import Row, encode
+from lorae.identity import canonical, canonical_json, digest, spec_of
+from lorae.methods import Gaussian, Kaiming, Lora, Method, Orthogonal, Vera, Xavier
+from lorae.prediction import predict
+from lorae.sources import Files, Hub, Source, Wheel
+from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
+from lorae.tasks.base import LabelWords, Letters, OptionLikelihood, Task
+
+SPECS = (Hub, Files, Wheel, Lora, Vera, Kaiming, Gaussian, Xavier, Orthogonal)
+SCORINGS = (Letters, LabelWords, OptionLikelihood)
+STACK_MEMBERS = 16  # predicted in one pass
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Members that one stack can predict with: their backbone, method and scoring are the same."""
+
+    recipe: dict[str, Any]
+    source: Source
+    scoring: Letters | LabelWords | OptionLikelihood
+    template: str
+    members: dict[str, tuple[Any, ...]]  # id -> init stream key
+
+    @property
+    def method(self) -> Method:
+        return spec_of(self.recipe["method"], SPECS)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.recipe["budget"]["max_tokens"]
+
+    @property
+    def reference_id(self) -> str:
+        parts = {name: self.recipe[name] for name in ("schema", "backbone", "precision")}
+        return digest(parts | {"max_tokens": self.max_tokens})
+
+
+def predict_task(
+    store: Store,
+    members: Sequence[str],
+    task: Task,
+    *,
+    device: str = "cpu",
+    backbone: Source | None = None,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> int:
+    """Predict a task's test split with stored members and their backbone, in stacks of up to 16 members.
+
+    The task is scored as each member's own task is. What is stored already is not predicted again.
+
+    Args:
+        members: ids of stored members.
+        task: with its source fixed (`Task.located`).
+        backbone: where the members' backbone is now; None = where it was when they were trained.
+    Returns:
+        The number of members that lacked the prediction set.
+    Raises:
+        ValueError: another prompt template than the members' own task has, another backbone than theirs, or a
+            member that cannot be read.
+    """
+    groups = list(_groups(store, members, backbone))
+    tasks = [_scored_alike(task, group) for group in groups]
+    num_predicted = 0
+    for group, own in zip(groups, tasks):
+        name = own.eval_set("test")
+        folders = [reference_folder(group.reference_id), *map(member_folder, group.members)]
+        lacking = [f for f in folders if prediction_file(name) not in store.files(f)]
+        if not lacking:
+            continue
+        model = load_backbone(group.source, group.recipe["precision"], device)
+        rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens)
+        if folders[0] in lacking:
+            _store(store, folders[0], name, rows, predict(model, rows))
+        ids = [m for m in group.members if member_folder(m) in lacking]
+        for start in range(0, len(ids), STACK_MEMBERS):
+            stack = ids[start : start + STACK_MEMBERS]
+            logits_MNC = _stack_logits(store, group, stack, model, rows)
+            for member, logits_NC in zip(stack, logits_MNC):
+                _store(store, member_folder(member), name, rows, logits_NC[None])
+            on_progress(f"{name}: {start + len(stack)} of {len(ids)} members of {group.source.label}")
+        num_predicted += len(ids)
+    return num_predicted
+
+
+def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> Iterator[_Group]:
+    """Members by everything that a prediction depends on, and their backbone found and checked."""
+    pools: dict[str, list[dict[str, Any]]] = {}
+    for member in members:
+        record = json.loads(store.read(member_folder(member), "member.json"))
+        if "prompt_template" not in record:
+            raise ValueError(
+                f"member {member} was stored by an older lorae; predict with a sweep's ood=[...]"
+            )
+        recipe = record["recipe"]
+        same = [recipe[name] for name in ("backbone", "precision", "method")]
+        same += [recipe["budget"]["max_tokens"], recipe["task"]["scoring"], record["prompt_template"]]
+        pools.setdefault(canonical_json(same), []).append(record)
+    for records in pools.values():
+        recipe = records[0]["recipe"]
+        yield _Group(
+            recipe,
+            _found(backbone or spec_of(records[0]["source"], SPECS), recipe),
+            spec_of(recipe["task"]["scoring"], SCORINGS),
+            records[0]["prompt_template"],
+            {r["member_id"]: tuple(r["streams"]["init"]) for r in records},
+        )
+
+
+def _found(source: Source, recipe: dict[str, Any]) -> Source:
+    try:
+        same = canonical(source) == recipe["backbone"]
+    except ValueError as error:
+        raise ValueError(f"{error}; or say where the backbone is now by --backbone DIR") from error
+    if not same:
+        raise ValueError(
+            f"{source} is not the backbone that the members were trained on; its content differs"
+        )
+    return source
+
+
+def _scored_alike(task: Task, group: _Group) -> Task:
+    scored = replace(task, scoring=group.scoring)
+    if scored.prompt_template() != group.template:
+        raise ValueError(
+            f"{task.name} has the prompt template {scored.prompt_template()!r}, the members were trained "
+            f"with {group.template!r}; detection would see the template, so use a task that shares it"
+        )
+    return scored
+
+
+def _stack_logits(
+    store: Store, group: _Group, members: Sequence[str], model: Backbone, rows: Sequence[Row]
+) -> np.ndarray:
+    """Logits (M, N, C) of some of a group's members."""
+    weights = [store.read(member_folder(m), peft_format.WEIGHTS) for m in members]
+    with Adapters(model, group.method, [group.members[m] for m in members]) as adapters:
+        adapters.load([peft_format.read_state(w) for w in weights])
+        return predict(model, rows, len(members))
+
+
+def _store(store: Store, folder: str, name: str, rows: Sequence[Row], logits_KNC: np.ndarray) -> None:
+    ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
+    entry = folder.rpartition("/")[2]
+    lock = entry if folder.startswith("members/") else f"reference-{entry}"
+    with store.storage.lock(lock, wait=True):
+        content = prediction_bytes(entry, name, ids, labels, classes, logits_KNC)
+        store.write_entry(folder, {prediction_file(name): content})
