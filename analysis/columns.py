@@ -10,6 +10,8 @@ from lorae.metrics import DIRECTION, Direction
 from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED
 
 COST_COLUMNS = ("train_tokens", "train_seconds", "forwards_per_prediction", "trainable_parameters")
+FEW_TASKS = 2
+DIVERSITY_METRICS = ("disagreement", "jsd", "mutual_information", "error_correlation")
 TITLES = {
     "acc": "accuracy",
     "f1": "macro F1",
@@ -70,8 +72,12 @@ def title(column: str) -> str:
 
 
 def default_metrics(trials: Trials) -> list[str]:
-    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and ECE also T-scaled."""
-    ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in trials.ood_tasks]
+    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and ECE also T-scaled.
+
+    Many OOD tasks have a table of their own.
+    """
+    few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
+    ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
     return ["acc", "ensemble_nll", "ece15", "brier", *ood, "ts_ensemble_nll", "ts_ece15"]
 
 

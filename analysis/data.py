@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from analysis.significance import OverSeeds, over_seeds
-from lorae.results import FACTORS, trial_schema
-from lorae.store import Predictions, Store, member_folder, reference_folder
+from lorae.metrics import ood_summary
+from lorae.results import FACTORS, OOD_SEPARATOR, trial_schema
+from lorae.store import Predictions, Store, member_folder, prediction_sets, reference_folder
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 
@@ -52,6 +53,17 @@ class Cell:
     def test_set(self) -> str:
         """The prediction set that its metrics are computed on; only cells that share it can be compared."""
         return eval_sets(self.rows[0])["test"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Factors, with the strength of each regulariser ("KL beta", "DecayB strength") in place of their
+        label."""
+        found = {name: value for name, value in self.factors.items() if name != "regularizers"}
+        for regularizer in json.loads(self.rows[0]["recipe"])["regularizers"] if self.members else ():
+            numbers = [name for name, value in regularizer.items() if isinstance(value, (int, float))]
+            for name in numbers[:1]:
+                found[f"{regularizer['type']} {name}"] = regularizer[name]
+        return found
 
     def over_seeds(self, column: str) -> OverSeeds | None:
         """Mean, standard error and n of a column; None if it is undefined for one of the rows."""
@@ -94,6 +106,16 @@ class Trials:
             dict.fromkeys(t for row in self.rows for t in eval_sets(row) if t not in ("test", "validation"))
         )
 
+    def with_stored_ood(self) -> Trials:
+        """The same rows with OOD metrics on every other task that all members of a row have predicted.
+
+        `lorae predict` adds such sets; members that another sweep shares may have them too. A task that the
+        sweep names itself is not taken twice.
+        """
+        rows = [row | _stored_ood(self, row) for row in self.rows]
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return replace(self, rows=tuple(dict.fromkeys(columns) | row for row in rows))
+
     def by_test_set(self) -> dict[str, list[Cell]]:
         """Cells that can be compared with each other, in the sweep's order."""
         groups: dict[str, list[Cell]] = {}
@@ -114,8 +136,7 @@ class Trials:
         Raises:
             ValueError: they are not in the storage, or damaged.
         """
-        folders = [member_folder(m) for m in row["member_ids"]] or [reference_folder(row["reference_id"])]
-        return self.store.predictions(folders, eval_sets(row)[where])
+        return self.store.predictions(pool(row), eval_sets(row)[where])
 
 
 def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials:
@@ -149,6 +170,23 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
     return Trials(store, sweep, tuple(done), tuple(missing))
 
 
+def _stored_ood(trials: Trials, row: Row) -> Row:
+    """Further OOD columns of a row, from prediction sets that all of its draws have."""
+    stored = set.intersection(*(prediction_sets(trials.store.files(f)) for f in pool(row)))
+    own = {name.split("__")[0] for name in eval_sets(row).values()}
+    found: dict[str, str] = {}
+    for name in sorted(stored):
+        task, split, _ = name.split("__")
+        if split == "test" and task not in own:
+            found.setdefault(task, name)
+    extended = row | {"eval_sets": json.dumps(eval_sets(row) | found)}
+    test, columns = trials.predictions(row), {"eval_sets": extended["eval_sets"]}
+    for task in found:
+        scores = ood_summary(test.logits_MNC, trials.predictions(extended, task).logits_MNC, row["combine"])
+        columns |= {f"{metric}{OOD_SEPARATOR}{task}": value for metric, value in scores.items()}
+    return columns
+
+
 def missing_text(sweep: str, missing: Sequence[str], command: str) -> str:
     """What a sweep lacks and how to fill it; the message of a refusal and of `--allow-missing`."""
     listed = "".join(f"\n  {what}" for what in missing)
@@ -162,6 +200,11 @@ def fill_command(row: Row) -> str:
 
 def provenance(row: Row) -> dict[str, Any]:
     return json.loads(row["provenance"] or "{}")
+
+
+def pool(row: Row) -> list[str]:
+    """Folders of the draws that a row's ensemble is made of."""
+    return [member_folder(m) for m in row["member_ids"]] or [reference_folder(row["reference_id"])]
 
 
 def eval_sets(row: Row) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """How much something changes: each cell minus a named baseline, with its interval.
 
-ensembling(trials, resampling)       ensembles minus the single member of the same setting
-regularising(trials, resampling)     regularised cells minus the unregularised of the same size
+ensembling(trials, resampling)         ensembles minus the single member of the same setting
+regularising(trials, resampling)       regularised cells minus the unregularised of the same size
+same_parameters(trials, resampling)    ensembles minus the single LoRA of rank M * r
+same_compute(trials, resampling)       ensembles minus the single adapter trained M times as long
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,6 +18,8 @@ from analysis.data import Cell, Trials
 from analysis.resampling import Resampling
 from analysis.significance import Difference, holm
 from analysis.table import Entry, Line, Table, cell_columns, cell_line, made_by, setting
+from lorae.identity import spec_of
+from lorae.trial import Budget
 
 INTERVALS = (
     "Difference [95 % interval] by the paired bootstrap over test examples, 10,000 resamples; bold: p ≤ 0.05 "
@@ -42,6 +47,30 @@ def regularising(trials: Trials, resampling: Resampling) -> Table:
         name="regularising",
         title="What regularising changes, against no regulariser at the same number of members",
     )
+
+
+def same_parameters(trials: Trials, resampling: Resampling) -> Table:
+    """Each ensemble minus the single adapter that has as many parameters, where the sweep has one."""
+
+    def larger(cell: Cell) -> dict[str, Any] | None:
+        rank, alpha = (cell.members * (cell.factors[name] or 0) for name in ("rank", "alpha"))
+        return cell.factors | {"members": 1, "rank": rank, "alpha": alpha} if cell.members > 1 else None
+
+    title = "Ensembles against a single adapter with as many parameters (rank M r)"
+    return differences(trials, resampling, larger, name="same-parameters", title=title)
+
+
+def same_compute(trials: Trials, resampling: Resampling) -> Table:
+    """Each ensemble minus the single adapter whose training cost as much, where the sweep has one."""
+
+    def longer(cell: Cell) -> dict[str, Any] | None:
+        if cell.members < 2:
+            return None
+        budget: Budget = spec_of(json.loads(cell.rows[0]["recipe"])["budget"], [Budget])
+        return cell.factors | {"members": 1, "budget": budget.times(cell.members).label}
+
+    title = "Ensembles against a single adapter trained M times as long"
+    return differences(trials, resampling, longer, name="same-compute", title=title)
 
 
 def differences(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,7 +172,7 @@ def heat_maps(trials: Trials) -> list[Plot]:
     Numeric are members, rank, learning rate and the like, and a regulariser's strength if it has three values
     (0 where it is absent). None where fewer than two vary.
     """
-    settings = {cell: _settings(cell) for cell in trials.cells if cell.members}
+    settings = {cell: cell.settings for cell in trials.cells if cell.members}
     values: dict[str, set[Any]] = {}
     for name in dict.fromkeys(name for found in settings.values() for name in found):
         values[name] = {found.get(name, 0) for found in settings.values()}
@@ -194,16 +193,6 @@ def heat_maps(trials: Trials) -> list[Plot]:
         if all(len({place[side] for place in grid}) > 1 for side in (0, 1))
         and all(len(cells) == 1 for cells in grid.values())  # else they differ in what has no number
     ]
-
-
-def _settings(cell: Cell) -> dict[str, Any]:
-    """Factors of a cell, with the strength of each regulariser, "KL beta", in place of their label."""
-    found = {name: value for name, value in cell.factors.items() if name != "regularizers"}
-    for regularizer in json.loads(cell.rows[0]["recipe"])["regularizers"]:
-        numbers = [name for name, value in regularizer.items() if isinstance(value, (int, float))]
-        for name in numbers[:1]:
-            found[f"{regularizer['type']} {name}"] = regularizer[name]
-    return found
 
 
 def _heat_map(grid: dict[tuple[float, float], Cell], down: str, across: str, label: str) -> Plot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,9 +85,15 @@ def panels(trials: Trials) -> list[Panel]:
     """Cells in panels of at most `MAX_LINES` lines, one line for each setting of the adapters.
 
     Backbones and test sets have panels of their own. Regularisers always tell lines apart, and so do the
-    other varying factors that fit; more lines than fit continue in a next panel.
+    other varying factors that fit; more lines than fit continue in a next panel. Where ensembles are compared
+    with single adapters of equal cost, those are points of no line and left to the tables.
     """
     trained = [cell for cell in trials.cells if cell.members]
+    sizes: dict[str, set[int]] = {}
+    for cell in trained:
+        sizes.setdefault(_adapters(cell), set()).add(cell.members)
+    if any(len(found) > 1 for found in sizes.values()):
+        trained = [cell for cell in trained if sizes[_adapters(cell)] != {1}]
     line_factors = [f for f in trials.varying if f == "regularizers"]
     for factor in [f for f in trials.varying if f not in line_factors and not is_shared(f)]:
         if len({_key(cell, [*line_factors, factor]) for cell in trained}) <= MAX_LINES:
@@ -94,7 +101,7 @@ def panels(trials: Trials) -> list[Panel]:
     panel_factors = [f for f in trials.varying if f not in line_factors]
     found: dict[str, Panel] = {}
     for cells in trials.by_test_set().values():
-        for inside in _grouped([cell for cell in cells if cell.members], panel_factors):
+        for inside in _grouped([cell for cell in cells if cell in trained], panel_factors):
             lines = _grouped(inside, line_factors)
             for start in range(0, len(lines), MAX_LINES):
                 part = lines[start : start + MAX_LINES]
@@ -106,6 +113,11 @@ def panels(trials: Trials) -> list[Panel]:
                 named = {_label(line[0], line_factors): _by_size(line) for line in part}
                 found[label] = Panel(label, named, _backbone(trials, inside[0]))
     return list(found.values())
+
+
+def _adapters(cell: Cell) -> str:
+    """All that a cell's members share."""
+    return json.dumps([cell.test_set, cell.factors | {"members": None}])
 
 
 def _grouped(cells: Sequence[Cell], factors: Sequence[str]) -> list[list[Cell]]:

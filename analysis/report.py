@@ -14,9 +14,10 @@ from pathlib import Path
 import lorae
 from analysis.columns import all_metrics, default_metrics
 from analysis.data import Trials, fill_command, load_trials, missing_text, provenance
-from analysis.differences import ensembling, regularising
+from analysis.differences import ensembling, regularising, same_compute, same_parameters
 from analysis.figures import MEMBERS_METRICS, metric_against_members, reliability_diagram
 from analysis.figures_scores import score_figures
+from analysis.figures_setting import metric_against_setting, numeric_settings
 from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
 from analysis.page import Section, page
 from analysis.plotting import panels, save
@@ -41,7 +42,7 @@ def write_report(
     Raises:
         ValueError: as `load_trials`.
     """
-    trials = load_trials(storage, sweep, allow_missing)
+    trials = load_trials(storage, sweep, allow_missing).with_stored_ood()
     if trials.missing:
         lacking = missing_text(sweep, trials.missing, fill_command(trials.rows[0]))
         warnings = [*warnings, lacking]
@@ -60,13 +61,20 @@ def write_report(
 def report_sections(trials: Trials) -> list[Section]:
     """What the report says, in order; sections without content are left out."""
     resampling = resample(trials, default_metrics(trials))
-    changes = [table for make in (ensembling, regularising) if (table := make(trials, resampling)).blocks]
+    comparisons = (ensembling, regularising, same_parameters, same_compute)
+    changes = [table for make in comparisons if (table := make(trials, resampling)).blocks]
     drawn = panels(trials)
     size, calibration, scores = [], [], []
     for panel in drawn[:MAX_PANELS]:
         size += [metric_against_members(trials, panel, metric) for metric in MEMBERS_METRICS]
         calibration += [reliability_diagram(trials, panel, line) for line in panel.lines]
         scores += score_figures(trials, panel)
+    settings = [
+        plot
+        for setting in numeric_settings(trials)
+        for metric in MEMBERS_METRICS
+        for plot in metric_against_setting(trials, setting, metric)
+    ]
     first = f"Drawn are the first {MAX_PANELS} of {len(drawn)} settings." if len(drawn) > MAX_PANELS else ""
     whole = comparison(trials, resample(trials, []), all_metrics(trials), tuple(COST), name="all-metrics")
     sections = [
@@ -77,6 +85,7 @@ def report_sections(trials: Trials) -> list[Section]:
         Section("Selective prediction and OOD detection", first, plots=scores),
         Section("Diversity and gain", plots=diversity_against_gain(trials)),
         Section("Quality and cost", plots=quality_against_cost(trials)),
+        Section("Settings", plots=settings),
         Section("Two factors", plots=heat_maps(trials)),
         Section("Every metric", tables=[whole], folded=True),
     ]

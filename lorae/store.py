@@ -223,6 +223,12 @@ def prediction_file(eval_set: str) -> str:
     return f"predictions/{eval_set}.parquet"
 
 
+def prediction_sets(files: Iterable[str]) -> set[str]:
+    """Names of the prediction sets among an entry's files."""
+    folder, suffix = prediction_file("").split(".")
+    return {f.removeprefix(folder).removesuffix("." + suffix) for f in files if f.startswith(folder)}
+
+
 def prediction_bytes(
     member_id: str,
     eval_set: str,

@@ -331,7 +331,7 @@ def companions(trial: Trial) -> list[Trial]:
     """
     if trial.members < 2:
         return []
-    single = replace(trial, members=1, combine="probs")
+    single = replace(trial, members=1)
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
     if isinstance(trial.method, Lora):
         rank, alpha = trial.members * trial.method.rank, trial.members * trial.method.alpha

@@ -1,0 +1,37 @@
+"""NLL and ECE against one to twenty members, from one pool: the figure of pipelines/members.py.
+
+python -m analysis.members lorae-results
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from analysis.columns import default_metrics
+from analysis.data import Trials
+from analysis.differences import ensembling
+from analysis.figures import MEMBERS_METRICS, metric_against_members
+from analysis.figures_sweep import diversity_against_gain
+from analysis.plotting import panels
+from analysis.resampling import resample
+from analysis.script import Content, run
+from analysis.table import comparison
+
+
+def content(trials: Trials) -> Content:
+    """The curves, the differences to a single member, and diversity against gain."""
+    resampling = resample(trials, default_metrics(trials))
+    plots = [
+        metric_against_members(trials, panel, metric)
+        for panel in panels(trials)
+        for metric in MEMBERS_METRICS
+    ]
+    tables = [comparison(trials, resampling), ensembling(trials, resampling)]
+    return Content(tables, [*plots, *diversity_against_gain(trials)])
+
+
+main = functools.partial(run, "members", content)
+
+if __name__ == "__main__":
+    sys.exit(main())

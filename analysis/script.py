@@ -1,0 +1,62 @@
+"""What every `python -m analysis.<name> STORAGE` does: load a sweep, print its tables, write all as files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.data import Trials, fill_command, load_trials, missing_text
+from analysis.plotting import Plot, save
+from analysis.render import markdown, save_table
+from analysis.table import Table
+
+
+@dataclass(frozen=True)
+class Content:
+    """The tables and figures of a paper file, in order."""
+
+    tables: Sequence[Table]
+    plots: Sequence[Plot]
+
+
+def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | None = None) -> int:
+    """Print the tables of a sweep; write them as .md, .csv, .tex and the figures as .pdf, .svg.
+
+    Args:
+        sweep: name of the sweep unless `--sweep` gives another, such as its small variant.
+    Returns:
+        The exit code: 0, or 2 for a sweep that is not there or incomplete.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m analysis.{sweep}", description=content.__doc__)
+    parser.add_argument("storage", help="path or URI that the sweep wrote to")
+    parser.add_argument("--sweep", default=sweep, help=f"name of the sweep (default: {sweep})")
+    parser.add_argument("--out", type=Path, help="folder for the files (default: STORAGE/report/SWEEP)")
+    parser.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
+    args = parser.parse_args(argv)
+    try:
+        trials = load_trials(args.storage, args.sweep, args.allow_missing)
+        out = args.out or _default_out(args.storage, args.sweep)
+        if trials.missing:
+            print(missing_text(trials.sweep, trials.missing, fill_command(trials.rows[0])), file=sys.stderr)
+        found = content(trials)
+        for table in found.tables:
+            print(markdown(table))
+            save_table(table, out)
+        for plot in found.plots:
+            save(plot, out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(found.tables)} tables, {len(found.plots)} figures: {out}")
+    return 0
+
+
+def _default_out(storage: str, sweep: str) -> Path:
+    if "://" in storage:
+        raise ValueError(
+            f"storage {storage} is not a folder of this machine; give one for the files by --out"
+        )
+    return Path(storage).expanduser() / "report" / sweep

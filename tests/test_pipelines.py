@@ -1,0 +1,106 @@
+"""Every paper file runs end to end: its small variant on a tiny model, then its twin in analysis/."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toys import Colours, Greys
+
+from jobs.driver import run_sweep
+from jobs.request import Request
+from lorae.results import OOD_SEPARATOR
+from lorae.store import Store
+from lorae.trial import Budget, Sweep
+
+NAMES = sorted(p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("[!_]*.py"))
+TABLES = {  # beside the comparison
+    "regularization": {"ensembling", "regularising"},
+    "efficiency": {"ensembling", "same-parameters", "same-compute"},
+    "ood": {"ood-grid", "ood-scores"},
+    "randomness": {"regularising"},
+    "strength": {"regularising"},
+    "members": {"ensembling"},
+    "rank": {"ensembling"},
+    "initialization": {"ensembling"},
+}
+FIGURES = {
+    "demo": {"ensemble_nll-members", "ece15-members"},
+    "members": {"ensemble_nll-members", "ece15-members", "diversity-gain"},
+    "rank": {"ensemble_nll-rank", "ece15-rank", "cost"},
+    "strength": {"ensemble_nll-DecayB-strength", "ece15-DecayB-strength"},
+    "efficiency": {"cost"},
+    "ood": {"ood-roc-greys-none", "risk-coverage-none"},
+}
+
+
+@pytest.fixture
+def tiny(tiny_trial, data_root):
+    """A sweep on the tiny model and the toy task, a few steps a member; axes stay."""
+
+    def shrink(sweep: Sweep) -> Sweep:
+        small = tiny_trial()
+        base = replace(
+            sweep.base,
+            backbone=small.backbone,
+            task=Colours().located(data_root),
+            precision="fp32",
+            budget=Budget(batch_size=4, steps=4, max_tokens=64),
+        )
+        return replace(sweep, base=base, ood=[Greys().located(data_root)] if sweep.ood else ())
+
+    return shrink
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory):
+    """One MLflow database for all; making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_paper_file_and_its_twin_run_end_to_end(name, tiny, tracking_uri, tmp_path, capsys):
+    module = importlib.import_module(f"pipelines.{name}")
+    sweep, storage, out = tiny(module.SMOKE), str(tmp_path / "store"), tmp_path / "out"
+    request = Request(f"{name}-smoke", sweep, storage, f"lorae sweep {name}", module)
+    assert run_sweep(request, local=True, tracking_uri=tracking_uri) == 0
+
+    twin = importlib.import_module(f"analysis.{name}")
+    assert twin.main([storage, "--sweep", f"{name}-smoke", "--out", str(out)]) == 0, capsys.readouterr().err
+    main_table = "ood-grid" if name == "ood" else "table"
+    tables = TABLES.get(name, set()) | {main_table}
+    assert {p.stem for p in out.glob("*.csv")} == tables
+    assert {p.stem for p in out.glob("*.svg")} >= FIGURES.get(name, set())
+    with (out / f"{main_table}.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == len(sweep.trials()), "one line for each trial"
+    for row in rows:
+        assert float(row["auroc_msp__greys" if name == "ood" else "ensemble_nll"]) >= 0
+    for table in tables:
+        assert (out / f"{table}.md").read_text().count("\n| ") > 1, f"{table} has lines"
+
+
+def test_sets_predicted_later_are_columns_of_the_ood_table(tiny, data_root, tracking_uri, tmp_path):
+    from analysis.data import load_trials
+    from lorae.predict_task import predict_task
+
+    module = importlib.import_module("pipelines.members")
+    sweep, storage = tiny(module.SMOKE), str(tmp_path)
+    asked = replace(sweep, ood=[Greys().located(data_root)])
+    at_once = Request("at-once", asked, str(tmp_path / "other"), "", module)
+    later = Request("later", sweep, storage, "", module)
+    for request in (at_once, later):
+        assert run_sweep(request, local=True, tracking_uri=tracking_uri) == 0
+    store = Store(storage)
+    assert not load_trials(storage, "later").with_stored_ood().ood_tasks
+    predict_task(store, store.storage.names("members"), Greys().located(data_root))
+
+    found = load_trials(storage, "later").with_stored_ood()
+    expected = load_trials(str(tmp_path / "other"), "at-once")
+    assert found.ood_tasks == expected.ood_tasks == ("greys",)
+    for row, same in zip(found.rows, expected.rows, strict=True):
+        columns = {k for k in same if OOD_SEPARATOR in k}
+        assert columns and {k: row[k] for k in columns} == {k: same[k] for k in columns}
