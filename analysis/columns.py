@@ -17,6 +17,7 @@ TITLES = {
     "f1": "macro F1",
     "ensemble_nll": "NLL",
     "mean_member_nll": "mean member's NLL",
+    "nll": "NLL",
     "validation_nll": "validation NLL",
     "brier": "Brier",
     "classwise_ece15": "classwise ECE-15",
@@ -55,7 +56,7 @@ class Column:
 def direction(column: str) -> Direction:
     """Whether lower or higher is better in a column of trials.parquet; "none" for costs and the like."""
     name = column.split(OOD_SEPARATOR)[0].removeprefix("ts_")
-    return DIRECTION.get("ensemble_nll" if name == "validation_nll" else name, "none")
+    return DIRECTION.get("ensemble_nll" if name in ("nll", "validation_nll") else name, "none")
 
 
 def title(column: str) -> str:

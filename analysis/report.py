@@ -21,6 +21,7 @@ from analysis.figures_setting import metric_against_setting, numeric_settings
 from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
 from analysis.page import Section, page
 from analysis.plotting import panels, save
+from analysis.published import beside
 from analysis.render import save_table
 from analysis.resampling import resample
 from analysis.table import comparison
@@ -87,6 +88,7 @@ def report_sections(trials: Trials) -> list[Section]:
         Section("Quality and cost", plots=quality_against_cost(trials)),
         Section("Settings", plots=settings),
         Section("Two factors", plots=heat_maps(trials)),
+        *(Section(table.title, tables=[table]) for table in beside(trials)),
         Section("Every metric", tables=[whole], folded=True),
     ]
     return [section for section in sections if section.tables or section.plots]
