@@ -132,17 +132,22 @@ def _line(rows: Sequence[Published], letters: dict[str, str]) -> Line:
     line |= {column: Entry(None) for metric in METRICS for column in (metric, f"{metric}_std")}
     for row in rows:
         line |= {row.column: Entry(row.value), f"{row.column}_std": Entry(row.std)}
-    doubted: dict[tuple[str, ...], list[str]] = {}
+    texts = {
+        "note": dict.fromkeys(row.note for row in rows if row.note),
+        "suspect": _marks(rows, letters),
+        "suspect_because": dict.fromkeys(doubt for row in rows for doubt in row.doubts),
+    }
+    return line | {name: Entry("; ".join(parts) or None) for name, parts in texts.items()}
+
+
+def _marks(rows: Sequence[Published], letters: dict[str, str]) -> list[str]:
+    """Which numbers are doubted, and the letters of why: "accuracy, NLL (a, b)"."""
+    doubted: dict[str, list[str]] = {}
     for row in rows:
         if row.doubts:
-            doubted.setdefault(row.doubts, []).append(title(row.column))
-    marks = [
-        f"{', '.join(m)} ({', '.join(sorted(letters[d] for d in doubts))})" for doubts, m in doubted.items()
-    ]
-    notes = dict.fromkeys(row.note for row in rows if row.note)
-    because = dict.fromkeys(doubt for doubts in doubted for doubt in doubts)
-    texts = {"note": notes, "suspect": marks, "suspect_because": because}
-    return line | {name: Entry("; ".join(parts) or None) for name, parts in texts.items()}
+            why = ", ".join(sorted(letters[doubt] for doubt in row.doubts))
+            doubted.setdefault(why, []).append(title(row.column))
+    return [f"{', '.join(numbers)} ({why})" for why, numbers in doubted.items()]
 
 
 def _columns(lines: Sequence[Line]) -> tuple[Column, ...]:
