@@ -141,13 +141,16 @@ def _line(rows: Sequence[Published], letters: dict[str, str]) -> Line:
 
 
 def _marks(rows: Sequence[Published], letters: dict[str, str]) -> list[str]:
-    """Which numbers are doubted, and the letters of why: "accuracy, NLL (a, b)"."""
+    """Which numbers are doubted, and the letters of why: "all (a, b)", "ECE-15, NLL (c)"."""
     doubted: dict[str, list[str]] = {}
     for row in rows:
         if row.doubts:
             why = ", ".join(sorted(letters[doubt] for doubt in row.doubts))
             doubted.setdefault(why, []).append(title(row.column))
-    return [f"{', '.join(numbers)} ({why})" for why, numbers in doubted.items()]
+    return [
+        f"{'all' if len(numbers) == len(rows) else ', '.join(numbers)} ({why})"
+        for why, numbers in doubted.items()
+    ]
 
 
 def _columns(lines: Sequence[Line]) -> tuple[Column, ...]:
