@@ -33,7 +33,7 @@ FIGURES = {
     "rank": {"ensemble_nll-rank", "ece15-rank", "cost"},
     "strength": {"ensemble_nll-DecayB-strength", "ece15-DecayB-strength"},
     "efficiency": {"cost"},
-    "ood": {"ood-roc-greys-none", "risk-coverage-none"},
+    "ood": {"ood-roc-greys", "risk-coverage"},
 }
 
 
