@@ -20,7 +20,8 @@ types: .venv/installed
 	$(BIN)/pyright
 
 dry-run: .venv/installed
-	for file in pipelines/[!_]*.py; do $(BIN)/lorae sweep $$file --dry-run || exit 1; done
+	$(BIN)/lorae sweep pipelines/demo.py --dry-run
+	for file in pipelines/[!_]*.py; do $(BIN)/lorae sweep $$file --smoke --dry-run || exit 1; done
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
