@@ -23,6 +23,15 @@ TITLES = {
     "classwise_ece15": "classwise ECE-15",
     "aurc": "AURC",
     "jsd": "JSD",
+    "num_intruder_dimensions": "intruders",
+    "mean_update_norm": "mean update's norm",
+    "mean_effective_rank": "mean update's effective rank",
+    "mean_stable_rank": "mean update's stable rank",
+    "mean_num_intruder_dimensions": "mean update's intruders",
+    "r_nll_gain": "gain in NLL: r",
+    "rho_nll_gain": "gain in NLL: rho",
+    "r_acc_gain": "gain in accuracy: r",
+    "rho_acc_gain": "gain in accuracy: rho",
     "train_tokens": "train tokens",
     "train_seconds": "train s",
     "predict_seconds": "predict s",
@@ -40,11 +49,12 @@ class Column:
     Args:
         name: as in trials.parquet.
         kind: "text"; "metric", a fraction or nats with three decimals; "difference" of a metric to a
-            baseline; "amount", a cost or a count; "data", a text for machines that appears in CSV only.
+            baseline; "estimate", a number with or without its interval; "amount", a cost or a count; "data",
+            a text for machines that appears in CSV only.
     """
 
     name: str
-    kind: Literal["text", "metric", "difference", "amount", "data"]
+    kind: Literal["text", "metric", "difference", "estimate", "amount", "data"]
 
     @property
     def head(self) -> str:

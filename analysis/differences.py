@@ -99,12 +99,12 @@ def differences(
         title=title,
         caption=f"{setting(trials)} {INTERVALS} {made_by(trials)}",
         columns=(*cell_columns(trials), *columns),
-        blocks=tuple(_corrected(lines, columns) for lines in blocks.values()),
+        blocks=tuple(corrected(lines, columns) for lines in blocks.values()),
         notes=resampling.notes,
     )
 
 
-def _corrected(lines: list[Line], columns: list[Column]) -> tuple[Line, ...]:
+def corrected(lines: list[Line], columns: list[Column]) -> tuple[Line, ...]:
     """The lines with the p-values of each column corrected for their number."""
     for column in columns:
         found = [(line, e) for line in lines if isinstance(e := line[column.name], Difference)]

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.columns import title
 from analysis.data import Cell, Row, Trials
+from analysis.gain import nll_gain
 from analysis.plotting import (
     COLUMN_INCHES,
     MAX_LINES,
@@ -41,7 +42,7 @@ def diversity_against_gain(trials: Trials) -> list[Plot]:
 
     Trials that share members are not independent: the correlation describes, it tests nothing.
     """
-    rows = [row for row in trials.rows if row["members"] > 1 and np.isfinite(gain(row))]
+    rows = [row for row in trials.rows if row["members"] > 1 and np.isfinite(nll_gain(row))]
     if len(rows) < 3:
         return []
     figure = Figure((COLUMN_INCHES, 2.1), layout="constrained")
@@ -49,7 +50,7 @@ def diversity_against_gain(trials: Trials) -> list[Plot]:
     for axes, diversity in zip(grid, DIVERSITY):
         _scatter(axes, rows, diversity)
         axes.set_title(
-            correlation_text([row[diversity] for row in rows], [gain(row) for row in rows]), fontsize=7
+            correlation_text([row[diversity] for row in rows], [nll_gain(row) for row in rows]), fontsize=7
         )
         axes.set_xlabel(title(diversity))
     grid[0].set_ylabel("gain in NLL over mean member")
@@ -60,11 +61,6 @@ def diversity_against_gain(trials: Trials) -> list[Plot]:
         "independent."
     )
     return [Plot("diversity-gain", caption, figure)]
-
-
-def gain(row: Row) -> float:
-    """What averaging gains over the mean member, in nats; with the "probs" rule never below 0 (Jensen)."""
-    return row["mean_member_nll"] - row["ensemble_nll"]
 
 
 def correlation_text(x: Sequence[float], y: Sequence[float]) -> str:
@@ -79,7 +75,7 @@ def correlation_text(x: Sequence[float], y: Sequence[float]) -> str:
 def _scatter(axes: Axes, rows: Sequence[Row], diversity: str) -> None:
     for label, style in _groups(rows).items():
         inside = [row for row in rows if row["regularizers"] == label or label == ALL]
-        points = [(row[diversity], gain(row)) for row in inside]
+        points = [(row[diversity], nll_gain(row)) for row in inside]
         axes.plot([x for x, _ in points], [y for _, y in points], label=label, **_points(style))
 
 

@@ -26,6 +26,8 @@ def text(column: Column, entry: Entry | Difference) -> str:
         return "-"
     if column.kind == "amount":
         return amount(entry.value)
+    if column.kind == "estimate":
+        return f"{entry.value:+.3f}"
     if column.kind != "metric":
         return str(entry.value)
     if math.isinf(entry.value):
@@ -36,7 +38,7 @@ def text(column: Column, entry: Entry | Difference) -> str:
 def parts(column: Column, entry: Entry | Difference) -> tuple[str, str]:
     """`text` taken apart: a number and its uncertainty, "" if it has none."""
     number, _, uncertainty = text(column, entry).partition(" ")
-    return (number, uncertainty) if column.kind in ("metric", "difference") else (text(column, entry), "")
+    return (number, uncertainty) if column.kind in CSV_PARTS else (text(column, entry), "")
 
 
 def amount(value: float) -> str:
@@ -90,13 +92,14 @@ def _aligned(columns: list[Column], row: list[str], widths: list[int]) -> list[s
 
 # CSV -------------------------------------------------------------------------------------------------------
 
-CSV_PARTS = {"metric": ("stderr", "verdict"), "difference": ("lo", "hi", "p_value")}
+INTERVAL = ("lo", "hi", "p_value")
+CSV_PARTS = {"metric": ("stderr", "verdict"), "difference": INTERVAL, "estimate": INTERVAL}
 
 
 def csv_text(table: Table) -> str:
     """Every column by its name in trials.parquet, in full precision, with columns for its uncertainty.
 
-    A metric has `_stderr` and `_verdict`; a difference `_lo`, `_hi` and `_p_value` (corrected).
+    A metric has `_stderr` and `_verdict`; a difference or estimate `_lo`, `_hi` and `_p_value` (corrected).
     """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")

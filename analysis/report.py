@@ -19,12 +19,14 @@ from analysis.figures import MEMBERS_METRICS, metric_against_members, reliabilit
 from analysis.figures_scores import score_figures
 from analysis.figures_setting import metric_against_setting, numeric_settings
 from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
+from analysis.gain import correlations, with_gains
 from analysis.page import Section, page
 from analysis.plotting import panels, save
 from analysis.published import beside
 from analysis.render import save_table
 from analysis.resampling import resample
 from analysis.table import comparison
+from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import COST
 from lorae.store import member_folder
 
@@ -77,6 +79,8 @@ def report_sections(trials: Trials) -> list[Section]:
         for plot in metric_against_setting(trials, setting, metric)
     ]
     first = f"Drawn are the first {MAX_PANELS} of {len(drawn)} settings." if len(drawn) > MAX_PANELS else ""
+    measured, notes = with_updates(with_gains(trials), max_entries=MAX_REPORT_ENTRIES)
+    diversity = [weight_table(measured, notes), correlations(measured)]
     whole = comparison(trials, resample(trials, []), all_metrics(trials), tuple(COST), name="all-metrics")
     sections = [
         Section("Comparison", tables=[comparison(trials, resampling)]),
@@ -84,7 +88,11 @@ def report_sections(trials: Trials) -> list[Section]:
         Section("Ensemble size", first, plots=size),
         Section("Calibration", first, plots=calibration),
         Section("Selective prediction and OOD detection", first, plots=scores),
-        Section("Diversity and gain", plots=diversity_against_gain(trials)),
+        Section(
+            "Diversity and gain",
+            tables=[t for t in diversity if t.blocks],
+            plots=diversity_against_gain(trials),
+        ),
         Section("Quality and cost", plots=quality_against_cost(trials)),
         Section("Settings", plots=settings),
         Section("Two factors", plots=heat_maps(trials)),

@@ -1,22 +1,46 @@
-"""Members as PEFT adapters: the files that `peft.PeftModel.from_pretrained` and vLLM load, and back."""
+"""Members as PEFT adapters: the files that `peft.PeftModel.from_pretrained` and vLLM load, and back.
+
+`read_update` needs no torch, so that an analysis can look at stored weights.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
+import numpy as np
+import safetensors.numpy
 
-from lorae.adapters import State
 from lorae.methods import Lora, Method
 from lorae.sources import Hub, Source
 from lorae.store import ADAPTER_CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorae.adapters import State
 
 # our factor -> PEFT's name of it
 _NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "d": "vera_lambda_d", "b": "vera_lambda_b"}
 _FACTORS = {name: factor for factor, name in _NAMES.items()}
 _PREFIX = "base_model.model."
+_PROJECTIONS = "base_model.vera_A", "base_model.vera_B"
+_SAME_INPUT = {"q_proj", "k_proj", "v_proj"}  # of an attention block
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What a member adds to the backbone's weights.
+
+    Args:
+        factors: layer -> B (d_out, R) and A (R, d_in), the layer's update dW = B A. They are made when asked
+            for, as VeRA's are as large as the weights.
+    """
+
+    layers: tuple[str, ...]
+    factors: Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 
 def adapter_files(
@@ -34,22 +58,61 @@ def adapter_files(
     tensors = {}
     for name, value in state.items():
         layer, factor = name.rsplit(".", 1)
-        tensors[f"{_PREFIX}{layer}.{_NAMES[factor]}"] = value.contiguous()
+        tensors[f"{_PREFIX}{layer}.{_NAMES[factor]}"] = value.contiguous().numpy()
     if projections:
-        tensors["base_model.vera_A"], tensors["base_model.vera_B"] = projections
-    weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
+        tensors |= {name: value.contiguous().numpy() for name, value in zip(_PROJECTIONS, projections)}
+    weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     return {ADAPTER_CONFIG: json.dumps(_config(method, backbone), indent=1).encode(), WEIGHTS: weights}
 
 
 def read_state(weights: bytes) -> State:
     """Parameters "<layer>.<factor>" from the content of adapter_model.safetensors."""
-    state = {}
-    for name, value in safetensors.torch.load(weights).items():
+    import torch
+
+    return {name: torch.from_numpy(value) for name, value in _parameters(weights).items()}
+
+
+def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = None) -> Update:
+    """A member's update from the contents of its adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        d_in: layer -> width of its input. VeRA's layers share one A, which has the largest, and store no
+            width; without `d_in` they are taken to have it all.
+    Raises:
+        ValueError: neither LoRA nor VeRA, or VeRA on layers whose widths may differ, without `d_in`.
+    """
+    settings = json.loads(config)
+    kind, parameters = settings["peft_type"], _parameters(weights)
+    layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
+    if kind == "LORA":
+        scale = settings["lora_alpha"] / settings["r"]
+        return Update(layers, lambda layer: (scale * parameters[f"{layer}.B"], parameters[f"{layer}.A"]))
+    if kind != "VERA":
+        raise ValueError(f"an adapter of type {kind} has no low-rank update; allowed are LORA and VERA")
+    leaves = {layer.rpartition(".")[2] for layer in layers}
+    if d_in is None and len(leaves) > 1 and not leaves <= _SAME_INPUT:
+        raise ValueError(
+            f"VeRA on {', '.join(sorted(leaves))} stores one projection and no layer's width; give the backbone"
+        )
+    A_RD, B_ER = (safetensors.numpy.load(weights)[name] for name in _PROJECTIONS)
+
+    def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
+        d_R, b_E = parameters[f"{layer}.d"], parameters[f"{layer}.b"]
+        width = A_RD.shape[1] if d_in is None else d_in[layer]
+        return b_E[:, None] * B_ER[: len(b_E)], d_R[:, None] * A_RD[:, :width]
+
+    return Update(layers, factors)
+
+
+def _parameters(weights: bytes) -> dict[str, np.ndarray]:
+    """Trained factors "<layer>.<factor>" of adapter_model.safetensors."""
+    found = {}
+    for name, value in safetensors.numpy.load(weights).items():
         for peft_name, factor in _FACTORS.items():
             if name.endswith("." + peft_name):
                 layer = name.removeprefix(_PREFIX).removesuffix("." + peft_name)
-                state[f"{layer}.{factor}"] = value
-    return state
+                found[f"{layer}.{factor}"] = value
+    return found
 
 
 def _config(method: Method, backbone: Source) -> dict[str, Any]:

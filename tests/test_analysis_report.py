@@ -24,11 +24,11 @@ from analysis.figures_scores import ood_roc, risk_coverage
 from analysis.figures_sweep import (
     correlation_text,
     diversity_against_gain,
-    gain,
     heat_maps,
     pareto_front,
     quality_against_cost,
 )
+from analysis.gain import nll_gain
 from analysis.plotting import panels
 from analysis.render import csv_text, markdown
 from analysis.resampling import resample
@@ -137,9 +137,9 @@ def test_diversity_and_gain_are_those_of_the_ensembles(storage):
     (plot,) = diversity_against_gain(trials)
     rows = [row for row in trials.rows if row["members"] > 1]
     drawn = np.concatenate([line.get_xydata() for line in plot.figure.axes[1].lines])
-    assert sorted(map(tuple, drawn)) == sorted((r["mutual_information"], gain(r)) for r in rows)
-    assert min(gain(row) for row in rows) > 0
-    r = scipy.stats.pearsonr([r["mutual_information"] for r in rows], [gain(r) for r in rows]).statistic
+    assert sorted(map(tuple, drawn)) == sorted((r["mutual_information"], nll_gain(r)) for r in rows)
+    assert min(nll_gain(row) for row in rows) > 0
+    r = scipy.stats.pearsonr([r["mutual_information"] for r in rows], [nll_gain(r) for r in rows]).statistic
     assert f"r = {r:.2f}" in plot.figure.axes[1].get_title()
     assert correlation_text([1, 1, 1], [1, 2, 3]) == "no correlation: constant"
     assert correlation_text([1, 2, 3], [1, 10, 11]).endswith("rho = 1.00")

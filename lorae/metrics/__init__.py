@@ -37,6 +37,15 @@ from lorae.metrics.probability import Rule, Undefined, combine, log_softmax
 from lorae.metrics.proper import acc, brier, ensemble_nll, f1, mean_member_nll
 from lorae.metrics.selective import acc_at_80_coverage, aurc, risk_coverage
 from lorae.metrics.summary import DIRECTION, Direction, ood_summary, summary
+from lorae.metrics.updates import (
+    effective_rank,
+    left_singular_vectors,
+    num_intruder_dimensions,
+    singular_values,
+    stable_rank,
+    update_cosine,
+    update_products,
+)
 
 __all__ = [
     "DIRECTION",
@@ -58,15 +67,18 @@ __all__ = [
     "disagreement_per_error",
     "ece10",
     "ece15",
+    "effective_rank",
     "ensemble_nll",
     "error_correlation",
     "f1",
     "fpr95",
     "jsd",
+    "left_singular_vectors",
     "log_softmax",
     "mce15",
     "mean_member_nll",
     "mutual_information",
+    "num_intruder_dimensions",
     "ood_summary",
     "reliability_bins",
     "risk_coverage",
@@ -77,5 +89,9 @@ __all__ = [
     "score_top_prob_variance",
     "scores",
     "signed_gap",
+    "singular_values",
+    "stable_rank",
     "summary",
+    "update_cosine",
+    "update_products",
 ]

@@ -1,0 +1,139 @@
+"""What averaging gains over the mean member, and whether more diverse ensembles gain more.
+
+    correlations(with_gains(load_trials("lorae-results", "demo")))
+
+Ensembles that share members (of one pool, at several sizes or averaging rules) are not independent, so whole
+pools are resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from analysis.columns import Column, title
+from analysis.data import Row, Trials
+from analysis.differences import corrected
+from analysis.significance import Difference, WeightedMetric, bootstrap, difference
+from analysis.table import Entry, Line, Table, made_by
+from lorae import metrics
+
+DIVERSITY = (
+    "disagreement",
+    "disagreement_per_error",
+    "jsd",
+    "mutual_information",
+    "error_correlation",
+    "update_cosine",
+)
+GAINS = ("nll_gain", "acc_gain")
+MIN_POOLS = 10  # resampling fewer says little about how far other pools would lie
+CAPTION = (
+    "Correlation (Pearson's r, Spearman's rho) of an ensemble's diversity with what it gains over its mean "
+    "member: the mean member's NLL minus its own, its accuracy minus the mean member's. [95 % interval] by "
+    f"the bootstrap over pools of members, 10,000 resamples, where there are {MIN_POOLS} pools or more; bold: "
+    "p ≤ 0.05 after Holm's correction over the column. Gains grow with the number of members whatever the "
+    "diversity, and tasks differ in both: a correlation across a sweep describes it."
+)
+
+
+def nll_gain(row: Row) -> float:
+    """What averaging gains over the mean member, in nats; with the "probs" rule never below 0 (Jensen)."""
+    return row["mean_member_nll"] - row["ensemble_nll"]
+
+
+def with_gains(trials: Trials) -> Trials:
+    """The trials with columns `GAINS`, None for fewer than two members."""
+    known: dict[tuple[str, str], float] = {}  # member, test set -> accuracy
+    rows = []
+    for row in trials.rows:
+        gains: dict[str, float | None] = dict.fromkeys(GAINS)
+        if row["members"] > 1:
+            gains = {"nll_gain": nll_gain(row), "acc_gain": row["acc"] - _mean_member_acc(trials, row, known)}
+        rows.append(row | gains)
+    return replace(trials, rows=tuple(rows))
+
+
+def _mean_member_acc(trials: Trials, row: Row, known: dict[tuple[str, str], float]) -> float:
+    members = [(member, row["eval_sets"]) for member in row["member_ids"]]
+    if not all(member in known for member in members):
+        test = trials.predictions(row)
+        accs = [metrics.acc(logp_NC, test.labels_N) for logp_NC in metrics.log_softmax(test.logits_MNC)]
+        known.update(zip(members, accs, strict=True))
+    return float(np.mean([known[member] for member in members]))
+
+
+def correlations(trials: Trials) -> Table:
+    """One line for each measure of diversity, over the ensembles of all trials that have it.
+
+    Args:
+        trials: `with_gains`; `with_updates` too, for the cosine of updates.
+    """
+    names = [f"{coefficient}_{gain}" for gain in GAINS for coefficient in ("r", "rho")]
+    columns = [Column(name, "estimate") for name in names]
+    lines = []
+    for measure in DIVERSITY:
+        rows = [r for r in trials.rows if r.get(measure) is not None and r.get("nll_gain") is not None]
+        rows = [row for row in rows if np.isfinite(row["nll_gain"])]
+        if rows:
+            found = [_correlations(rows, measure, gain) for gain in GAINS]
+            line: Line = {"diversity": Entry(title(measure)), "ensembles": Entry(len(rows))}
+            line["pools"] = Entry(len({_pool(row) for row in rows}))
+            lines.append(line | dict(zip(names, (entry for pair in found for entry in pair), strict=True)))
+    return Table(
+        name="correlations",
+        title="Diversity and gain",
+        caption=f"Sweep {trials.sweep}. {CAPTION} {made_by(trials)}",
+        columns=(
+            Column("diversity", "text"), Column("ensembles", "amount"), Column("pools", "amount"), *columns
+        ),
+        blocks=(corrected(lines, columns),) if lines else (),
+    )  # fmt: skip
+
+
+def _pool(row: Row) -> str:
+    """The pool of an ensemble: it starts with the same member at every size."""
+    return row["member_ids"][0]
+
+
+def _correlations(rows: Sequence[Row], measure: str, gain: str) -> list[Entry | Difference]:
+    """Pearson's and Spearman's correlation over the rows; without a value where either is constant."""
+    x_N, y_N = (np.array([row[name] for row in rows]) for name in (measure, gain))
+    if len(rows) < 3 or np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
+        return [Entry(None), Entry(None)]
+    pools, pool_N = np.unique([_pool(row) for row in rows], return_inverse=True)
+    of = {name: correlation(x_N, y_N, pool_N, ranks=name == "rho") for name in ("r", "rho")}
+    if len(pools) < MIN_POOLS:
+        whole = np.ones((1, len(pools)))
+        return [Entry(float(metric(whole)[0])) for metric in of.values()]
+    boot = bootstrap(of | {"none": lambda counts_RK: np.zeros(len(counts_RK))}, [len(pools)])
+    return [difference(boot, name, baseline="none") for name in of]
+
+
+def correlation(x_N: np.ndarray, y_N: np.ndarray, pool_N: np.ndarray, ranks: bool) -> WeightedMetric:
+    """Pearson's correlation, or with `ranks` Spearman's, as a function of how often each pool was drawn.
+
+    0 on a resample where either is constant.
+
+    Args:
+        pool_N: number of each example's pool.
+    """
+
+    def metric(counts_RK: np.ndarray) -> np.ndarray:
+        weights_RN = counts_RK[:, pool_N]
+        x_RN, y_RN = (_ranks(v, weights_RN) if ranks else v[None] for v in (x_N, y_N))
+        total_R = weights_RN.sum(axis=1, keepdims=True)
+        x_RN, y_RN = (v - (weights_RN * v).sum(axis=1, keepdims=True) / total_R for v in (x_RN, y_RN))
+        xx, yy, xy = (np.sum(weights_RN * p, axis=1) for p in (x_RN**2, y_RN**2, x_RN * y_RN))
+        varies = (xx > 1e-12 * xx.max()) & (yy > 1e-12 * yy.max())  # else it is rounding
+        return np.divide(xy, np.sqrt(xx * yy), out=np.zeros_like(xy), where=varies)
+
+    return metric
+
+
+def _ranks(x_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
+    """Rank of each value in each resample, (R, N); equal values share their mean rank."""
+    below_NN, equal_NN = x_N[:, None] < x_N, x_N[:, None] == x_N
+    return weights_RN @ (below_NN + equal_NN / 2)

@@ -1,0 +1,254 @@
+"""Diversity in weight space beside diversity in function space, for every cell of a sweep.
+
+    python -m analysis.weights lorae-results --sweep demo
+    python -m analysis.weights lorae-results --sweep demo --backbone ~/models/Llama-2-7b-hf
+
+A member's update is all its adapted layers' dW in one vector. Ranks and intruder dimensions are means over
+the layers, and over the members. The mean update is that of averaged weights, with which nothing predicts:
+its norm and rank, beside its members', say how much of what they learned they share. Intruder dimensions need
+the backbone's weights, and an SVD of each adapted one, which takes long for a large backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.backbone import BackboneWeights, folder_at_hand, open_backbone
+from analysis.columns import Column
+from analysis.data import Row, Trials, load_trials
+from analysis.gain import correlations, with_gains
+from analysis.render import markdown, save_table
+from analysis.table import Entry, Table, cell_columns, cell_line, made_by, setting
+from lorae import metrics
+from lorae.metrics import Undefined
+from lorae.peft_format import Update, read_update
+from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
+
+FUNCTION_SPACE = ("disagreement", "jsd", "mutual_information", "error_correlation")
+OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
+WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *(f"mean_{name}" for name in OF_UPDATE))
+MAX_REPORT_ENTRIES = 500_000_000  # of the weights that a report decomposes: half a minute of one core
+
+Measures = dict[str, float | None]
+
+
+def with_updates(
+    trials: Trials, backbone: Path | None = None, max_entries: float = np.inf
+) -> tuple[Trials, tuple[str, ...]]:
+    """The trials with columns `WEIGHT_SPACE`, None where undefined; and notes: what is lacking, and why.
+
+    Args:
+        backbone: folder of the backbone's weights; None = look into this machine's caches, fetch nothing.
+        max_entries: of the weights decomposed for intruder dimensions; if there are more, those are left out.
+    """
+    backbones, notes = _backbones(trials.rows, backbone)
+    known: dict[tuple[str, ...], Measures] = {}
+    lacking: list[str] = []
+    rows: list[Row] = []
+    if _num_entries(trials.rows, backbones) > max_entries:
+        command = f"python -m analysis.weights {trials.store.storage.uri} --sweep {trials.sweep}"
+        notes.append(f"no intruder dimensions, which would take long: `{command}` computes them")
+        backbones = {}
+    for row in trials.rows:
+        measures: Measures = {}
+        try:
+            if row["members"]:
+                measures = ensemble_measures(trials.store, row, backbones.get(_backbone_of(row)), known)
+        except ValueError as error:
+            lacking.append(str(error))
+        rows.append(row | dict.fromkeys(WEIGHT_SPACE) | measures)
+    if lacking:
+        notes.append(f"no updates of {len(lacking)} trials, first: {lacking[0]}")
+    return replace(trials, rows=tuple(rows)), tuple(notes)
+
+
+def weight_table(trials: Trials, notes: Sequence[str]) -> Table:
+    """Diversity of each trained cell in function space and in weight space; of trials `with_updates`."""
+    shown = [Column(name, "metric") for name in (*FUNCTION_SPACE, *WEIGHT_SPACE)]
+    blocks = [
+        tuple(
+            cell_line(cell)
+            | {
+                c.name: Entry(v.mean, v.stderr) if (v := cell.over_seeds(c.name)) else Entry(None)
+                for c in shown
+            }
+            for cell in cells
+            if cell.members
+        )
+        for cells in trials.by_test_set().values()
+    ]
+    return Table(
+        name="weights",
+        title="Diversity in function space and in weight space",
+        caption=f"{setting(trials)} {MEANING} {made_by(trials)}",
+        columns=(*cell_columns(trials), *shown),
+        blocks=tuple(filter(None, blocks)),
+        notes=tuple(notes),
+    )
+
+
+MEANING = (
+    "Cosine: mean over pairs of members of the cosine similarity of their updates, all layers in one vector. "
+    "Norm: Frobenius norm of the update. Ranks: means over layers. Intruders: mean number per layer of the "
+    "first 10 left singular vectors of the adapted weight whose cosine with all of the backbone's is below "
+    "0.5. Those of members are averaged; mean update: the same of the members' averaged update."
+)
+
+
+# Updates ---------------------------------------------------------------------------------------------------
+
+
+def ensemble_measures(
+    store: Store,
+    row: Row,
+    backbone: BackboneWeights | None,
+    known: dict[tuple[str, ...], Measures],
+) -> Measures:
+    """`WEIGHT_SPACE` of a row's ensemble.
+
+    Args:
+        backbone: None leaves intruder dimensions undefined.
+        known: measures of mean updates by their members' ids; what is found is added.
+    Raises:
+        ValueError: a member is not stored, damaged, or has no low-rank update.
+    """
+    ids = tuple(row["member_ids"])
+    updates = [stored_update(store, member, backbone) for member in ids]
+    for members, of in [*(((m,), [u]) for m, u in zip(ids, updates)), (ids, updates)]:
+        if members not in known:
+            known[members] = update_measures(mean_update(of), backbone)
+    of_members = {name: _mean(known[(member,)][name] for member in ids) for name in OF_UPDATE}
+    of_mean = {f"mean_{name}": value for name, value in known[ids].items()}
+    return {"update_cosine": _defined(metrics.update_cosine, _products(updates))} | of_members | of_mean
+
+
+def stored_update(store: Store, member: str, backbone: BackboneWeights | None = None) -> Update:
+    """A stored member's update.
+
+    Args:
+        backbone: knows the widths of VeRA's layers where they differ.
+    Raises:
+        ValueError: as `ensemble_measures`.
+    """
+    config, weights = (store.read(member_folder(member), name) for name in (ADAPTER_CONFIG, WEIGHTS))
+    return read_update(config, weights, backbone.d_in if backbone else None)
+
+
+def mean_update(updates: Sequence[Update]) -> Update:
+    """The mean of members' updates of the same layers: their factors side by side."""
+
+    def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
+        Bs, As = zip(*(update.factors(layer) for update in updates))
+        return np.hstack(Bs) / len(updates), np.vstack(As)
+
+    return Update(updates[0].layers, factors)
+
+
+def update_measures(update: Update, backbone: BackboneWeights | None) -> Measures:
+    """`OF_UPDATE`: the norm over all layers, and means over the layers, of ranks over those that changed."""
+    spectra, intruders = [], []
+    for layer in update.layers:
+        B_ER, A_RD = update.factors(layer)
+        spectra.append(metrics.singular_values(B_ER, A_RD))
+        if backbone:
+            left_EK = backbone.left_singular_vectors(layer)
+            intruders.append(metrics.num_intruder_dimensions(backbone.read(layer), B_ER, A_RD, left_EK))
+    return {
+        "update_norm": float(np.sqrt(sum(np.sum(s**2) for s in spectra))),
+        "effective_rank": _mean(s for s in (_defined(metrics.effective_rank, s) for s in spectra) if s),
+        "stable_rank": _mean(s for s in (_defined(metrics.stable_rank, s) for s in spectra) if s),
+        "num_intruder_dimensions": _mean(intruders),
+    }
+
+
+def _products(updates: Sequence[Update]) -> np.ndarray:
+    """Inner products of whole updates, (M, M)."""
+    layers = updates[0].layers
+    return sum(
+        (metrics.update_products([update.factors(layer) for update in updates]) for layer in layers),
+        np.zeros((len(updates), len(updates))),
+    )
+
+
+def _defined(metric: Callable[[np.ndarray], float], values: np.ndarray) -> float | None:
+    try:
+        return metric(values)
+    except Undefined:
+        return None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    return None if not found or None in found else float(np.mean(found))  # type: ignore[arg-type]
+
+
+# Backbones -------------------------------------------------------------------------------------------------
+
+
+def _backbone_of(row: Row) -> str:
+    return json.dumps(json.loads(row["recipe"])["backbone"])
+
+
+def _backbones(rows: Sequence[Row], given: Path | None) -> tuple[dict[str, BackboneWeights], list[str]]:
+    """Fingerprint -> weights of the backbones that are on this machine; notes on those that are not."""
+    found: dict[str, BackboneWeights] = {}
+    notes = []
+    for backbone in dict.fromkeys(map(_backbone_of, rows)):
+        try:
+            found[backbone] = open_backbone(folder_at_hand(json.loads(backbone), given))
+        except ValueError as error:
+            if given:
+                raise
+            notes.append(f"no intruder dimensions: {error}")
+    return found, notes
+
+
+def _num_entries(rows: Sequence[Row], backbones: dict[str, BackboneWeights]) -> int:
+    """Entries of the weights that intruder dimensions would decompose: one for each update and layer."""
+    entries: dict[tuple[str, ...], int] = {}  # of each member and of each ensemble's mean update
+    for row in rows:
+        ids, weights = tuple(row["member_ids"]), backbones.get(_backbone_of(row))
+        if ids and weights:
+            adapted = weights.num_entries(json.loads(row["recipe"])["method"]["targets"])
+            entries |= dict.fromkeys([ids, *((member,) for member in ids)], adapted)
+    return sum(entries.values())
+
+
+# The command -----------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print both tables and write them; the exit code, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.weights", description="Diversity of a sweep's members, and what it gains."
+    )
+    parser.add_argument("storage", help="path or URI that the sweep wrote to")
+    parser.add_argument("--sweep", default="demo", help="name of the sweep (default: demo)")
+    parser.add_argument(
+        "--backbone", type=Path, help="folder of its weights (default: this machine's caches)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the tables' files (default: none are written)")
+    parser.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
+    args = parser.parse_args(argv)
+    try:
+        trials, notes = with_updates(load_trials(args.storage, args.sweep, args.allow_missing), args.backbone)
+        tables = [weight_table(trials, notes), correlations(with_gains(trials))]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for table in tables:
+        print(markdown(table))
+        if args.out:
+            save_table(table, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Members in weight space: how alike their weight updates are, of what rank, and what they add to the backbone.
+
+A member changes the weight of an adapted layer by dW = B A, given as its factors `B_ER` (with LoRA's
+alpha / rank multiplied in) and `A_RD`; E is d_out, D is d_in. Nothing here forms dW, except that
+`num_intruder_dimensions` adds it to the backbone's weight, which is as large. All is computed in float64,
+except singular vectors of whole weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lorae.metrics.probability import Undefined
+
+Factors = tuple[np.ndarray, np.ndarray]  # B_ER, A_RD
+
+
+def update_products(factors: Sequence[Factors]) -> np.ndarray:
+    """Frobenius inner products <dW_i, dW_j> of the members' updates of one layer, (M, M).
+
+    tr(dW_i^T dW_j) is the sum over the entries of (B_i^T B_j) * (A_i A_j^T), two products of R x R. Those of
+    a whole model, all layers in one vector, are the sum over its layers; the diagonal has squared norms.
+    """
+    wide = [(np.asarray(B_ER, np.float64), np.asarray(A_RD, np.float64)) for B_ER, A_RD in factors]
+    products_MM = np.empty((len(wide), len(wide)))
+    for i, (B_ER, A_RD) in enumerate(wide):
+        for j, (other_ER, other_RD) in enumerate(wide[: i + 1]):
+            products_MM[i, j] = products_MM[j, i] = np.sum((B_ER.T @ other_ER) * (A_RD @ other_RD.T))
+    return products_MM
+
+
+def update_cosine(products_MM: np.ndarray) -> float:
+    """Mean over pairs of members of the cosine similarity of their updates, in [-1, 1].
+
+    1 for equal directions, 0 for orthogonal ones.
+
+    Args:
+        products_MM: inner products of the members' updates, as of `update_products`.
+    Raises:
+        Undefined: fewer than two members, or a member whose update is zero.
+    """
+    norm_M = np.sqrt(np.diag(products_MM))
+    if len(norm_M) < 2:
+        raise Undefined("update_cosine", f"it compares members, and there is {len(norm_M)}")
+    if not norm_M.all():
+        raise Undefined("update_cosine", f"member {norm_M.argmin()} does not change the backbone")
+    cosine_MM = products_MM / np.outer(norm_M, norm_M)
+    return float(cosine_MM[np.triu_indices(len(norm_M), k=1)].mean().clip(-1, 1))
+
+
+def singular_values(B_ER: np.ndarray, A_RD: np.ndarray) -> np.ndarray:
+    """The singular values of dW = B A that can differ from zero, falling.
+
+    They are those of the core of at most R x R between the orthonormal factors of B and A^T (QR).
+    """
+    left = np.linalg.qr(np.asarray(B_ER, np.float64), mode="r")
+    right = np.linalg.qr(np.asarray(A_RD, np.float64).T, mode="r")
+    return np.linalg.svd(left @ right.T, compute_uv=False)
+
+
+def stable_rank(singular_values_R: np.ndarray) -> float:
+    """||dW||_F^2 / ||dW||_2^2, from 1 to the rank: how many directions carry the squared norm.
+
+    Raises:
+        Undefined: the update is zero.
+    Source: Rudelson and Vershynin 2007, arXiv:math/0503442.
+    """
+    squared_R = _nonzero(singular_values_R, "stable_rank") ** 2
+    return float(squared_R.sum())
+
+
+def effective_rank(singular_values_R: np.ndarray) -> float:
+    """exp of the entropy of the singular values divided by their sum, from 1 to the rank.
+
+    Raises:
+        Undefined: the update is zero.
+    Source: Roy and Vetterli 2007, EUSIPCO, definition 1.
+    """
+    share_R = _nonzero(singular_values_R, "effective_rank")
+    share_R = share_R[share_R > 0] / share_R.sum()
+    return float(np.exp(-np.sum(share_R * np.log(share_R))))
+
+
+def _nonzero(singular_values_R: np.ndarray, metric: str) -> np.ndarray:
+    """The singular values divided by the largest."""
+    largest = np.max(singular_values_R)
+    if largest == 0:
+        raise Undefined(metric, "the update is zero")
+    return np.asarray(singular_values_R) / largest
+
+
+def left_singular_vectors(W_ED: np.ndarray) -> np.ndarray:
+    """The min(E, D) left singular vectors of a weight as columns, by falling singular value, in float32."""
+    return np.linalg.svd(np.asarray(W_ED, np.float32), full_matrices=False)[0]
+
+
+def num_intruder_dimensions(
+    W_ED: np.ndarray,
+    B_ER: np.ndarray,
+    A_RD: np.ndarray,
+    left_EK: np.ndarray | None = None,
+    k: int = 10,
+    eps: float = 0.5,
+) -> int:
+    """How many of the first k left singular vectors of W + dW the backbone's weight W does not have.
+
+    An intruder has an absolute cosine similarity below `eps` with every left singular vector of W.
+
+    Args:
+        left_EK: `left_singular_vectors` of W, where several updates of one weight are measured.
+        k: looked at; one less than the smaller side of W where that is fewer.
+        eps: in (0, 1].
+    Source: Shuttleworth et al. 2024, arXiv:2410.21228, algorithm 1; k and eps are those of PEFT's
+        `reduce_intruder_dimension`.
+    """
+    from scipy.sparse.linalg import svds  # half a second that `import lorae.metrics` need not take
+
+    left_EK = left_singular_vectors(W_ED) if left_EK is None else left_EK
+    tuned_ED = np.asarray(W_ED + B_ER @ A_RD, np.float32)
+    start = np.random.default_rng(0).normal(size=min(tuned_ED.shape)).astype(np.float32)
+    tuned_EK, _, _ = svds(tuned_ED, min(k, min(tuned_ED.shape) - 1), v0=start)
+    return int(np.sum(np.abs(tuned_EK.T @ left_EK).max(axis=1) < eps))
