@@ -33,7 +33,7 @@ MIN_POOLS = 10  # resampling fewer says little about how far other pools would l
 CAPTION = (
     "Correlation (Pearson's r, Spearman's rho) of an ensemble's diversity with what it gains over its mean "
     "member: the mean member's NLL minus its own, its accuracy minus the mean member's. [95 % interval] by "
-    f"the bootstrap over pools of members, 10,000 resamples, where there are {MIN_POOLS} pools or more; bold: "
+    f"the bootstrap over pools of members, 10,000 resamples, if there are {MIN_POOLS} pools or more; bold: "
     "p ≤ 0.05 after Holm's correction over the column. Gains grow with the number of members whatever the "
     "diversity, and tasks differ in both: a correlation across a sweep describes it."
 )

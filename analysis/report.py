@@ -80,7 +80,7 @@ def report_sections(trials: Trials) -> list[Section]:
     ]
     first = f"Drawn are the first {MAX_PANELS} of {len(drawn)} settings." if len(drawn) > MAX_PANELS else ""
     measured, notes = with_updates(with_gains(trials), max_entries=MAX_REPORT_ENTRIES)
-    diversity = [weight_table(measured, notes), correlations(measured)]
+    diversity = [t for t in (weight_table(measured, notes), correlations(measured)) if t.blocks]
     whole = comparison(trials, resample(trials, []), all_metrics(trials), tuple(COST), name="all-metrics")
     sections = [
         Section("Comparison", tables=[comparison(trials, resampling)]),
@@ -88,11 +88,7 @@ def report_sections(trials: Trials) -> list[Section]:
         Section("Ensemble size", first, plots=size),
         Section("Calibration", first, plots=calibration),
         Section("Selective prediction and OOD detection", first, plots=scores),
-        Section(
-            "Diversity and gain",
-            tables=[t for t in diversity if t.blocks],
-            plots=diversity_against_gain(trials),
-        ),
+        Section("Diversity and gain", tables=diversity, plots=diversity_against_gain(trials)),
         Section("Quality and cost", plots=quality_against_cost(trials)),
         Section("Settings", plots=settings),
         Section("Two factors", plots=heat_maps(trials)),

@@ -68,8 +68,8 @@ def comparison(
         verdicts = {metric: _verdicts(cells, metric, resampling) for metric in metrics}
         for cell in cells:
             line = cell_line(cell) | {"seeds": Entry(len(cell.rows))}
-            line |= {metric: _metric_entry(cell, metric, verdicts[metric].get(cell)) for metric in metrics}
-            line |= {cost: _metric_entry(cell, cost) for cost in costs}
+            line |= {metric: mean_entry(cell, metric, verdicts[metric].get(cell)) for metric in metrics}
+            line |= {cost: mean_entry(cell, cost) for cost in costs}
             blocks.setdefault(test_set, []).append(line)
     differing = len({len(cell.rows) for cell in trials.cells}) > 1
     amounts = [Column("seeds", "amount")] if differing else []
@@ -118,7 +118,8 @@ def _verdicts(cells: Sequence[Cell], metric: str, resampling: Resampling) -> dic
     return {cell: "best" for cell, value in values.items() if value == best}
 
 
-def _metric_entry(cell: Cell, column: str, verdict: Verdict | None = None) -> Entry:
+def mean_entry(cell: Cell, column: str, verdict: Verdict | None = None) -> Entry:
+    """Mean and standard error over the cell's seeds."""
     found = cell.over_seeds(column)
     return Entry(found.mean, found.stderr, verdict) if found else Entry(None)
 

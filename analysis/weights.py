@@ -25,7 +25,7 @@ from analysis.columns import Column
 from analysis.data import Row, Trials, load_trials
 from analysis.gain import correlations, with_gains
 from analysis.render import markdown, save_table
-from analysis.table import Entry, Table, cell_columns, cell_line, made_by, setting
+from analysis.table import Table, cell_columns, cell_line, made_by, mean_entry, setting
 from lorae import metrics
 from lorae.metrics import Undefined
 from lorae.peft_format import Update, read_update
@@ -33,7 +33,8 @@ from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 
 FUNCTION_SPACE = ("disagreement", "jsd", "mutual_information", "error_correlation")
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
-WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *(f"mean_{name}" for name in OF_UPDATE))
+OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name in OF_UPDATE}
+WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *OF_MEAN_UPDATE.values())
 MAX_REPORT_ENTRIES = 500_000_000  # of the weights that a report decomposes: half a minute of one core
 
 Measures = dict[str, float | None]
@@ -72,18 +73,10 @@ def with_updates(
 def weight_table(trials: Trials, notes: Sequence[str]) -> Table:
     """Diversity of each trained cell in function space and in weight space; of trials `with_updates`."""
     shown = [Column(name, "metric") for name in (*FUNCTION_SPACE, *WEIGHT_SPACE)]
-    blocks = [
-        tuple(
-            cell_line(cell)
-            | {
-                c.name: Entry(v.mean, v.stderr) if (v := cell.over_seeds(c.name)) else Entry(None)
-                for c in shown
-            }
-            for cell in cells
-            if cell.members
-        )
-        for cells in trials.by_test_set().values()
-    ]
+    blocks = []
+    for cells in trials.by_test_set().values():
+        lines = [cell_line(c) | {x.name: mean_entry(c, x.name) for x in shown} for c in cells if c.members]
+        blocks.append(tuple(lines))
     return Table(
         name="weights",
         title="Diversity in function space and in weight space",
@@ -125,7 +118,7 @@ def ensemble_measures(
         if members not in known:
             known[members] = update_measures(mean_update(of), backbone)
     of_members = {name: _mean(known[(member,)][name] for member in ids) for name in OF_UPDATE}
-    of_mean = {f"mean_{name}": value for name, value in known[ids].items()}
+    of_mean = {OF_MEAN_UPDATE[name]: value for name, value in known[ids].items()}
     return {"update_cosine": _defined(metrics.update_cosine, _products(updates))} | of_members | of_mean
 
 
@@ -231,9 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("storage", help="path or URI that the sweep wrote to")
     parser.add_argument("--sweep", default="demo", help="name of the sweep (default: demo)")
-    parser.add_argument(
-        "--backbone", type=Path, help="folder of its weights (default: this machine's caches)"
-    )
+    parser.add_argument("--backbone", type=Path, help="folder of its weights (default: the caches)")
     parser.add_argument("--out", type=Path, help="folder for the tables' files (default: none are written)")
     parser.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     args = parser.parse_args(argv)

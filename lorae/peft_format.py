@@ -83,7 +83,7 @@ def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = 
     """
     settings = json.loads(config)
     kind, parameters = settings["peft_type"], _parameters(weights)
-    layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
+    layers = tuple(sorted({name.rpartition(".")[0] for name in parameters}))
     if kind == "LORA":
         scale = settings["lora_alpha"] / settings["r"]
         return Update(layers, lambda layer: (scale * parameters[f"{layer}.B"], parameters[f"{layer}.A"]))
@@ -92,7 +92,7 @@ def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = 
     leaves = {layer.rpartition(".")[2] for layer in layers}
     if d_in is None and len(leaves) > 1 and not leaves <= _SAME_INPUT:
         raise ValueError(
-            f"VeRA on {', '.join(sorted(leaves))} stores one projection and no layer's width; give the backbone"
+            f"VeRA on {', '.join(sorted(leaves))} stores no layer's width; give the backbone's weights"
         )
     A_RD, B_ER = (safetensors.numpy.load(weights)[name] for name in _PROJECTIONS)
 

@@ -1,4 +1,4 @@
-"""Members in weight space: how alike their weight updates are, of what rank, and what they add to the backbone.
+"""Members in weight space: how alike their updates are, of what rank, and what is new to the backbone.
 
 A member changes the weight of an adapted layer by dW = B A, given as its factors `B_ER` (with LoRA's
 alpha / rank multiplied in) and `A_RD`; E is d_out, D is d_in. Nothing here forms dW, except that
@@ -55,8 +55,8 @@ def singular_values(B_ER: np.ndarray, A_RD: np.ndarray) -> np.ndarray:
 
     They are those of the core of at most R x R between the orthonormal factors of B and A^T (QR).
     """
-    left = np.linalg.qr(np.asarray(B_ER, np.float64), mode="r")
-    right = np.linalg.qr(np.asarray(A_RD, np.float64).T, mode="r")
+    _, left = np.linalg.qr(np.asarray(B_ER, np.float64))
+    _, right = np.linalg.qr(np.asarray(A_RD, np.float64).T)
     return np.linalg.svd(left @ right.T, compute_uv=False)
 
 
@@ -120,5 +120,5 @@ def num_intruder_dimensions(
     left_EK = left_singular_vectors(W_ED) if left_EK is None else left_EK
     tuned_ED = np.asarray(W_ED + B_ER @ A_RD, np.float32)
     start = np.random.default_rng(0).normal(size=min(tuned_ED.shape)).astype(np.float32)
-    tuned_EK, _, _ = svds(tuned_ED, min(k, min(tuned_ED.shape) - 1), v0=start)
+    tuned_EK = np.asarray(svds(tuned_ED, min(k, min(tuned_ED.shape) - 1), v0=start)[0])
     return int(np.sum(np.abs(tuned_EK.T @ left_EK).max(axis=1) < eps))
