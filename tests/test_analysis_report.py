@@ -231,7 +231,7 @@ def test_warnings_stand_before_everything_and_provenance_is_named(written):
 
 def test_every_table_and_figure_is_a_file_too(written):
     names = {path.name for path in written.parent.iterdir()}
-    for table in ("table", "ensembling", "regularising", "all-metrics"):
+    for table in ("table", "ensembling", "regularising", "weights", "correlations", "all-metrics"):
         assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
     figures = (
         "ensemble_nll-members",

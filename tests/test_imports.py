@@ -36,7 +36,16 @@ def test_layers_import_only_what_they_may(package):
 
 
 @pytest.mark.parametrize(
-    "module", ["lorae.metrics", "lorae.trial", "lorae.plan", "lorae.tasks", "jobs.cli", "jobs.driver"]
+    "module",
+    [
+        "lorae.metrics",
+        "lorae.trial",
+        "lorae.plan",
+        "lorae.tasks",
+        "analysis.weights",
+        "jobs.cli",
+        "jobs.driver",
+    ],
 )
 def test_light_modules_load_neither_torch_nor_ray(module):
     heavy = "{'torch', 'ray', 'transformers', 'mlflow', 'datasets'}"

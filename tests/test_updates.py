@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,7 @@ def test_planted_intruders_are_counted_and_others_are_none():
 # Stored members --------------------------------------------------------------------------------------------
 
 TARGETS = ("q_proj", "v_proj", "down_proj")  # inputs of 32 and 64
+LORA, VERA = Lora(rank=3, alpha=5, targets=TARGETS), Vera(rank=24, targets=TARGETS)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,7 @@ def make_members(tmp_path_factory, tiny_llama, data_root):
 
     from lorae.trial import Budget, Trial
 
+    @functools.cache
     def make(method):
         trial = Trial(
             backbone=tiny_llama, task=Colours().located(data_root), method=method, members=2,
@@ -123,9 +127,7 @@ def make_members(tmp_path_factory, tiny_llama, data_root):
     return make
 
 
-@pytest.mark.parametrize(
-    "method", [Lora(rank=3, alpha=5, targets=TARGETS), Vera(rank=24, targets=TARGETS)], ids=["lora", "vera"]
-)
+@pytest.mark.parametrize("method", [LORA, VERA], ids=["lora", "vera"])
 def test_a_stored_members_update_is_that_of_peft(make_members, tmp_path, method):
     trial, storage = make_members(method)
     store, backbone = Store(storage), open_backbone(Path(trial.backbone.path))
@@ -151,7 +153,7 @@ def test_a_stored_members_update_is_that_of_peft(make_members, tmp_path, method)
 
 
 def test_the_mean_update_is_the_mean_of_the_dense_ones(make_members):
-    trial, storage = make_members(Lora(rank=2))
+    trial, storage = make_members(LORA)
     updates = [stored_update(Store(storage), member) for member in trial.member_ids()]
     mean = mean_update(updates)
     for layer in mean.layers:
@@ -161,7 +163,7 @@ def test_the_mean_update_is_the_mean_of_the_dense_ones(make_members):
 
 
 def test_vera_of_unknown_widths_and_other_adapters_are_refused(make_members):
-    trial, storage = make_members(Vera(rank=8, targets=TARGETS))
+    trial, storage = make_members(VERA)
     with pytest.raises(ValueError, match="down_proj, q_proj, v_proj stores no layer's width"):
         stored_update(Store(storage), trial.member_id(0))
     with pytest.raises(ValueError, match="IA3 has no low-rank update"):
@@ -187,7 +189,7 @@ def test_a_backbone_in_bfloat16_is_read_as_torch_reads_it(tmp_path):
 @pytest.fixture(scope="module")
 def swept(make_members):
     """A sweep of one and two members on the tiny Llama."""
-    trial, storage = make_members(Lora(rank=3, targets=TARGETS))
+    trial, storage = make_members(LORA)
     sweep, store = Sweep(base=trial, axes={"members": [1, 2]}), Store(storage)
     store.write_table(
         "sweeps/toy/trials.parquet", trials_table(store, "toy", [(t, []) for t in sweep.trials()], {})
@@ -230,8 +232,9 @@ def test_intruders_beyond_the_limit_and_members_that_are_not_stored_are_named(sw
     assert with_updates(trials, backbone, max_entries=entries)[1] == ()
     limited, (note,) = with_updates(trials, backbone, max_entries=entries - 1)
     assert "python -m analysis.weights" in note and limited.rows[-1]["num_intruder_dimensions"] is None
-    Store(storage).discard(member_folder(trial.member_id(1)))
-    rows, notes = with_updates(trials, backbone)
+    shutil.copytree(storage, tmp_path / "copy")
+    Store(str(tmp_path / "copy")).discard(member_folder(trial.member_id(1)))
+    rows, notes = with_updates(load_trials(str(tmp_path / "copy"), "toy"), backbone)
     assert [row["update_norm"] is None for row in rows.rows] == [
         not r["members"] or r["members"] == 2 for r in rows.rows
     ]
