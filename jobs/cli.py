@@ -9,6 +9,7 @@
     lorae report lorae-results --out report      tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results           recreate the MLflow runs from Parquet
     lorae export MEMBER DIR                      a member as a PEFT adapter
+    lorae bench analysis                         speed and memory of the analysis on this machine
 
 Exit codes: 0 all done, 1 some members or checks failed (the rest is kept), 2 wrong usage.
 """
@@ -100,6 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", metavar="DIR")
     export.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
     export.set_defaults(run=_export)
+
+    bench = commands.add_parser("bench", help="measure speed and memory on this machine")
+    parts = bench.add_subparsers(required=True, metavar="PART")
+    analysis = parts.add_parser("analysis", help="metrics, tables and bootstrap of stored logits")
+    analysis.add_argument(
+        "--examples", type=int, default=1000, metavar="N", help="test examples (default: 1000)"
+    )
+    analysis.add_argument("--json", action="store_true", help="print the figures as JSON")
+    analysis.set_defaults(run=_bench_analysis)
     return parser
 
 
@@ -172,6 +182,16 @@ def _export(arguments: argparse.Namespace) -> int:
     from jobs.export import export_member
 
     print(f"lorae: wrote {export_member(arguments.storage, arguments.member, arguments.folder)}")
+    return 0
+
+
+def _bench_analysis(arguments: argparse.Namespace) -> int:
+    import json
+
+    from jobs.bench.analysis import measure, text
+
+    found = measure(arguments.examples)
+    print(json.dumps(found, indent=1) if arguments.json else text(found))
     return 0
 
 

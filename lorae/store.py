@@ -243,14 +243,17 @@ def prediction_bytes(
         ValueError: a logit of an existing class is not finite, with the example's id.
     """
     task, split, _ = eval_set.split("__")
-    num_draws, num_examples, _ = logits_KNC.shape
+    num_draws, num_examples, width = logits_KNC.shape
     total = num_draws * num_examples
-    logits = [row[:c] for logits_NC in logits_KNC for row, c in zip(logits_NC, num_classes)]
-    for example_id, row in zip(list(example_ids) * num_draws, logits):
-        if not np.isfinite(row).all():
-            raise ValueError(
-                f"member {member_id} predicts logits {row.tolist()} on {example_id} of {eval_set}"
-            )
+    has_NC = np.arange(width) < np.asarray(num_classes)[:, None]
+    bad_KN = (has_NC & ~np.isfinite(logits_KNC)).any(axis=2)
+    if bad_KN.any():
+        k, n = np.argwhere(bad_KN)[0]
+        row = logits_KNC[k, n, : num_classes[n]].tolist()
+        raise ValueError(f"member {member_id} predicts logits {row} on {example_ids[n]} of {eval_set}")
+    ends = np.cumsum(np.tile(has_NC.sum(axis=1), num_draws))
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    logits = pa.ListArray.from_arrays(offsets, logits_KNC[:, has_NC].ravel().astype(np.float32))
     columns = {
         "member_id": [member_id] * total,
         "draw": np.repeat(np.arange(num_draws, dtype=np.int32), num_examples),

@@ -28,8 +28,9 @@ def logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
     x = np.ascontiguousarray(np.moveaxis(x, axis, 0))  # numpy is slow at reducing a short last axis
     top = x.max(axis=0)
     shift = np.where(np.isfinite(top), top, 0.0)
+    terms = x - shift
     with np.errstate(divide="ignore"):
-        return np.log(np.exp(x - shift).sum(axis=0)) + shift
+        return np.log(np.exp(terms, out=terms).sum(axis=0)) + shift
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -38,15 +39,16 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a logit is NaN or +inf, or an example has no class with a finite logit.
     """
-    logits = np.asarray(logits, dtype=np.float64)
-    total = logsumexp(logits, axis=-1)
+    logits = np.asarray(logits)
+    classes_first = np.ascontiguousarray(np.moveaxis(logits, -1, 0), dtype=np.float64)
+    total = logsumexp(classes_first, axis=0)
     if not np.isfinite(total).all():
         bad = np.argwhere(~np.isfinite(total))[0].tolist()
         raise ValueError(
             f"logits at {bad} are {logits[tuple(bad)].tolist()}; allowed are finite numbers, and -inf "
             "for a class that the example does not have; check the stored predictions of that member"
         )
-    return logits - total[..., None]
+    return np.moveaxis(classes_first - total, 0, -1)
 
 
 def combine(logits_MNC: np.ndarray, rule: Rule = "probs") -> np.ndarray:
