@@ -1,0 +1,53 @@
+"""Every metric of a sweep's table from its Parquet files alone, without lorae.
+
+python recompute.py STORAGE SWEEP OOD_TASK
+"""
+
+import json
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logsumexp
+
+storage, sweep, ood_task = sys.argv[1:]
+
+
+def pooled(row, where):
+    """Log of the members' mean probability, and the labels."""
+    folders = [f"members/{m}" for m in row["member_ids"]] or [f"reference/{row['reference_id']}"]
+    files = [f"{storage}/{f}/predictions/{json.loads(row['eval_sets'])[where]}.parquet" for f in folders]
+    tables = [pq.read_table(file) for file in files]
+    logp = log_softmax([t["logits"].to_pylist() for t in tables], axis=2)
+    return logsumexp(logp, axis=0) - np.log(len(logp)), tables[0]["label"].to_numpy()
+
+
+def nll(logp, y):
+    return -logp[range(len(y)), y].mean()
+
+
+def ece15(logp, y):
+    top, bins = np.exp(logp.max(1)), np.ceil(15 * np.exp(logp.max(1)))
+    return sum(abs(np.sum((logp.argmax(1) == y) - top, where=bins == b)) for b in range(1, 16)) / len(y)
+
+
+def temperature(logp, y):
+    return np.exp(
+        minimize_scalar(lambda log_t: nll(log_softmax(logp / np.exp(log_t), 1), y), (-1, 1), tol=1e-9).x
+    )
+
+
+for row in pq.read_table(f"{storage}/sweeps/{sweep}/trials.parquet").to_pylist():
+    (logp, y), (val, val_y), (ood, _) = (pooled(row, where) for where in ("test", "validation", ood_task))
+    scaled = log_softmax(logp / temperature(val, val_y), 1)
+    metrics = {
+        "acc": np.mean(logp.argmax(1) == y),
+        "ensemble_nll": nll(logp, y),
+        "ece15": ece15(logp, y),
+        "brier": np.mean(np.sum((np.exp(logp) - np.eye(logp.shape[1])[y]) ** 2, 1)),
+        f"auroc_msp__{ood_task}": np.mean(logp.max(1)[:, None] > ood.max(1)),  # no ties
+        "ts_ensemble_nll": nll(scaled, y),
+        "ts_ece15": ece15(scaled, y),
+    }
+    print(json.dumps(metrics))
