@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -146,8 +147,8 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
         storage: path or URI of the storage.
         allow_missing: leave failed trials and missing seeds out and say so in `missing`, instead of refusing.
     Raises:
-        ValueError: no such sweep, a table of an older lorae, or a trial that failed or is missing: which, and
-            the command that fills them.
+        ValueError: no such sweep, a table of an older lorae, a trial that is there twice, or one that failed
+            or is missing: which, and the command that fills them.
     """
     store = Store(storage)
     table = store.read_table(f"sweeps/{sweep}/trials.parquet")
@@ -158,6 +159,12 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
             "repeat the sweep, which rebuilds the table and trains nothing that is stored"
         )
     rows = table.to_pylist()
+    times = Counter(row["trial_id"] for row in rows)
+    if repeated := {describe(row): None for row in rows if times[row["trial_id"]] > 1}:
+        raise ValueError(
+            f"trials.parquet of sweep {sweep} has {len(repeated)} trials more than once "
+            f"({'; '.join(repeated)}), which would count as seeds; repeat the sweep, which rebuilds the table"
+        )
     done = [row for row in rows if row["status"] == "done"]
     missing = [
         f"{describe(row)}: {' '.join(row['error'].split())}" for row in rows if row["status"] != "done"

@@ -109,8 +109,10 @@ def _msp(trials: Trials, cell: Cell, where: str) -> np.ndarray:
 
 def _roc(in_N: np.ndarray, ood_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares of both sets at or above each threshold, from the highest."""
-    thresholds = np.unique(np.concatenate([in_N, ood_N]))[::-1, None]
-    flagged_in, flagged_ood = ((scores >= thresholds).mean(axis=1) for scores in (in_N, ood_N))
+    thresholds = np.unique(np.concatenate([in_N, ood_N]))[::-1]
+    flagged_in, flagged_ood = (
+        1 - np.searchsorted(np.sort(scores), thresholds) / len(scores) for scores in (in_N, ood_N)
+    )
     return np.concatenate([[0], flagged_in]), np.concatenate([[0], flagged_ood])
 
 

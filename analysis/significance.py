@@ -23,6 +23,7 @@ from lorae.metrics.summary import Direction
 
 WeightedMetric = Callable[[np.ndarray], np.ndarray]  # counts of the examples (R, N) -> values (R,)
 Verdict = Literal["best", "tied", "worse"]
+BLOCK_COUNTS = 250_000  # resamples x examples at once: what is made of them stays in the cache
 ALPHA = 0.05  # of the confidence intervals (1 - ALPHA) and the verdicts
 
 
@@ -72,7 +73,7 @@ def bootstrap(
 def _resampled_weights(strata: Sequence[int], resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Counts (block, N) of examples drawn with replacement inside each stratum, in blocks of bounded size."""
     rng = np.random.default_rng(seed)
-    block = max(1, 2_000_000 // sum(strata))
+    block = max(1, BLOCK_COUNTS // sum(strata))
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         counts = []
@@ -257,12 +258,16 @@ def _separation(
     in_N: np.ndarray, ood_N: np.ndarray, of_counts: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> WeightedMetric:
     group_sums = _group_sums(ood.score_groups(in_N, ood_N))
-    is_ood = np.arange(len(in_N) + len(ood_N)) >= len(in_N)
-    return lambda weights_RN: of_counts(group_sums(weights_RN * ~is_ood), group_sums(weights_RN * is_ood))
+    is_ood = np.repeat([0.0, 1.0], [len(in_N), len(ood_N)])
+    return lambda weights_RN: of_counts(
+        group_sums(weights_RN * (1 - is_ood)), group_sums(weights_RN * is_ood)
+    )
 
 
 def _group_sums(group_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Sums (R, N) over the examples of each group, (R, G)."""
     order = np.argsort(group_N, kind="stable")
     start_G = np.searchsorted(group_N[order], np.arange(group_N.max() + 1))
-    return lambda x_RN: np.add.reduceat(x_RN[:, order], start_G, axis=1)
+    if len(start_G) == len(order):  # no ties
+        return lambda x_RN: x_RN.take(order, axis=1)
+    return lambda x_RN: np.add.reduceat(x_RN.take(order, axis=1), start_G, axis=1)

@@ -106,10 +106,11 @@ def _row(
     failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
     try:
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
+        cost = _cost(store, trial, folders)
     except ValueError as error:
         return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
     scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
-    return row | scores | _cost(store, trial, folders)
+    return row | scores | cost
 
 
 def trial_metrics(

@@ -130,7 +130,10 @@ class Store:
         listed = self._listed(folder)
         if not listed or name not in listed:
             raise ValueError(f"{self.storage.path(folder)} has no {name}; repeat the sweep that made it")
-        content = self.storage.read(f"{folder}/{name}")
+        try:
+            content = self.storage.read(f"{folder}/{name}")
+        except FileNotFoundError:
+            raise ValueError(f"{self.storage.path(folder)}/{name} is missing; repeat the sweep") from None
         if hashlib.sha256(content).hexdigest() != listed[name]["sha256"]:
             raise ValueError(
                 f"{self.storage.path(folder)}/{name} differs from its checksum; repeat the sweep"

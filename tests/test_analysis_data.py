@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.special
 import scipy.stats
@@ -32,17 +33,7 @@ def make_sweep(root: Path, axes: dict[str, list[Any]], failing: Sequence[int] = 
     Members see the truth through noise of their own and noise that all share; the untouched backbone hardly
     sees it. The members of the trials at the places `failing` are not stored.
     """
-    (root / "backbone").mkdir(parents=True, exist_ok=True)
-    (root / "backbone" / "config.json").write_text("{}")
-    for number, (name, size) in enumerate(NUM_EXAMPLES.items()):
-        write_split(root / "data" / name, "test", colour_rows("test", size, 2 * number))
-        write_split(root / "data" / name, "train", colour_rows("train", 120, 2 * number + 1))
-    base = Trial(
-        backbone=Files(str(root / "backbone")), task=Colours(), budget=Budget(epochs=1), precision="fp32"
-    )
-    sweep = Sweep(base=base, axes=axes, ood=[Greys()]).located(root / "data")
-    store = Store(str(root / "results"))
-    trials = [(trial, sweep.eval_tasks(trial)) for trial in sweep.trials()]
+    store, trials = Store(str(root / "results")), toy_trials(root, axes)
     failed = {member for place in failing for member in trials[place][0].member_ids()}
     for trial, ood in trials:
         sets = [(trial.task, "validation"), (trial.task, "test"), *((task, "test") for task in ood)]
@@ -53,9 +44,28 @@ def make_sweep(root: Path, axes: dict[str, list[Any]], failing: Sequence[int] = 
             _store(store, member_folder(member), sets, signal=3.0, noise=noise, tokens=1000)
     for member in failed:
         store.write_failure(member, "NaN at step 3\nin train-7")
+    tabulate(store, trials)
+    return str(root / "results")
+
+
+def tabulate(store: Store, trials: Sequence[tuple[Trial, Sequence[Task]]]) -> None:
+    """Write the table of the sweep "toy" from what is stored."""
     provenance = {"command": COMMAND, "commit": "abc123"}
     store.write_table("sweeps/toy/trials.parquet", trials_table(store, "toy", trials, provenance))
-    return str(root / "results")
+
+
+def toy_trials(root: Path, axes: dict[str, list[Any]]) -> list[tuple[Trial, list[Task]]]:
+    """Trials over `axes` with their OOD tasks, and the data that they need."""
+    (root / "backbone").mkdir(parents=True, exist_ok=True)
+    (root / "backbone" / "config.json").write_text("{}")
+    for number, (name, size) in enumerate(NUM_EXAMPLES.items()):
+        write_split(root / "data" / name, "test", colour_rows("test", size, 2 * number))
+        write_split(root / "data" / name, "train", colour_rows("train", 120, 2 * number + 1))
+    base = Trial(
+        backbone=Files(str(root / "backbone")), task=Colours(), budget=Budget(epochs=1), precision="fp32"
+    )
+    sweep = Sweep(base=base, axes=axes, ood=[Greys()]).located(root / "data")
+    return [(trial, sweep.eval_tasks(trial)) for trial in sweep.trials()]
 
 
 def _store(
@@ -166,6 +176,51 @@ def test_a_seed_that_the_table_does_not_know_is_missing_too(storage, tmp_path):
     store.write_table("sweeps/short/trials.parquet", last_kept)
     with pytest.raises(ValueError, match=r"regularizers=kl-0.1 members=3 seed=2: not in the table"):
         load_trials(storage, "short")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no DONE.json": (lambda member: (member / "DONE.json").unlink(), "has no predictions"),
+    "older schema": (
+        lambda member: (member / "DONE.json").write_text('{"schema": 0, "files": {}}'),
+        "has schema 0, this lorae reads",
+    ),
+    "lost file": (lambda member: next(member.glob("predictions/colours__test*")).unlink(), "is missing"),
+    "flipped bit": (
+        lambda member: flip(next(member.glob("predictions/greys*"))),
+        "differs from its checksum",
+    ),
+    "damaged record": (lambda member: flip(member / "member.json"), "member.json differs from its checksum"),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_trials_of_a_broken_member_are_named_and_never_left_out_silently(tmp_path, how):
+    axes = {"members": [1, 2], "seed": [0, 1]}
+    storage, trials = make_sweep(tmp_path, axes), toy_trials(tmp_path, axes)
+    breaks, said = BREAKS[how]
+    second_of_seed_1 = trials[-1][0].member_ids()[1]
+    breaks(tmp_path / "results" / member_folder(second_of_seed_1))
+    tabulate(Store(storage), trials)
+    with pytest.raises(ValueError, match="lacks 1 trials") as refused:
+        load_trials(storage, "toy")
+    message = str(refused.value)
+    assert "members=2 seed=1" in message and second_of_seed_1 in message and said in message
+    assert message.endswith(COMMAND)
+    whole = load_trials(storage, "toy", allow_missing=True)
+    assert len(whole.rows) == 4 and len(whole.missing) == 1 and said in whole.missing[0]
+
+
+def test_a_trial_that_is_there_twice_is_refused_by_name(storage):
+    table = Store(storage).read_table("sweeps/toy/trials.parquet")
+    Store(storage).write_table("sweeps/twice/trials.parquet", pa.concat_tables([table, table.slice(3, 1)]))
+    with pytest.raises(ValueError, match=r"1 trials more than once \(.*members=1 seed=2\)"):
+        load_trials(storage, "twice")
 
 
 def test_a_wrong_place_names_the_sweeps_that_are_there(storage, tmp_path):

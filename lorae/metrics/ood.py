@@ -118,8 +118,9 @@ def _counts(in_N: np.ndarray, ood_N: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def auroc_of_counts(in_: np.ndarray, ood: np.ndarray) -> np.ndarray:
     """`auroc` along the last axis from the numbers of examples at each distinct score, highest first."""
     num_in, num_ood = in_.sum(axis=-1), ood.sum(axis=-1)
-    below = num_in[..., None] - np.cumsum(in_, axis=-1) + in_ / 2
-    return np.sum(ood * below, axis=-1) / (num_in * num_ood)
+    not_below = np.cumsum(in_, axis=-1) - in_ / 2
+    pairs = num_in * num_ood
+    return (pairs - np.einsum("...g,...g->...", ood, not_below)) / pairs
 
 
 def aupr_of_counts(in_: np.ndarray, ood: np.ndarray) -> np.ndarray:
