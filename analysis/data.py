@@ -50,7 +50,7 @@ class Cell:
     def regularised(self) -> bool:
         return self.factors["regularizers"] not in (None, "none")
 
-    @property
+    @cached_property
     def test_set(self) -> str:
         """The prediction set that its metrics are computed on; only cells that share it can be compared."""
         return eval_sets(self.rows[0])["test"]
