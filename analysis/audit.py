@@ -14,7 +14,6 @@ member without KL, whose data order no other member has, began as the backbone; 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -27,15 +26,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import safetensors
 import safetensors.numpy
 
 from analysis.data import Row, describe, eval_sets, load_trials
 from lorae.identity import digest
-from lorae.results import trial_metrics
+from lorae.results import read_trials, trial_metrics
 from lorae.store import (
     ADAPTER_CONFIG,
-    PREDICTIONS,
+    CURVE_FILE,
+    RECORD,
     WEIGHTS,
     Predictions,
     Store,
@@ -43,14 +43,37 @@ from lorae.store import (
     prediction_file,
     reference_folder,
 )
+from lorae.untrusted import count, number
 
 Status = Literal["passed", "failed", "not applicable"]
 Problem = tuple[str, str]  # where, what
 
-CURVE_FILE, RECORD = "curve.parquet", "member.json"
 SAME_NLL = {"fp32": 1e-3, "bf16": 0.1}  # nats between equal computations in differently composed batches
 SAME_METRIC = 1e-9
 ZERO_FACTORS = (".lora_B.weight", ".vera_lambda_b")  # PEFT's names of what starts at zero
+
+
+def _regularizer(value: Any) -> bool:
+    if not isinstance(value, dict) or type(value.get("type")) is not str:
+        return False
+    return value["type"] != "KL" or (number(value.get("beta")) and value["beta"] > 0)
+
+
+def _precision(value: Any) -> bool:
+    return value in list(SAME_NLL)
+
+
+_MEMBER = {  # what the checks rely on in a member.json
+    "recipe": {
+        "backbone": {},
+        "task": {},
+        "method": {"type": str},
+        "regularizers": [_regularizer],
+        "budget": {"batch_size": count, "max_tokens": count},
+        "precision": _precision,
+    },
+    "streams": {"init": list, "order": list},
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +158,7 @@ class _Stored:
         """Sound members of the done trials -> their member.json."""
         ids = dict.fromkeys(m for row in self.done for m in row["member_ids"])
         sound = [m for m in ids if self.is_sound(member_folder(m))]
-        return {m: json.loads(self.store.read(member_folder(m), RECORD)) for m in sound}
+        return {m: self.store.record(member_folder(m), _MEMBER) for m in sound}
 
     def predictions(self, folder: str, eval_set: str) -> Predictions:
         return self.store.predictions([folder], eval_set)
@@ -145,12 +168,12 @@ def _open(storage: str, sweep: str | None) -> _Stored:
     store = Store(storage)
     names = store.storage.names("sweeps")
     if sweep is not None and sweep not in names:
-        raise ValueError(f"{storage} has no sweep {sweep}; it has: {', '.join(names) or 'none'}")
+        raise ValueError(f"{store.storage.uri} has no sweep {sweep}; it has: {', '.join(names) or 'none'}")
     rows, done, incomplete = [], [], []
     for name in names if sweep is None else [sweep]:
         where = f"sweeps/{name}/trials.parquet"
         try:
-            rows += store.read_table(where).to_pylist()
+            rows += read_trials(store, name).to_pylist()
             trials = load_trials(storage, name, allow_missing=True)
             done += trials.rows
             incomplete += [(where, missing) for missing in trials.missing]
@@ -160,7 +183,9 @@ def _open(storage: str, sweep: str | None) -> _Stored:
     stored = [f"{kind}/{entry}" for kind in kinds for entry in store.storage.names(kind)]
     failed = [name.removesuffix(".json") for name in store.storage.names("failures")]
     if not names and not stored and not failed:
-        raise ValueError(f"{storage} holds no member and no sweep; give the folder that a sweep wrote to")
+        raise ValueError(
+            f"{store.storage.uri} holds no member and no sweep; give the folder that a sweep wrote to"
+        )
     named = dict.fromkeys(f for row in rows for f in [reference_folder(row["reference_id"]), *_pool(row)])
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
@@ -196,20 +221,34 @@ def entries_are_whole(stored: _Stored) -> list[Finding]:
 
 
 def _entry_fault(stored: _Stored, folder: str) -> str | None:
-    store = stored.store
+    """What keeps an entry from being read: a file that is missing, damaged, or not what its name says."""
     try:
-        files = store.files(folder)
+        return _missing_files(stored, folder) or stored.store.damage(folder) or _check_record(stored, folder)
     except ValueError as error:
-        return str(error)  # another schema
+        return str(error)
+
+
+def _missing_files(stored: _Stored, folder: str) -> str | None:
+    store = stored.store
+    files = store.files(folder)
     if not files:
         if store.storage.names(folder):
-            return "has no DONE.json: unfinished, or discarded as damaged; repeat the sweep"
+            return "has no DONE.json that is valid: unfinished, or discarded as damaged; repeat the sweep"
         count = sum(folder in (reference_folder(row["reference_id"]), *_pool(row)) for row in stored.rows)
         return f"named by {count} trials, but not stored; repeat the sweep"
     needed = (WEIGHTS, ADAPTER_CONFIG, CURVE_FILE, RECORD) if folder.startswith("members/") else ()
     if lacking := [name for name in needed if name not in files]:
         return f"lacks {', '.join(lacking)}; repeat the sweep"
-    return store.damage(folder)
+    return None
+
+
+def _check_record(stored: _Stored, folder: str) -> None:
+    """Raise ValueError where a member's record, curve or adapter cannot be read."""
+    if folder.startswith("members/"):
+        member = folder.removeprefix("members/")
+        stored.store.record(folder, _MEMBER)
+        _first_step(stored.store, member)
+        _weights(stored.store, member)
 
 
 def members_are_who_they_say(stored: _Stored) -> list[Finding]:
@@ -254,7 +293,11 @@ def _unfit(stored: _Stored) -> dict[str, list[Problem]]:
     first_seen: dict[str, tuple[str, pa.Table]] = {}  # file -> entry that was read first, its examples
     for folder in stored.folders:
         for name in _sets(stored, folder) if folder not in stored.broken else ():
-            table = pq.read_table(io.BytesIO(stored.store.read(folder, name)), schema=PREDICTIONS)
+            try:
+                table = stored.store.prediction_table(folder, name)
+            except ValueError as error:
+                unfit.setdefault(folder, []).append((f"{folder}/{name}", str(error)))
+                continue
             faults = list(_table_faults(table, folder.rsplit("/", 1)[-1]))
             if not faults:
                 examples = _draw(table, table["draw"][0].as_py())
@@ -329,7 +372,9 @@ def zero_shot_is_not_below_chance(stored: _Stored) -> list[Finding]:
     problems = []
     for folder, eval_set in here:
         predictions = stored.predictions(folder, eval_set)
-        if fault := below_chance(predictions.logits_MNC[0], predictions.labels_N):
+        if (predictions.labels_N < 0).any():
+            problems.append((f"{folder}/{prediction_file(eval_set)}", "a test set without labels"))
+        elif fault := below_chance(predictions.logits_MNC[0], predictions.labels_N):
             problems.append((f"{folder}/{prediction_file(eval_set)}", fault))
     return _results("zero-shot is not below chance", problems, len(here), "test sets of a backbone")
 
@@ -384,8 +429,11 @@ def members_start_as_the_backbone(stored: _Stored) -> list[Finding]:
 
 def _first_step(store: Store, member: str) -> tuple[float, float]:
     """Loss and NLL of a member's first training step."""
-    curve = pq.read_table(io.BytesIO(store.read(member_folder(member), CURVE_FILE)))
-    first = min((r for r in curve.to_pylist() if r["split"] == "train"), key=lambda r: r["step"])
+    curve = store.curve(member_folder(member)).select(["split", "step", "loss", "nll"]).to_pylist()
+    steps = [row for row in curve if row["split"] == "train" and None not in row.values()]
+    if not steps:
+        raise ValueError(f"{member_folder(member)}/{CURVE_FILE} has no training step")
+    first = min(steps, key=lambda row: row["step"])
     return first["loss"], first["nll"]
 
 
@@ -432,7 +480,7 @@ def vera_members_differ(stored: _Stored) -> list[Finding]:
     groups: dict[str, list[str]] = {}
     for member, record in stored.members.items():
         method = record["recipe"]["method"]
-        if method["type"] == "Vera" and method["projection"] == "per_member":
+        if method["type"] == "Vera" and method.get("projection") == "per_member":
             groups.setdefault(digest(record["recipe"]), []).append(member)
     problems = []
     for members in groups.values():
@@ -464,7 +512,11 @@ def _hashes(store: Store, member: str) -> dict[str, str]:
 
 
 def _weights(store: Store, member: str) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load(store.read(member_folder(member), WEIGHTS))
+    content = store.read(member_folder(member), WEIGHTS)
+    try:
+        return safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:  # not the format, or an unknown dtype
+        raise ValueError(f"{member_folder(member)}/{WEIGHTS} is no adapter: {error}") from error
 
 
 def _repeats(stored: _Stored, key: Callable[[Row, str], str]) -> tuple[list[Problem], int]:

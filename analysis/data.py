@@ -17,7 +17,7 @@ from typing import Any
 
 from analysis.significance import OverSeeds, over_seeds
 from lorae.metrics import ood_summary
-from lorae.results import FACTORS, OOD_SEPARATOR, trial_schema
+from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
 from lorae.store import Predictions, Store, member_folder, prediction_sets, reference_folder
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
@@ -147,18 +147,11 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
         storage: path or URI of the storage.
         allow_missing: leave failed trials and missing seeds out and say so in `missing`, instead of refusing.
     Raises:
-        ValueError: no such sweep, a table of an older lorae, a trial that is there twice, or one that failed
-            or is missing: which, and the command that fills them.
+        ValueError: no such sweep, a table that cannot be read, a trial that is there twice, or one that
+            failed or is missing: which, and the command that fills them.
     """
     store = Store(storage)
-    table = store.read_table(f"sweeps/{sweep}/trials.parquet")
-    absent = [name for name in trial_schema(()).names if name not in table.column_names]
-    if absent:
-        raise ValueError(
-            f"trials.parquet of sweep {sweep} has no column {', '.join(absent)}: an older lorae wrote it; "
-            "repeat the sweep, which rebuilds the table and trains nothing that is stored"
-        )
-    rows = table.to_pylist()
+    rows = read_trials(store, sweep).to_pylist()
     times = Counter(row["trial_id"] for row in rows)
     if repeated := {describe(row): None for row in rows if times[row["trial_id"]] > 1}:
         raise ValueError(
@@ -180,10 +173,10 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
 def _stored_ood(trials: Trials, row: Row) -> Row:
     """Further OOD columns of a row, from prediction sets that all of its draws have."""
     stored = set.intersection(*(prediction_sets(trials.store.files(f)) for f in pool(row)))
-    own = {name.split("__")[0] for name in eval_sets(row).values()}
+    own = {name.rsplit("__", 2)[0] for name in eval_sets(row).values()}
     found: dict[str, str] = {}
     for name in sorted(stored):
-        task, split, _ = name.split("__")
+        task, split, _ = name.rsplit("__", 2)
         if split == "test" and task not in own:
             found.setdefault(task, name)
     extended = row | {"eval_sets": json.dumps(eval_sets(row) | found)}

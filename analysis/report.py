@@ -7,7 +7,6 @@ Everything is computed from the storage: trials.parquet, and the stored logits o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,8 +117,8 @@ def _member_provenance(trials: Trials) -> list[dict[str, str]]:
     found = []
     for member in members:
         try:
-            record = json.loads(trials.store.read(member_folder(member), "member.json"))
+            record = trials.store.record(member_folder(member), {"provenance": {}})
         except ValueError:  # a copy without members still has its tables
             continue
-        found.append(record.get("provenance", {}))
+        found.append(record["provenance"])
     return found

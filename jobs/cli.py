@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except ValueError as error:
-        print(f"lorae: {error}", file=sys.stderr)
+        from lorae.storage import shown
+
+        print(f"lorae: {shown(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

@@ -13,6 +13,7 @@ from jobs.hosts import columns, local_devices, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
 from lorae.plan import Plan, make_plan
 from lorae.results import trials_table
+from lorae.storage import shown
 from lorae.store import Store
 
 
@@ -38,7 +39,8 @@ def run_sweep(
         return 0
     store.storage.check_writable()
     say(plan_text(plan, host))
-    _tracked(tracking.prepare, store, tracking_uri)  # once, before trials could race to create the database
+    again = "training goes on; MLflow is tried again at its end"
+    _tracked(tracking.prepare, store, tracking_uri, again)  # once, before trials could race to create it
     failed: dict[str, str] = {}
     if plan.stacks and local:
         failed = run_local(plan, request, local_devices())
@@ -47,7 +49,9 @@ def run_sweep(
             failed = run_tune(make_plan(request.sweep, store, devices), request, devices)
     table = trials_table(store, request.name, plan.trials, provenance(request))
     store.write_table(f"sweeps/{request.name}/trials.parquet", table)
-    _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri)
+    later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"
+    later += f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri, later)
     incomplete = table["status"].to_pylist().count("failed")
     outcome = {
         "sweep": request.name,
@@ -58,17 +62,18 @@ def run_sweep(
         "seconds": round(time.monotonic() - started, 1),
     }
     if as_json:
-        print(json.dumps(outcome, indent=1))
+        print(shown(json.dumps(outcome, indent=1)))
     say(outcome_text(outcome, request))
     return 1 if failed or incomplete else 0
 
 
-def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | None) -> None:
-    """Write to MLflow; a server that cannot be reached costs a message, not the sweep."""
+def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | None, then: str) -> None:
+    """Write to MLflow; a server that cannot be reached costs seconds and a message, not the sweep."""
+    started = time.monotonic()
     try:
         write(tracking_uri or tracking.default_uri(store))
     except ValueError as error:
-        say(f"{error}\nresults are stored; for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}")
+        say(f"{error}\nMLflow cost {time.monotonic() - started:.0f} s; {then}")
 
 
 def plan_record(plan: Plan, host: str) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def outcome_text(outcome: dict[str, Any], request: Request) -> str:
 
 def say(text: str) -> None:
     """For the person at the terminal; stdout is left to --json."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

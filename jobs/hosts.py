@@ -18,6 +18,7 @@ from lorae.plan import Devices, Plan
 from lorae.stack import Stack
 
 REPORT_SECONDS = 2.0
+TUNE_COPIES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 # glibc otherwise returns every large activation to the kernel and faults it in again; one arena, since a Tune
 # function
 # runs in a thread, whose own arena cannot hold large blocks; 32 MiB is the largest threshold that glibc
@@ -133,7 +134,8 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
     }
     trainable = tune.with_parameters(_trainable, stacks=plan.stacks, settings=settings)
     line = ProgressLine(plan.stacks, plan.estimates)
-    with tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True) as scratch:
+    folder = tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
+    with folder as scratch, _hidden_credentials():
         results = tune.Tuner(
             tune.with_resources(trainable, resources),
             param_space={"stack": tune.grid_search(stacks)},
@@ -154,6 +156,19 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
         else:
             failed |= (result.metrics or {}).get("failed", {})
     return failed
+
+
+@contextlib.contextmanager
+def _hidden_credentials() -> Iterator[None]:
+    """Tune copies these into its trials' runtime environment, which Ray writes to its logs.
+
+    Workers have the environment of their own node.
+    """
+    hidden = {name: os.environ.pop(name) for name in TUNE_COPIES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _trainable(config: dict[str, Any], stacks: tuple[Stack, ...], settings: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.request import load_module
 from lorae import tasks
+from lorae.results import read_trials
 from lorae.sources import Files
 from lorae.store import Store
 from lorae.tasks import Task
@@ -38,8 +39,7 @@ def run_predict(
 def _members(store: Store, sweep: str | None) -> set[str]:
     if sweep is None:
         return set(store.storage.names("members"))
-    table = store.read_table(f"sweeps/{sweep}/trials.parquet")
-    return {m for members in table["member_ids"].to_pylist() for m in members}
+    return {m for members in read_trials(store, sweep)["member_ids"].to_pylist() for m in members}
 
 
 def read_task(text: str) -> Task:

@@ -17,7 +17,11 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorae.identity import digest
+from lorae.storage import shown
 from lorae.trial import Sweep, field_type
+
+MAX_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,20 @@ def read_request(
     for override in overrides:
         sweep = with_override(sweep, override)
     data_root = data_root or os.environ.get("LORAE_DATA_ROOT")
-    parts = [path.stem, *(["smoke"] if smoke else []), *overrides]
-    name = re.sub(r"[^A-Za-z0-9.+_]+", "-", "-".join(parts))
+    name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
     storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
-    words = ["lorae", "sweep", str(path), "--storage", storage]
+    words = ["lorae", "sweep", str(path), "--storage", shown(storage)]
     words += ["--data-root", data_root] if data_root else []
     words += ["--smoke"] if smoke else []
     words += [word for o in overrides for word in ("--set", o)]
     located = sweep.located(Path(data_root).expanduser() if data_root else None)
     return Request(name, located, storage, shlex.join(words), module)
+
+
+def sweep_name(stem: str, overrides: Sequence[str]) -> str:
+    """Name of the sweep's folder: the file's and the replaced axes; a long one is cut and hashed."""
+    name = re.sub(r"[^A-Za-z0-9.+_]+", "-", "-".join([stem, *overrides])).lstrip(".") or "sweep"
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}-{digest(name)}"
 
 
 def sweep_file(file: str) -> Path:

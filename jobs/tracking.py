@@ -10,11 +10,9 @@ absent, since MLflow would plot a NaN as 0.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -23,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lorae.identity import digest
-from lorae.results import FACTORS
-from lorae.storage import Storage
+from lorae.results import FACTORS, read_trials
+from lorae.storage import Storage, shown
 from lorae.store import CURVE, Store, member_folder
 
 if TYPE_CHECKING:
@@ -41,7 +38,7 @@ CURVE_POINTS = 200  # of each curve at most; Parquet keeps every step
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # an unreachable server costs seconds; by MLflow's defaults, minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",  # an unreachable server costs seconds; by MLflow's defaults, minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -71,7 +68,7 @@ def default_uri(store: Store) -> str:
         return given
     if not store.storage.is_local or {"%", "?"} & set(store.storage.root):
         raise ValueError(
-            f"storage {_public(store.storage.uri)} cannot hold MLflow's database, which needs a local folder "
+            f"storage {store.storage.uri} cannot hold MLflow's database, which needs a local folder "
             "without % and ? in its path; set MLFLOW_TRACKING_URI to a server or to sqlite:///PATH"
         )
     return f"sqlite:///{store.storage.path('mlflow.db')}"
@@ -96,10 +93,10 @@ def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
         TrackingError: MLflow cannot be reached or written, within seconds.
         ValueError: the storage has no such sweep.
     """
-    table = store.read_table(f"sweeps/{sweep}/trials.parquet")
+    table = read_trials(store, sweep)
     rows = table.to_pylist()
     parent, trials = _views(sweep, rows)
-    place = {"storage": _public(store.storage.uri), "sweep": sweep}
+    place = {"storage": store.storage.uri, "sweep": sweep}
     with _tracking_errors(tracking_uri), store.storage.lock("mlflow", wait=True):
         mlflow = _open(tracking_uri)
         found = mlflow.runs(place)
@@ -139,7 +136,7 @@ def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
         raise ValueError(f"{store.storage.uri} has no sweeps; give the --storage of an earlier `lorae sweep`")
     with _tracking_errors(tracking_uri), store.storage.lock("mlflow", wait=True):
         mlflow = _open(tracking_uri)
-        for run in mlflow.runs({"storage": _public(store.storage.uri)}):
+        for run in mlflow.runs({"storage": store.storage.uri}):
             mlflow.client.delete_run(run.info.run_id)
     return {sweep: record_sweep(store, sweep, tracking_uri) for sweep in sweeps}
 
@@ -185,8 +182,8 @@ def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _curves(store: Store, member_ids: Sequence[str]) -> list[tuple[str, float, int]]:
     """(metric, value, step) of the curves: the mean over the members that were still training at the step."""
-    contents = [store.read(member_folder(m), "curve.parquet") for m in dict.fromkeys(member_ids)]
-    curve = pa.concat_tables([CURVE.empty_table(), *(pq.read_table(io.BytesIO(c)) for c in contents)])
+    curves = [store.curve(member_folder(m)) for m in dict.fromkeys(member_ids)]
+    curve = pa.concat_tables([CURVE.empty_table(), *curves])
     columns = ("loss", "nll", "acc")
     means = curve.group_by(["split", "step"]).aggregate([(c, "mean") for c in columns]).sort_by("step")
     points = []
@@ -210,7 +207,7 @@ class _Experiment:
         """Create a run with all but its final status; returns its id."""
         from mlflow.entities import Metric, Param
 
-        tags = {k: _public(v)[:5000] for k, v in (tags | view.tags).items()}  # old servers refuse longer ones
+        tags = {k: shown(v)[:5000] for k, v in (tags | view.tags).items()}  # old servers refuse longer ones
         run = self.client.create_run(self.id, tags=tags | {"digest": view.digest}, run_name=view.name)
         now = int(time.time() * 1000)
         points = [*((name, value, 0) for name, value in view.metrics.items()), *curves]
@@ -248,18 +245,13 @@ def _database(tracking_uri: str) -> Path | None:
     return Path(path).resolve() if scheme == "sqlite" else None
 
 
-def _public(text: str) -> str:
-    """The text without user names and passwords in URIs."""
-    return re.sub(r"//[^/\s]+@", "//", text)
-
-
 @contextlib.contextmanager
 def _tracking_errors(tracking_uri: str) -> Iterator[None]:
     """Whatever goes wrong in MLflow becomes one clear error: a view must not end a sweep."""
     try:
         yield
     except Exception as error:
-        cause = _public(f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error})")
+        cause = shown(f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error})")
         raise TrackingError(
             f"{cause}; results are kept in Parquet; make it reachable, or delete a damaged or moved sqlite "
             "file, then run `lorae mlflow-rebuild STORAGE`"

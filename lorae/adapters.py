@@ -142,8 +142,15 @@ class Adapters:
 
     @torch.no_grad()
     def load(self, states: Sequence[State]) -> None:
-        """Set the members' parameters."""
+        """Set the members' parameters.
+
+        Raises:
+            ValueError: a state lacks a parameter or has another shape.
+        """
         for name, parameter in self.parameters.items():
+            expected, shapes = parameter.shape[1:], [s[name].shape if name in s else None for s in states]
+            if any(shape != expected for shape in shapes):
+                raise ValueError(f"{name}: the members' shapes are {shapes}, must be {expected}")
             parameter.copy_(torch.stack([s[name] for s in states]))
 
     def keep(self, members: Sequence[int]) -> None:

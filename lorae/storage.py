@@ -5,13 +5,42 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow import fs
 
 OBJECT_STORES = ("s3", "gcs", "abfs")  # have no folders to create
+MAX_FILE_BYTES = 2**36  # no stored file comes near it
+MAX_NAME_BYTES = 200  # of one part; file systems allow 255, a scratch file's name is longer than its target's
+
+_CREDENTIALS = re.compile(
+    r"(?<=://)(?:[^/\s:@]*:[^\s'\"]*|[^/\s]+)(?=@)"
+)  # a password may hold a bare / or @
+_PARAMETERS = re.compile(r"(?<=[?&])(?!(?:region|scheme|endpoint_override)=)([^=&\s]+)=[^&\s'\"]*")
+
+
+def shown(text: str) -> str:
+    """The text with *** in place of user names, passwords and unknown parameters in its URIs.
+
+    Everything that is printed, logged or recorded and may hold a URI passes through here.
+    """
+    if "://" not in text:
+        return text
+    return _PARAMETERS.sub(r"\1=***", _CREDENTIALS.sub("***", text))
+
+
+def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"storage {shown(uri)} cannot be opened ({shown(str(error))}); give a folder or a URI of "
+            "pyarrow.fs, / and @ in its credentials written as %2F and %40, or keep those in the environment"
+        ) from None  # the cause repeats the URI
 
 
 class Storage:
@@ -19,14 +48,18 @@ class Storage:
 
     Args:
         uri: a path, or a URI that `pyarrow.fs` understands (s3://bucket/folder, gs://..., file:///...).
+    Attributes:
+        uri: the same without credentials, to be shown.
+    Raises:
+        ValueError: `pyarrow.fs` does not understand the URI.
     """
 
     def __init__(self, uri: str) -> None:
         if "://" in uri:
-            self.filesystem, self.root = fs.FileSystem.from_uri(uri)
+            self.filesystem, self.root = _from_uri(uri)
         else:
             self.filesystem, self.root = fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
-        self.uri = uri if "://" in uri else self.root
+        self.uri = shown(uri) if "://" in uri else self.root
 
     @property
     def is_local(self) -> bool:
@@ -34,12 +67,38 @@ class Storage:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Full path of a name, for messages and for readers that take a filesystem."""
-        return f"{self.root}/{name}" if name else self.root
+        """Full path of a name, for messages and for readers that take a filesystem.
 
-    def read(self, name: str) -> bytes:
-        """Content of a file; FileNotFoundError if there is none."""
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
+        Raises:
+            ValueError: the name leads out of the root, or no file can have it.
+        """
+        parts = name.split("/")
+        if (
+            {"", ".", ".."} & set(parts)
+            or "\0" in name
+            or max(len(os.fsencode(p)) for p in parts) > MAX_NAME_BYTES
+        ):
+            raise ValueError(
+                f"{name[:300]!r} is no name of a file in a storage: its parts must be 1 to {MAX_NAME_BYTES} "
+                "bytes and not . or ..; rename what it was made from"
+            )
+        return f"{self.root}/{name}"
+
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Content of a file; FileNotFoundError if there is none.
+
+        Raises:
+            ValueError: it is larger than `max_bytes`, or no file but a pipe or device.
+        """
+        path = self.path(name)
+        if self.is_local and Path(path).exists() and not Path(path).is_file():
+            raise ValueError(f"{path} is no regular file; delete it and repeat the sweep that made it")
+        with self.filesystem.open_input_file(path) as stream:
+            if stream.size() > max_bytes:
+                raise ValueError(
+                    f"{path} has {stream.size()} bytes, at most {max_bytes} are read; delete it and "
+                    "repeat the sweep that made it"
+                )
             return stream.read()
 
     def write(self, name: str, content: bytes) -> None:

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lorae import SCHEMA_VERSION
-from lorae.storage import Storage
+from lorae import SCHEMA_VERSION, untrusted
+from lorae.storage import Storage, shown
+from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, MAX_VALUES, count
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+RECORD, CURVE_FILE = "member.json", "curve.parquet"
 _META = {b"lorae_schema": str(SCHEMA_VERSION).encode()}
 
 PREDICTIONS = pa.schema(
@@ -57,6 +59,10 @@ CURVE = pa.schema(
     ],
     metadata=_META,
 )
+
+
+Shape = Mapping[Any, Any]
+DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +120,9 @@ class Store:
         """The first file of an entry that is missing or differs from its checksum, or None."""
         for name, entry in (self._listed(folder) or {}).items():
             try:
-                content = self.storage.read(f"{folder}/{name}")
-            except OSError:
-                return f"{folder}/{name} is missing"
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                return f"{folder}/{name} differs from its checksum"
+                self._sound(f"{folder}/{name}", entry)
+            except ValueError as error:
+                return str(error)
         return None
 
     def read(self, folder: str, name: str) -> bytes:
@@ -130,19 +134,43 @@ class Store:
         listed = self._listed(folder)
         if not listed or name not in listed:
             raise ValueError(f"{self.storage.path(folder)} has no {name}; repeat the sweep that made it")
+        return self._sound(f"{folder}/{name}", listed[name])
+
+    def record(self, folder: str, shape: Shape) -> dict[str, Any]:
+        """A member's member.json.
+
+        Raises:
+            ValueError: it is missing, damaged, or has not the `shape` (see `untrusted.json_object`).
+        """
+        return untrusted.json_object(self.read(folder, RECORD), f"{folder}/{RECORD}", shape)
+
+    def curve(self, folder: str) -> pa.Table:
+        """A member's curve.parquet, with the columns of CURVE.
+
+        Raises:
+            ValueError: it is missing, damaged, or another table.
+        """
+        return untrusted.table(self.read(folder, CURVE_FILE), f"{folder}/{CURVE_FILE}", CURVE)
+
+    def _sound(self, name: str, entry: dict[str, Any]) -> bytes:
+        """Content of a file that has the listed size and checksum."""
         try:
-            content = self.storage.read(f"{folder}/{name}")
-        except FileNotFoundError:
-            raise ValueError(f"{self.storage.path(folder)}/{name} is missing; repeat the sweep") from None
-        if hashlib.sha256(content).hexdigest() != listed[name]["sha256"]:
-            raise ValueError(
-                f"{self.storage.path(folder)}/{name} differs from its checksum; repeat the sweep"
-            )
+            content = self.storage.read(name, max_bytes=entry["bytes"])
+        except OSError:
+            raise ValueError(f"{name} is missing; repeat the sweep that made it") from None
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{name} differs from its checksum; repeat the sweep that made it")
         return content
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]] | None:
+        """The files of DONE.json -> their size and checksum; None where there is no valid one."""
+        name = f"{folder}/DONE.json"
         try:
-            done = json.loads(self.storage.read(f"{folder}/DONE.json"))
+            done = untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"schema": int})
+            if done["schema"] == SCHEMA_VERSION:
+                untrusted.check(done, name, DONE)
+                for listed in done["files"]:
+                    self.storage.path(f"{folder}/{listed}")
         except (OSError, ValueError):
             return None
         if done["schema"] != SCHEMA_VERSION:
@@ -161,33 +189,45 @@ class Store:
         Raises:
             ValueError: an entry lacks the set, or two entries saw different examples.
         """
-        tables = [self._prediction_table(folder, eval_set) for folder in folders]
-        first = tables[0].filter(pc.field("draw") == 0).select(["example_id", "label"])
-        for folder, table in zip(folders, tables):
-            if not table.filter(pc.field("draw") == 0).select(["example_id", "label"]).equals(first):
+        tables = [self.prediction_table(folder, prediction_file(eval_set)) for folder in folders]
+        examples, logits = zip(
+            *(_draws(t, f"{f}/{prediction_file(eval_set)}") for f, t in zip(folders, tables))
+        )
+        first = examples[0]
+        for folder, seen in zip(folders, examples):
+            if not seen.equals(first):
                 raise ValueError(
                     f"{folder} and {folders[0]} saw different examples of {eval_set}; repeat the sweep"
                 )
         ids = tuple(first["example_id"].to_pylist())
-        return Predictions(np.concatenate([_draws(t) for t in tables]), first["label"].to_numpy(), ids)
+        return Predictions(np.concatenate(logits), first["label"].to_numpy(), ids)
 
-    def _prediction_table(self, folder: str, eval_set: str) -> pa.Table:
-        content = self.read(folder, prediction_file(eval_set))
-        return pq.read_table(io.BytesIO(content), schema=PREDICTIONS)
+    def prediction_table(self, folder: str, name: str) -> pa.Table:
+        """One prediction file of an entry, with the columns of PREDICTIONS; `predictions` checks its rows.
+
+        Raises:
+            ValueError: it is missing, damaged, or another table.
+        """
+        return untrusted.table(self.read(folder, name), f"{folder}/{name}", PREDICTIONS)
 
     # Failures, sweeps
     # -------------------------------------------------------------------------------------------------
 
     def write_failure(self, member_id: str, error: str) -> None:
         """Remember why a member failed; storing the member clears it."""
-        self.storage.write(f"failures/{member_id}.json", json.dumps({"error": error}).encode())
+        self.storage.write(f"failures/{member_id}.json", json.dumps({"error": shown(error)}).encode())
 
     def failure(self, member_id: str) -> str | None:
         """Why a member failed when it was last tried, or None."""
+        name = f"failures/{member_id}.json"
         try:
-            return json.loads(self.storage.read(f"failures/{member_id}.json"))["error"]
+            return untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"error": str})[
+                "error"
+            ]
         except OSError:
             return None
+        except ValueError as error:
+            return str(error)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a table of a sweep, `sweeps/<sweep>/<table>.parquet`."""
@@ -197,16 +237,16 @@ class Store:
         """Read a table written by `write_table`.
 
         Raises:
-            ValueError: it is not there, or from another schema.
+            ValueError: it is not there, no table, or from another schema.
         """
         try:
-            table = pq.read_table(io.BytesIO(self.storage.read(name)))
+            table = untrusted.table(self.storage.read(name, MAX_TABLE_BYTES), name)
         except FileNotFoundError:
             known = ", ".join(self.storage.names("sweeps")) or "none"
             raise ValueError(
                 f"{self.storage.path(name)} is not there; the storage has the sweeps: {known}"
             ) from None
-        found = (table.schema.metadata or {}).get(b"lorae_schema", b"none").decode()
+        found = (table.schema.metadata or {}).get(b"lorae_schema", b"none").decode(errors="replace")
         if found != str(SCHEMA_VERSION):
             raise ValueError(
                 f"{name} has schema {found}, this lorae reads {SCHEMA_VERSION}; use the version that wrote it"
@@ -245,7 +285,7 @@ def prediction_bytes(
     Raises:
         ValueError: a logit of an existing class is not finite, with the example's id.
     """
-    task, split, _ = eval_set.split("__")
+    task, split, _ = eval_set.rsplit("__", 2)
     num_draws, num_examples, width = logits_KNC.shape
     total = num_draws * num_examples
     has_NC = np.arange(width) < np.asarray(num_classes)[:, None]
@@ -269,15 +309,50 @@ def prediction_bytes(
     return parquet_bytes(pa.table(columns, schema=PREDICTIONS))
 
 
-def _draws(table: pa.Table) -> np.ndarray:
-    """Logits (K, N, C) of one entry's table, padded with -inf."""
-    lengths = pc.call_function("list_value_length", [table["logits"]]).to_numpy()
-    logits = np.full((len(lengths), lengths.max()), -np.inf, np.float32)
-    logits[np.arange(lengths.max()) < lengths[:, None]] = (
+def _examples(table: pa.Table) -> pa.Table:
+    """Id, label and number of classes of each row."""
+    classes = pc.call_function("list_value_length", [table["logits"]])
+    return pa.table({"example_id": table["example_id"], "label": table["label"], "classes": classes})
+
+
+def _draws(table: pa.Table, where: str) -> tuple[pa.Table, np.ndarray]:
+    """The N examples of one entry's table, and its logits (K, N, C) padded with -inf.
+
+    Raises:
+        ValueError: the rows are not the same N examples, each once, for draw 0, 1, ..., with finite logits.
+    """
+    rows, num_draws = _examples(table), table["draw"][-1].as_py() + 1 if len(table) else 0
+    if fault := _fault(table, rows, num_draws):
+        raise ValueError(f"{where} cannot be used: {fault}; delete it and repeat the sweep that made it")
+    classes = rows["classes"].to_numpy()
+    logits = np.full((len(rows), classes.max()), -np.inf, np.float32)
+    logits[np.arange(classes.max()) < classes[:, None]] = (
         table["logits"].combine_chunks().flatten().to_numpy()
     )
-    num_draws = table["draw"].to_numpy().max() + 1
-    return logits.reshape(num_draws, -1, lengths.max())
+    examples = rows.slice(0, len(rows) // num_draws)
+    return examples, logits.reshape(num_draws, len(examples), -1)
+
+
+def _fault(table: pa.Table, rows: pa.Table, num_draws: int) -> str | None:
+    """What is wrong with the rows of a prediction set, or None."""
+    if not 1 <= num_draws <= len(rows) or len(rows) % num_draws:
+        return f"{len(rows)} rows, the last of draw {num_draws - 1}"
+    size = len(rows) // num_draws
+    if not np.array_equal(table["draw"].to_numpy(), np.repeat(np.arange(num_draws), size)):
+        return "the rows of a draw are missing, repeated or not together"
+    if not rows.take(np.tile(np.arange(size), num_draws)).equals(rows):
+        return "the draws saw different examples, or in another order"
+    if pc.call_function("count_distinct", [rows["example_id"]]).as_py() < size:
+        return "an example repeats"
+    labels, classes, logits = rows["label"].to_numpy(), rows["classes"].to_numpy(), table["logits"]
+    if (labels < -1).any() or (labels >= classes).any():
+        return "a label is no class of its example"
+    if len(rows) * int(classes.max()) > MAX_VALUES:
+        return f"{len(rows)} rows of up to {classes.max()} classes, at most {MAX_VALUES} logits are read"
+    values = logits.combine_chunks().flatten()
+    if values.null_count or not np.isfinite(values.to_numpy()).all():
+        return "a logit is not finite"
+    return None
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -23,7 +23,7 @@ SET = "colours__test__12345678"
 def store_with_member(path: Path, member: str = "m0", **arrays) -> Store:
     store = Store(str(path))
     logits = arrays.get("logits", np.arange(12, dtype=np.float32).reshape(1, 4, 3))
-    content = prediction_bytes(member, SET, ["a", "b", "c", "d"], [0, 1, 2, 0], [3, 3, 2, 3], logits)
+    content = prediction_bytes(member, SET, ["a", "b", "c", "d"], [0, 1, 1, 0], [3, 3, 2, 3], logits)
     store.write_entry(
         member_folder(member), {"adapter_model.safetensors": b"w", prediction_file(SET): content}
     )
@@ -34,7 +34,7 @@ def test_predictions_come_back_with_missing_classes_masked(tmp_path):
     store = store_with_member(tmp_path)
     found = store.predictions([member_folder("m0")], SET)
     assert found.example_ids == ("a", "b", "c", "d")
-    assert found.labels_N.tolist() == [0, 1, 2, 0]
+    assert found.labels_N.tolist() == [0, 1, 1, 0]
     expected = np.arange(12, dtype=np.float32).reshape(1, 4, 3)
     expected[0, 2, 2] = -np.inf
     assert np.array_equal(found.logits_MNC, expected)
@@ -66,7 +66,7 @@ def test_logits_that_are_not_finite_are_refused_by_example(tmp_path):
 def test_entries_that_saw_other_examples_are_not_mixed(tmp_path):
     store = store_with_member(tmp_path)
     other = prediction_bytes(
-        "m1", SET, ["a", "b", "c", "x"], [0, 1, 2, 0], [3, 3, 2, 3], np.zeros((1, 4, 3), np.float32)
+        "m1", SET, ["a", "b", "c", "x"], [0, 1, 1, 0], [3, 3, 2, 3], np.zeros((1, 4, 3), np.float32)
     )
     store.write_entry(member_folder("m1"), {prediction_file(SET): other})
     with pytest.raises(ValueError, match="different examples"):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -336,6 +341,58 @@ def test_unreachable_server_is_a_tracking_error_within_seconds(
         assert "hunter2" not in str(caught.value)
 
 
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real tracking server with a database and artifacts of its own, on localhost."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    words = f"server --backend-store-uri sqlite:///{tmp_path}/server.db --workers 1".split()
+    place = ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *words, *place, "--port", address.rpartition(":")[2]],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 180
+        while not answers(f"http://{address}/health"):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        yield f"http://{address}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_server_shows_what_the_database_shows(store: Store, uri: str, server: str) -> None:
+    """Written by a sweep, found unchanged, and made again; the table travels over http as well."""
+    record_sweep(store, "demo", uri)
+    prepare(server)
+    assert record_sweep(store, "demo", server) == Recorded(written=5, unchanged=0, deleted=0)
+    assert shown(store, server) == shown(store, uri)
+    assert record_sweep(store, "demo", server) == Recorded(written=0, unchanged=5, deleted=0)
+    old = ids_of(store, server)
+    assert rebuild(store, server) == {"demo": Recorded(5, 0, 0)}
+    assert shown(store, server) == shown(store, uri) and not old & ids_of(store, server)
+    parent = the_parent(store, server).info.run_id
+    table = json.loads(Path(MlflowClient(server).download_artifacts(parent, "trials.json")).read_text())
+    assert len(table["data"]) == 5
+    assert not (Path(store.storage.root) / "mlflow.db").exists(), "nothing is kept beside the server"
+
+
 def test_passwords_and_long_errors_in_tags(store: Store, trials: list[Trial], uri: str) -> None:
     lost = replace(trials[1], members=3)
     store.write_failure(lost.member_id(2), "out of memory " * 1000)
@@ -343,7 +400,7 @@ def test_passwords_and_long_errors_in_tags(store: Store, trials: list[Trial], ur
     write_sweep(store, "demo", [lost], PROVENANCE | {"command": command})
     record_sweep(store, "demo", uri)
     (run,) = by_trial(store, uri).values()
-    assert run.data.tags["provenance.command"] == "lorae sweep demo.py --storage s3://bucket/results"
+    assert run.data.tags["provenance.command"] == "lorae sweep demo.py --storage s3://***@bucket/results"
     assert len(run.data.tags["error"]) == 5000
     assert record_sweep(store, "demo", uri).unchanged == 1
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -129,6 +130,11 @@ class Task:
     template: ClassVar[str] = "Question: {question}\nAnswer:"
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+-]{0,59}(/\w[\w.+-]{0,59})?", self.name):  # it names files and folders
+            raise ValueError(
+                f"task name {self.name[:200]!r}: must be letters, digits and _ . + -, 60 at most, and one / "
+                'may part it; write name = "colours"'
+            )
         if not 0 < self.val_frac <= 0.5:
             raise ValueError(f"val_frac={self.val_frac}: must be in (0, 0.5]; write val_frac=0.1")
         for name in ("num_train", "num_validation", "num_test"):
