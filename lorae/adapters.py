@@ -136,6 +136,10 @@ class Adapters:
         second = FACTORS[type(self.method)][1]
         return (name for name in self.parameters if name.endswith(f".{second}"))
 
+    def gradients(self) -> list[torch.Tensor]:
+        """Gradients of the trained tensors after a backward pass."""
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
     def state(self, member: int) -> State:
         """A copy of one member's parameters on the CPU."""
         return {name: p.detach()[member].cpu().clone() for name, p in self.parameters.items()}

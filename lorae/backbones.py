@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from lorae.ranks import Ranks
 from lorae.shapes import linears_of
 from lorae.sources import Source, backbone_folder
 
@@ -18,11 +22,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen causal LM with its tokenizer on one device."""
+    """A frozen causal LM with its tokenizer on one device, or partitioned over ranks.
+
+    Attributes:
+        ranks: the processes that run it together, each on its share of the rows.
+        gathered: context in which parameters that are partitioned over the ranks are whole.
+    """
 
     name: str
     lm: Any
     tokenizer: Any
+    ranks: Ranks = Ranks()
+    gathered: Callable[[list[nn.Parameter]], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     @property
     def device(self) -> torch.device:
@@ -62,11 +73,10 @@ class Backbone:
     def answer_logits(self, hidden_ND: torch.Tensor, answer_ids_NC: torch.Tensor) -> torch.Tensor:
         """Logits (N, C) of each row's own answer tokens, in fp32."""
         head = self.lm.get_output_embeddings()
-        rows_NCD = head.weight[answer_ids_NC].float()
-        logits_NC = torch.einsum("nd,ncd->nc", hidden_ND.float(), rows_NCD)
-        if head.bias is not None:
-            logits_NC = logits_NC + head.bias[answer_ids_NC].float()
-        return self._capped(logits_NC)
+        with self.gathered(list(head.parameters())):
+            rows_NCD = head.weight[answer_ids_NC].float()
+            bias_NC = 0.0 if head.bias is None else head.bias[answer_ids_NC].float()
+        return self._capped(torch.einsum("nd,ncd->nc", hidden_ND.float(), rows_NCD) + bias_NC)
 
     def token_log_probs(self, hidden_KD: torch.Tensor, tokens_K: torch.Tensor) -> torch.Tensor:
         """Log-probability (K,) of each token over the full vocabulary, in fp32."""
@@ -79,13 +89,22 @@ class Backbone:
 
 
 @functools.lru_cache(maxsize=1)  # one backbone per process: a worker trains one stack after another on it
-def load_backbone(source: Source, precision: Precision, device: str) -> Backbone:
+def load_backbone(source: Source, precision: Precision, device: str, recompute: bool = False) -> Backbone:
     """The backbone on `device`, frozen, without dropout.
 
+    Args:
+        recompute: compute a layer's activations again in the backward pass instead of keeping them.
     Raises:
         ValueError: files are missing, or its logits are not those of its output head (an architecture whose
             head has a scaling that lorae does not know).
     """
+    backbone = read_backbone(source, precision, device, recompute)
+    check_head(backbone)
+    return backbone
+
+
+def read_backbone(source: Source, precision: Precision, device: str, recompute: bool) -> Backbone:
+    """What `load_backbone` returns, before its head is checked."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = backbone_folder(source)
@@ -100,13 +119,23 @@ def load_backbone(source: Source, precision: Precision, device: str) -> Backbone
         use_safetensors=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    backbone = Backbone(source.label, lm.to(torch.device(device)).eval().requires_grad_(False), tokenizer)
-    _check_head(backbone)
-    return backbone
+    if recompute:
+        recompute_layers(lm)
+    return Backbone(source.label, lm.to(torch.device(device)).eval().requires_grad_(False), tokenizer)
+
+
+def recompute_layers(lm: nn.Module) -> None:
+    """Keep of each layer only its input for the backward pass. (The model's own switch acts in training mode
+    only, which would turn its dropout on.)"""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in lm.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 @torch.no_grad()
-def _check_head(backbone: Backbone) -> None:
+def check_head(backbone: Backbone) -> None:
     """Compare `answer_logits` with the model's own logits on one short row."""
     ids = torch.arange(1, 5, device=backbone.device)[None]
     own = backbone.lm(input_ids=ids, use_cache=False).logits[:, -1, :8].float()

@@ -22,15 +22,19 @@ def predict(
     """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are
     none.
 
-    Classes that a row does not have are -inf. Rows keep their order.
+    Classes that a row does not have are -inf. Rows keep their order. Each rank predicts its share of a batch,
+    `batch_tokens` of it at once, and has all logits in the end.
     """
-    num_classes = max(r.num_classes for r in rows)
-    logits_MNC = np.empty((num_members, len(rows), num_classes), np.float32)
-    for indices in length_batches([len(r.tokens) for r in rows], max(1, batch_tokens // num_members)):
-        batch = collate([rows[n] for n in indices] * num_members, num_classes, backbone)
-        logits = class_logits(backbone, batch).view(num_members, len(indices), num_classes)
-        logits_MNC[:, indices] = logits.cpu().numpy()
-    return logits_MNC
+    ranks, num_classes = backbone.ranks, max(r.num_classes for r in rows)
+    logits_MNC = torch.zeros(num_members, len(rows), num_classes, device=backbone.device)
+    most = max(1, ranks.size * batch_tokens // num_members)
+    for indices in length_batches([len(r.tokens) for r in rows], most):
+        for part, real in ranks.parts(len(indices)):
+            batch = collate([rows[n] for n in indices[part]] * num_members, num_classes, backbone)
+            logits = class_logits(backbone, batch).view(num_members, len(part), num_classes)
+            logits_MNC[:, indices[part[:real]]] = logits[:, :real]
+    ranks.sum_([logits_MNC])
+    return logits_MNC.cpu().numpy()
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:

@@ -22,13 +22,15 @@ import torch
 
 import lorae
 from lorae import peft_format, untrusted
-from lorae.adapters import Adapters, projections
-from lorae.backbones import Backbone, load_backbone
+from lorae.adapters import Adapters, State, projections
+from lorae.backbones import Backbone, Precision, load_backbone
 from lorae.encoding import Row, encode
 from lorae.identity import canonical
 from lorae.methods import Vera, adapted_layers
 from lorae.prediction import predict
+from lorae.ranks import Ranks
 from lorae.regularizers import KL
+from lorae.sources import Source
 from lorae.stack import Stack
 from lorae.storage import Storage
 from lorae.store import (
@@ -74,6 +76,8 @@ def run_stack(
     provenance: dict[str, Any] | None = None,
     checkpoint_seconds: float = 60.0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    recompute: bool = False,
+    load: Callable[[Source, Precision, str, bool], Backbone] = load_backbone,
 ) -> StackResult:
     """Train and predict what the store lacks of a stack's members, and store it.
 
@@ -87,6 +91,9 @@ def run_stack(
         num_threads: torch's CPU threads; None leaves them as they are.
         provenance: recorded with each member (command, commit).
         checkpoint_seconds: least time between two checkpoints.
+        recompute: keep less for the backward pass, for a third more time.
+        load: gives the backbone. If ranks hold it together, all of them call `run_stack` alike; rank 0 alone
+            reads and writes the store.
     """
     if num_threads:
         torch.set_num_threads(num_threads)
@@ -94,15 +101,17 @@ def run_stack(
         torch.backends.cuda.matmul.allow_tf32 = stack.trial.precision != "fp32"
     store = Store(Storage(storage_uri))
     on_progress(Progress("load"))
-    backbone = load_backbone(stack.trial.backbone, stack.trial.precision, device)
-    job = _Job(stack, store, backbone, _provenance(provenance, device), checkpoint_seconds, on_progress)
+    backbone = load(stack.trial.backbone, stack.trial.precision, device, recompute)
+    ranks = backbone.ranks
+    recorded = _provenance(provenance, device, ranks)
+    job = _Job(stack, store, backbone, ranks, recorded, checkpoint_seconds, on_progress)
 
     _ensure_reference(job)
     result = StackResult()
     waiting = list(stack.members)
     while waiting:
         with contextlib.ExitStack() as locks:
-            mine = _take_locks(job, waiting, locks)
+            mine = ranks.once(_take_locks, job, waiting, locks)
             if mine:
                 result = _merged(result, _run_members(job, mine))
         waiting = [m for m in waiting if m not in mine]
@@ -119,6 +128,7 @@ class _Job:
     stack: Stack
     store: Store
     backbone: Backbone
+    ranks: Ranks
     provenance: dict[str, Any]
     checkpoint_seconds: float
     on_progress: Callable[[Progress], None]
@@ -140,18 +150,24 @@ def _take_locks(job: _Job, members: Sequence[int], locks: contextlib.ExitStack) 
 
 def _run_members(job: _Job, members: Sequence[int]) -> StackResult:
     """Train the members that are not stored, then predict what stored ones lack."""
-    trial, store = job.stack.trial, job.store
-    ids = {m: trial.member_id(m) for m in members}
-    stored = [m for m in members if _is_intact(store, ids[m])]
+    ids = {m: job.stack.trial.member_id(m) for m in members}
+    stored, lacking = job.ranks.once(_stored, job, members)
     missing = [m for m in members if m not in stored]
     failed = _train(job, missing) if missing else {}
-    lacking = [m for m in stored if not store.has_predictions(member_folder(ids[m]), job.stack.eval_sets())]
     if lacking:
         failed |= _predict_stored(job, lacking)
     done = [m for m in members if ids[m] not in failed]
     return StackResult(
         tuple(ids[m] for m in done if m in missing), tuple(ids[m] for m in done if m in stored), failed
     )
+
+
+def _stored(job: _Job, members: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Members that are stored, and those of them that lack predictions."""
+    store, ids = job.store, {m: job.stack.trial.member_id(m) for m in members}
+    stored = [m for m in members if _is_intact(store, ids[m])]
+    sets = job.stack.eval_sets()
+    return stored, [m for m in stored if not store.has_predictions(member_folder(ids[m]), sets)]
 
 
 def _is_intact(store: Store, member_id: str) -> bool:
@@ -168,10 +184,8 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     train, validation = job.encoded(trial.task, "train"), job.encoded(trial.task, "validation")
     reference = None
     if trial.regularizer(KL):
-        reference_set = trial.task.eval_set("train")
-        reference = job.store.predictions([reference_folder(trial.reference_id())], reference_set).logits_MNC[
-            0
-        ]
+        folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
+        reference = job.ranks.once(job.store.predictions, folders, name).logits_MNC[0]
     checkpoints = _StackCheckpoints(
         job.store.storage, replace(job.stack, members=tuple(members)).id, job.checkpoint_seconds
     )
@@ -186,22 +200,29 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     )
     good = [run for run in runs if run.error is None]
     failed = {trial.member_id(run.member): run.error for run in runs if run.error is not None}
-    failed |= _store_members(job, good)
-    for member_id, reason in failed.items():
-        job.store.write_failure(member_id, reason)
-    checkpoints.delete()
+    if good:
+        keys = [trial.member_key(run.member)["init"] for run in good]
+        logits, seconds = _predict_sets(job, keys, [run.state for run in good])
+        failed |= job.ranks.once(_store_members, job, good, logits, seconds / len(good))
+    job.ranks.once(_close, job, failed, checkpoints)
     return failed
 
 
-def _store_members(job: _Job, runs: list[MemberRun]) -> dict[str, str]:
-    """Predict with trained members and store them; returns member id -> reason of those that failed."""
-    if not runs:
-        return {}
+def _close(job: _Job, failed: dict[str, str], checkpoints: _StackCheckpoints) -> None:
+    """Remember the members that failed; nothing is left to resume."""
+    for member_id, reason in failed.items():
+        job.store.write_failure(member_id, reason)
+    checkpoints.delete()
+
+
+def _store_members(
+    job: _Job, runs: list[MemberRun], logits: dict[str, np.ndarray], seconds: float
+) -> dict[str, str]:
+    """Store trained members with their predictions; returns member id -> reason of those that failed."""
     trial, failed = job.stack.trial, {}
-    keys = [trial.member_key(run.member)["init"] for run in runs]
-    logits, seconds = _predict_sets(job, keys, [run.state for run in runs])
     layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
-    for position, (run, key) in enumerate(zip(runs, keys)):
+    for position, run in enumerate(runs):
+        key = trial.member_key(run.member)["init"]
         member_id = trial.member_id(run.member)
         try:
             files = _prediction_files(job, member_id, {s: v[position] for s, v in logits.items()})
@@ -211,7 +232,7 @@ def _store_members(job: _Job, runs: list[MemberRun]) -> dict[str, str]:
         frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
         files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen)
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
-        files["member.json"] = _member_json(job, run, len(runs), seconds / len(runs))
+        files["member.json"] = _member_json(job, run, len(runs), seconds)
         job.store.write_entry(member_folder(member_id), files)
         job.store.storage.delete(f"failures/{member_id}.json")
     return failed
@@ -232,15 +253,26 @@ def _predict_sets(
 
 def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
     """Predict the missing evaluation sets of members that are already stored, in one pass."""
-    trial, failed = job.stack.trial, {}
-    folders = [member_folder(trial.member_id(m)) for m in members]
-    states = [peft_format.read_state(job.store.read(f, peft_format.WEIGHTS)) for f in folders]
+    trial = job.stack.trial
+    ids = [trial.member_id(m) for m in members]
+    states = job.ranks.once(_read_states, job, ids)
     logits, _ = _predict_sets(job, [trial.member_key(m)["init"] for m in members], states)
-    for position, (m, folder) in enumerate(zip(members, folders)):
+    return job.ranks.once(_add_predictions, job, ids, logits)
+
+
+def _read_states(job: _Job, ids: Sequence[str]) -> list[State]:
+    return [peft_format.read_state(job.store.read(member_folder(m), peft_format.WEIGHTS)) for m in ids]
+
+
+def _add_predictions(job: _Job, ids: Sequence[str], logits: dict[str, np.ndarray]) -> dict[str, str]:
+    """Store predictions of stored members; returns member id -> reason of those that failed."""
+    failed = {}
+    for position, member_id in enumerate(ids):
+        folder = member_folder(member_id)
         try:
-            files = _prediction_files(job, trial.member_id(m), {s: v[position] for s, v in logits.items()})
+            files = _prediction_files(job, member_id, {s: v[position] for s, v in logits.items()})
         except ValueError as error:
-            failed[trial.member_id(m)] = str(error)
+            failed[member_id] = str(error)
             continue
         job.store.write_entry(folder, {k: v for k, v in files.items() if k not in job.store.files(folder)})
     return failed
@@ -259,17 +291,28 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
 def _ensure_reference(job: _Job) -> None:
     """Store the backbone's own predictions, once for all stacks; a stack that comes second waits for the
     first."""
-    reference_id = job.stack.trial.reference_id()
-    folder, wanted = reference_folder(reference_id), job.stack.reference_sets()
-    with job.store.storage.lock(f"reference-{reference_id}", wait=True):
-        if job.store.damage(folder):
-            job.store.discard(folder)
-        missing = {s: v for s, v in wanted.items() if prediction_file(s) not in job.store.files(folder)}
+    reference_id, sets = job.stack.trial.reference_id(), job.stack.reference_sets()
+    with contextlib.ExitStack() as locks:
+        missing = job.ranks.once(_missing_reference, job, locks)
         if not missing:
             return
         job.on_progress(Progress("reference"))
-        logits = {name: predict(job.backbone, job.encoded(*where)) for name, where in missing.items()}
-        job.store.write_entry(folder, _prediction_files(job, reference_id, logits))
+        logits = {name: predict(job.backbone, job.encoded(*sets[name])) for name in missing}
+        job.ranks.once(_write_reference, job, reference_id, logits)
+
+
+def _missing_reference(job: _Job, locks: contextlib.ExitStack) -> list[str]:
+    """Lock the backbone's own predictions; the sets among them that are not stored."""
+    reference_id = job.stack.trial.reference_id()
+    locks.enter_context(job.store.storage.lock(f"reference-{reference_id}", wait=True))
+    folder = reference_folder(reference_id)
+    if job.store.damage(folder):
+        job.store.discard(folder)
+    return [s for s in job.stack.reference_sets() if prediction_file(s) not in job.store.files(folder)]
+
+
+def _write_reference(job: _Job, reference_id: str, logits: dict[str, np.ndarray]) -> None:
+    job.store.write_entry(reference_folder(reference_id), _prediction_files(job, reference_id, logits))
 
 
 def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: float) -> bytes:
@@ -296,7 +339,7 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
     return json.dumps(record, indent=1).encode()
 
 
-def _provenance(given: dict[str, Any] | None, device: str) -> dict[str, Any]:
+def _provenance(given: dict[str, Any] | None, device: str, ranks: Ranks) -> dict[str, Any]:
     import transformers
 
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
@@ -309,6 +352,7 @@ def _provenance(given: dict[str, Any] | None, device: str) -> dict[str, Any]:
         "host": platform.node(),
         "pid": os.getpid(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks.size,
     }
 
 

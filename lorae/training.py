@@ -81,12 +81,14 @@ def train_stack(
 
     The stack's loss is the sum of the members' own mean losses, so no member sees another. A member whose
     loss or gradient is not finite fails alone; a member that stops early leaves, and the stack gets cheaper.
+    Where several ranks hold the backbone, each computes its share of every member's batch; all then have the
+    same gradients and take the same steps and decisions.
 
     Args:
         members: indices that name the members' random streams.
-        micro_batch: examples of each member per forward pass; None = the whole batch. Results depend on it
-            by rounding only.
-        checkpoints: continue from the last one, and save when due.
+        micro_batch: examples of each member per forward pass; None = the whole batch, or rank's share of it.
+            Results depend on it by rounding only.
+        checkpoints: continue from the last one, and save when due; only rank 0 touches them.
         on_step: called after each step with the steps done and their total.
     """
     keys = [trial.member_key(m) for m in members]
@@ -100,13 +102,14 @@ def train_stack(
     orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
     runs = [MemberRun(m) for m in members]
     active = list(range(len(runs)))  # positions in `runs` of the members still training
+    ranks = backbone.ranks
 
     with Adapters(
         backbone, trial.method, [k["init"] for k in keys], dropout.p if dropout else 0.0
     ) as adapters:
         optimizer = make_optimizer(adapters, trial.optimizer, decay)
         step = 0
-        if checkpoints and (saved := checkpoints.load()):
+        if checkpoints and (saved := ranks.once(checkpoints.load)):
             step, active = restore(*saved, runs, adapters, optimizer)
 
         while step < num_steps and active:
@@ -119,18 +122,15 @@ def train_stack(
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
 
-            # Forward and backward; a member's loss is the mean over its batch, the stack's their sum
+            # Forward and backward of this rank's rows; a member's loss is the mean over its batch, the
+            # stack's their sum
             num, losses_M = chosen_MB.shape[1], torch.zeros(len(active), device=backbone.device)
             nll_M, correct_M = torch.zeros_like(losses_M), torch.zeros_like(losses_M)
-            for begin in range(0, num, micro_batch or num):
-                part_MB = chosen_MB[:, begin : begin + (micro_batch or num)]
+            for part, real in ranks.parts(num, micro_batch):
+                part_MB = chosen_MB[:, part]
                 batch = collate([data.train[n] for n in part_MB.flat], data.num_classes, backbone)
                 if dropout:
-                    row_keys = [
-                        seeds.key32(*keys[m]["dropout"], step, begin + b)
-                        for m in active
-                        for b in range(part_MB.shape[1])
-                    ]
+                    row_keys = [seeds.key32(*keys[m]["dropout"], step, b) for m in active for b in part]
                     adapters.dropout.row_keys = torch.tensor(
                         row_keys, dtype=torch.int32, device=backbone.device
                     )
@@ -145,11 +145,13 @@ def train_stack(
                     loss_MB = loss_MB + kl.beta * kl_divergence(logits, reference, kl.direction).view(
                         part_MB.shape
                     )
-                (loss_MB.sum() / num).backward()
-                losses_M += loss_MB.detach().sum(1) / num
-                nll_M += nll_MB.detach().sum(1) / num
-                correct_M += (logits.detach().argmax(1) == batch.labels).view(part_MB.shape).sum(1) / num
+                correct_MB = (logits.detach().argmax(1) == batch.labels).view(part_MB.shape)
+                (loss_MB[:, :real].sum() / num).backward()
+                losses_M += loss_MB.detach()[:, :real].sum(1) / num
+                nll_M += nll_MB.detach()[:, :real].sum(1) / num
+                correct_M += correct_MB[:, :real].sum(1) / num
             adapters.dropout.row_keys = None
+            ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
 
             # Each member's own gradient norm; a member that is not finite makes no step and leaves
             norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
@@ -159,9 +161,8 @@ def train_stack(
                 ids = ", ".join(data.train[n].id for n in chosen_MB[i])
                 what = f"loss {losses_M[i].item()}, gradient norm {norms_M[i].item()}"
                 runs[active[i]].error = f"{what} at step {step + 1}, examples {ids}"
-                for p in adapters.parameters.values():
-                    assert p.grad is not None
-                    p.grad[i] = 0.0
+                for grad in adapters.gradients():
+                    grad[i] = 0.0
             optimizer.step()
             step += 1
 
@@ -198,7 +199,7 @@ def train_stack(
                 staying = [i for i in range(len(active)) if i not in leaving]
                 active = [active[i] for i in staying]
                 keep_members(adapters, optimizer, staying)
-            if checkpoints and checkpoints.due(step):
+            if checkpoints and ranks.rank == 0 and checkpoints.due(step):
                 checkpoints.save(*snapshot(step, active, runs, adapters, optimizer))
             on_step(step, num_steps)
 
@@ -242,7 +243,7 @@ def make_optimizer(adapters: Adapters, spec: AdamW, decay: DecayB | None) -> tor
 def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
     """Scale each member's gradient to at most `max_norm` by its own global norm; returns the norms (M,)
     before."""
-    grads = [p.grad for p in adapters.parameters.values() if p.grad is not None]
+    grads = adapters.gradients()
     norms_M = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
     if max_norm is not None:
         scale_M = (max_norm / (norms_M + 1e-6)).clamp(max=1.0)
