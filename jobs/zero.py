@@ -1,0 +1,173 @@
+"""Where a stack runs whose backbone does not fit on one GPU: Ray Train workers that hold it in parts.
+
+DeepSpeed ZeRO-3 (arXiv:1910.02054) partitions the frozen backbone and gathers each layer when it is needed.
+Adapters, their gradients and the optimiser stay whole on every worker, outside of DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lorae.plan import Devices
+from lorae.stack import Stack
+
+if TYPE_CHECKING:
+    from lorae.backbones import Backbone, Precision
+    from lorae.run import Progress, StackResult
+    from lorae.sources import Source
+
+PERSISTENT_NUMBERS = 100_000  # norms and biases below this size stay whole: gathering them costs latency only
+REPORT_SECONDS = 2.0
+WAIT_SECONDS = 7200  # rank 0 may wait for another stack's reference predictions while the others wait for it
+
+
+@dataclass(frozen=True)
+class Zero:
+    """How the backbone of one stack is spread.
+
+    Args:
+        workers: processes with one GPU each (or a share of the CPUs), >= 2.
+        cpu_offload: keep the parts in the memory of the machines, not of the GPUs.
+        hpz: workers of one machine that hold a second copy together, so that gathering for the backward pass
+            stays within the machine (hpZ of ZeRO++, arXiv:2306.10209); divides `workers`. None = no copy.
+    """
+
+    workers: int
+    cpu_offload: bool = False
+    hpz: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 2:
+            raise ValueError(f"workers={self.workers}: ZeRO needs >= 2 to partition over; write --zero 2")
+        if self.hpz is not None and (self.hpz < 2 or self.workers % self.hpz):
+            raise ValueError(
+                f"hpz={self.hpz}: must be >= 2 and divide the {self.workers} workers; give the GPUs of a machine"
+            )
+
+
+def zero_devices(devices: Devices, zero: Zero) -> Devices:
+    """The stacks of `zero.workers` devices each that run at once.
+
+    Raises:
+        ValueError: there are fewer devices; the workers would wait for the missing ones forever.
+    """
+    if devices.num < zero.workers:
+        what = "GPUs" if devices.kind == "cuda" else "CPU workers"
+        raise ValueError(
+            f"--zero {zero.workers}: there are {devices.num} {what}; give --zero {devices.num} or less, "
+            "or add machines"
+        )
+    return replace(devices, num=devices.num // zero.workers)
+
+
+def deepspeed_config(zero: Zero, precision: Precision, device: str) -> dict[str, Any]:
+    """DeepSpeed's settings: it only partitions and gathers; what it would do to gradients is off."""
+    partitioning: dict[str, Any] = {
+        "stage": 3,
+        "stage3_param_persistence_threshold": PERSISTENT_NUMBERS,
+        "zero_hpz_partition_size": zero.hpz or 1,
+    }
+    if zero.cpu_offload:
+        partitioning["offload_param"] = {"device": "cpu", "pin_memory": device == "cuda"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # must be there; batches are ours
+        "gradient_clipping": 0.0,
+        "bf16": {"enabled": precision == "bf16"},
+        "zero_optimization": partitioning,
+    }
+
+
+def load_partitioned(
+    source: Source, precision: Precision, device: str, recompute: bool, *, zero: Zero
+) -> Backbone:
+    """The backbone in parts, in a process group that exists; no rank ever holds all of it.
+
+    The order matters: the settings are alive while the weights are read, so that each layer is partitioned as
+    it is made; the hooks that gather are set on the bare model; adapters, inserted later, stay whole.
+    """
+    os.environ["DS_ACCELERATOR"] = device
+    import deepspeed
+    import torch.distributed as dist
+    from transformers.integrations import HfDeepSpeedConfig
+
+    from lorae.backbones import check_head, read_backbone
+    from lorae.ranks import Ranks
+
+    if device == "cpu":
+        deepspeed.ops.__compatible_ops__ = {}  # or it compiles a C++ extension for what gloo does
+    deepspeed.init_distributed(dist.get_backend())
+    config = deepspeed_config(zero, precision, device)
+    alive = HfDeepSpeedConfig(config)
+    whole = read_backbone(source, precision, device, recompute)
+    del alive
+    engine, *_ = deepspeed.initialize(model=whole.lm, config=config, optimizer=None)
+    gather = engine.optimizer.get_param_coordinator()
+    # A step begins at the model below the head; DeepSpeed then knows what comes next and fetches it ahead.
+    whole.lm.base_model.register_forward_pre_hook(lambda *_: gather.reset_step(), prepend=True)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    backbone = replace(whole, ranks=ranks, gathered=deepspeed.zero.GatheredParameters)
+    check_head(backbone)
+    return backbone
+
+
+def run_zero(
+    stack: Stack,
+    storage_uri: str,
+    *,
+    zero: Zero,
+    device: str = "cpu",
+    num_threads: int | None = None,
+    provenance: dict[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    **settings: Any,
+) -> StackResult:
+    """`lorae.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together.
+
+    Args:
+        callbacks: Ray Train's; they are given the progress of the stack.
+    """
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings |= {
+        "device": device,
+        "num_threads": num_threads,
+        "provenance": (provenance or {}) | {"zero": asdict(zero)},
+    }
+    resources = {"CPU": float(num_threads or 1), "GPU": float(device == "cuda")}
+    with tempfile.TemporaryDirectory(prefix="lorae-train-", ignore_cleanup_errors=True) as scratch:
+        trainer = TorchTrainer(
+            functools.partial(_worker, stack, storage_uri, zero, settings),
+            scaling_config=ScalingConfig(
+                num_workers=zero.workers, use_gpu=device == "cuda", resources_per_worker=resources
+            ),
+            run_config=RunConfig(storage_path=scratch, callbacks=list(callbacks)),
+            torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
+        )
+        return trainer.fit().return_value
+
+
+def _worker(stack: Stack, storage_uri: str, zero: Zero, settings: dict[str, Any]) -> StackResult:
+    """One rank of a stack."""
+    from ray import train
+
+    from lorae.ranks import Ranks
+    from lorae.run import run_stack
+
+    context = train.get_context()
+    ranks, reported = Ranks(context.get_world_rank(), context.get_world_size()), time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal reported
+        if ranks.once(lambda: time.monotonic() - reported >= REPORT_SECONDS):
+            reported = time.monotonic()
+            train.report(asdict(progress))  # waits for all ranks
+
+    load = functools.partial(load_partitioned, zero=zero)
+    return run_stack(stack, storage_uri, load=load, on_progress=report, **settings)
