@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--json", action="store_true", help="print the plan or the outcome as JSON")
     sweep.add_argument("--local", action="store_true", help="without Ray, in this process")
     sweep.add_argument("--address", help='Ray cluster; "auto" refuses to start one on this machine')
+    sweep.add_argument("--recompute", action="store_true", help="keep fewer activations, take a third longer")
+    sweep.add_argument(
+        "--zero", type=int, metavar="K", help="backbones in parts on K workers (DeepSpeed ZeRO-3)"
+    )
+    sweep.add_argument("--offload", action="store_true", help="with --zero: keep the parts in CPU memory")
+    sweep.add_argument("--hpz", type=int, metavar="N", help="with --zero: a second copy on every N workers")
     sweep.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow tracking server; default a database in the storage"
     )
@@ -118,9 +124,21 @@ def _parser() -> argparse.ArgumentParser:
 def _sweep(arguments: argparse.Namespace) -> int:
     from jobs.driver import run_sweep
     from jobs.request import read_request
+    from jobs.zero import Zero
 
+    if arguments.zero is None and (arguments.offload or arguments.hpz):
+        raise ValueError("--offload and --hpz say how --zero K spreads a backbone; add --zero K")
+    if arguments.zero is not None and arguments.local:
+        raise ValueError("--zero needs several workers, --local is one process; leave one of them out")
+    zero = None if arguments.zero is None else Zero(arguments.zero, arguments.offload, arguments.hpz)
     request = read_request(
-        arguments.file, arguments.set, arguments.storage, arguments.data_root, arguments.smoke
+        arguments.file,
+        arguments.set,
+        arguments.storage,
+        arguments.data_root,
+        smoke=arguments.smoke,
+        recompute=arguments.recompute,
+        zero=zero,
     )
     return run_sweep(
         request,

@@ -11,6 +11,7 @@ from typing import Any
 from jobs import tracking
 from jobs.hosts import columns, local_devices, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
+from jobs.zero import zero_devices
 from lorae.plan import Plan, make_plan
 from lorae.results import trials_table
 from lorae.storage import shown
@@ -33,7 +34,7 @@ def run_sweep(
     """
     store, started = Store(request.storage), time.monotonic()
     plan = make_plan(request.sweep, store, local_devices())
-    host = "local" if local else "tune"
+    host = "local" if local else "zero" if request.zero else "tune"
     if dry_run:
         print(json.dumps(plan_record(plan, host), indent=1) if as_json else plan_text(plan, host))
         return 0
@@ -46,6 +47,7 @@ def run_sweep(
         failed = run_local(plan, request, local_devices())
     elif plan.stacks:
         with ray_cluster(address) as devices:
+            devices = zero_devices(devices, request.zero) if request.zero else devices
             failed = run_tune(make_plan(request.sweep, store, devices), request, devices)
     table = trials_table(store, request.name, plan.trials, provenance(request))
     store.write_table(f"sweeps/{request.name}/trials.parquet", table)

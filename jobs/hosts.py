@@ -1,5 +1,5 @@
-"""Where stacks run: this process, or Ray Tune. Both call `lorae.run.run_stack`, neither knows what it
-does."""
+"""Where stacks run: this process, Ray Tune, or Ray Train workers of a Tune trial. All call
+`lorae.run.run_stack`, none knows what it does."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.progress import ProgressLine
 from jobs.request import Request, provenance
+from jobs.zero import Zero, run_zero
 from lorae.plan import Devices, Plan
 from lorae.stack import Stack
 
@@ -68,6 +69,7 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
                 request.storage,
                 device=devices.kind,
                 provenance=provenance(request),
+                recompute=request.recompute,
                 on_progress=lambda p, n=number: line.update(n, p.phase, p.step, p.num_steps),
             )
         except Exception as error:  # one stack that fails never loses the others
@@ -118,21 +120,28 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
 
 
 def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
-    """Run the stacks as Ray Tune trials; returns what failed, by member or stack."""
+    """Run the stacks as Ray Tune trials; returns what failed, by member or stack.
+
+    With `request.zero` a trial only drives Ray Train workers, which take the CPUs and GPUs. It takes a mark
+    of the head node itself, so that drivers never hold what their workers wait for.
+    """
     from ray import cloudpickle, tune
 
     cloudpickle.register_pickle_by_value(
         request.module
     )  # a task defined in the sweep file reaches the workers
     resources = {"cpu": float(devices.cpus_per_stack), "gpu": float(devices.kind == "cuda")}
+    if request.zero:
+        resources = {"node:__internal_head__": 0.001}
     stacks = [{"number": n, **columns(stack)} for n, stack in enumerate(plan.stacks)]
     settings = {
         "storage_uri": request.storage,
         "device": devices.kind,
         "num_threads": devices.cpus_per_stack if devices.kind == "cpu" else None,
         "provenance": provenance(request),
+        "recompute": request.recompute,
     }
-    trainable = tune.with_parameters(_trainable, stacks=plan.stacks, settings=settings)
+    trainable = tune.with_parameters(_trainable, stacks=plan.stacks, settings=settings, zero=request.zero)
     line = ProgressLine(plan.stacks, plan.estimates)
     folder = tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
     with folder as scratch, _hidden_credentials():
@@ -171,9 +180,12 @@ def _hidden_credentials() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _trainable(config: dict[str, Any], stacks: tuple[Stack, ...], settings: dict[str, Any]) -> None:
+def _trainable(
+    config: dict[str, Any], stacks: tuple[Stack, ...], settings: dict[str, Any], zero: Zero | None
+) -> None:
     """One Tune trial: one stack."""
     from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
 
     from lorae.run import Progress, run_stack
 
@@ -185,7 +197,11 @@ def _trainable(config: dict[str, Any], stacks: tuple[Stack, ...], settings: dict
             reported = time.monotonic()
             tune.report(asdict(progress))
 
-    result = run_stack(stacks[config["stack"]["number"]], on_progress=report, **settings)
+    stack = stacks[config["stack"]["number"]]
+    if zero:
+        result = run_zero(stack, zero=zero, callbacks=[TuneReportCallback()], **settings)
+    else:
+        result = run_stack(stack, on_progress=report, **settings)
     counts = {"trained": len(result.trained), "found": len(result.found), "failed": result.failed}
     tune.report(asdict(Progress("done")) | counts)
 

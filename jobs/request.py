@@ -17,6 +17,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.zero import Zero
 from lorae.identity import digest
 from lorae.storage import shown
 from lorae.trial import Sweep, field_type
@@ -31,6 +32,8 @@ class Request:
     Attributes:
         name: of the sweep: the file's, followed by the axes that were replaced.
         command: the line that repeats it.
+        recompute: trade time for memory, see `lorae.run.run_stack`.
+        zero: spread each stack's backbone over several workers; None = one device holds it.
     """
 
     name: str
@@ -38,10 +41,18 @@ class Request:
     storage: str
     command: str
     module: types.ModuleType
+    recompute: bool = False
+    zero: Zero | None = None
 
 
 def read_request(
-    file: str, overrides: Sequence[str], storage: str, data_root: str | None, smoke: bool = False
+    file: str,
+    overrides: Sequence[str],
+    storage: str,
+    data_root: str | None,
+    smoke: bool = False,
+    recompute: bool = False,
+    zero: Zero | None = None,
 ) -> Request:
     """Load the sweep file, apply `--set axis=v1,v2`, and fix every source.
 
@@ -67,8 +78,9 @@ def read_request(
     words += ["--data-root", data_root] if data_root else []
     words += ["--smoke"] if smoke else []
     words += [word for o in overrides for word in ("--set", o)]
+    words += (["--recompute"] if recompute else []) + (zero.words if zero else [])
     located = sweep.located(Path(data_root).expanduser() if data_root else None)
-    return Request(name, located, storage, shlex.join(words), module)
+    return Request(name, located, storage, shlex.join(words), module, recompute, zero)
 
 
 def sweep_name(stem: str, overrides: Sequence[str]) -> str:

@@ -47,8 +47,14 @@ class Zero:
             raise ValueError(f"workers={self.workers}: ZeRO needs >= 2 to partition over; write --zero 2")
         if self.hpz is not None and (self.hpz < 2 or self.workers % self.hpz):
             raise ValueError(
-                f"hpz={self.hpz}: must be >= 2 and divide the {self.workers} workers; give the GPUs of a machine"
+                f"hpz={self.hpz}: must be >= 2 and divide the {self.workers} workers; give the GPUs per machine"
             )
+
+    @property
+    def words(self) -> list[str]:
+        """Its command line."""
+        offload = ["--offload"] if self.cpu_offload else []
+        return ["--zero", str(self.workers), *offload, *(["--hpz", str(self.hpz)] if self.hpz else [])]
 
 
 def zero_devices(devices: Devices, zero: Zero) -> Devices:
@@ -94,19 +100,19 @@ def load_partitioned(
     os.environ["DS_ACCELERATOR"] = device
     import deepspeed
     import torch.distributed as dist
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     from lorae.backbones import check_head, read_backbone
     from lorae.ranks import Ranks
 
     if device == "cpu":
-        deepspeed.ops.__compatible_ops__ = {}  # or it compiles a C++ extension for what gloo does
+        vars(deepspeed.ops)["__compatible_ops__"] = {}  # or it compiles a C++ extension of what gloo does
     deepspeed.init_distributed(dist.get_backend())
     config = deepspeed_config(zero, precision, device)
     alive = HfDeepSpeedConfig(config)
     whole = read_backbone(source, precision, device, recompute)
     del alive
-    engine, *_ = deepspeed.initialize(model=whole.lm, config=config, optimizer=None)
+    engine: Any = deepspeed.initialize(model=whole.lm, config=config, optimizer=None)[0]
     gather = engine.optimizer.get_param_coordinator()
     # A step begins at the model below the head; DeepSpeed then knows what comes next and fetches it ahead.
     whole.lm.base_model.register_forward_pre_hook(lambda *_: gather.reset_step(), prepend=True)
@@ -150,7 +156,8 @@ def run_zero(
             run_config=RunConfig(storage_path=scratch, callbacks=list(callbacks)),
             torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
         )
-        return trainer.fit().return_value
+        result: Any = trainer.fit()
+    return result.return_value
 
 
 def _worker(stack: Stack, storage_uri: str, zero: Zero, settings: dict[str, Any]) -> StackResult:
