@@ -47,7 +47,8 @@ class Zero:
             raise ValueError(f"workers={self.workers}: ZeRO needs >= 2 to partition over; write --zero 2")
         if self.hpz is not None and (self.hpz < 2 or self.workers % self.hpz):
             raise ValueError(
-                f"hpz={self.hpz}: must be >= 2 and divide the {self.workers} workers; give the GPUs per machine"
+                f"hpz={self.hpz}: must be >= 2 and divide the {self.workers} workers; "
+                "give the number of GPUs of a machine"
             )
 
     @property
@@ -106,7 +107,7 @@ def load_partitioned(
     from lorae.ranks import Ranks
 
     if device == "cpu":
-        vars(deepspeed.ops)["__compatible_ops__"] = {}  # or it compiles a C++ extension of what gloo does
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}  # or it compiles a C++ extension of what gloo does
     deepspeed.init_distributed(dist.get_backend())
     config = deepspeed_config(zero, precision, device)
     alive = HfDeepSpeedConfig(config)
