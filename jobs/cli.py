@@ -4,6 +4,7 @@
     lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing
     twice lorae sweep pipelines/demo.py --set members=6
     lorae predict lorae-results --task TREC      add predictions on a task to the stored members
+    lorae plan FILE --simulate --gpus 64 --gpu a100-80    time, cost and idle share on GPUs that are not there
     lorae doctor                                 versions, devices, Ray, storage, model and data access
     lorae audit lorae-results                    are the stored numbers what they claim to be?
     lorae report lorae-results --out report      tables and figures as one HTML page, and as files
@@ -82,6 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
     predict.set_defaults(run=_predict)
 
+    plan = commands.add_parser("plan", help="what a sweep would take, on this machine or on others")
+    plan.add_argument("file", help="a Python file with a SWEEP")
+    plan.add_argument("--set", action="append", default=[], metavar="AXIS=V1,V2")
+    plan.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
+    plan.add_argument("--data-root", metavar="DIR")
+    plan.add_argument("--json", action="store_true")
+    plan.add_argument("--simulate", action="store_true", help="time, cost and idle share on other GPUs")
+    plan.add_argument("--gpus", type=int, default=8, metavar="N", help="how many, 8 to a node")
+    plan.add_argument("--gpu", default="a100-80", metavar="KIND", help="a100-40, h100, ...; default a100-80")
+    plan.set_defaults(run=_plan)
+
     doctor = commands.add_parser("doctor", help="check this machine")
     doctor.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
     doctor.add_argument("--data-root", metavar="DIR")
@@ -156,6 +168,21 @@ def _predict(arguments: argparse.Namespace) -> int:
     data_root = arguments.data_root or os.environ.get("LORAE_DATA_ROOT")
     num = run_predict(arguments.storage, arguments.task, arguments.sweep, data_root, arguments.backbone)
     print(f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from jobs.driver import show_plan
+    from jobs.hosts import local_devices
+    from jobs.request import read_request
+    from jobs.simulate import simulated_devices
+    from lorae.plan import make_plan
+    from lorae.store import Store
+
+    request = read_request(arguments.file, arguments.set, arguments.storage, arguments.data_root)
+    simulated = simulated_devices(arguments.gpus, arguments.gpu) if arguments.simulate else None
+    plan = make_plan(request.sweep, Store(request.storage), simulated or local_devices())
+    show_plan(plan, arguments.json, simulated)
     return 0
 
 

@@ -6,13 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from jobs import tracking
 from jobs.hosts import columns, local_devices, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
+from jobs.simulate import duration, simulate
 from jobs.zero import zero_devices
-from lorae.plan import Plan, make_plan
+from lorae.plan import Devices, Plan, make_plan, placed
 from lorae.results import trials_table
 from lorae.storage import shown
 from lorae.store import Store
@@ -33,13 +35,13 @@ def run_sweep(
         ValueError: bad input, before anything is trained.
     """
     store, started = Store(request.storage), time.monotonic()
-    plan = make_plan(request.sweep, store, local_devices())
-    host = "local" if local else "zero" if request.zero else "tune"
+    here = zero_devices(local_devices(), request.zero) if dry_run and request.zero else local_devices()
+    plan = make_plan(request.sweep, store, here, "local" if local else "tune")
     if dry_run:
-        print(json.dumps(plan_record(plan, host), indent=1) if as_json else plan_text(plan, host))
+        show_plan(plan, as_json)
         return 0
     store.storage.check_writable()
-    say(plan_text(plan, host))
+    say(plan_text(plan))
     again = "training goes on; MLflow is tried again at its end"
     _tracked(tracking.prepare, store, tracking_uri, again)  # once, before trials could race to create it
     failed: dict[str, str] = {}
@@ -48,7 +50,7 @@ def run_sweep(
     elif plan.stacks:
         with ray_cluster(address) as devices:
             devices = zero_devices(devices, request.zero) if request.zero else devices
-            failed = run_tune(make_plan(request.sweep, store, devices), request, devices)
+            failed = run_tune(placed(plan, devices), request, devices)
     table = trials_table(store, request.name, plan.trials, provenance(request))
     store.write_table(f"sweeps/{request.name}/trials.parquet", table)
     later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"
@@ -78,9 +80,19 @@ def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | N
         say(f"{error}\nMLflow cost {time.monotonic() - started:.0f} s; {then}")
 
 
-def plan_record(plan: Plan, host: str) -> dict[str, Any]:
-    """The plan as plain data: trials, members needed, stored and to train, stacks with host, memory and
-    time."""
+def show_plan(plan: Plan, as_json: bool, simulated: Devices | None = None) -> None:
+    """Print a plan, and how it would run on simulated devices."""
+    record, lines = plan_record(plan), [plan_text(plan)]
+    if simulated is not None:
+        outcome = simulate(plan, simulated)
+        record["simulation"] = asdict(outcome)
+        lines.append(str(outcome))
+    print(json.dumps(record, indent=1) if as_json else "\n".join(lines))
+
+
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data: trials, members needed, stored and to train, stacks with their place, memory
+    and time."""
     return {
         "trials": [trial.factors() for trial, _ in plan.trials],
         "members": {
@@ -91,20 +103,20 @@ def plan_record(plan: Plan, host: str) -> dict[str, Any]:
         },
         "stacks": [
             columns(stack)
+            | asdict(place)
             | {
-                "host": host,
                 "memory_bytes": e.memory_bytes,
                 "train_tokens": e.train_tokens,
                 "seconds": round(e.seconds),
             }
-            for stack, e in zip(plan.stacks, plan.estimates)
+            for stack, place, e in zip(plan.stacks, plan.placements, plan.estimates)
         ],
     }
 
 
-def plan_text(plan: Plan, host: str) -> str:
+def plan_text(plan: Plan) -> str:
     """The plan for a person."""
-    record = plan_record(plan, host)
+    record = plan_record(plan)
     members = record["members"]
     lines = [
         f"{len(plan.trials)} trials; members: {members['needed']} needed, {members['stored']} stored, "
@@ -114,17 +126,19 @@ def plan_text(plan: Plan, host: str) -> str:
     for number, stack in enumerate(record["stacks"], 1):
         lines.append(
             f"  stack {number}: {stack['task']} {stack['method']} rank {stack['rank']} "
-            f"{stack['regularizers']} seed {stack['seed']} members {stack['members']} | host {host} | "
-            f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {_duration(stack['seconds'])}"
+            f"{stack['regularizers']} seed {stack['seed']} members {stack['members']} | "
+            f"host {stack['host']} | {stack['memory_bytes'] / 2**30:.1f} GiB | "
+            f"roughly {duration(stack['seconds'])}"
         )
-    return "\n".join(lines)
+    reasons = dict.fromkeys(f"host {where.host}: {where.reason}" for where in plan.placements)
+    return "\n".join([*lines, *reasons])
 
 
 def outcome_text(outcome: dict[str, Any], request: Request) -> str:
     """What was done, what failed, and the commands that follow."""
     lines = [
         f"{outcome['trials']} trials, {outcome['trained']} members trained in "
-        f"{_duration(outcome['seconds'])}; results in {request.storage}/sweeps/{request.name}"
+        f"{duration(outcome['seconds'])}; results in {request.storage}/sweeps/{request.name}"
     ]
     lines += [f"failed: {what}: {why}" for what, why in outcome["failed"].items()]
     if outcome["incomplete"]:
@@ -135,13 +149,3 @@ def outcome_text(outcome: dict[str, Any], request: Request) -> str:
 def say(text: str) -> None:
     """For the person at the terminal; stdout is left to --json."""
     print(shown(text), file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

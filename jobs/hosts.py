@@ -6,10 +6,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.progress import ProgressLine
@@ -31,13 +32,55 @@ ALLOCATOR = {
 }
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU: memory as nvidia-smi reports it, dense bf16 (else fp16) rate of the data sheet."""
+
+    gib: float
+    tflops: float
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.gib * 2**30)
+
+    @property
+    def peak_flops(self) -> float:
+        return self.tflops * 1e12
+
+
+GPUS = {
+    "t4": Gpu(15, 65),
+    "v100-16": Gpu(16, 125),
+    "v100-32": Gpu(32, 125),
+    "a10g": Gpu(22.5, 70),
+    "l4": Gpu(22.5, 121),
+    "a100-40": Gpu(40, 312),
+    "a100-80": Gpu(80, 312),
+    "h100": Gpu(79.6, 989),
+    "h200": Gpu(140.4, 989),
+}
+
+
+def known_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
+    """The kind that a driver or Ray calls by `name` ("NVIDIA A100-SXM4-80GB", "A100"), the smallest one if
+    several have that name and the memory is not given."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    found = [gpu for kind, gpu in GPUS.items() if kind.split("-")[0] in words]
+    if memory_bytes:
+        return min(found, key=lambda gpu: abs(gpu.memory_bytes - memory_bytes), default=None)
+    return min(found, key=lambda gpu: gpu.gib, default=None)
+
+
 def local_devices() -> Devices:
     """This machine's GPUs, or its CPUs; loads neither torch nor ray."""
-    gpus = _nvidia_memory_bytes()
+    gpus = _nvidia_gpus()
     cpus = len(os.sched_getaffinity(0))
-    if gpus:
-        return Devices("cuda", len(gpus), max(1, cpus // len(gpus)), min(gpus))
-    return cpu_devices([cpus])
+    if not gpus:
+        return cpu_devices([cpus])
+    name, memory_bytes = min(gpus, key=lambda gpu: gpu[1])
+    known = known_gpu(name, memory_bytes)
+    flops = known.peak_flops if known else None
+    return Devices("cuda", len(gpus), max(1, cpus // len(gpus)), memory_bytes, len(gpus), flops)
 
 
 def cpu_devices(cpus_of_nodes: list[int]) -> Devices:
@@ -46,15 +89,33 @@ def cpu_devices(cpus_of_nodes: list[int]) -> Devices:
     return Devices("cpu", per_node * len(cpus_of_nodes), min(cpus_of_nodes) // per_node)
 
 
-def _nvidia_memory_bytes() -> list[int]:
+def ray_devices(nodes: list[dict[str, float]]) -> Devices:
+    """What the nodes of a cluster can run, from their Ray resources; of several kinds of GPU the smallest
+    counts."""
+    with_gpus = [n for n in nodes if n.get("GPU", 0) >= 1]
+    if not with_gpus:
+        return cpu_devices([int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1])
+    gpus = [int(n["GPU"]) for n in with_gpus]
+    cpus = min(int(n.get("CPU", 1)) // num for n, num in zip(with_gpus, gpus))
+    names = {key.partition(":")[2] for n in with_gpus for key in n if key.startswith("accelerator_type:")}
+    kinds = [known_gpu(name) for name in names]
+    if not kinds or None in kinds:
+        return Devices("cuda", sum(gpus), max(1, cpus), per_node=min(gpus))
+    least = min((k for k in kinds if k), key=lambda k: k.gib)
+    return Devices("cuda", sum(gpus), max(1, cpus), least.memory_bytes, min(gpus), least.peak_flops)
+
+
+def _nvidia_gpus() -> list[tuple[str, int]]:
+    """Name and memory in bytes of each GPU of this machine."""
     import shutil
     import subprocess
 
     if not shutil.which("nvidia-smi"):
         return []
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     done = subprocess.run(query, capture_output=True, text=True)
-    return [int(line) * 2**20 for line in done.stdout.split()] if done.returncode == 0 else []
+    rows = [line.rpartition(",") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return [(name, int(mib) * 2**20) for name, _, mib in rows]
 
 
 def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
@@ -108,13 +169,7 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
             "or leave --address out to use this machine"
         ) from error
     try:
-        resources = ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-        if gpus:
-            yield Devices("cuda", gpus, max(1, cpus // gpus))
-        else:
-            nodes = [n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]]
-            yield cpu_devices([int(n) for n in nodes if n >= 1])
+        yield ray_devices([node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
         ray.shutdown()
 
@@ -122,17 +177,21 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
 def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
     """Run the stacks as Ray Tune trials; returns what failed, by member or stack.
 
-    With `request.zero` a trial only drives Ray Train workers, which take the CPUs and GPUs. It takes a mark
-    of the head node itself, so that drivers never hold what their workers wait for.
+    The trial of a stack on the zero host only drives Ray Train workers, which take the CPUs and GPUs. It
+    takes a mark of the head node itself, so that drivers never hold what their workers wait for.
     """
     from ray import cloudpickle, tune
 
     cloudpickle.register_pickle_by_value(
         request.module
     )  # a task defined in the sweep file reaches the workers
-    resources = {"cpu": float(devices.cpus_per_stack), "gpu": float(devices.kind == "cuda")}
-    if request.zero:
-        resources = {"node:__internal_head__": 0.001}
+    zeros = [request.zero or Zero(place.gpus) if place.host == "zero" else None for place in plan.placements]
+    alone = {"CPU": float(devices.cpus_per_stack), "GPU": float(devices.kind == "cuda")}
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        driver = zeros[config["stack"]["number"]]
+        return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001} if driver else alone])
+
     stacks = [{"number": n, **columns(stack)} for n, stack in enumerate(plan.stacks)]
     settings = {
         "storage_uri": request.storage,
@@ -141,14 +200,15 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
         "provenance": provenance(request),
         "recompute": request.recompute,
     }
-    trainable = tune.with_parameters(_trainable, stacks=plan.stacks, settings=settings, zero=request.zero)
+    trainable = tune.with_parameters(_trainable, stacks=plan.stacks, settings=settings, zeros=zeros)
+    at_once = max(1, devices.num // max(1, *(place.gpus for place in plan.placements)))
     line = ProgressLine(plan.stacks, plan.estimates)
     folder = tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
     with folder as scratch, _hidden_credentials():
         results = tune.Tuner(
             tune.with_resources(trainable, resources),
             param_space={"stack": tune.grid_search(stacks)},
-            tune_config=tune.TuneConfig(max_concurrent_trials=devices.num, reuse_actors=True),
+            tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
             run_config=tune.RunConfig(
                 name=request.name,
                 storage_path=scratch,
@@ -181,7 +241,10 @@ def _hidden_credentials() -> Iterator[None]:
 
 
 def _trainable(
-    config: dict[str, Any], stacks: tuple[Stack, ...], settings: dict[str, Any], zero: Zero | None
+    config: dict[str, Any],
+    stacks: tuple[Stack, ...],
+    settings: dict[str, Any],
+    zeros: Sequence[Zero | None],
 ) -> None:
     """One Tune trial: one stack."""
     from ray import tune
@@ -197,7 +260,8 @@ def _trainable(
             reported = time.monotonic()
             tune.report(asdict(progress))
 
-    stack = stacks[config["stack"]["number"]]
+    number = config["stack"]["number"]
+    stack, zero = stacks[number], zeros[number]
     if zero:
         result = run_zero(stack, zero=zero, callbacks=[TuneReportCallback()], **settings)
     else:

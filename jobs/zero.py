@@ -59,7 +59,7 @@ class Zero:
 
 
 def zero_devices(devices: Devices, zero: Zero) -> Devices:
-    """The stacks of `zero.workers` devices each that run at once.
+    """The same devices, of which every stack takes `zero.workers`.
 
     Raises:
         ValueError: there are fewer devices; the workers would wait for the missing ones forever.
@@ -70,7 +70,7 @@ def zero_devices(devices: Devices, zero: Zero) -> Devices:
             f"--zero {zero.workers}: there are {devices.num} {what}; give --zero {devices.num} or less, "
             "or add machines"
         )
-    return replace(devices, num=devices.num // zero.workers)
+    return replace(devices, stack_devices=zero.workers)
 
 
 def deepspeed_config(zero: Zero, precision: Precision, device: str) -> dict[str, Any]:

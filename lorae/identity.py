@@ -80,4 +80,9 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of the canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    return short_hash(canonical_json(value))
+
+
+def short_hash(text: str) -> str:
+    """First 16 hex digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

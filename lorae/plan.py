@@ -1,40 +1,81 @@
-"""From a sweep to the stacks that remain to be run: members needed minus members stored, with memory and
-time."""
+"""From a sweep to the stacks that remain to be run: members needed minus members stored, where each runs, its
+memory and time."""
 
 from __future__ import annotations
 
+import functools
+import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
+from lorae.memory import BYTES, Memory, Texts, stack_memory
 from lorae.methods import adapted_layers
-from lorae.regularizers import EarlyStopping
 from lorae.shapes import linear_shapes, num_backbone_parameters
 from lorae.sources import backbone_config
 from lorae.stack import Stack
-from lorae.store import Store, member_folder, reference_folder
-from lorae.tasks.base import Task
-from lorae.trial import Sweep, Trial, cells
+from lorae.store import WEIGHTS, Store, member_folder, prediction_file, reference_folder
+from lorae.tasks.base import OptionLikelihood, Split, Task
+from lorae.trial import Diversity, Sweep, Trial, cells
 
-BYTES = {"fp32": 4, "bf16": 2}
+Host = Literal["local", "tune", "zero"]
+
 CHARS_PER_TOKEN = 4  # rough, for plans; the tokenizer is not loaded
-CPU_FLOPS, GPU_FLOPS = 1.5e11, 2e14  # rough sustained rates, for the time estimate only
+# Rough sustained rates, for the time estimates only. CPU: one thread with AMX, bf16, as in the demo (30 s
+# estimated, 33 s measured per member); without AMX it is slower. GPU: an assumed share of the data sheet's
+# dense bf16 rate.
+CPU_FLOPS = 1.5e11
+SUSTAINED_FRAC, A100_FLOPS = 0.35, 3.12e14
+FP32_SLOWDOWN = {"cpu": 2.5, "cuda": 16.0}  # measured; A100's data sheet, 312 against 19.5 TFLOP/s
+ZERO_BYTES_PER_SECOND = 5e10  # assumed rate at which a rank receives the weights of the others
+USABLE_FRAC = 0.9  # of a GPU's memory; the rest: CUDA's context, workspaces, the allocator's fragments
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a stack can run on: `num` devices at once, each a GPU with some memory, or a share of the CPUs."""
+    """What a stack can run on: `num` devices at once, each a GPU with some memory, or a share of the CPUs.
+
+    Attributes:
+        memory_bytes: of one GPU; None on a CPU, or if it is not known.
+        per_node: GPUs of one node, the most that one stack may take.
+        peak_flops: dense bf16 rate of one GPU by its data sheet; None = an A100's.
+        stack_devices: that every stack takes together, by ZeRO-3; None = one, or as few as suffice.
+    """
 
     kind: str  # "cpu" or "cuda"
     num: int
     cpus_per_stack: int
-    memory_bytes: int | None = None  # of one GPU; None on CPU
+    memory_bytes: int | None = None
+    per_node: int = 1
+    peak_flops: float | None = None
+    stack_devices: int | None = None
+
+    def flops(self, precision: str) -> float:
+        """Rough sustained rate of one device."""
+        rate = CPU_FLOPS if self.kind == "cpu" else SUSTAINED_FRAC * (self.peak_flops or A100_FLOPS)
+        return rate / (FP32_SLOWDOWN[self.kind] if precision == "fp32" else 1.0)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a stack runs, and why.
+
+    Attributes:
+        host: this process, a Ray Tune trial on at most one GPU, or DeepSpeed ZeRO-3 on several.
+        gpus: that it takes, or workers of ZeRO-3; 0 on a CPU.
+        micro_batch: examples of each member per forward pass on one device; None = its whole share.
+    """
+
+    host: Host
+    gpus: int
+    micro_batch: int | None
+    reason: str
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stack will take: peak memory, and times that are rough."""
+    """What a stack will take: peak memory of one device, and times that are rough."""
 
     memory_bytes: int
     train_tokens: int
@@ -53,66 +94,84 @@ class Plan:
     Attributes:
         trials: every row with its OOD tasks.
         needed: member ids of all trials; stored: those the store has; damaged: what was found broken.
-        stacks: what remains to be run, the longest first.
+        pending: what remains to be run, one stack for each recipe and seed.
+        stacks: the same, spread over the devices, the longest first.
+        placements, estimates: of each of the stacks.
     """
 
     trials: tuple[tuple[Trial, tuple[Task, ...]], ...]
     needed: tuple[str, ...]
     stored: tuple[str, ...]
     damaged: tuple[str, ...]
-    stacks: tuple[Stack, ...]
-    estimates: tuple[Estimate, ...]
+    pending: tuple[Stack, ...]
+    stacks: tuple[Stack, ...] = ()
+    placements: tuple[Placement, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
 
     @property
     def num_to_train(self) -> int:
         return len(self.needed) - len(self.stored)
 
 
-def make_plan(sweep: Sweep, store: Store, devices: Devices) -> Plan:
-    """Check everything that can be checked before training, and find what remains to be run.
+def make_plan(sweep: Sweep, store: Store, devices: Devices, host: Host = "tune") -> Plan:
+    """Check everything that can be checked before training, and find what remains to be run, and where.
 
     Args:
         sweep: with every source fixed (`Sweep.located`).
         store: what is there already; nothing is written.
-        devices: for spreading members over stacks.
+        devices, host: for spreading and placing the stacks, see `placed`.
     Raises:
-        ValueError: data, targets, rank or templates that cannot work.
+        ValueError: data, targets, rank, templates or sizes that cannot work.
     """
     trials = tuple((trial, tuple(sweep.eval_tasks(trial))) for trial in sweep.trials())
-    for trial, ood in trials:
+    for trial, ood in {(t.backbone, t.task, t.method, t.budget): (t, o) for t, o in trials}.values():
         check_trial(trial, ood)
-    damaged: list[str] = []
+    needed: dict[str, None] = {}
     stored: set[str] = set()
+    damaged: list[str] = []
     pending: list[Stack] = []
     for cell, num_members in cells([trial for trial, _ in trials]):
         stack = Stack(cell, tuple(range(num_members)), tuple(sweep.eval_tasks(cell)))
-        found, damages = _stored_members(stack, store)
+        ids = replace(cell, members=num_members).member_ids()
+        lacking, found, damages = _lacking_members(stack, ids, store)
+        needed |= dict.fromkeys(ids)
         stored |= found
         damaged += damages
-        lacking = _lacking_members(stack, store, found)
         if lacking or not store.has_predictions(
             reference_folder(cell.reference_id()), stack.reference_sets()
         ):
-            pending.append(Stack(cell, lacking, stack.eval_tasks))
-    with_members = [s for s in pending if s.members]
-    covered = {(s.trial.reference_id(), name) for s in with_members for name in s.reference_sets()}
-    needed = dict.fromkeys(m for trial, _ in trials for m in trial.member_ids())
-    references = [
-        s
-        for s in pending
-        if not s.members and not {(s.trial.reference_id(), n) for n in s.reference_sets()} <= covered
-    ]
-    stacks = [*references[:1], *_spread(with_members, devices), *references[1:]]
-    estimates = [estimate(s, devices) for s in stacks]
-    order = sorted(range(len(stacks)), key=lambda i: -estimates[i].seconds)
-    return Plan(
+            pending.append(replace(stack, members=lacking))
+    covered = {(s.trial.reference_id(), name) for s in pending if s.members for name in s.reference_sets()}
+    plan = Plan(
         trials=trials,
         needed=tuple(needed),
         stored=tuple(m for m in needed if m in stored),
         damaged=tuple(damaged),
-        stacks=tuple(stacks[i] for i in order),
-        estimates=tuple(estimates[i] for i in order),
+        pending=tuple(
+            s
+            for s in pending
+            if s.members or not {(s.trial.reference_id(), n) for n in s.reference_sets()} <= covered
+        ),
     )
+    return placed(plan, devices, host)
+
+
+def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
+    """The plan with its pending members spread over these devices, each stack with its place.
+
+    Args:
+        host: where a stack runs that fits on one device: "local" or "tune".
+    Raises:
+        ValueError: a stack fits on no GPU, nor on the GPUs of a node together.
+    """
+    fitting = [part for stack in plan.pending for part in _fitting(stack, devices, host)]
+    spread = _spread(fitting, devices, host)
+    rows = [(stack, place(stack, devices, host)) for stack in spread]
+    rows = [(replace(stack, micro_batch=where.micro_batch), where) for stack, where in rows]
+    triples = [(stack, where, estimate(stack, devices, where)) for stack, where in rows]
+    triples.sort(key=lambda row: -row[2].seconds)
+    stacks, placements, estimates = zip(*triples) if triples else ((), (), ())
+    return replace(plan, stacks=stacks, placements=placements, estimates=estimates)
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
@@ -137,89 +196,220 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
         )
 
 
-def _stored_members(stack: Stack, store: Store) -> tuple[set[str], list[str]]:
-    """Ids of the stack's members that are stored and undamaged, and what is damaged."""
-    found, damaged = set(), []
-    for m in stack.members:
-        member_id = stack.trial.member_id(m)
-        if store.is_member(member_id):
-            if damage := store.damage(member_folder(member_id)):
+def _lacking_members(
+    stack: Stack, ids: Sequence[str], store: Store
+) -> tuple[tuple[int, ...], set[str], list[str]]:
+    """Members that are not stored or lack predictions (of equal identities only the first), the ids of those
+    that are stored and sound, and what is damaged."""
+    wanted = {prediction_file(name) for name in stack.eval_sets()}
+    lacking, found, damaged = {}, set(), []
+    for m, member_id in zip(stack.members, ids):
+        files = store.files(member_folder(member_id))
+        if WEIGHTS in files:
+            if damage := store.damage(member_folder(member_id), changed_only=True):
                 damaged.append(damage)
             else:
                 found.add(member_id)
-    return found, damaged
-
-
-def _lacking_members(stack: Stack, store: Store, found: set[str]) -> tuple[int, ...]:
-    """Members that are not stored or lack predictions; of equal identities only the first."""
-    lacking: dict[str, int] = {}
-    for m in stack.members:
-        member_id = stack.trial.member_id(m)
-        if member_id not in found or not store.has_predictions(member_folder(member_id), stack.eval_sets()):
+        if member_id not in found or not wanted <= files:
             lacking.setdefault(member_id, m)
-    return tuple(lacking.values())
+    return tuple(lacking.values()), found, damaged
 
 
-def _spread(stacks: list[Stack], devices: Devices) -> list[Stack]:
+# Where a stack runs
+# ----------------------------------------------------------------------------------------------------------
+
+
+def place(stack: Stack, devices: Devices, host: Host = "tune") -> Placement:
+    """One device if the stack fits, with the largest micro-batch that does; else ZeRO-3 over as few GPUs of a
+    node as suffice.
+
+    Raises:
+        ValueError: it fits nowhere; what to do.
+    """
+    return _place(_typical(stack), devices, host)
+
+
+def _typical(stack: Stack) -> Stack:
+    """The stack without what its memory and time do not depend on: the seed, and which members they are."""
+    trial = replace(stack.trial, seed=0, diversity=Diversity())
+    return replace(stack, trial=trial, members=tuple(range(len(stack.members))), micro_batch=None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
+    asked = devices.stack_devices
+    if asked and devices.memory_bytes is None:
+        return Placement("zero", asked, None, f"asked for, {asked} workers per stack")
+    if devices.memory_bytes is None:
+        gpus = int(devices.kind == "cuda")
+        why = "GPU whose memory is not known" if gpus else f"CPU, {devices.cpus_per_stack} per stack"
+        return Placement(host, gpus, None, why)
+    usable, batch = USABLE_FRAC * devices.memory_bytes, stack.trial.budget.batch_size
+    what = f"usable {usable / 2**30:.1f} of {devices.memory_bytes / 2**30:.1f} GiB"
+    widest = 1 if host == "local" else devices.per_node
+    for gpus in [asked] if asked else range(1, widest + 1):
+        share = -(-batch // gpus)
+        if rows := _largest_rows(stack, share, usable, gpus):
+            needs = memory(stack, rows, gpus)
+            micro = None if rows == share else rows
+            fits = f"{_gib(needs.total)} fit into the {what}" + (
+                f" by micro-batches of {micro}" if micro else ""
+            )
+            if gpus == 1:
+                return Placement(host, 1, micro, fits)
+            alone = memory(stack, 1, 1)
+            return Placement(
+                "zero", gpus, micro, f"{_gib(alone.total)} exceed the {what}; on {gpus} GPUs {fits}"
+            )
+    needs = memory(stack, 1, widest)
+    raise ValueError(
+        f"{stack.trial.backbone.label} with {len(stack.members)} members and one example each needs "
+        f"{_gib(needs.total)} on each of {widest} GPUs: more than the {what}; "
+        + ("leave --local out, " if host == "local" and devices.per_node > 1 else "")
+        + f"take larger GPUs or more per node, lower Budget(max_tokens={stack.trial.budget.max_tokens}) "
+        + "or write precision='bf16'"
+    )
+
+
+def _largest_rows(stack: Stack, most: int, usable: float, gpus: int) -> int:
+    """Most examples of each member per forward pass that fit, 0 if not even one does."""
+    low, high = 0, most
+    while low < high:
+        middle = -(-(low + high) // 2)
+        if memory(stack, middle, gpus).total <= usable:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def memory(stack: Stack, rows: int, gpus: int) -> Memory:
+    """Peak memory of a stack on one of its GPUs (0: on a CPU), with `rows` examples of each member at
+    once."""
+    config, num_members = backbone_config(stack.trial.backbone), len(stack.members)
+    return stack_memory(stack.trial, config, num_members, rows, _longest(stack), gpus)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"
+
+
+def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
+    """The stack, or its halves, or theirs: parts that fit on one GPU if a single member does, else on the
+    GPUs of a node."""
+    if devices.memory_bytes is None or len(stack.members) <= 1:
+        return [stack]
+    usable = USABLE_FRAC * devices.memory_bytes
+    single = replace(stack, members=stack.members[:1])
+    gpus = 1 if host == "local" or _fits(single, usable, 1) else devices.per_node
+    if _fits(stack, usable, gpus):
+        return [stack]
+    return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
+
+
+def _fits(stack: Stack, usable: float, gpus: int) -> bool:
+    return _least_bytes(_typical(stack), gpus) <= usable
+
+
+@functools.lru_cache(maxsize=4096)
+def _least_bytes(stack: Stack, gpus: int) -> int:
+    return memory(stack, 1, gpus).total
+
+
+def _halves(stack: Stack) -> list[Stack]:
+    half = math.ceil(len(stack.members) / 2)
+    return [replace(stack, members=part) for part in (stack.members[:half], stack.members[half:])]
+
+
+def _spread(stacks: list[Stack], devices: Devices, host: Host) -> list[Stack]:
     """Halve stacks, the longest first, until no device idles long while another works; members stay exact.
 
     A stack on its own is cheapest, so it is halved only while the busiest device has a tenth more to do than
     the mean.
     """
-    most = len(stacks) + 4 * devices.num
-    while stacks and max(len(s.members) for s in stacks) > 1:
-        seconds = [estimate(s, devices).seconds for s in stacks]
-        busiest = _busiest_seconds(seconds, devices.num)
-        if busiest <= 1.1 * sum(seconds) / devices.num or len(stacks) >= most:
-            return stacks
-        largest = max((s for s in stacks if len(s.members) > 1), key=lambda s: estimate(s, devices).seconds)
-        half = math.ceil(len(largest.members) / 2)
-        at = stacks.index(largest)
-        parts = (largest.members[:half], largest.members[half:])
-        stacks[at : at + 1] = [replace(largest, members=members) for members in parts]
+    if not stacks:
+        return []
+    places = [place(s, devices, host) for s in stacks]
+    num = max(1, devices.num // max(1, *(p.gpus for p in places)))
+    seconds = [estimate(s, devices, p).seconds for s, p in zip(stacks, places)]
+    most = len(stacks) + 4 * num
+    while _busiest_seconds(seconds, num) > 1.1 * sum(seconds) / num and len(stacks) < most:
+        divisible = [i for i, s in enumerate(stacks) if len(s.members) > 1]
+        if not divisible:
+            break
+        at = max(divisible, key=lambda i: seconds[i])
+        parts = _halves(stacks[at])
+        stacks[at : at + 1] = parts
+        seconds[at : at + 1] = [estimate(s, devices, place(s, devices, host)).seconds for s in parts]
     return stacks
 
 
-def _busiest_seconds(seconds: Sequence[float], num: int) -> float:
+def _busiest_seconds(seconds: Iterable[float], num: int) -> float:
     """Time of the device that finishes last when each takes the longest stack that is left."""
     loads = [0.0] * num
     for duration in sorted(seconds, reverse=True):
-        loads[loads.index(min(loads))] += duration
+        heapq.heapreplace(loads, loads[0] + duration)
     return max(loads)
 
 
-def estimate(stack: Stack, devices: Devices) -> Estimate:
+# What it takes
+# ----------------------------------------------------------------------------------------------------------
+
+
+def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     """Memory and time of a stack from the backbone's config and the lengths of the texts."""
-    trial, task = stack.trial, stack.trial.task
-    config = backbone_config(trial.backbone)
-    parameters, num = num_backbone_parameters(config), len(stack.members)
-    lengths = [_tokens(task, e, trial.budget.max_tokens) for e in task.examples("train")]
-    mean_tokens = sum(lengths) / len(lengths)
-    steps = trial.budget.num_steps(len(lengths))
-    train_tokens = int(num * steps * trial.budget.batch_size * mean_tokens)
-    predicted = max(1, num) * sum(
-        _tokens(t, e, trial.budget.max_tokens)
-        for t, split in stack.eval_sets().values()
-        for e in t.examples(split)
-    )
-    memory = parameters * BYTES[trial.precision] + num * _member_bytes(trial, config, max(lengths))
-    rate = GPU_FLOPS if devices.kind == "cuda" else CPU_FLOPS
+    return _estimate(_typical(stack), devices, replace(where, reason=""))
+
+
+@functools.lru_cache(maxsize=4096)
+def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
+    trial, num, gpus = stack.trial, len(stack.members), max(1, where.gpus)
+    parameters = num_backbone_parameters(backbone_config(trial.backbone))
+    train = _lengths(trial.task, "train", trial.budget.max_tokens)
+    steps, batch = trial.budget.num_steps(train.num), trial.budget.batch_size
+    train_tokens = int(num * steps * batch * train.total / train.num)
+    predicted = max(1, num) * sum(lengths.total for lengths in _eval_lengths(stack))
+    rate = gpus * devices.flops(trial.precision)
     train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
-    return Estimate(memory, train_tokens, train_seconds, predict_seconds)
+    rows = where.micro_batch or -(-batch // gpus)
+    needs = memory(stack, rows, where.gpus)
+    if where.host == "zero":  # every rank receives the others' weights for each forward and backward pass
+        passes = 2 * steps * -(-batch // (rows * gpus)) if num else 0
+        received = BYTES[trial.precision] * parameters * (gpus - 1) / gpus
+        train_seconds += passes * received / ZERO_BYTES_PER_SECOND
+    return Estimate(needs.total, train_tokens, train_seconds, predict_seconds)
 
 
-def _tokens(task: Task, example: Any, max_tokens: int) -> int:
-    prompt = task.prompt(example)
-    return min(max_tokens, len(prompt.text) // CHARS_PER_TOKEN + 2)
+@dataclass(frozen=True)
+class _Lengths:
+    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers."""
+
+    num: int
+    total: int
+    longest: int
+    answers: int
 
 
-def _member_bytes(trial: Trial, config: dict[str, Any], longest: int) -> int:
-    """Adapter, gradient and two moments in fp32, a copy under early stopping, and the batch's activations."""
-    layers = adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
-    trained = sum(trial.method.num_parameters(*shape) for shape in layers.values())
-    copies = 4 + (trial.regularizer(EarlyStopping) is not None)
-    hidden, depth = config["hidden_size"], config["num_hidden_layers"]
-    inner = config.get("intermediate_size") or 4 * hidden
-    tokens = trial.budget.batch_size * longest
-    per_token = depth * (16 * hidden + 5 * inner + config["num_attention_heads"] * longest)
-    return 4 * copies * trained + tokens * per_token * BYTES[trial.precision]
+@functools.lru_cache(maxsize=1024)
+def _lengths(task: Task, split: Split, max_tokens: int) -> _Lengths:
+    rows, answers = [], [0]
+    for example in task.examples(split):
+        prompt = task.prompt(example)
+        tokens = len(prompt.text) // CHARS_PER_TOKEN + 2
+        if isinstance(task.scoring, OptionLikelihood):
+            answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in prompt.answers))
+            tokens += answers[-1]
+        rows.append(min(max_tokens, tokens))
+    return _Lengths(len(rows), sum(rows), max(rows), max(answers))
+
+
+def _eval_lengths(stack: Stack) -> list[_Lengths]:
+    most = stack.trial.budget.max_tokens
+    return [_lengths(task, split, most) for task, split in stack.eval_sets().values()]
+
+
+def _longest(stack: Stack) -> Texts:
+    """Sizes of the longest row that is trained on or predicted."""
+    task, most = stack.trial.task, stack.trial.budget.max_tokens
+    every = [_lengths(task, "train", most), *_eval_lengths(stack)]
+    return Texts(max(lengths.longest for lengths in every), max(lengths.answers for lengths in every))

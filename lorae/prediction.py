@@ -9,10 +9,7 @@ import torch
 
 from lorae.backbones import Backbone
 from lorae.encoding import Row, class_logits, collate
-
-PREDICT_TOKENS = (
-    4096  # padded tokens of one forward pass, members included; memory, not results, depends on it
-)
+from lorae.memory import PREDICT_TOKENS
 
 
 @torch.no_grad()

@@ -161,6 +161,9 @@ def _row(
         scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
         cost = _cost(store, trial, folders)
     except ValueError as error:
+        for folder in folders:  # what is damaged exists no longer, so that the repeated sweep trains it again
+            if store.damage(folder):
+                store.discard(folder)
         return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
     return row | scores | cost
 

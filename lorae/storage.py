@@ -131,6 +131,12 @@ class Storage:
         found = self.filesystem.get_file_info(fs.FileSelector(self.path(folder), allow_not_found=True))
         return sorted(info.base_name for info in found if not info.base_name.startswith("."))
 
+    def details(self, folder: str) -> dict[str, fs.FileInfo]:
+        """Size and modification time of every file below `folder`, by its name relative to it."""
+        root = self.path(folder)
+        found = self.filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+        return {info.path[len(root) + 1 :]: info for info in found if info.type == fs.FileType.File}
+
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
         if self.exists(name):

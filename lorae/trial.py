@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import types
 import typing
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lorae import SCHEMA_VERSION
-from lorae.identity import digest, fields_of
+from lorae.identity import canonical_json, digest, fields_of, short_hash
 from lorae.methods import Lora, Method
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Regularizer
 from lorae.sources import Source, resolve
@@ -198,13 +198,15 @@ class Trial:
 
     def member_ids(self) -> list[str]:
         """Identities of the trial's M members, in order."""
-        recipe = self.recipe()
-        return [digest(recipe | {"streams": self.member_key(i)}) for i in range(self.members)]
+        before, after = _around_streams(
+            replace(self, seed=0, members=0, diversity=Diversity(), combine="probs")
+        )
+        keys = (canonical_json(self.member_key(i)) for i in range(self.members))
+        return [short_hash(f"{before}{key}{after}") for key in keys]
 
     def reference_id(self) -> str:
         """Identity of the untouched backbone, under which its own predictions are stored."""
-        parts = {k: v for k, v in self.recipe().items() if k in ("schema", "backbone", "precision")}
-        return digest(parts | {"max_tokens": self.budget.max_tokens})
+        return _reference_id(self.backbone, self.precision, self.budget.max_tokens)
 
     def factors(self) -> dict[str, str | int | float]:
         """Readable columns of the row, flat and in a fixed order; "none" or 0 for what the backbone itself
@@ -243,6 +245,20 @@ class Trial:
         )
 
 
+@functools.lru_cache(maxsize=1024)
+def _reference_id(backbone: Source, precision: str, max_tokens: int) -> str:
+    parts = {"backbone": backbone, "precision": precision, "max_tokens": max_tokens}
+    return digest(parts | {"schema": SCHEMA_VERSION})
+
+
+@functools.lru_cache(maxsize=4096)
+def _around_streams(trial: Trial) -> tuple[str, str]:
+    """Canonical JSON of a recipe, cut where a member's streams belong: large, and equal for all members."""
+    before, streams, after = canonical_json(trial.recipe() | {"streams": None}).rpartition('"streams":null')
+    key = streams.removesuffix("null")
+    return before + key, after
+
+
 _R = TypeVar("_R", KL, DecayB, EarlyStopping, AdapterDropout)
 
 
@@ -274,10 +290,9 @@ class Sweep:
 
     def trials(self) -> list[Trial]:
         """Every combination of the axes once, the zero-shot rows first, companions last."""
-        grid = [
-            _with_values(self.base, dict(zip(self.axes, point, strict=True)))
-            for point in itertools.product(*self.axes.values())
-        ]
+        grid = [self.base]
+        for axis, values in self.axes.items():
+            grid = [with_value(trial, axis, value) for trial in grid for value in values]
         zero = (
             [replace(t, members=0, seed=0, regularizers=(), combine="probs") for t in grid]
             if self.zero_shot
@@ -339,12 +354,6 @@ def companions(trial: Trial) -> list[Trial]:
     return found
 
 
-def _with_values(trial: Trial, point: dict[str, Any]) -> Trial:
-    for axis, value in point.items():
-        trial = with_value(trial, axis, value)
-    return trial
-
-
 def with_value(spec: Any, axis: str, value: Any) -> Any:
     """`spec` with the field at a dotted path replaced, checked against the field's declared type.
 
@@ -369,7 +378,12 @@ def with_value(spec: Any, axis: str, value: Any) -> Any:
 
 def field_type(spec: Any, name: str) -> Any:
     """Declared type of a dataclass's field."""
-    return typing.get_type_hints(type(spec))[name]
+    return _types(type(spec))[name]
+
+
+@functools.cache
+def _types(spec: type) -> dict[str, Any]:
+    return typing.get_type_hints(spec)
 
 
 def _fits(value: Any, declared: Any) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,18 @@ import torch
 from toys import Colours, Greys
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import lorae.plan
+from jobs import cli
+from jobs.hosts import GPUS, known_gpu, ray_devices
+from jobs.simulate import Simulation, simulate
 from lorae.methods import Lora
-from lorae.plan import Devices, make_plan
+from lorae.plan import Devices, Estimate, Placement, Plan, make_plan, placed
 from lorae.regularizers import KL, DecayB
+from lorae.results import trials_table
+from lorae.run import run_stack
 from lorae.shapes import LLAMA_LIKE, linear_shapes, linears_of, num_backbone_parameters
-from lorae.store import Store
+from lorae.stack import Stack
+from lorae.store import WEIGHTS, Store, member_folder, prediction_file
 from lorae.tasks import OpenBookQA
 from lorae.trial import AdamW, Budget, Diversity, Sweep
 
@@ -167,8 +176,6 @@ def test_dry_run_loads_neither_torch_nor_ray(tiny_llama, data_root, tmp_path):
 
 
 def environment() -> dict[str, str]:
-    import os
-
     root = Path(__file__).parent.parent
     return os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
 
@@ -184,6 +191,119 @@ SWEEP = Sweep(
     ood=[Greys()],
 )
 """
+
+
+def test_ten_thousand_trials_share_their_recipes(tiny_trial, tmp_path, monkeypatch):
+    """Texts, configs and fingerprints are read once for each recipe, whatever the number of seeds."""
+    counts = Counter()
+
+    def counted(name):
+        original = getattr(lorae.plan, name)
+
+        def call(*args):
+            counts[name] += 1
+            return original(*args)
+
+        return call
+
+    for name in ("check_trial", "stack_memory"):
+        monkeypatch.setattr(lorae.plan, name, counted(name))
+    axes = {"regularizers": [(), (KL(0.1),)], "members": [1, 2, 4, 8], "seed": list(range(1250))}
+    plan = make_plan(sweep(tiny_trial, **axes), Store(str(tmp_path)), CPU)
+    assert len(plan.trials) == 10_000 + 1 and len(plan.stacks) == 2500
+    assert len(set(plan.needed)) == plan.num_to_train == 2500 * 8
+    assert counts["check_trial"] == 1 and counts["stack_memory"] <= 4
+
+
+def test_plan_reads_only_files_that_changed(tiny_trial, tmp_path):
+    """A stored member whose files are older than its DONE.json is believed, one that was touched is read."""
+    store, trial = Store(str(tmp_path)), tiny_trial(members=2)
+    for member_id in trial.member_ids():
+        sets = {prediction_file(trial.task.eval_set(split)): b"p" for split in ("validation", "test")}
+        store.write_entry(member_folder(member_id), {WEIGHTS: b"weights", **sets})
+        for path in (tmp_path / member_folder(member_id)).rglob("*"):
+            if path.name != "DONE.json":
+                os.utime(path, (0, 0))
+    first, second = (tmp_path / member_folder(m) / WEIGHTS for m in trial.member_ids())
+    first.write_bytes(b"WEIGHTS")
+    plan = make_plan(Sweep(base=trial), store, CPU)
+    assert len(plan.stored) == 1 and first.parent.name in plan.damaged[0]
+    second.write_bytes(b"short")
+    os.utime(second, (0, 0))
+    assert len(make_plan(Sweep(base=trial), store, CPU).damaged) == 2, "another size, whatever its date"
+
+
+def test_damage_that_no_date_shows_is_found_when_it_is_used(tiny_trial, tmp_path):
+    """The plan believes the member, the table refuses it, and the repeated sweep trains it again."""
+    store, trial = Store(str(tmp_path)), tiny_trial(budget=Budget(batch_size=4, steps=2))
+    run_stack(Stack(trial, (0,)), str(tmp_path))
+    name = prediction_file(trial.task.eval_set("test"))
+    path = tmp_path / member_folder(trial.member_id(0)) / name
+    content = bytearray(path.read_bytes())
+    content[100] ^= 4
+    path.write_bytes(content)
+    os.utime(path, (0, 0))
+    plan = make_plan(Sweep(base=trial), store, CPU)
+    assert plan.num_to_train == 0
+    status = dict(
+        zip(*(trials_table(store, "s", plan.trials, {})[c].to_pylist() for c in ("members", "status")))
+    )
+    assert status == {0: "done", 1: "failed"}
+    assert make_plan(Sweep(base=trial), store, CPU).num_to_train == 1
+
+
+def test_same_members_are_spread_again_for_other_devices(tiny_trial, tmp_path):
+    plan = make_plan(sweep(tiny_trial, members=[8]), Store(str(tmp_path)), CPU)
+    again = placed(plan, replace(CPU, num=4))
+    assert [s.members for s in plan.stacks] == [tuple(range(8))]
+    assert sorted(s.members for s in again.stacks) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert again == make_plan(sweep(tiny_trial, members=[8]), Store(str(tmp_path)), replace(CPU, num=4))
+
+
+def simulated(seconds: list[float], gpus: list[int], devices: Devices) -> Simulation:
+    places = tuple(Placement("zero" if k > 1 else "tune", k, None, "") for k in gpus)
+    estimates = tuple(Estimate(0, 0, s, 0.0) for s in seconds)
+    plan = Plan((), (), (), (), (), (None,) * len(gpus), places, estimates)  # type: ignore[arg-type]
+    return simulate(plan, devices)
+
+
+def test_simulation_of_schedules_done_by_hand():
+    two = Devices("cuda", 2, 1, per_node=2)
+    assert simulated([7200, 3600, 3600], [1, 1, 1], two) == Simulation(2, 3, 7200, 4.0, 0.0)
+    assert simulated([3600], [1], two) == Simulation(2, 1, 3600, 2.0, 0.5)
+    wide = simulated([3600, 3600, 1800], [2, 1, 1], two)  # both GPUs, then one each
+    assert (wide.makespan_seconds, wide.gpu_hours, wide.idle_frac) == (7200, 4.0, 0.125)
+    nodes = Devices("cuda", 4, 1, per_node=2)  # three GPUs are free, but a stack stays on one node
+    assert simulated([3600, 3600], [1, 2], nodes).makespan_seconds == 3600
+    assert simulated([3600, 3600, 3600], [1, 2, 2], nodes).makespan_seconds == 7200
+    assert simulated([], [], nodes) == Simulation(4, 0, 0.0, 0.0, 0.0)
+
+
+def test_gpus_by_the_names_that_drivers_and_ray_give_them():
+    assert known_gpu("NVIDIA A100-SXM4-80GB", 80 * 2**30) == GPUS["a100-80"]
+    assert known_gpu("A100") == GPUS["a100-40"], "of two sizes the smaller one"
+    assert known_gpu("NVIDIA H100 80GB HBM3", 79 * 2**30) == GPUS["h100"]
+    assert known_gpu("Tesla V100-SXM2-16GB") == GPUS["v100-16"] and known_gpu("RTX 4090") is None
+    node = {"CPU": 48.0, "GPU": 8.0, "accelerator_type:A100": 1.0}
+    devices = ray_devices([{"CPU": 4.0}, node, {**node, "GPU": 4.0}])
+    assert devices == Devices("cuda", 12, 6, GPUS["a100-40"].memory_bytes, 4, GPUS["a100-40"].peak_flops)
+    assert ray_devices([{"CPU": 4.0}, {"CPU": 2.0}]) == Devices("cpu", 4, 1)
+    assert ray_devices([{"CPU": 8.0, "GPU": 1.0}]).memory_bytes is None
+
+
+def test_plan_command_simulates_gpus_that_are_not_there(tiny_llama, data_root, tmp_path, capsys):
+    file = tmp_path / "sweep.py"
+    file.write_text(SWEEP_FILE.format(backbone=tiny_llama.path))
+    command = ["plan", str(file), "--data-root", str(data_root), "--storage", str(tmp_path / "none")]
+    command += ["--set", "members=16", "--simulate"]
+    assert cli.main([*command, "--gpus", "8", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["stacks"]) == 8 == record["simulation"]["gpus"]
+    assert record["simulation"]["makespan_seconds"] > 0 and record["simulation"]["idle_frac"] < 0.1
+    assert {s["host"] for s in record["stacks"]} == {"tune"} and "fit" in record["stacks"][0]["reason"]
+    assert cli.main([*command, "--gpus", "8", "--gpu", "h100"]) == 0
+    assert "simulated: 8 stacks on 8 GPUs" in capsys.readouterr().out
+    assert cli.main([*command, "--gpu", "a1"]) == 2 and "must be one of t4" in capsys.readouterr().err
 
 
 def test_shared_data_plans_from_local_copies(tiny_trial, tmp_path):

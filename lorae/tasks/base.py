@@ -217,27 +217,35 @@ class Task:
                 f"{self.name} has no training examples, it is an OOD set; name it in Sweep(ood=[...]) "
                 "and train on another task"
             )
-        return self._content("train") | {"num_validation": self.num_validation}
+        return _content(self, "train") | {"num_validation": self.num_validation}
 
     def eval_set(self, split: Split) -> str:
         """Name of a split's prediction set: `<task>__<split>__<hash of its content>`."""
-        return f"{self.name.replace('/', '-')}__{split}__{digest(self._content(split))[:8]}"
+        return _eval_set(self, split)
 
-    def _content(self, split: Split) -> dict[str, Any]:
-        assert self.source is not None, "call located() first"
-        content: dict[str, Any] = {
-            "task": self.name,
-            "data": {"test": data_fingerprint(self.source, self.test)},
-            "prompt_version": self.prompt_version,
-            "scoring": canonical(self.scoring),
-            "option_seed": self.option_seed,
-            "split": split,
-            "size": getattr(self, f"num_{split}"),
-        }
-        if split != "test" and self.train is not None:
-            content["data"]["train"] = data_fingerprint(self.source, self.train)
-            content["val_frac"] = canonical(self.val_frac)
-        return content
+
+@functools.lru_cache(maxsize=1024)
+def _content(task: Task, split: Split) -> dict[str, Any]:
+    """What a split's examples are, once per task and process: the checksums of its files are in it."""
+    assert task.source is not None, "call located() first"
+    content: dict[str, Any] = {
+        "task": task.name,
+        "data": {"test": data_fingerprint(task.source, task.test)},
+        "prompt_version": task.prompt_version,
+        "scoring": canonical(task.scoring),
+        "option_seed": task.option_seed,
+        "split": split,
+        "size": getattr(task, f"num_{split}"),
+    }
+    if split != "test" and task.train is not None:
+        content["data"]["train"] = data_fingerprint(task.source, task.train)
+        content["val_frac"] = canonical(task.val_frac)
+    return content
+
+
+@functools.lru_cache(maxsize=1024)
+def _eval_set(task: Task, split: Split) -> str:
+    return f"{task.name.replace('/', '-')}__{split}__{digest(_content(task, split))[:8]}"
 
 
 @functools.lru_cache(maxsize=64)

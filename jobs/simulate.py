@@ -1,0 +1,74 @@
+"""How long a plan would take on GPUs that are not there: list scheduling of its stacks by their estimates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.hosts import GPUS
+from lorae.plan import Devices, Plan
+
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What came of it; as rough as the estimates of the stacks.
+
+    Attributes:
+        gpu_hours: that are paid for: all GPUs until the last stack ends.
+        idle_frac: share of them in which a GPU waits.
+    """
+
+    gpus: int
+    stacks: int
+    makespan_seconds: float
+    gpu_hours: float
+    idle_frac: float
+
+    def __str__(self) -> str:
+        took, idle = duration(self.makespan_seconds), f"{self.idle_frac:.0%} of them idle"
+        stacks = f"simulated: {self.stacks} stacks on {self.gpus} GPUs"
+        return f"{stacks} take roughly {took}, {self.gpu_hours:.1f} GPU hours, {idle}"
+
+
+def simulated_devices(gpus: int, name: str) -> Devices:
+    """`gpus` GPUs of a known kind, 8 to a node.
+
+    Raises:
+        ValueError: no such kind, or no GPU.
+    """
+    if name not in GPUS:
+        raise ValueError(f"--gpu {name}: must be one of {', '.join(GPUS)}")
+    if gpus < 1:
+        raise ValueError(f"--gpus {gpus}: must be >= 1")
+    kind = GPUS[name]
+    return Devices("cuda", gpus, 1, kind.memory_bytes, min(gpus, GPUS_PER_NODE), kind.peak_flops)
+
+
+def simulate(plan: Plan, devices: Devices) -> Simulation:
+    """Each stack in the plan's order starts on the node where the GPUs that it takes are free first."""
+    per_node, rest = devices.per_node, devices.num % devices.per_node
+    sizes = [per_node] * (devices.num // per_node) + ([rest] if rest else [])
+    nodes = [[0.0] * size for size in sizes]  # when each GPU is free
+    busy = 0.0
+    for where, estimate in zip(plan.placements, plan.estimates):
+        free = min((n for n in nodes if len(n) >= where.gpus), key=lambda n: sorted(n)[where.gpus - 1])
+        free.sort()
+        end = free[where.gpus - 1] + estimate.seconds
+        free[: where.gpus] = [end] * where.gpus
+        busy += where.gpus * estimate.seconds
+    makespan = max(map(max, nodes))
+    paid = devices.num * makespan
+    idle = max(0.0, 1 - busy / paid) if paid else 0.0
+    return Simulation(devices.num, len(plan.stacks), makespan, paid / 3600, idle)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,177 @@
+"""Peak memory of a stack from the backbone's config alone: neither weights nor torch are loaded.
+
+Counted tensor by tensor for a Llama-like decoder with frozen weights, in which autograd keeps no input of a
+frozen linear layer and nothing below the first adapted one. Other decoders are counted as if they were one.
+The attention is that of `lorae.backbones`: eager on a CPU, scaled_dot_product_attention on a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from lorae.methods import Vera, adapted_layers
+from lorae.regularizers import AdapterDropout, EarlyStopping
+from lorae.shapes import linear_shapes, num_backbone_parameters
+from lorae.trial import Trial
+
+BYTES = {"fp32": 4, "bf16": 2}
+QK_NORM = ("qwen3", "gemma3_text", "olmo2")
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # layers that read one tensor
+# Padded tokens of one forward pass of `predict`, members included; no result depends on it
+PREDICT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes on one device, by what takes them.
+
+    Attributes:
+        backbone: its weights; under ZeRO-3 a shard, and the layers that are gathered.
+        adapters: parameters, gradients and two moments in fp32.
+        activations: what autograd keeps and the largest temporaries, in training or in prediction.
+    """
+
+    backbone: int
+    adapters: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.backbone + self.adapters + self.activations
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Sizes of the longest example in tokens: the whole row, and of it the answers that are scored by the
+    full vocabulary (0 for letters and label words)."""
+
+    longest: int
+    answers: int = 0
+
+
+def stack_memory(
+    trial: Trial,
+    config: dict[str, Any],
+    num_members: int,
+    rows: int,
+    texts: Texts,
+    gpus: int = 0,
+) -> Memory:
+    """Peak bytes of training and predicting with a stack.
+
+    Args:
+        rows: examples of each member in one forward pass on one device.
+        gpus: 0 = on a CPU; from 2 on ZeRO-3 partitions the frozen weights over them, adapters stay whole.
+    """
+    shape = _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
+    prediction = shape.forward_bytes(max(PREDICT_TOKENS, num_members * texts.longest), texts)
+    if not num_members:
+        return Memory(_backbone_bytes(trial, config, max(1, gpus)), 0, prediction)
+    layers = adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
+    tokens = num_members * rows * texts.longest
+    first = min(int(found[0]) if (found := re.findall(r"\.(\d+)\.", name)) else 0 for name in layers)
+    kept = (config["num_hidden_layers"] - first) * shape.kept_bytes(tokens, texts.longest)
+    kept += _branch_bytes(trial, layers, tokens)
+    training = kept + shape.backward_bytes(tokens, num_members * rows, texts)
+    adapters = _adapter_bytes(trial, layers, num_members, on_cpu=not gpus)
+    return Memory(_backbone_bytes(trial, config, max(1, gpus)), adapters, max(training, prediction))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The numbers of a decoder that its activations depend on."""
+
+    size: int  # bytes of a number
+    fused: bool  # attention scores are never in memory
+    hidden: int
+    inner: int
+    gated: bool
+    heads: int
+    head_dim: int
+    qk_norm: bool
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any], size: int, fused: bool) -> _Shape:
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        return cls(
+            size=size,
+            fused=fused,
+            hidden=hidden,
+            inner=config.get("intermediate_size") or 4 * hidden,
+            gated=any("gate" in name for name in linear_shapes(config)),
+            heads=heads,
+            head_dim=config.get("head_dim") or hidden // heads,
+            qk_norm=config["model_type"] in QK_NORM,
+            vocabulary=config["vocab_size"],
+        )
+
+    def kept_bytes(self, tokens: int, length: int) -> int:
+        """What autograd keeps of one layer: two norms' inputs in fp32; queries, keys and values of all
+        heads; softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
+        activations (gate, SiLU of it, up)."""
+        attention = self.heads * self.head_dim
+        norms = 4 * (2 * self.hidden + 2 * self.qk_norm * attention)
+        scores = attention * self.size if self.fused else self.heads * length * (4 + 2 * (self.size == 2))
+        inner = (3 if self.gated else 2) * self.inner * self.size
+        return tokens * (norms + 3 * attention * self.size + scores + inner)
+
+    def backward_bytes(self, tokens: int, rows: int, texts: Texts) -> int:
+        """Largest temporaries at the start of the backward pass: gradients of the inner activations, of the
+        scores (when the inner ones are gone), or of the answers' logits."""
+        inner = 3 * tokens * self.inner * self.size
+        scores = 0 if self.fused else 8 * tokens * self.heads * texts.longest - inner
+        logits = 12 * rows * texts.answers * self.vocabulary
+        return max(inner, scores, logits)
+
+    def forward_bytes(self, tokens: int, texts: Texts) -> int:
+        """Temporaries of a forward pass without gradients, in the largest of its parts."""
+        residual = tokens * self.hidden * (self.size + 4)
+        inner = 3 * tokens * self.inner * self.size
+        scores = 0 if self.fused else tokens * self.heads * texts.longest * (self.size + 8)
+        scores += 4 * tokens * self.heads * self.head_dim * self.size
+        logits = 8 * tokens // texts.longest * texts.answers * self.vocabulary
+        return residual + max(inner, scores, logits)
+
+
+def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int) -> int:
+    """All weights; or one shard, the layer in use and the next one, and the embedding while it is in use."""
+    whole = num_backbone_parameters(config) * BYTES[trial.precision]
+    if shards == 1:
+        return whole
+    linears = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values())
+    layer, embedding = linears // config["num_hidden_layers"], config["vocab_size"] * config["hidden_size"]
+    return -(-whole // shards) + max(2 * layer, embedding) * BYTES[trial.precision]
+
+
+def _adapter_bytes(
+    trial: Trial, layers: dict[str, tuple[int, int]], num_members: int, *, on_cpu: bool
+) -> int:
+    """Parameters, gradients, two moments; early stopping's best state (in host memory), VeRA's projections,
+    the cast to bf16."""
+    size, method = BYTES[trial.precision], trial.method
+    trained = sum(method.num_parameters(*shape) for shape in layers.values())
+    copies = 4 + (on_cpu and trial.regularizer(EarlyStopping) is not None)
+    casts = size * trained * (size < 4)
+    frozen = 0
+    if isinstance(method, Vera):
+        d_ins, d_outs = zip(*layers.values())
+        frozen = size * method.rank * (max(d_ins) + max(d_outs))
+    return num_members * (4 * copies * trained + casts + frozen)
+
+
+def _branch_bytes(trial: Trial, layers: dict[str, tuple[int, int]], tokens: int) -> int:
+    """What autograd keeps of the adapters' branches: LoRA's inputs (one for layers that read the same, each
+    its own with a mask under dropout) and A x; VeRA's two products."""
+    size, rank = BYTES[trial.precision], trial.method.rank
+    if isinstance(trial.method, Vera):
+        return tokens * size * sum(rank + d_out for _, d_out in layers.values())
+    if trial.regularizer(AdapterDropout):
+        return tokens * sum((size + 1) * d_in + size * rank for d_in, _ in layers.values())
+    inputs = {}
+    for name, (d_in, _) in layers.items():
+        path, _, leaf = name.rpartition(".")
+        inputs[path, SAME_INPUT.get(leaf, leaf)] = d_in
+    return tokens * size * (sum(inputs.values()) + rank * len(layers))
