@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jobs import cluster
 from jobs.progress import ProgressLine
 from jobs.request import Request, provenance
 from jobs.zero import Zero, run_zero
@@ -89,20 +90,36 @@ def cpu_devices(cpus_of_nodes: list[int]) -> Devices:
     return Devices("cpu", per_node * len(cpus_of_nodes), min(cpus_of_nodes) // per_node)
 
 
-def ray_devices(nodes: list[dict[str, float]]) -> Devices:
-    """What the nodes of a cluster can run, from their Ray resources; of several kinds of GPU the smallest
-    counts."""
+def ray_devices(nodes: list[cluster.Resources]) -> Devices:
+    """What the nodes of a cluster can run, from their Ray resources. Where nodes differ a stack asks for no
+    more than each has; of several kinds of GPU the smallest counts.
+
+    Raises:
+        ValueError: no stack could ever start.
+    """
     with_gpus = [n for n in nodes if n.get("GPU", 0) >= 1]
     if not with_gpus:
-        return cpu_devices([int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1])
-    gpus = [int(n["GPU"]) for n in with_gpus]
-    cpus = min(int(n.get("CPU", 1)) // num for n, num in zip(with_gpus, gpus))
+        cpus_of_nodes = [int(n["CPU"]) for n in nodes if n.get("CPU", 0) >= 1]
+        if not cpus_of_nodes:
+            raise ValueError(
+                f"the cluster has {len(nodes)} nodes without GPU or CPU and will start no others; start Ray "
+                "with --num-cpus=N on a node, or give a worker type of cluster.yaml max_workers above 0"
+            )
+        return cpu_devices(cpus_of_nodes)
+    gpus, cpus = zip(*((int(n["GPU"]), int(n.get("CPU", 0))) for n in with_gpus))
+    for num_gpus, num_cpus in zip(gpus, cpus):
+        if num_cpus < num_gpus:
+            raise ValueError(
+                f"a node has {num_gpus} GPUs and {num_cpus} CPUs; a stack needs a CPU beside its GPU; start "
+                "Ray there with --num-cpus=N, at least the number of its GPUs"
+            )
+    cpus_per_stack = min(c // g for g, c in zip(gpus, cpus))
     names = {key.partition(":")[2] for n in with_gpus for key in n if key.startswith("accelerator_type:")}
     kinds = [known_gpu(name) for name in names]
     if not kinds or None in kinds:
-        return Devices("cuda", sum(gpus), max(1, cpus), per_node=min(gpus))
+        return Devices("cuda", sum(gpus), cpus_per_stack, per_node=min(gpus))
     least = min((k for k in kinds if k), key=lambda k: k.gib)
-    return Devices("cuda", sum(gpus), max(1, cpus), least.memory_bytes, min(gpus), least.peak_flops)
+    return Devices("cuda", sum(gpus), cpus_per_stack, least.memory_bytes, min(gpus), least.peak_flops)
 
 
 def _nvidia_gpus() -> list[tuple[str, int]]:
@@ -146,11 +163,11 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
     """Connect to a Ray cluster, or start Ray on this machine; yields what it can run.
 
     Args:
-        address: "auto" or an address: that cluster, or an error; None: a running one if there is one, else
-            a new one on this machine.
+        address: "auto" or an address: that cluster, or an error; None: RAY_ADDRESS, else a new one on this
+            machine, which listens on no other address than 127.0.0.1.
 
     Raises:
-        ValueError: there is no cluster at the address.
+        ValueError: there is no cluster at the address, or it cannot run anything.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -158,9 +175,13 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     for name, value in ALLOCATOR.items():
         os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    local: dict[str, Any] = {}
+    if address == "local":
+        local["include_dashboard"] = False
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: its node's address is 127.0.0.1
     import ray
 
-    local: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
@@ -169,7 +190,7 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
             "or leave --address out to use this machine"
         ) from error
     try:
-        yield ray_devices([node["Resources"] for node in ray.nodes() if node["Alive"]])
+        yield ray_devices(cluster.cluster_nodes())
     finally:
         ray.shutdown()
 
@@ -196,15 +217,22 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
     settings = {
         "storage_uri": request.storage,
         "device": devices.kind,
-        "num_threads": devices.cpus_per_stack if devices.kind == "cpu" else None,
+        "num_threads": devices.cpus_per_stack,  # not OMP_NUM_THREADS: `ray submit` exports 1
         "provenance": provenance(request),
         "recompute": request.recompute,
     }
-    trainable = tune.with_parameters(_trainable, stacks=plan.stacks, settings=settings, zeros=zeros)
     at_once = max(1, devices.num // max(1, *(place.gpus for place in plan.placements)))
     line = ProgressLine(plan.stacks, plan.estimates)
-    folder = tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
-    with folder as scratch, _hidden_credentials():
+    with contextlib.ExitStack() as open_:
+        agreed = open_.enter_context(cluster.agreement(request.storage))
+        # Tune's own notes; only this process reads them, since the store has the stacks' checkpoints
+        scratch = open_.enter_context(
+            tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
+        )
+        open_.enter_context(_hidden_credentials())
+        trainable = tune.with_parameters(
+            _trainable, stacks=plan.stacks, settings=settings, zeros=zeros, agreed=agreed
+        )
         results = tune.Tuner(
             tune.with_resources(trainable, resources),
             param_space={"stack": tune.grid_search(stacks)},
@@ -245,13 +273,16 @@ def _trainable(
     stacks: tuple[Stack, ...],
     settings: dict[str, Any],
     zeros: Sequence[Zero | None],
+    agreed: cluster.Agreement,
 ) -> None:
-    """One Tune trial: one stack."""
+    """One Tune trial: one stack, on a node that may have joined since the sweep began."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from lorae.run import Progress, run_stack
 
+    if broken := agreed.broken():
+        raise ValueError(broken)
     reported = time.monotonic()
 
     def report(progress: Progress) -> None:
@@ -278,6 +309,10 @@ def _progress_callback(line: ProgressLine) -> Any:
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
             line.update(trial.config["stack"]["number"], result["phase"], result["step"], result["num_steps"])
+
+        def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+            if not any(trial.status == "RUNNING" for trial in trials):
+                line.waiting()
 
     return ShowProgress()
 

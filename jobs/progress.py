@@ -40,6 +40,11 @@ class ProgressLine:
         elif self.stream.isatty() or time.monotonic() - self.printed >= PLAIN_SECONDS:
             self._print()
 
+    def waiting(self) -> None:
+        """Nothing runs: say so now and then; an autoscaling cluster takes minutes to start a node."""
+        if time.monotonic() - self.printed >= PLAIN_SECONDS and min(self.fractions) < 1:
+            self._print(note="waiting for a node (`ray status` shows what is being started)")
+
     def line(self) -> str:
         """The line as of now."""
         done = sum(f == 1.0 for f in self.fractions)
@@ -58,12 +63,13 @@ class ProgressLine:
         )
         return " | ".join([f"{_clock(elapsed)} {counts}{remaining}", *running])
 
-    def _print(self, final: bool = False) -> None:
+    def _print(self, final: bool = False, note: str = "") -> None:
         self.printed = time.monotonic()
+        line = " | ".join(filter(None, [self.line(), note]))
         if self.stream.isatty():
-            self.stream.write(f"\r\x1b[K{self.line()}" + ("\n" if final else ""))
+            self.stream.write(f"\r\x1b[K{line}" + ("\n" if final else ""))
         else:
-            self.stream.write(self.line() + "\n")
+            self.stream.write(line + "\n")
         self.stream.flush()
 
 

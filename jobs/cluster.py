@@ -1,0 +1,171 @@
+"""Several nodes as one: what they can run, the autoscaler's included, and whether they agree."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import platform
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lorae
+from lorae.storage import Storage
+
+LOG = logging.getLogger("lorae")
+WAIT_SECONDS = 600.0
+Resources = dict[str, float]  # as Ray counts them: "CPU", "GPU", "accelerator_type:L40S", ...
+
+
+def cluster_nodes() -> list[Resources]:
+    """Resources of each node of the connected cluster; on its head also of those that the autoscaler may
+    start."""
+    config = _autoscaler_config()
+    if config is None:
+        return [record["Resources"] for record in _alive()]
+    _await_workers(sum(kind.get("min_workers", 0) for kind in config["available_node_types"].values()))
+    alive, startable = _alive(), startable_workers(config)
+    if len(alive) > len(startable):
+        return [record["Resources"] for record in alive]
+    return [_head()["Resources"], *startable]
+
+
+def startable_workers(config: dict[str, Any]) -> list[Resources]:
+    """Workers of a cluster.yaml at its largest; of a size not known before they start, none."""
+    types = [
+        (kind["resources"], kind["max_workers"])
+        for name, kind in config["available_node_types"].items()
+        if name != config["head_node_type"] and kind.get("resources")
+    ]
+    return [resources for resources, most in types for _ in range(most)][: config["max_workers"]]
+
+
+def _autoscaler_config() -> dict[str, Any] | None:
+    """The cluster.yaml of the autoscaler of this cluster, where that runs on this node: `ray submit` runs us
+    there."""
+    import psutil
+    import ray
+    import yaml
+
+    cluster, option = f"--gcs-address={ray.get_runtime_context().gcs_address}", "--autoscaling-config="
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        for word in words:
+            if word.startswith(option) and cluster in words:
+                return yaml.safe_load(Path(word.removeprefix(option)).expanduser().read_text())
+    return None
+
+
+def _alive() -> list[dict[str, Any]]:
+    """Ray's records of the nodes that are up."""
+    import ray
+
+    return [record for record in ray.nodes() if record["Alive"]]
+
+
+def _head() -> dict[str, Any]:
+    return next(record for record in _alive() if "node:__internal_head__" in record["Resources"])
+
+
+def _await_workers(num: int) -> None:
+    """`ray up` returns when the head is up; wait for the workers that are always there."""
+    deadline, said = time.monotonic() + WAIT_SECONDS, None
+    while (there := len(_alive()) - 1) < num:
+        if time.monotonic() > deadline:
+            LOG.warning("%d of %d workers came up; going on with these. See `ray status`", there, num)
+            return
+        if said != there:
+            LOG.info("waiting for the cluster's workers: %d of %d are up", there, num)
+            said = there
+        time.sleep(1.0)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What every node must share with the driver: the storage, where it wrote `token`, and the software."""
+
+    storage: str
+    name: str
+    token: str
+    software: dict[str, str]
+
+    def broken(self) -> str | None:
+        """What this node does not share, or None."""
+        where, own = platform.node(), software()
+        for package, wanted in self.software.items():
+            if own[package] != wanted:
+                return (
+                    f"node {where} has {package} {own[package]}, the driver {wanted}; install the same on "
+                    "every node (setup_commands of cluster.yaml, with constraints.txt) and `ray up` again"
+                )
+        try:
+            found = Storage(self.storage).read(self.name).decode()
+        except OSError:
+            found = None
+        if found != self.token:
+            return (
+                f"node {where} does not see the driver's storage {self.storage}; give a folder that all "
+                "nodes mount (NFS) or an object store, as in --storage s3://bucket/folder"
+            )
+        return None
+
+
+def software() -> dict[str, str]:
+    """Versions that decide results; lorae's with a checksum of its source."""
+    folder = Path(lorae.__file__).parent
+    source = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(folder.rglob("*.py")))).hexdigest()
+    return {
+        "python": platform.python_version(),
+        "lorae": f"{lorae.__version__} (source {source[:8]})",
+        **{package: version(package) for package in ("ray", "torch", "transformers")},
+    }
+
+
+@contextlib.contextmanager
+def agreement(storage_uri: str) -> Iterator[Agreement]:
+    """Write a token into the storage that nodes look for, and ask every node that is there.
+
+    Raises:
+        ValueError: a node sees another storage, or has other software.
+    """
+    storage, name = Storage(storage_uri), f"locks/driver-{secrets.token_hex(8)}"
+    agreed = Agreement(storage_uri, name, secrets.token_hex(16), software())
+    storage.write(name, agreed.token.encode())
+    try:
+        if broken := [answer for answer in _answers(agreed) if answer]:
+            raise ValueError("\n".join(broken))
+        yield agreed
+    finally:
+        storage.delete(name)
+
+
+def _answers(agreed: Agreement) -> list[str | None]:
+    """`Agreement.broken` of each node but this one."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask, here, asked = ray.remote(Agreement.broken), ray.get_runtime_context().get_node_id(), {}
+    for record in _alive():
+        if record["NodeID"] != here:
+            there = NodeAffinitySchedulingStrategy(record["NodeID"], soft=False)
+            options = ask.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            asked[record["NodeName"]] = options.remote(agreed)
+    return [_answer(node, answer) for node, answer in asked.items()]
+
+
+def _answer(node: str, answer: Any) -> str | None:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(answer)
+    except RayTaskError as error:  # lorae cannot be imported there
+        reason = str(error).strip().splitlines()[-1]
+        return f"node {node} cannot run lorae ({reason}); install it on every node, as cluster.yaml does"
+    except RayError:
+        return None  # the node has gone; whatever replaces it is asked when a stack starts there
