@@ -12,7 +12,8 @@
     lorae export MEMBER DIR                      a member as a PEFT adapter
     lorae bench analysis                         speed and memory of the analysis on this machine
 
-Exit codes: 0 all done, 1 some members or checks failed (the rest is kept), 2 wrong usage.
+Exit codes: 0 all done, 1 some members or checks failed (the rest is kept), 2 wrong usage, 130 stopped by
+Ctrl-C or SIGTERM (what ran is saved; once more exits at once).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except ValueError as error:
-        from lorae.storage import shown
+        from lorae.uris import shown
 
         print(f"lorae: {shown(str(error))}", file=sys.stderr)
         return 2

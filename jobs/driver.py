@@ -16,8 +16,8 @@ from jobs.simulate import duration, simulate
 from jobs.zero import zero_devices
 from lorae.plan import Devices, Plan, make_plan, placed
 from lorae.results import trials_table
-from lorae.storage import shown
 from lorae.store import Store
+from lorae.uris import shown
 
 
 def run_sweep(
@@ -52,7 +52,10 @@ def run_sweep(
             devices = zero_devices(devices, request.zero) if request.zero else devices
             failed = run_tune(placed(plan, devices), request, devices)
     table = trials_table(store, request.name, plan.trials, provenance(request))
-    store.write_table(f"sweeps/{request.name}/trials.parquet", table)
+    try:
+        store.write_table(f"sweeps/{request.name}/trials.parquet", table)
+    except OSError as error:
+        failed["the table of trials"] = str(error)
     later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"
     later += f" --tracking-uri {tracking_uri}" if tracking_uri else ""
     _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri, later)
@@ -142,7 +145,9 @@ def outcome_text(outcome: dict[str, Any], request: Request) -> str:
     ]
     lines += [f"failed: {what}: {why}" for what, why in outcome["failed"].items()]
     if outcome["incomplete"]:
-        lines.append(f"{outcome['incomplete']} trials lack predictions; resume with: {request.command}")
+        lines.append(f"{outcome['incomplete']} trials lack predictions")
+    if outcome["incomplete"] or outcome["failed"]:
+        lines.append(f"resume with: {request.command}")
     return "\n".join(lines)
 
 

@@ -7,20 +7,21 @@ import contextlib
 import logging
 import os
 import re
+import signal
+import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from jobs import cluster
 from jobs.progress import ProgressLine
 from jobs.request import Request, provenance
-from jobs.zero import Zero, run_zero
+from jobs.zero import Zero
 from lorae.plan import Devices, Plan
 from lorae.stack import Stack
 
-REPORT_SECONDS = 2.0
+MAX_DEATHS = 10  # of the worker processes of one stack: machines go, but one that dies always must end
 TUNE_COPIES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 # glibc otherwise returns every large activation to the kernel and faults it in again; one arena, since a Tune
 # function
@@ -136,26 +137,63 @@ def _nvidia_gpus() -> list[tuple[str, int]]:
 
 
 def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
-    """Run the stacks one after another in this process; returns what failed, by member or stack."""
-    from lorae.run import run_stack
+    """Run the stacks one after another in this process; returns what failed, by member or stack.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running stack has saved itself.
+    """
+    from lorae.run import Stopped, run_stack
 
     line, failed = ProgressLine(plan.stacks, plan.estimates), {}
-    for number, stack in enumerate(plan.stacks):
-        try:
-            result = run_stack(
-                stack,
-                request.storage,
-                device=devices.kind,
-                provenance=provenance(request),
-                recompute=request.recompute,
-                on_progress=lambda p, n=number: line.update(n, p.phase, p.step, p.num_steps),
-            )
-        except Exception as error:  # one stack that fails never loses the others
-            failed[stack_name(stack)] = f"{type(error).__name__}: {error}"
-            line.update(number, "done")
-        else:
-            failed |= result.failed
+    with interruptible() as should_stop:
+        for number, stack in enumerate(plan.stacks):
+            try:
+                result = run_stack(
+                    stack,
+                    request.storage,
+                    device=devices.kind,
+                    provenance=provenance(request),
+                    recompute=request.recompute,
+                    on_progress=lambda p, n=number: line.update(n, p.phase, p.step, p.num_steps),
+                    should_stop=should_stop,
+                )
+            except Stopped:
+                break
+            except Exception as error:  # one stack that fails never loses the others
+                failed[stack_name(stack)] = f"{type(error).__name__}: {error}"
+                line.update(number, "done")
+            else:
+                failed |= result.failed
     return failed
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Let the block end in order after Ctrl-C or SIGTERM: it asks the yielded function whether one came.
+
+    A second signal does what it does elsewhere: it ends the process at once.
+
+    Raises:
+        KeyboardInterrupt: one came, and the block has ended.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        restore()
+        print("\nlorae: saving what runs; once more to exit at once", file=sys.stderr, flush=True)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        restore()
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -200,8 +238,13 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
 
     The trial of a stack on the zero host only drives Ray Train workers, which take the CPUs and GPUs. It
     takes a mark of the head node itself, so that drivers never hold what their workers wait for.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running stacks have saved themselves.
     """
     from ray import cloudpickle, tune
+
+    from jobs.stack_trial import StackTrial, StopAll
 
     cloudpickle.register_pickle_by_value(
         request.module
@@ -230,8 +273,9 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
             tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
         )
         open_.enter_context(_hidden_credentials())
+        should_stop = open_.enter_context(interruptible())
         trainable = tune.with_parameters(
-            _trainable, stacks=plan.stacks, settings=settings, zeros=zeros, agreed=agreed
+            StackTrial, stacks=plan.stacks, settings=settings, zeros=zeros, agreed=agreed
         )
         results = tune.Tuner(
             tune.with_resources(trainable, resources),
@@ -241,7 +285,9 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
                 name=request.name,
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
+                stop=StopAll(should_stop),
+                failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the storage has its own
                 callbacks=[_progress_callback(line)],
             ),
         ).fit()
@@ -266,39 +312,6 @@ def _hidden_credentials() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _trainable(
-    config: dict[str, Any],
-    stacks: tuple[Stack, ...],
-    settings: dict[str, Any],
-    zeros: Sequence[Zero | None],
-    agreed: cluster.Agreement,
-) -> None:
-    """One Tune trial: one stack, on a node that may have joined since the sweep began."""
-    from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    from lorae.run import Progress, run_stack
-
-    if broken := agreed.broken():
-        raise ValueError(broken)
-    reported = time.monotonic()
-
-    def report(progress: Progress) -> None:
-        nonlocal reported
-        if progress.phase != "done" and time.monotonic() - reported >= REPORT_SECONDS:
-            reported = time.monotonic()
-            tune.report(asdict(progress))
-
-    number = config["stack"]["number"]
-    stack, zero = stacks[number], zeros[number]
-    if zero:
-        result = run_zero(stack, zero=zero, callbacks=[TuneReportCallback()], **settings)
-    else:
-        result = run_stack(stack, on_progress=report, **settings)
-    counts = {"trained": len(result.trained), "found": len(result.found), "failed": result.failed}
-    tune.report(asdict(Progress("done")) | counts)
 
 
 def _progress_callback(line: ProgressLine) -> Any:

@@ -19,8 +19,8 @@ from typing import Any
 
 from jobs.zero import Zero
 from lorae.identity import digest
-from lorae.storage import shown
 from lorae.trial import Sweep, field_type
+from lorae.uris import shown
 
 MAX_NAME = 100
 

@@ -10,7 +10,8 @@ import functools
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,24 @@ def load_partitioned(
     return backbone
 
 
+class Wire:
+    """Between a stack's driver and its rank 0, a Ray actor: progress one way, the wish to stop the other."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.stopping = False
+
+    def report(self, progress: Progress) -> bool:
+        """Of the rank; whether it shall stop."""
+        self.progress = progress
+        return self.stopping
+
+    def look(self, stopping: bool) -> Progress | None:
+        """Of the driver."""
+        self.stopping = stopping
+        return self.progress
+
+
 def run_zero(
     stack: Stack,
     storage_uri: str,
@@ -131,16 +150,19 @@ def run_zero(
     device: str = "cpu",
     num_threads: int | None = None,
     provenance: dict[str, Any] | None = None,
-    callbacks: Sequence[Any] = (),
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> StackResult:
     """`lorae.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together.
 
-    Args:
-        callbacks: Ray Train's; they are given the progress of the stack.
+    Raises:
+        Stopped: `should_stop` was true, and the workers have ended.
     """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from lorae.run import Stopped
 
     settings |= {
         "device": device,
@@ -148,34 +170,53 @@ def run_zero(
         "provenance": (provenance or {}) | {"zero": asdict(zero)},
     }
     resources = {"CPU": float(num_threads or 1), "GPU": float(device == "cuda")}
-    with tempfile.TemporaryDirectory(prefix="lorae-train-", ignore_cleanup_errors=True) as scratch:
+    ray = _ray()
+    wire = ray.remote(num_cpus=0)(Wire).remote()
+    folder = tempfile.TemporaryDirectory(prefix="lorae-train-", ignore_cleanup_errors=True)
+    with folder as scratch, ThreadPoolExecutor(max_workers=1) as thread:
         trainer = TorchTrainer(
-            functools.partial(_worker, stack, storage_uri, zero, settings),
+            functools.partial(_worker, stack, storage_uri, zero, settings, wire),
             scaling_config=ScalingConfig(
                 num_workers=zero.workers, use_gpu=device == "cuda", resources_per_worker=resources
             ),
-            run_config=RunConfig(storage_path=scratch, callbacks=list(callbacks)),
+            run_config=RunConfig(storage_path=scratch),
             torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
         )
-        result: Any = trainer.fit()
-    return result.return_value
+        fitting: Future[Any] = thread.submit(trainer.fit)
+        while not fitting.done():
+            wait([fitting], timeout=REPORT_SECONDS)
+            if progress := ray.get(wire.look.remote(should_stop())):
+                on_progress(progress)
+    if fitting.exception() and should_stop():
+        raise Stopped
+    return fitting.result().return_value
 
 
-def _worker(stack: Stack, storage_uri: str, zero: Zero, settings: dict[str, Any]) -> StackResult:
-    """One rank of a stack."""
+def _ray() -> Any:
+    import ray
+
+    return ray
+
+
+def _worker(stack: Stack, storage_uri: str, zero: Zero, settings: dict[str, Any], wire: Any) -> StackResult:
+    """One rank of a stack. Rank 0 alone reports and is asked to stop; the others end with it."""
     from ray import train
 
-    from lorae.ranks import Ranks
     from lorae.run import run_stack
 
-    context = train.get_context()
-    ranks, reported = Ranks(context.get_world_rank(), context.get_world_size()), time.monotonic()
-
-    def report(progress: Progress) -> None:
-        nonlocal reported
-        if ranks.once(lambda: time.monotonic() - reported >= REPORT_SECONDS):
-            reported = time.monotonic()
-            train.report(asdict(progress))  # waits for all ranks
+    ray = _ray()
 
     load = functools.partial(load_partitioned, zero=zero)
-    return run_stack(stack, storage_uri, load=load, on_progress=report, **settings)
+    if train.get_context().get_world_rank() > 0:
+        return run_stack(stack, storage_uri, load=load, **settings)
+    reported, stopping = -REPORT_SECONDS, False
+
+    def report(progress: Progress) -> None:
+        nonlocal reported, stopping
+        if time.monotonic() - reported >= REPORT_SECONDS:
+            reported = time.monotonic()
+            stopping = ray.get(wire.report.remote(progress))
+
+    return run_stack(
+        stack, storage_uri, load=load, on_progress=report, should_stop=lambda: stopping, **settings
+    )

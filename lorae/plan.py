@@ -94,8 +94,9 @@ class Plan:
     Attributes:
         trials: every row with its OOD tasks.
         needed: member ids of all trials; stored: those the store has; damaged: what was found broken.
-        pending: what remains to be run, one stack for each recipe and seed.
-        stacks: the same, spread over the devices, the longest first.
+        begun: stacks whose training was interrupted.
+        pending: what else remains to be run, one stack for each recipe and seed.
+        stacks: all of these, the pending ones spread over the devices, the longest first.
         placements, estimates: of each of the stacks.
     """
 
@@ -103,6 +104,7 @@ class Plan:
     needed: tuple[str, ...]
     stored: tuple[str, ...]
     damaged: tuple[str, ...]
+    begun: tuple[Stack, ...]
     pending: tuple[Stack, ...]
     stacks: tuple[Stack, ...] = ()
     placements: tuple[Placement, ...] = ()
@@ -141,12 +143,16 @@ def make_plan(sweep: Sweep, store: Store, devices: Devices, host: Host = "tune")
             reference_folder(cell.reference_id()), stack.reference_sets()
         ):
             pending.append(replace(stack, members=lacking))
-    covered = {(s.trial.reference_id(), name) for s in pending if s.members for name in s.reference_sets()}
+    pending, begun = _as_begun(pending, store)
+    covered = {
+        (s.trial.reference_id(), name) for s in (*begun, *pending) if s.members for name in s.reference_sets()
+    }
     plan = Plan(
         trials=trials,
         needed=tuple(needed),
         stored=tuple(m for m in needed if m in stored),
         damaged=tuple(damaged),
+        begun=tuple(begun),
         pending=tuple(
             s
             for s in pending
@@ -164,9 +170,11 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
     Raises:
         ValueError: a stack fits on no GPU, nor on the GPUs of a node together.
     """
-    fitting = [part for stack in plan.pending for part in _fitting(stack, devices, host)]
-    spread = _spread(fitting, devices, host)
-    rows = [(stack, place(stack, devices, host)) for stack in spread]
+    begun, pending = (
+        [part for stack in stacks for part in _fitting(stack, devices, host)]
+        for stacks in (plan.begun, plan.pending)
+    )
+    rows = [(stack, place(stack, devices, host)) for stack in begun + _spread(pending, devices, host)]
     rows = [(replace(stack, micro_batch=where.micro_batch), where) for stack, where in rows]
     triples = [(stack, where, estimate(stack, devices, where)) for stack, where in rows]
     triples.sort(key=lambda row: -row[2].seconds)
@@ -213,6 +221,22 @@ def _lacking_members(
         if member_id not in found or not wanted <= files:
             lacking.setdefault(member_id, m)
     return tuple(lacking.values()), found, damaged
+
+
+def _as_begun(stacks: list[Stack], store: Store) -> tuple[list[Stack], list[Stack]]:
+    """The stacks without those members whose training was interrupted, and these in the stacks they were in:
+    only so do they go on from their checkpoints, to the same bytes."""
+    if not (sets := store.begun()):
+        return stacks, []
+    rest, begun = [], []
+    for stack in stacks:
+        lacking = {stack.trial.member_id(m): m for m in stack.members}
+        for ids in sets:
+            if lacking.keys() >= set(ids):
+                begun.append(replace(stack, members=tuple(lacking.pop(i) for i in ids)))
+        if lacking or not stack.members:
+            rest.append(replace(stack, members=tuple(lacking.values())))
+    return rest, begun
 
 
 # Where a stack runs

@@ -58,6 +58,10 @@ class StackResult:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+class Stopped(Exception):
+    """A stack was asked to stop; it goes on from its checkpoint when it is run again."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a running stack is: `phase` is "load", "reference", "train", "predict" or "done"."""
@@ -78,6 +82,7 @@ def run_stack(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     recompute: bool = False,
     load: Callable[[Source, Precision, str, bool], Backbone] = load_backbone,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> StackResult:
     """Train and predict what the store lacks of a stack's members, and store it.
 
@@ -94,6 +99,11 @@ def run_stack(
         recompute: keep less for the backward pass, for a third more time.
         load: gives the backbone. If ranks hold it together, all of them call `run_stack` alike; rank 0 alone
             reads and writes the store.
+        should_stop: asked after each step; True saves a checkpoint and ends the run.
+
+    Raises:
+        Stopped: `should_stop` was true.
+        OSError: the storage refused for longer than `Storage.retry_seconds`.
     """
     if num_threads:
         torch.set_num_threads(num_threads)
@@ -104,12 +114,14 @@ def run_stack(
     backbone = load(stack.trial.backbone, stack.trial.precision, device, recompute)
     ranks = backbone.ranks
     recorded = _provenance(provenance, device, ranks)
-    job = _Job(stack, store, backbone, ranks, recorded, checkpoint_seconds, on_progress)
+    job = _Job(stack, store, backbone, ranks, recorded, checkpoint_seconds, on_progress, should_stop)
 
+    ranks.once(store.finish_writes)
     _ensure_reference(job)
     result = StackResult()
     waiting = list(stack.members)
     while waiting:
+        job.stop_if_asked()
         with contextlib.ExitStack() as locks:
             mine = ranks.once(_take_locks, job, waiting, locks)
             if mine:
@@ -132,7 +144,12 @@ class _Job:
     provenance: dict[str, Any]
     checkpoint_seconds: float
     on_progress: Callable[[Progress], None]
+    should_stop: Callable[[], bool]
     rows: dict[str, list[Row]] = field(default_factory=dict)
+
+    def stop_if_asked(self) -> None:
+        if self.should_stop():
+            raise Stopped
 
     def encoded(self, task: Task, split: Split) -> list[Row]:
         """Token rows of a split, encoded once per stack."""
@@ -144,8 +161,13 @@ class _Job:
 
 
 def _take_locks(job: _Job, members: Sequence[int], locks: contextlib.ExitStack) -> list[int]:
-    """Members that no other process holds; duplicates of one identity count as one."""
-    return [m for m in members if locks.enter_context(job.store.storage.lock(job.stack.trial.member_id(m)))]
+    """Members that no other process holds; duplicates of one identity count as one.
+
+    One process at a time takes locks, so that two that want the same stack do not tear it apart.
+    """
+    lock = job.store.storage.lock
+    with lock("taking", wait=True):
+        return [m for m in members if locks.enter_context(lock(job.stack.trial.member_id(m)))]
 
 
 def _run_members(job: _Job, members: Sequence[int]) -> StackResult:
@@ -186,9 +208,9 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     if trial.regularizer(KL):
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(job.store.predictions, folders, name).logits_MNC[0]
-    checkpoints = _StackCheckpoints(
-        job.store.storage, replace(job.stack, members=tuple(members)).id, job.checkpoint_seconds
-    )
+    stack_id = replace(job.stack, members=tuple(members)).id
+    job.ranks.once(job.store.begin, stack_id, [trial.member_id(m) for m in members])
+    checkpoints = _StackCheckpoints(job, stack_id)
     runs = train_stack(
         backbone,
         trial,
@@ -204,15 +226,16 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
         keys = [trial.member_key(run.member)["init"] for run in good]
         logits, seconds = _predict_sets(job, keys, [run.state for run in good])
         failed |= job.ranks.once(_store_members, job, good, logits, seconds / len(good))
-    job.ranks.once(_close, job, failed, checkpoints)
+    job.ranks.once(_close, job, failed, checkpoints, stack_id)
     return failed
 
 
-def _close(job: _Job, failed: dict[str, str], checkpoints: _StackCheckpoints) -> None:
+def _close(job: _Job, failed: dict[str, str], checkpoints: _StackCheckpoints, stack_id: str) -> None:
     """Remember the members that failed; nothing is left to resume."""
     for member_id, reason in failed.items():
         job.store.write_failure(member_id, reason)
     checkpoints.delete()
+    job.store.end(stack_id)
 
 
 def _store_members(
@@ -220,7 +243,7 @@ def _store_members(
 ) -> dict[str, str]:
     """Store trained members with their predictions; returns member id -> reason of those that failed."""
     trial, failed = job.stack.trial, {}
-    layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
+    layers, stored = adapted_layers(trial.method, job.backbone.linears, job.backbone.name), {}
     for position, run in enumerate(runs):
         key = trial.member_key(run.member)["init"]
         member_id = trial.member_id(run.member)
@@ -233,7 +256,9 @@ def _store_members(
         files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen)
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
         files["member.json"] = _member_json(job, run, len(runs), seconds)
-        job.store.write_entry(member_folder(member_id), files)
+        stored[member_id] = files
+    job.store.write_members(stored)
+    for member_id in stored:
         job.store.storage.delete(f"failures/{member_id}.json")
     return failed
 
@@ -246,6 +271,7 @@ def _predict_sets(
     with Adapters(job.backbone, job.stack.trial.method, keys) as adapters:
         adapters.load(states)
         for number, (name, (task, split)) in enumerate(job.stack.eval_sets().items()):
+            job.stop_if_asked()
             job.on_progress(Progress("predict", number, len(job.stack.eval_sets())))
             logits[name] = predict(job.backbone, job.encoded(task, split), len(states))[:, None]
     return logits, time.perf_counter() - started
@@ -359,18 +385,24 @@ def _provenance(given: dict[str, Any] | None, device: str, ranks: Ranks) -> dict
 class _StackCheckpoints:
     """The one checkpoint of a running stack, replaced when due: safetensors, then the SHA-256 of it."""
 
-    def __init__(self, storage: Storage, stack_id: str, seconds: float) -> None:
-        self.storage, self.name, self.seconds = storage, f"checkpoints/{stack_id}.safetensors", seconds
+    def __init__(self, job: _Job, stack_id: str) -> None:
+        self.job, self.storage = job, job.store.storage
+        self.name = f"checkpoints/{stack_id}.safetensors"
         self.saved = time.monotonic()
 
     def due(self, step: int) -> bool:
-        return time.monotonic() - self.saved >= self.seconds
+        return self.job.should_stop() or time.monotonic() - self.saved >= self.job.checkpoint_seconds
 
     def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        """Save; a storage that refuses costs the checkpoint, never the training. Stops if that was asked."""
         contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
         content = safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
-        self.storage.write(self.name, content + hashlib.sha256(content).digest())
+        try:
+            self.storage.write_once(self.name, content + hashlib.sha256(content).digest())
+        except OSError as error:
+            LOG.warning("no checkpoint of step %d: %s", header["step"], error)
         self.saved = time.monotonic()
+        self.job.stop_if_asked()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         try:

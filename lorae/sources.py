@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lorae.storage import shown
+from lorae.uris import shown
 
 LOG = logging.getLogger("lorae")
 HubKind = Literal["model", "dataset"]

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
-import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
+from lorae.uris import shown
+
+LOG = logging.getLogger("lorae")
 OBJECT_STORES = ("s3", "gcs", "abfs")  # have no folders to create
 MAX_FILE_BYTES = 2**36  # no stored file comes near it
 MAX_NAME_BYTES = 200  # of one part; file systems allow 255, a scratch file's name is longer than its target's
-
-_CREDENTIALS = re.compile(
-    r"(?<=://)(?:[^/\s:@]*:[^\s'\"]*|[^/\s]+)(?=@)"
-)  # a password may hold a bare / or @
-_PARAMETERS = re.compile(r"(?<=[?&])(?!(?:region|scheme|endpoint_override)=)([^=&\s]+)=[^&\s'\"]*")
-
-
-def shown(text: str) -> str:
-    """The text with *** in place of user names, passwords and unknown parameters in its URIs.
-
-    Everything that is printed, logged or recorded and may hold a URI passes through here.
-    """
-    if "://" not in text:
-        return text
-    return _PARAMETERS.sub(r"\1=***", _CREDENTIALS.sub("***", text))
+T = TypeVar("T")
 
 
 def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
@@ -53,6 +44,8 @@ class Storage:
     Raises:
         ValueError: `pyarrow.fs` does not understand the URI.
     """
+
+    retry_seconds = 300.0  # a file server restarts within minutes; a stack may have taken hours
 
     def __init__(self, uri: str) -> None:
         if "://" in uri:
@@ -102,6 +95,10 @@ class Storage:
             return stream.read()
 
     def write(self, name: str, content: bytes) -> None:
+        """`write_once`, tried again while the storage refuses; OSError when it did so for `retry_seconds`."""
+        self._retried(name, lambda: self.write_once(name, content))
+
+    def write_once(self, name: str, content: bytes) -> None:
         """Write a file so that a reader, or a crash, sees the old content or the new one."""
         if not self.is_local:  # an object appears when its upload completes
             if self.filesystem.type_name not in OBJECT_STORES:
@@ -138,9 +135,30 @@ class Storage:
         return {info.path[len(root) + 1 :]: info for info in found if info.type == fs.FileType.File}
 
     def delete(self, name: str) -> None:
-        """Delete a file if it is there."""
+        """Delete a file if it is there; tried again like `write`."""
+
+        def delete_once() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.delete_file(self.path(name))
+
         if self.exists(name):
-            self.filesystem.delete_file(self.path(name))
+            self._retried(name, delete_once)
+
+    def _retried(self, name: str, action: Callable[[], T]) -> T:
+        """The result of `action`; one that the storage refuses is tried again after 1, 2, 4, ... seconds."""
+        deadline, pause = time.monotonic() + self.retry_seconds, 1.0
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                if time.monotonic() + pause > deadline:
+                    raise OSError(
+                        f"storage {self.uri} refused {name} for {self.retry_seconds:.0f} s ({error}); "
+                        "free space or mend it, then repeat the command"
+                    ) from error
+                LOG.warning("storage refused %s (%s); trying again in %.0f s", name, error, pause)
+            time.sleep(pause)
+            pause = min(2 * pause, 30.0)
 
     def check_writable(self) -> None:
         """Write, read and delete a small file.
@@ -150,7 +168,7 @@ class Storage:
         """
         name, content = f"write-test-{os.getpid()}", os.urandom(4096)
         try:
-            self.write(name, content)
+            self.write_once(name, content)
             found = self.read(name)
             self.delete(name)
         except OSError as error:
@@ -174,11 +192,15 @@ class Storage:
             yield True
             return
         path = Path(self.path(f"locks/{name}"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as stream:
+        with self._retried(f"locks/{name}", lambda: _opened(path)) as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield False
                 return
             yield True
+
+
+def _opened(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w")

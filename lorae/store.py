@@ -6,12 +6,14 @@ not at all.
     <storage>/failures/<member_id>.json
     <storage>/sweeps/<name>/trials.parquet
     <storage>/checkpoints/            running stacks
+    <storage>/journal/                members of a stack that are being stored together
 
 A member exists when its DONE.json lists every file with its checksum and the files agree.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -26,8 +28,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lorae import SCHEMA_VERSION, untrusted
-from lorae.storage import Storage, shown
+from lorae.identity import digest
+from lorae.storage import Storage
 from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, MAX_VALUES, count
+from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 RECORD, CURVE_FILE = "member.json", "curve.parquet"
@@ -89,12 +93,36 @@ class Store:
 
     def write_entry(self, folder: str, files: dict[str, bytes]) -> None:
         """Add files to a member or reference; its DONE.json is written last and covers old and new files."""
+        self.storage.write(f"{folder}/DONE.json", self._write_files(folder, files).encode())
+
+    def write_members(self, members: dict[str, dict[str, bytes]]) -> None:
+        """Add the members of a stack, by id: after a crash all of them exist, or none, so that never a part
+        of the stack is trained again, which would round differently."""
+        done = {member_id: self._write_files(member_folder(member_id), f) for member_id, f in members.items()}
+        name = f"journal/{digest(sorted(members))}.json"
+        self.storage.write(name, json.dumps(done).encode())
+        self._finish(name)
+
+    def finish_writes(self) -> None:
+        """Complete the `write_members` of processes that died in it."""
+        for name in self.storage.names("journal"):
+            with contextlib.suppress(FileNotFoundError):  # it lives, and has completed it
+                self._finish(f"journal/{name}")
+
+    def _finish(self, journal: str) -> None:
+        """From the moment that the journal is there its members' files are, and only DONE.json is missing."""
+        content = self.storage.read(journal, MAX_JSON_BYTES)
+        for member_id, done in untrusted.json_object(content, journal, {str: str}).items():
+            self.storage.write(f"{member_folder(member_id)}/DONE.json", done.encode())
+        self.storage.delete(journal)
+
+    def _write_files(self, folder: str, files: dict[str, bytes]) -> str:
+        """Write an entry's files; returns what its DONE.json is to say of them and of its older files."""
         listed = self._listed(folder) or {}
         for name, content in files.items():
             self.storage.write(f"{folder}/{name}", content)
             listed[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        done = {"schema": SCHEMA_VERSION, "files": listed, "written": time.time()}
-        self.storage.write(f"{folder}/DONE.json", json.dumps(done, indent=1).encode())
+        return json.dumps({"schema": SCHEMA_VERSION, "files": listed, "written": time.time()}, indent=1)
 
     def discard(self, folder: str) -> None:
         """Undo DONE.json, so that the entry no longer exists."""
@@ -193,6 +221,25 @@ class Store:
                 f"{SCHEMA_VERSION}; install the lorae version that wrote it"
             )
         return done["files"]
+
+    def begin(self, stack_id: str, member_ids: Sequence[str]) -> None:
+        """Note that the training of a stack begins, so that it is resumed as the same stack (`begun`)."""
+        self.storage.write(f"checkpoints/{stack_id}.json", json.dumps({"members": member_ids}).encode())
+
+    def end(self, stack_id: str) -> None:
+        """Undo `begin`."""
+        self.storage.delete(f"checkpoints/{stack_id}.json")
+
+    def begun(self) -> list[list[str]]:
+        """Member ids of each stack whose training has begun and not ended."""
+        found = []
+        for name in self.storage.names("checkpoints"):
+            if name.endswith(".json"):
+                with contextlib.suppress(FileNotFoundError):  # another process ends it now
+                    content = self.storage.read(f"checkpoints/{name}", MAX_JSON_BYTES)
+                    record = untrusted.json_object(content, f"checkpoints/{name}", {"members": [str]})
+                    found.append(record["members"])
+        return found
 
     # Predictions
     # ------------------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def test_write_that_fails_leaves_the_old_content_and_no_litter(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Storage, "retry_seconds", 0.0)
     with pytest.raises(OSError, match="No space"):
         storage.write("a/b", b"new")
     assert storage.read("a/b") == b"old"

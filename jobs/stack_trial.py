@@ -1,0 +1,103 @@
+"""One Tune trial: one stack, in a thread of its worker, so that it can report and be asked to stop."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict
+from typing import Any
+
+from ray import tune
+
+from jobs.cluster import Agreement
+from jobs.hosts import stack_name
+from jobs.zero import Zero, run_zero
+from lorae.run import Progress, run_stack
+from lorae.stack import Stack
+
+REPORT_SECONDS = 1.0
+
+
+class StackTrial(tune.Trainable):
+    """A stack, on a node that may have joined since the sweep began.
+
+    It saves a checkpoint before its worker leaves: on SIGTERM (the machine is taken away), and when Tune
+    stops it (Ctrl-C). What it raises is its outcome; only a worker that dies is tried again.
+    """
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        stacks: Sequence[Stack],
+        settings: dict[str, Any],
+        zeros: Sequence[Zero | None],
+        agreed: Agreement,
+    ) -> None:
+        self.stacks, self.settings, self.zeros, self.agreed = stacks, settings, zeros, agreed
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        leave = signal.getsignal(signal.SIGTERM)  # Ray's own: ends the process, and the thread with it
+
+        def preempted(number: int, frame: Any) -> None:
+            self.cleanup()
+            assert callable(leave)
+            leave(number, frame)
+
+        signal.signal(signal.SIGTERM, preempted)
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start the worker's next stack, which finds the backbone loaded."""
+        if self.running.exception():
+            sys.exit()  # what was raised may have broken CUDA for this process; Tune starts another one
+        self._start(new_config)
+        return True
+
+    def _start(self, config: dict[str, Any]) -> None:
+        number = config["stack"]["number"]
+        self.stack, zero = self.stacks[number], self.zeros[number]
+        self.progress, self.stopping = Progress("load"), False
+        run = functools.partial(run_zero, zero=zero) if zero else run_stack
+        self.running = self.thread.submit(
+            self._checked,
+            run,
+            on_progress=lambda progress: setattr(self, "progress", progress),
+            should_stop=lambda: self.stopping,
+            **self.settings,
+        )
+
+    def _checked(self, run: Callable[..., Any], **settings: Any) -> Any:
+        if broken := self.agreed.broken():
+            raise ValueError(broken)
+        return run(self.stack, **settings)
+
+    def step(self) -> dict[str, Any]:
+        """How far the stack is; the last time, what came of it."""
+        wait([self.running], timeout=REPORT_SECONDS)
+        if not self.running.done():
+            return asdict(self.progress)
+        if error := self.running.exception():
+            failed = {stack_name(self.stack): f"{type(error).__name__}: {error}"}
+        else:
+            failed = self.running.result().failed
+        return asdict(Progress("done")) | {"failed": failed, "done": True}
+
+    def cleanup(self) -> None:
+        """Have the stack save itself, and wait until it has."""
+        self.stopping = True
+        wait([self.running])
+
+
+class StopAll(tune.Stopper):
+    """Stops all trials once `should_stop` says so."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self.should_stop = should_stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.should_stop()
