@@ -263,7 +263,7 @@ def test_same_members_are_spread_again_for_other_devices(tiny_trial, tmp_path):
 def simulated(seconds: list[float], gpus: list[int], devices: Devices) -> Simulation:
     places = tuple(Placement("zero" if k > 1 else "tune", k, None, "") for k in gpus)
     estimates = tuple(Estimate(0, 0, s, 0.0) for s in seconds)
-    plan = Plan((), (), (), (), (), (None,) * len(gpus), places, estimates)  # type: ignore[arg-type]
+    plan = Plan((), (), (), (), (), (), (None,) * len(gpus), places, estimates)  # type: ignore[arg-type]
     return simulate(plan, devices)
 
 

@@ -413,6 +413,7 @@ def test_a_group_of_mmlu_covers_every_file_it_reads(tmp_path: Path) -> None:
     for part in ("dev", "validation"):
         row = {"question": "new?", "subject": subjects[-1], "choices": list("abcd"), "answer": 0}
         write(tmp_path / "mmlu" / subjects[-1] / f"{part}.parquet", [row])
+        lorae.tasks.base._content.cache_clear()  # a process takes files as they were when it first read them
         fingerprints.add(canonical_json(group))
     assert len(fingerprints) == 3
     alone = MMLU(subjects[0]).located(tmp_path)
