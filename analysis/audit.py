@@ -4,11 +4,10 @@ findings = audit("lorae-results", sweep=None)
 print(text(findings))
 
 Every check works from stored files alone; an entry that one check finds broken is left out of the others, so
-that a fault is named once. What no stored file can show: that an OOD task has the trained task's prompt
-template (prediction sets are named by a hash; `Sweep.eval_tasks` refuses it before training); that a cell is
-missing with all its seeds; an overlap of texts under different ids (removed when data are read), or of the
-training split where no trial has KL, for which the backbone predicts it; an OOD set that overlaps; whether a
-member without KL, whose data order no other member has, began as the backbone; and costs, which are measured.
+that a fault is named once. What no stored file can show: that a cell is missing with all its seeds; an
+overlap of texts under different ids (removed when data are read), or of the training split where no trial has
+KL, for which the backbone predicts it; an OOD set that overlaps; whether a member without KL, whose data
+order no other member has, began as the backbone; and costs, which are measured.
 """
 
 from __future__ import annotations
@@ -351,6 +350,22 @@ def splits_are_disjoint(stored: _Stored) -> list[Finding]:
     return _results("splits are disjoint", problems, len(stored.sound), stored.sound_trials)
 
 
+def ood_prompts_are_the_tests(stored: _Stored) -> list[Finding]:
+    """The prompts of a trial's OOD sets have the template of its test set: a detector that sees another one
+    detects the template."""
+    problems: dict[Problem, None] = {}
+    pairs = 0
+    for row in stored.sound:
+        folder, sets = _pool(row)[0], eval_sets(row)
+        expected = stored.store.template(folder, sets["test"])
+        for eval_set in (name for task, name in sets.items() if task not in ("test", "validation")):
+            pairs += 1
+            if (found := stored.store.template(folder, eval_set)) != expected:
+                what = f"prompts are {found!r}, those of {sets['test']} are {expected!r}"
+                problems[f"{folder}/{prediction_file(eval_set)}", what] = None
+    return _results("OOD prompts are those of the test set", problems, pairs, "OOD sets of trials")
+
+
 def _train_set(row: Row) -> str:
     """Name of the training split's prediction set, from the recipe: `Task.eval_set`."""
     content = {k: v for k, v in json.loads(row["recipe"])["task"].items() if k != "num_validation"}
@@ -577,6 +592,7 @@ CHECKS = (
     members_are_who_they_say,
     predictions_are_whole,
     splits_are_disjoint,
+    ood_prompts_are_the_tests,
     zero_shot_is_not_below_chance,
     members_start_as_the_backbone,
     members_differ_after_training,

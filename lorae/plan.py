@@ -174,7 +174,8 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
         [part for stack in stacks for part in _fitting(stack, devices, host)]
         for stacks in (plan.begun, plan.pending)
     )
-    rows = [(stack, place(stack, devices, host)) for stack in begun + _spread(pending, devices, host)]
+    spread = begun + _spread(pending, begun, devices, host)
+    rows = [(stack, place(stack, devices, host)) for stack in spread]
     rows = [(replace(stack, micro_batch=where.micro_batch), where) for stack, where in rows]
     triples = [(stack, where, estimate(stack, devices, where)) for stack, where in rows]
     triples.sort(key=lambda row: -row[2].seconds)
@@ -345,8 +346,10 @@ def _halves(stack: Stack) -> list[Stack]:
     return [replace(stack, members=part) for part in (stack.members[:half], stack.members[half:])]
 
 
-def _spread(stacks: list[Stack], devices: Devices, host: Host) -> list[Stack]:
+def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Host) -> list[Stack]:
     """Halve stacks, the longest first, until no device idles long while another works; members stay exact.
+
+    Those that were begun occupy devices too, and stay whole.
 
     A stack on its own is cheapest, so it is halved only while the busiest device has a tenth more to do than
     the mean.
@@ -356,8 +359,12 @@ def _spread(stacks: list[Stack], devices: Devices, host: Host) -> list[Stack]:
     places = [place(s, devices, host) for s in stacks]
     num = max(1, devices.num // max(1, *(p.gpus for p in places)))
     seconds = [estimate(s, devices, p).seconds for s, p in zip(stacks, places)]
+    occupied = [estimate(s, devices, place(s, devices, host)).seconds for s in begun]
     most = len(stacks) + 4 * num
-    while _busiest_seconds(seconds, num) > 1.1 * sum(seconds) / num and len(stacks) < most:
+    while len(stacks) < most:
+        loads = [*seconds, *occupied]
+        if _busiest_seconds(loads, num) <= 1.1 * sum(loads) / num:
+            break
         divisible = [i for i, s in enumerate(stacks) if len(s.members) > 1]
         if not divisible:
             break

@@ -95,13 +95,13 @@ def predict_task(
         model = load_backbone(group.source, group.recipe["precision"], device)
         rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens)
         if folders[0] in lacking:
-            _store(store, folders[0], name, rows, predict(model, rows))
+            _store(store, folders[0], own, rows, predict(model, rows))
         ids = [m for m in group.members if member_folder(m) in lacking]
         for start in range(0, len(ids), STACK_MEMBERS):
             stack = ids[start : start + STACK_MEMBERS]
             logits_MNC = _stack_logits(store, group, stack, model, rows)
             for member, logits_NC in zip(stack, logits_MNC):
-                _store(store, member_folder(member), name, rows, logits_NC[None])
+                _store(store, member_folder(member), own, rows, logits_NC[None])
             on_progress(f"{name}: {start + len(stack)} of {len(ids)} members of {group.source.label}")
         num_predicted += len(ids)
     return num_predicted
@@ -163,10 +163,11 @@ def _stack_logits(
         return predict(model, rows, len(members))
 
 
-def _store(store: Store, folder: str, name: str, rows: Sequence[Row], logits_KNC: np.ndarray) -> None:
+def _store(store: Store, folder: str, task: Task, rows: Sequence[Row], logits_KNC: np.ndarray) -> None:
+    name, template = task.eval_set("test"), task.prompt_template()
     ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
     entry = folder.rpartition("/")[2]
     lock = entry if folder.startswith("members/") else f"reference-{entry}"
     with store.storage.lock(lock, wait=True):
-        content = prediction_bytes(entry, name, ids, labels, classes, logits_KNC)
+        content = prediction_bytes(entry, name, ids, labels, classes, logits_KNC, template)
         store.write_entry(folder, {prediction_file(name): content})

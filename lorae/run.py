@@ -308,9 +308,12 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
     """Prediction files of one entry from logits (K, N, C) by evaluation set."""
     files = {}
     for name, logits_KNC in logits.items():
-        rows = job.encoded(*job.stack.reference_sets()[name])
+        task, split = job.stack.reference_sets()[name]
+        rows = job.encoded(task, split)
         ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
-        files[prediction_file(name)] = prediction_bytes(entry_id, name, ids, labels, classes, logits_KNC)
+        files[prediction_file(name)] = prediction_bytes(
+            entry_id, name, ids, labels, classes, logits_KNC, task.prompt_template()
+        )
     return files
 
 

@@ -35,6 +35,7 @@ from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 RECORD, CURVE_FILE = "member.json", "curve.parquet"
+_TEMPLATE = b"lorae_template"
 _META = {b"lorae_schema": str(SCHEMA_VERSION).encode()}
 
 PREDICTIONS = pa.schema(
@@ -271,6 +272,11 @@ class Store:
         """
         return untrusted.table(self.read(folder, name), f"{folder}/{name}", PREDICTIONS)
 
+    def template(self, folder: str, eval_set: str) -> str:
+        """The template of the prompts of an entry's prediction set; "" if its file does not say."""
+        content = self.read(folder, prediction_file(eval_set))
+        return (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(_TEMPLATE, b"").decode()
+
     # Failures, sweeps
     # -------------------------------------------------------------------------------------------------
 
@@ -340,9 +346,12 @@ def prediction_bytes(
     labels: Sequence[int],
     num_classes: Sequence[int],
     logits_KNC: np.ndarray,
+    template: str = "",
 ) -> bytes:
     """Parquet file of the K draws of one member on one evaluation set `<task>__<split>__<hash>`.
 
+    Args:
+        template: of the prompts, kept in the file's metadata: an audit compares those of two sets.
     Raises:
         ValueError: a logit of an existing class is not finite, with the example's id.
     """
@@ -367,7 +376,8 @@ def prediction_bytes(
         "label": np.tile(np.asarray(labels, np.int32), num_draws),
         "logits": logits,
     }
-    return parquet_bytes(pa.table(columns, schema=PREDICTIONS))
+    schema = PREDICTIONS.with_metadata(_META | {_TEMPLATE: template.encode()})
+    return parquet_bytes(pa.table(columns, schema=schema))
 
 
 def _examples(table: pa.Table) -> pa.Table:

@@ -137,9 +137,9 @@ def path_of(sound: Sound, folder: str, name: str = "") -> Path:
 
 def test_a_sound_storage_passes_every_check(original):
     findings = audit(original.store.storage.uri)
-    assert [f.status for f in findings] == ["passed"] * 11, text(findings)
+    assert [f.status for f in findings] == ["passed"] * 12, text(findings)
     assert audit(original.store.storage.uri, "toy") == findings
-    assert text(findings).endswith("11 checks: 11 passed, 0 failed, 0 not applicable")
+    assert text(findings).endswith("12 checks: 12 passed, 0 failed, 0 not applicable")
 
 
 def test_a_check_without_anything_to_look_at_says_so(sound):
@@ -321,6 +321,19 @@ def test_splits_that_overlap(sound, split, other):
     fault = sound.only_fault("splits are disjoint")
     assert sets[split] in fault.where + fault.what and sets[other] in fault.where + fault.what
     assert "1 examples are also in" in fault.what and repr(shared) in fault.what
+
+
+def test_ood_set_with_another_prompt_template(sound):
+    """The backbone and all members read it, as an OOD task with a template of its own would be stored."""
+    name = prediction_file(Greys().located(Path(sound.lora.task.source.path).parent).eval_set("test"))
+    for folder in entries(sound):
+        table = pq.read_table(io.BytesIO(sound.store.read(folder, name)))
+        metadata = table.schema.metadata | {b"lorae_template": b"Question: {question}"}
+        sound.store.write_entry(folder, {name: parquet_bytes(table.replace_schema_metadata(metadata))})
+    faults = sound.faults()
+    assert {f.check for f in faults} == {"OOD prompts are those of the test set"}
+    assert len(faults) == len({t.member_id(0) for t, _ in sound.trials if t.members}) + 1
+    assert "words : {question} colour :" in faults[0].what
 
 
 def entries(sound: Sound) -> list[str]:
@@ -507,4 +520,4 @@ def test_text_names_each_fault_below_its_check(sound):
     shown = text(audit(sound.store.storage.uri))
     assert "FAILED          entries are whole: 2 found\n    members/" in shown
     assert "metrics come from the logits: 3 trials (1 with broken entries left out)" in shown
-    assert shown.endswith("11 checks: 10 passed, 1 failed, 0 not applicable")
+    assert shown.endswith("12 checks: 11 passed, 1 failed, 0 not applicable")
