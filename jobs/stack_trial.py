@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
@@ -37,7 +36,7 @@ class StackTrial(tune.Trainable):
         agreed: Agreement,
     ) -> None:
         self.stacks, self.settings, self.zeros, self.agreed = stacks, settings, zeros, agreed
-        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.thread, self.worn = ThreadPoolExecutor(max_workers=1), False
         leave = signal.getsignal(signal.SIGTERM)  # Ray's own: ends the process, and the thread with it
 
         def preempted(number: int, frame: Any) -> None:
@@ -50,9 +49,9 @@ class StackTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the worker's next stack, which finds the backbone loaded."""
-        if self.running.exception():
-            sys.exit()  # what was raised may have broken CUDA for this process; Tune starts another one
-        self._start(new_config)
+        self.worn = self.running.exception() is not None  # CUDA may be broken for this process
+        if not self.worn:
+            self._start(new_config)
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
@@ -75,6 +74,8 @@ class StackTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """How far the stack is; the last time, what came of it."""
+        if self.worn:
+            raise RuntimeError("a stack raised in this worker; Tune tries the next one in another")
         wait([self.running], timeout=REPORT_SECONDS)
         if not self.running.done():
             return asdict(self.progress)
