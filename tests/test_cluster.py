@@ -109,6 +109,8 @@ from dataclasses import replace
 from toys import Colours, Greys
 from lorae.sources import Files
 from pipelines.demo import SWEEP as DEMO
+
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find that of another test
 base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), precision="fp32")
 SWEEP = replace(DEMO, base=base, ood=[Greys()])
 """

@@ -246,6 +246,8 @@ SWEEP = """
 from toys import Colours
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Sweep, Trial
+
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find that of another test
 base = Trial(backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=1e-2), precision="fp32",
              budget=Budget(batch_size=5, steps=12))
 SWEEP = Sweep(base=base, axes={{"members": [2]}})
