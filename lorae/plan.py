@@ -94,8 +94,8 @@ class Plan:
     Attributes:
         trials: every row with its OOD tasks.
         needed: member ids of all trials; stored: those the store has; damaged: what was found broken.
-        begun: stacks whose training was interrupted.
-        pending: what else remains to be run, one stack for each recipe and seed.
+        pending: what remains to be run, one stack for each recipe and seed.
+        begun: stacks whose training was interrupted, and goes on as it began.
         stacks: all of these, the pending ones spread over the devices, the longest first.
         placements, estimates: of each of the stacks.
     """
@@ -104,8 +104,8 @@ class Plan:
     needed: tuple[str, ...]
     stored: tuple[str, ...]
     damaged: tuple[str, ...]
-    begun: tuple[Stack, ...]
     pending: tuple[Stack, ...]
+    begun: tuple[Stack, ...] = ()
     stacks: tuple[Stack, ...] = ()
     placements: tuple[Placement, ...] = ()
     estimates: tuple[Estimate, ...] = ()
@@ -152,12 +152,12 @@ def make_plan(sweep: Sweep, store: Store, devices: Devices, host: Host = "tune")
         needed=tuple(needed),
         stored=tuple(m for m in needed if m in stored),
         damaged=tuple(damaged),
-        begun=tuple(begun),
         pending=tuple(
             s
             for s in pending
             if s.members or not {(s.trial.reference_id(), n) for n in s.reference_sets()} <= covered
         ),
+        begun=tuple(begun),
     )
     return placed(plan, devices, host)
 

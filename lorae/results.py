@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -162,8 +163,11 @@ def _row(
         cost = _cost(store, trial, folders)
     except ValueError as error:
         for folder in folders:  # what is damaged exists no longer, so that the repeated sweep trains it again
-            if store.damage(folder):
-                store.discard(folder)
+            with contextlib.suppress(
+                ValueError
+            ):  # of another schema: it is whole, for the lorae that wrote it
+                if store.damage(folder):
+                    store.discard(folder)
         return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
     return row | scores | cost
 

@@ -210,7 +210,7 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
         reference = job.ranks.once(job.store.predictions, folders, name).logits_MNC[0]
     stack_id = replace(job.stack, members=tuple(members)).id
     job.ranks.once(job.store.begin, stack_id, [trial.member_id(m) for m in members])
-    checkpoints = _StackCheckpoints(job, stack_id)
+    checkpoints = _StackCheckpoints(job.store.storage, stack_id, job.checkpoint_seconds, job.should_stop)
     runs = train_stack(
         backbone,
         trial,
@@ -388,13 +388,15 @@ def _provenance(given: dict[str, Any] | None, device: str, ranks: Ranks) -> dict
 class _StackCheckpoints:
     """The one checkpoint of a running stack, replaced when due: safetensors, then the SHA-256 of it."""
 
-    def __init__(self, job: _Job, stack_id: str) -> None:
-        self.job, self.storage = job, job.store.storage
+    def __init__(
+        self, storage: Storage, stack_id: str, seconds: float, should_stop: Callable[[], bool]
+    ) -> None:
+        self.storage, self.seconds, self.should_stop = storage, seconds, should_stop
         self.name = f"checkpoints/{stack_id}.safetensors"
         self.saved = time.monotonic()
 
     def due(self, step: int) -> bool:
-        return self.job.should_stop() or time.monotonic() - self.saved >= self.job.checkpoint_seconds
+        return self.should_stop() or time.monotonic() - self.saved >= self.seconds
 
     def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
         """Save; a storage that refuses costs the checkpoint, never the training. Stops if that was asked."""
@@ -405,7 +407,8 @@ class _StackCheckpoints:
         except OSError as error:
             LOG.warning("no checkpoint of step %d: %s", header["step"], error)
         self.saved = time.monotonic()
-        self.job.stop_if_asked()
+        if self.should_stop():
+            raise Stopped
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         try:

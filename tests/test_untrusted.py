@@ -338,7 +338,7 @@ def test_hostile_safetensors(tmp_path, content, caplog):
 
     storage = Storage(str(tmp_path))
     storage.write("checkpoints/s.safetensors", content + hashlib.sha256(content).digest())
-    assert _StackCheckpoints(storage, "s", 1.0).load() is None
+    assert _StackCheckpoints(storage, "s", 1.0, lambda: False).load() is None
     assert "starts anew" in caplog.text
 
 

@@ -115,7 +115,7 @@ def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
         backbone=tiny_llama,
         task=Colours().located(data_root),
         regularizers=(KL(0.1), AdapterDropout(0.1), EarlyStopping(patience=1, every=3)),
-        optimizer=AdamW(lr=3e-2, max_grad_norm=0.5),
+        optimizer=AdamW(lr=1e-2, max_grad_norm=0.5),
         budget=Budget(batch_size=6, steps=16),
         precision="fp32",
     )
@@ -168,7 +168,7 @@ def test_stack_on_two_ranks_equals_the_stack_on_one(cases, outcomes, tmp_path, n
     alone = run_stack(stack, str(tmp_path))
     assert outcome.results == [alone, alone] and len(alone.trained) == len(stack.members)
     ours, theirs = logits(outcome.storage, stack), logits(tmp_path, stack)
-    assert all(np.abs(ours[s] - theirs[s]).max() < 1e-4 for s in stack.eval_sets())
+    assert max(np.abs(ours[s] - theirs[s]).max() for s in stack.eval_sets()) < 1e-4
     for member_id in alone.trained:
         one, other = (
             json.loads(Store(str(s)).read(member_folder(member_id), "member.json"))
@@ -314,7 +314,7 @@ def test_workers_that_cannot_be_had_are_refused(tmp_path, capsys):
         Zero(8, hpz=3)
     with pytest.raises(ValueError, match="--zero 8: there are 6 GPUs"):
         zero_devices(Devices("cuda", 6, 4), Zero(8))
-    assert zero_devices(Devices("cuda", 17, 4), Zero(8)).num == 2
+    assert zero_devices(Devices("cuda", 17, 4), Zero(8)).stack_devices == 8
     for words, message in (
         (["--offload"], "add --zero K"),
         (["--zero", "2", "--local"], "leave one of them"),
