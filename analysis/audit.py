@@ -185,7 +185,8 @@ def _open(storage: str, sweep: str | None) -> _Stored:
         raise ValueError(
             f"{store.storage.uri} holds no member and no sweep; give the folder that a sweep wrote to"
         )
-    named = dict.fromkeys(f for row in rows for f in [reference_folder(row["reference_id"]), *_pool(row)])
+    kept = [row for row in rows if row["status"] != "pruned"]  # no member of a pruned trial is expected
+    named = dict.fromkeys(f for row in kept for f in [reference_folder(row["reference_id"]), *_pool(row)])
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
     return _Stored(store, tuple(rows), tuple(done), tuple(incomplete), tuple(folders), failures)
@@ -579,8 +580,10 @@ def _same(stored: float | None, computed: float | None) -> bool:
 
 
 def trials_are_complete(stored: _Stored) -> list[Finding]:
-    """Every trial is done, and every cell has the seeds that the others have."""
-    return _results("trials are complete", stored.incomplete, len(stored.rows), "trials")
+    """Every trial is done or was pruned, and every cell has the seeds that the others have."""
+    pruned = sum(row["status"] == "pruned" for row in stored.rows)
+    seen = f"trials ({pruned} pruned by a search, in no table)" if pruned else "trials"
+    return _results("trials are complete", stored.incomplete, len(stored.rows), seen)
 
 
 def _trial(row: Row) -> str:

@@ -84,6 +84,7 @@ class Trials:
     sweep: str
     rows: tuple[Row, ...]
     missing: tuple[str, ...]  # what `allow_missing` left out, in words
+    pruned: tuple[str, ...] = ()  # what a search stopped, in words; its metrics are of no finished ensemble
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -141,7 +142,7 @@ class Trials:
 
 
 def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials:
-    """The rows of `sweeps/<sweep>/trials.parquet`.
+    """The finished rows of `sweeps/<sweep>/trials.parquet`; those that a search stopped are named apart.
 
     Args:
         storage: path or URI of the storage.
@@ -158,6 +159,8 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
             f"trials.parquet of sweep {sweep} has {len(repeated)} trials more than once "
             f"({'; '.join(repeated)}), which would count as seeds; repeat the sweep, which rebuilds the table"
         )
+    pruned = [f"{describe(row)}: {row['error']}" for row in rows if row["status"] == "pruned"]
+    rows = [row for row in rows if row["status"] != "pruned"]
     done = [row for row in rows if row["status"] == "done"]
     missing = [
         f"{describe(row)}: {' '.join(row['error'].split())}" for row in rows if row["status"] != "done"
@@ -167,7 +170,7 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
         raise ValueError(missing_text(sweep, missing, fill_command(rows[0])))
     if not done:
         raise ValueError(f"sweep {sweep} of {store.storage.uri} has no trials; repeat the sweep that made it")
-    return Trials(store, sweep, tuple(done), tuple(missing))
+    return Trials(store, sweep, tuple(done), tuple(missing), tuple(pruned))
 
 
 def _stored_ood(trials: Trials, row: Row) -> Row:

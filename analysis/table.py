@@ -85,7 +85,11 @@ def comparison(
             *(Column(cost, "amount") for cost in costs),
         ),
         blocks=tuple(map(tuple, blocks.values())),
-        notes=(*(resampling.notes if not tested else ()), *(f"missing: {what}" for what in trials.missing)),
+        notes=(
+            *(resampling.notes if not tested else ()),
+            *(f"missing: {what}" for what in trials.missing),
+            *(f"left out: {what}" for what in trials.pruned),
+        ),
     )
 
 

@@ -176,6 +176,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from jobs.driver import show_plan
     from jobs.hosts import local_devices
     from jobs.request import read_request
+    from jobs.search import search_text
     from jobs.simulate import simulated_devices
     from lorae.plan import make_plan
     from lorae.store import Store
@@ -183,7 +184,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     request = read_request(arguments.file, arguments.set, arguments.storage, arguments.data_root)
     simulated = simulated_devices(arguments.gpus, arguments.gpu) if arguments.simulate else None
     plan = make_plan(request.sweep, Store(request.storage), simulated or local_devices())
-    show_plan(plan, arguments.json, simulated)
+    show_plan(plan, arguments.json, search_text(request.sweep, plan), simulated)
     return 0
 
 

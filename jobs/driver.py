@@ -12,6 +12,7 @@ from typing import Any
 from jobs import tracking
 from jobs.hosts import columns, local_devices, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
+from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
 from jobs.zero import zero_devices
 from lorae.plan import Devices, Plan, make_plan, placed
@@ -35,43 +36,58 @@ def run_sweep(
         ValueError: bad input, before anything is trained.
     """
     store, started = Store(request.storage), time.monotonic()
-    here = zero_devices(local_devices(), request.zero) if dry_run and request.zero else local_devices()
-    plan = make_plan(request.sweep, store, here, "local" if local else "tune")
+    host, search = "local" if local else "tune", request.sweep.search
+    here = zero_devices(local_devices(), request.zero) if dry_run else local_devices()
+    plan = make_plan(request.sweep, store, here, host)
+    if search:
+        check_search(search, plan, request, local)
     if dry_run:
-        show_plan(plan, as_json)
+        show_plan(plan, as_json, search_text(request.sweep, plan))
         return 0
     store.storage.check_writable()
-    say(plan_text(plan))
+    say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
     again = "training goes on; MLflow is tried again at its end"
     _tracked(tracking.prepare, store, tracking_uri, again)  # once, before trials could race to create it
-    failed: dict[str, str] = {}
-    if plan.stacks and local:
-        failed = run_local(plan, request, local_devices())
-    elif plan.stacks:
-        with ray_cluster(address) as devices:
-            devices = zero_devices(devices, request.zero) if request.zero else devices
-            failed = run_tune(placed(plan, devices), request, devices)
-    table = trials_table(store, request.name, plan.trials, provenance(request))
+    if search:
+        found = run_search(search, plan, request, store, local=local, address=address)
+    else:
+        found = _run_grid(plan, request, store, local, address)
+    table = trials_table(store, request.name, found.plan.trials, provenance(request), found.pruned)
     try:
         store.write_table(f"sweeps/{request.name}/trials.parquet", table)
     except OSError as error:
-        failed["the table of trials"] = str(error)
+        found.failed["the table of trials"] = str(error)
     later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"
     later += f" --tracking-uri {tracking_uri}" if tracking_uri else ""
     _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri, later)
-    incomplete = table["status"].to_pylist().count("failed")
+    status = table["status"].to_pylist()
+    incomplete = status.count("failed")
     outcome = {
         "sweep": request.name,
         "trials": table.num_rows,
         "incomplete": incomplete,
-        "failed": failed,
-        "trained": sum(store.is_member(m) for m in plan.needed) - len(plan.stored),
+        "pruned": status.count("pruned"),
+        "failed": found.failed,
+        "trained": found.trained,
+        "best": found.best,
         "seconds": round(time.monotonic() - started, 1),
     }
     if as_json:
         print(shown(json.dumps(outcome, indent=1)))
     say(outcome_text(outcome, request))
-    return 1 if failed or incomplete else 0
+    return 1 if found.failed or incomplete else 0
+
+
+def _run_grid(plan: Plan, request: Request, store: Store, local: bool, address: str | None) -> Found:
+    """Run every stack of the plan."""
+    failed: dict[str, str] = {}
+    if plan.stacks and local:
+        failed = run_local(plan, request, local_devices())
+    elif plan.stacks:
+        with ray_cluster(address) as devices:
+            devices = zero_devices(devices, request.zero)
+            failed = run_tune(placed(plan, devices), request, devices)
+    return Found(plan, failed, sum(store.is_member(m) for m in plan.needed) - len(plan.stored))
 
 
 def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | None, then: str) -> None:
@@ -83,9 +99,12 @@ def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | N
         say(f"{error}\nMLflow cost {time.monotonic() - started:.0f} s; {then}")
 
 
-def show_plan(plan: Plan, as_json: bool, simulated: Devices | None = None) -> None:
-    """Print a plan, and how it would run on simulated devices."""
+def show_plan(plan: Plan, as_json: bool, search: str, simulated: Devices | None = None) -> None:
+    """Print a plan, what a search adds to it, and how it would run on simulated devices."""
     record, lines = plan_record(plan), [plan_text(plan)]
+    if search:
+        record["search"] = search
+        lines.append(search)
     if simulated is not None:
         outcome = simulate(plan, simulated)
         record["simulation"] = asdict(outcome)
@@ -143,6 +162,9 @@ def outcome_text(outcome: dict[str, Any], request: Request) -> str:
         f"{outcome['trials']} trials, {outcome['trained']} members trained in "
         f"{duration(outcome['seconds'])}; results in {request.storage}/sweeps/{request.name}"
     ]
+    if outcome["pruned"]:
+        lines.append(f"{outcome['pruned']} trials were ended early by the search and are in no table")
+    lines += outcome["best"]
     lines += [f"failed: {what}: {why}" for what, why in outcome["failed"].items()]
     if outcome["incomplete"]:
         lines.append(f"{outcome['incomplete']} trials lack predictions")

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,6 +209,7 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # only evaluations have a search's NLL
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     for name, value in ALLOCATOR.items():
@@ -233,12 +234,20 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
         ray.shutdown()
 
 
-def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
+def run_tune(
+    plan: Plan,
+    request: Request,
+    devices: Devices,
+    scheduler: Any = None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, str]:
     """Run the stacks as Ray Tune trials; returns what failed, by member or stack.
 
     The trial of a stack on the zero host only drives Ray Train workers, which take the CPUs and GPUs. It
     takes a mark of the head node itself, so that drivers never hold what their workers wait for.
 
+    Args:
+        scheduler, callbacks: Tune's, of a search that ends stacks early.
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running stacks have saved themselves.
     """
@@ -263,6 +272,7 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
         "num_threads": devices.cpus_per_stack,  # not OMP_NUM_THREADS: `ray submit` exports 1
         "provenance": provenance(request),
         "recompute": request.recompute,
+        "early_end": request.sweep.search if scheduler else None,
     }
     at_once = max(1, devices.num // max(1, *(place.gpus for place in plan.placements)))
     line = ProgressLine(plan.stacks, plan.estimates)
@@ -280,7 +290,9 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
         results = tune.Tuner(
             tune.with_resources(trainable, resources),
             param_space={"stack": tune.grid_search(stacks)},
-            tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=at_once, reuse_actors=True, scheduler=scheduler
+            ),
             run_config=tune.RunConfig(
                 name=request.name,
                 storage_path=scratch,
@@ -288,7 +300,7 @@ def run_tune(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
                 stop=StopAll(should_stop),
                 failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the storage has its own
-                callbacks=[_progress_callback(line)],
+                callbacks=[_progress_callback(line), *callbacks],
             ),
         ).fit()
     failed: dict[str, str] = {}
@@ -321,7 +333,8 @@ def _progress_callback(line: ProgressLine) -> Any:
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
-            line.update(trial.config["stack"]["number"], result["phase"], result["step"], result["num_steps"])
+            phase = "done" if result.get("done") else result["phase"]  # a search has ended it
+            line.update(trial.config["stack"]["number"], phase, result["step"], result["num_steps"])
 
         def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
             if not any(trial.status == "RUNNING" for trial in trials):

@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.zero import Zero
 from lorae.identity import digest
-from lorae.trial import Sweep, field_type
+from lorae.trial import Sweep, field_type, value_at
 from lorae.uris import shown
 
 MAX_NAME = 100
@@ -127,16 +127,14 @@ def with_override(sweep: Sweep, override: str) -> Sweep:
     if not equals or not words:
         raise ValueError(f"--set {override}: write axis=value, or axis=value,value")
     *path, leaf = axis.split(".")
-    owner: Any = sweep.base
-    for name in path:
-        owner = getattr(owner, name, None)
+    owner: Any = value_at(sweep.base, ".".join(path)) if path else sweep.base
     if not is_dataclass(owner) or leaf not in owner.__dataclass_fields__:
         known = ", ".join(sweep.base.__dataclass_fields__)
         raise ValueError(
             f"--set {override}: {axis!r} is no axis; the trial has {known} (dotted for their fields)"
         )
     declared = field_type(owner, leaf)
-    given = [*sweep.axes.get(axis, []), getattr(owner, leaf)]
+    given = [*sweep.grid.get(axis, []), getattr(owner, leaf)]
     values = [_value(axis, word, declared, given) for word in words.split(",")]
     return replace(sweep, axes=sweep.axes | {axis: values})
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
+from threading import Semaphore
 from typing import Any
 
 from ray import tune
@@ -14,7 +15,7 @@ from ray import tune
 from jobs.cluster import Agreement
 from jobs.hosts import stack_name
 from jobs.zero import Zero, run_zero
-from lorae.run import Progress, run_stack
+from lorae.run import Progress, Stopped, run_stack
 from lorae.stack import Stack
 
 REPORT_SECONDS = 1.0
@@ -24,7 +25,9 @@ class StackTrial(tune.Trainable):
     """A stack, on a node that may have joined since the sweep began.
 
     It saves a checkpoint before its worker leaves: on SIGTERM (the machine is taken away), and when Tune
-    stops it (Ctrl-C). What it raises is its outcome; only a worker that dies is tried again.
+    stops it (Ctrl-C, or a search). What it raises is its outcome; only a worker that dies is tried again.
+
+    After an evaluation the stack waits for the search: the next `step` lets it go on, `cleanup` ends it.
     """
 
     def setup(
@@ -49,7 +52,9 @@ class StackTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the worker's next stack, which finds the backbone loaded."""
-        self.worn = self.running.exception() is not None  # CUDA may be broken for this process
+        self.cleanup()  # a stack that a search has ended still waits
+        error = self.running.exception()
+        self.worn = error is not None and not isinstance(error, Stopped)  # CUDA may be broken for the process
         if not self.worn:
             self._start(new_config)
         return True
@@ -57,12 +62,13 @@ class StackTrial(tune.Trainable):
     def _start(self, config: dict[str, Any]) -> None:
         number = config["stack"]["number"]
         self.stack, zero = self.stacks[number], self.zeros[number]
-        self.progress, self.stopping = Progress("load"), False
+        self.progress = self.reported = Progress("load")
+        self.judged, self.stopping = Semaphore(0), False
         run = functools.partial(run_zero, zero=zero) if zero else run_stack
         self.running = self.thread.submit(
             self._checked,
             run,
-            on_progress=lambda progress: setattr(self, "progress", progress),
+            on_progress=self._note,
             should_stop=lambda: self.stopping,
             **self.settings,
         )
@@ -72,23 +78,39 @@ class StackTrial(tune.Trainable):
             raise ValueError(broken)
         return run(self.stack, **settings)
 
+    def _note(self, progress: Progress) -> None:
+        """Called by the stack."""
+        self.progress = progress
+        if progress.phase == "evaluate":
+            self.judged.acquire()
+
     def step(self) -> dict[str, Any]:
         """How far the stack is; the last time, what came of it."""
         if self.worn:
             raise RuntimeError("a stack raised in this worker; Tune tries the next one in another")
+        if self.reported.phase == "evaluate":
+            self.progress = Progress("train", self.reported.step, self.reported.num_steps)
+            self.judged.release()
         wait([self.running], timeout=REPORT_SECONDS)
         if not self.running.done():
-            return asdict(self.progress)
+            self.reported = self.progress
+            return _report(self.reported)
         if error := self.running.exception():
             failed = {stack_name(self.stack): f"{type(error).__name__}: {error}"}
         else:
             failed = self.running.result().failed
-        return asdict(Progress("done")) | {"failed": failed, "done": True}
+        return _report(Progress("done")) | {"failed": failed, "done": True}
 
     def cleanup(self) -> None:
         """Have the stack save itself, and wait until it has."""
         self.stopping = True
+        self.judged.release()
         wait([self.running])
+
+
+def _report(progress: Progress) -> dict[str, Any]:
+    """What Tune is told; a scheduler looks only at reports that have an objective."""
+    return {name: value for name, value in asdict(progress).items() if value is not None}
 
 
 class StopAll(tune.Stopper):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "lorae"
 _PARENT = "mlflow.parentRunId"
-_ENDED = {"done": "FINISHED", "failed": "FAILED"}
+_ENDED = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 CURVE_POINTS = 200  # of each curve at most; Parquet keeps every step
 
 _SETTINGS = {

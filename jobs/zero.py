@@ -59,12 +59,14 @@ class Zero:
         return ["--zero", str(self.workers), *offload, *(["--hpz", str(self.hpz)] if self.hpz else [])]
 
 
-def zero_devices(devices: Devices, zero: Zero) -> Devices:
-    """The same devices, of which every stack takes `zero.workers`.
+def zero_devices(devices: Devices, zero: Zero | None) -> Devices:
+    """The same devices, of which every stack takes `zero.workers`; None = as many as suffice.
 
     Raises:
         ValueError: there are fewer devices; the workers would wait for the missing ones forever.
     """
+    if zero is None:
+        return devices
     if devices.num < zero.workers:
         what = "GPUs" if devices.kind == "cuda" else "CPU workers"
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Literal
 
 from lorae.memory import BYTES, Memory, Texts, stack_memory
 from lorae.methods import adapted_layers
+from lorae.search import EarlyEnd
 from lorae.shapes import linear_shapes, num_backbone_parameters
 from lorae.sources import backbone_config
 from lorae.stack import Stack
@@ -98,6 +99,7 @@ class Plan:
         begun: stacks whose training was interrupted, and goes on as it began.
         stacks: all of these, the pending ones spread over the devices, the longest first.
         placements, estimates: of each of the stacks.
+        whole: no stack is divided: a search that ends stacks early compares ensembles.
     """
 
     trials: tuple[tuple[Trial, tuple[Task, ...]], ...]
@@ -109,23 +111,28 @@ class Plan:
     stacks: tuple[Stack, ...] = ()
     placements: tuple[Placement, ...] = ()
     estimates: tuple[Estimate, ...] = ()
+    whole: bool = False
 
     @property
     def num_to_train(self) -> int:
         return len(self.needed) - len(self.stored)
 
 
-def make_plan(sweep: Sweep, store: Store, devices: Devices, host: Host = "tune") -> Plan:
+def make_plan(
+    sweep: Sweep, store: Store, devices: Devices, host: Host = "tune", rows: Sequence[Trial] | None = None
+) -> Plan:
     """Check everything that can be checked before training, and find what remains to be run, and where.
 
     Args:
         sweep: with every source fixed (`Sweep.located`).
         store: what is there already; nothing is written.
         devices, host: for spreading and placing the stacks, see `placed`.
+        rows: trials to plan for in place of the sweep's own, such as the points of a search.
     Raises:
         ValueError: data, targets, rank, templates or sizes that cannot work.
     """
-    trials = tuple((trial, tuple(sweep.eval_tasks(trial))) for trial in sweep.trials())
+    rows = sweep.trials() if rows is None else rows
+    trials = tuple((trial, tuple(sweep.eval_tasks(trial))) for trial in rows)
     for trial, ood in {(t.backbone, t.task, t.method, t.budget): (t, o) for t, o in trials}.values():
         check_trial(trial, ood)
     needed: dict[str, None] = {}
@@ -143,7 +150,8 @@ def make_plan(sweep: Sweep, store: Store, devices: Devices, host: Host = "tune")
             reference_folder(cell.reference_id()), stack.reference_sets()
         ):
             pending.append(replace(stack, members=lacking))
-    pending, begun = _as_begun(pending, store)
+    whole = isinstance(sweep.search, EarlyEnd)
+    pending, begun = (pending, []) if whole else _as_begun(pending, store)
     covered = {
         (s.trial.reference_id(), name) for s in (*begun, *pending) if s.members for name in s.reference_sets()
     }
@@ -158,6 +166,7 @@ def make_plan(sweep: Sweep, store: Store, devices: Devices, host: Host = "tune")
             if s.members or not {(s.trial.reference_id(), n) for n in s.reference_sets()} <= covered
         ),
         begun=tuple(begun),
+        whole=whole,
     )
     return placed(plan, devices, host)
 
@@ -170,12 +179,7 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
     Raises:
         ValueError: a stack fits on no GPU, nor on the GPUs of a node together.
     """
-    begun, pending = (
-        [part for stack in stacks for part in _fitting(stack, devices, host)]
-        for stacks in (plan.begun, plan.pending)
-    )
-    spread = begun + _spread(pending, begun, devices, host)
-    rows = [(stack, place(stack, devices, host)) for stack in spread]
+    rows = [(stack, place(stack, devices, host)) for stack in _divided(plan, devices, host)]
     rows = [(replace(stack, micro_batch=where.micro_batch), where) for stack, where in rows]
     triples = [(stack, where, estimate(stack, devices, where)) for stack, where in rows]
     triples.sort(key=lambda row: -row[2].seconds)
@@ -339,6 +343,17 @@ def _fits(stack: Stack, usable: float, gpus: int) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _least_bytes(stack: Stack, gpus: int) -> int:
     return memory(stack, 1, gpus).total
+
+
+def _divided(plan: Plan, devices: Devices, host: Host) -> list[Stack]:
+    """What remains to be run, in parts that fit, the pending ones spread."""
+    if plan.whole:
+        return [*plan.begun, *plan.pending]
+    begun, pending = (
+        [part for stack in stacks for part in _fitting(stack, devices, host)]
+        for stacks in (plan.begun, plan.pending)
+    )
+    return begun + _spread(pending, begun, devices, host)
 
 
 def _halves(stack: Stack) -> list[Stack]:

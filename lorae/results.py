@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -61,11 +63,12 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
     columns: list[tuple[str, pa.DataType]] = [
         ("trial_id", pa.string()),
         ("sweep", pa.string()),
-        ("status", pa.string()),  # "done", or "failed" with the reason in `error`
+        ("status", pa.string()),  # "done", "failed", or "pruned" by a search; `error` says why
         ("error", pa.string()),
         *FACTORS.items(),
         ("num_examples", pa.int32()),
         *((name, pa.float64()) for name in [*METRICS, *SCALED, "validation_nll"]),
+        ("pruned_step", pa.int32()),  # where a search stopped training; `validation_nll` is of that step
         *((f"{name}{OOD_SEPARATOR}{task}", pa.float64()) for task in ood_tasks for name in OOD_METRICS),
         *COST.items(),
         ("member_ids", pa.list_(pa.string())),
@@ -83,11 +86,30 @@ def trial_id(trial: Trial) -> str:
     return digest(parts | {"recipe": trial.recipe(), "test": trial.task.eval_set("test")})
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """Where a search stopped the stack of a member: steps done, and the ensemble's validation NLL there."""
+
+    step: int
+    num_steps: int
+    validation_nll: float
+
+
 def trials_table(
-    store: Store, sweep: str, trials: Sequence[tuple[Trial, Sequence[Task]]], provenance: dict[str, Any]
+    store: Store,
+    sweep: str,
+    trials: Sequence[tuple[Trial, Sequence[Task]]],
+    provenance: dict[str, Any],
+    pruned: Mapping[str, Pruned] = MappingProxyType({}),
 ) -> pa.Table:
-    """Rows of a sweep's trials, each with its OOD tasks. A trial without all its predictions is "failed"."""
-    rows = [_row(store, sweep, trial, ood, provenance) for trial, ood in trials]
+    """Rows of a sweep's trials, each with its OOD tasks.
+
+    A trial without all its predictions is "pruned" if a search stopped one of its members, else "failed".
+
+    Args:
+        pruned: by member id.
+    """
+    rows = [_row(store, sweep, trial, ood, provenance, pruned) for trial, ood in trials]
     names = list(dict.fromkeys(task.name for _, ood in trials for task in ood))
     return pa.Table.from_pylist(rows, schema=trial_schema(names))
 
@@ -121,10 +143,10 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
 def _row_fault(row: dict[str, Any]) -> str | None:
     if null := [name for name in _NEVER_NULL if row[name] is None]:
         return f"{', '.join(null)} is null"
-    if row["status"] not in ("done", "failed"):
-        return f"status {row['status']!r}, must be done or failed"
-    if row["status"] == "failed" and row["error"] is None:
-        return "failed without an error"
+    if row["status"] not in ("done", "failed", "pruned"):
+        return f"status {row['status']!r}, must be done, failed or pruned"
+    if row["status"] != "done" and row["error"] is None:
+        return f"{row['status']} without an error"
     if row["combine"] not in ("probs", "logits"):
         return f"combine {row['combine']!r}, must be probs or logits"
     if row["members"] < 0 or None in row["member_ids"]:
@@ -140,7 +162,12 @@ def pool_folders(trial: Trial) -> list[str]:
 
 
 def _row(
-    store: Store, sweep: str, trial: Trial, ood: Sequence[Task], provenance: dict[str, Any]
+    store: Store,
+    sweep: str,
+    trial: Trial,
+    ood: Sequence[Task],
+    provenance: dict[str, Any],
+    pruned: Mapping[str, Pruned],
 ) -> dict[str, Any]:
     folders = pool_folders(trial)
     eval_sets = {split: trial.task.eval_set(split) for split in ("validation", "test")}
@@ -163,11 +190,13 @@ def _row(
         cost = _cost(store, trial, folders)
     except ValueError as error:
         for folder in folders:  # what is damaged exists no longer, so that the repeated sweep trains it again
-            with contextlib.suppress(
-                ValueError
-            ):  # of another schema: it is whole, for the lorae that wrote it
+            with contextlib.suppress(ValueError):  # an entry of another schema is not ours to judge
                 if store.damage(folder):
                     store.discard(folder)
+        if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
+            why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
+            score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}
+            return row | {"status": "pruned", "error": why} | score
         return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
     return row | scores | cost
 

@@ -30,6 +30,7 @@ from lorae.methods import Vera, adapted_layers
 from lorae.prediction import predict
 from lorae.ranks import Ranks
 from lorae.regularizers import KL
+from lorae.search import EarlyEnd
 from lorae.sources import Source
 from lorae.stack import Stack
 from lorae.storage import Storage
@@ -64,11 +65,16 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running stack is: `phase` is "load", "reference", "train", "predict" or "done"."""
+    """Where a running stack is: `phase` is "load", "reference", "train", "evaluate", "predict" or "done".
+
+    In "evaluate" it has the number of evaluations so far and the ensemble's validation NLL, for a search.
+    """
 
     phase: str
     step: int = 0
     num_steps: int = 0
+    evaluation: int | None = None
+    validation_nll: float | None = None
 
 
 def run_stack(
@@ -83,6 +89,7 @@ def run_stack(
     recompute: bool = False,
     load: Callable[[Source, Precision, str, bool], Backbone] = load_backbone,
     should_stop: Callable[[], bool] = lambda: False,
+    early_end: EarlyEnd | None = None,
 ) -> StackResult:
     """Train and predict what the store lacks of a stack's members, and store it.
 
@@ -100,6 +107,8 @@ def run_stack(
         load: gives the backbone. If ranks hold it together, all of them call `run_stack` alike; rank 0 alone
             reads and writes the store.
         should_stop: asked after each step; True saves a checkpoint and ends the run.
+        early_end: when `on_progress` is told the ensemble's validation NLL, with a checkpoint saved; the run
+            may be ended there by `should_stop`. None = never.
 
     Raises:
         Stopped: `should_stop` was true.
@@ -114,7 +123,9 @@ def run_stack(
     backbone = load(stack.trial.backbone, stack.trial.precision, device, recompute)
     ranks = backbone.ranks
     recorded = _provenance(provenance, device, ranks)
-    job = _Job(stack, store, backbone, ranks, recorded, checkpoint_seconds, on_progress, should_stop)
+    job = _Job(
+        stack, store, backbone, ranks, recorded, checkpoint_seconds, on_progress, should_stop, early_end
+    )
 
     ranks.once(store.finish_writes)
     _ensure_reference(job)
@@ -145,6 +156,7 @@ class _Job:
     checkpoint_seconds: float
     on_progress: Callable[[Progress], None]
     should_stop: Callable[[], bool]
+    early_end: EarlyEnd | None
     rows: dict[str, list[Row]] = field(default_factory=dict)
 
     def stop_if_asked(self) -> None:
@@ -211,6 +223,12 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     stack_id = replace(job.stack, members=tuple(members)).id
     job.ranks.once(job.store.begin, stack_id, [trial.member_id(m) for m in members])
     checkpoints = _StackCheckpoints(job.store.storage, stack_id, job.checkpoint_seconds, job.should_stop)
+    every = job.early_end and job.early_end.steps_between(trial.budget, len(train))
+
+    def evaluated(step: int, num_steps: int, nll: float) -> None:
+        job.on_progress(Progress("evaluate", step, num_steps, step // (every or 1), nll))
+        job.stop_if_asked()
+
     runs = train_stack(
         backbone,
         trial,
@@ -219,6 +237,8 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
         micro_batch=job.stack.micro_batch,
         checkpoints=checkpoints,
         on_step=lambda step, num_steps: job.on_progress(Progress("train", step, num_steps)),
+        evaluate_every=every,
+        on_evaluation=evaluated,
     )
     good = [run for run in runs if run.error is None]
     failed = {trial.member_id(run.member): run.error for run in runs if run.error is not None}

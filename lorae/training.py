@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lorae import seeds
+from lorae import metrics, seeds
 from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
 from lorae.encoding import Row, class_logits, collate
@@ -76,6 +76,8 @@ def train_stack(
     micro_batch: int | None = None,
     checkpoints: Checkpoints | None = None,
     on_step: Callable[[int, int], None] = lambda step, num_steps: None,
+    evaluate_every: int | None = None,
+    on_evaluation: Callable[[int, int, float], None] = lambda step, num_steps, nll: None,
 ) -> list[MemberRun]:
     """Train members `members` of `trial` together and return their parameters, curves and costs, in order.
 
@@ -90,6 +92,9 @@ def train_stack(
             Results depend on it by rounding only.
         checkpoints: continue from the last one, and save when due; only rank 0 touches them.
         on_step: called after each step with the steps done and their total.
+        evaluate_every: steps between calls of `on_evaluation`, the last step left out; None = no calls.
+        on_evaluation: called with the steps done, their total and the validation NLL of the ensemble of the
+            members still training. A search may end the stack there: it has been checkpointed.
     """
     keys = [trial.member_key(m) for m in members]
     kl, decay = trial.regularizer(KL), trial.regularizer(DecayB)
@@ -199,8 +204,11 @@ def train_stack(
                 staying = [i for i in range(len(active)) if i not in leaving]
                 active = [active[i] for i in staying]
                 keep_members(adapters, optimizer, staying)
-            if checkpoints and ranks.rank == 0 and checkpoints.due(step):
+            evaluating = active and evaluate_every and step % evaluate_every == 0 and step < num_steps
+            if checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due(step)):
                 checkpoints.save(*snapshot(step, active, runs, adapters, optimizer))
+            if evaluating:
+                on_evaluation(step, num_steps, validation_nll(backbone, data.validation, len(active)))
             on_step(step, num_steps)
 
         for i, m in enumerate(active):
@@ -274,6 +282,12 @@ def evaluate(backbone: Backbone, rows: Sequence[Row], num_members: int) -> list[
         (F.cross_entropy(logits_NC, labels_N).item(), (logits_NC.argmax(1) == labels_N).float().mean().item())
         for logits_NC in logits_MNC
     ]
+
+
+def validation_nll(backbone: Backbone, rows: Sequence[Row], num_members: int) -> float:
+    """NLL (nats) of the mean probability of the inserted stack's members."""
+    pooled_NC = metrics.combine(predict(backbone, rows, num_members), "probs")
+    return metrics.ensemble_nll(pooled_NC, np.array([r.label for r in rows]))
 
 
 def keep_members(adapters: Adapters, optimizer: torch.optim.AdamW, staying: list[int]) -> None:

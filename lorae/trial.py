@@ -14,6 +14,7 @@ from lorae import SCHEMA_VERSION
 from lorae.identity import canonical_json, digest, fields_of, short_hash
 from lorae.methods import Lora, Method
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Regularizer
+from lorae.search import Optuna, Search, Uniform
 from lorae.sources import Source, resolve
 from lorae.tasks.base import Task
 
@@ -268,30 +269,47 @@ class Sweep:
 
     Args:
         base: the trial that axes replace fields of.
-        axes: field of Trial, or dotted path into one (`"method.rank"`), to its values.
+        axes: field of Trial, or dotted path into one (`"method.rank"`, `"regularizers.DecayB.strength"`), to
+            its values, or to the `Uniform` or `LogUniform` range that a search samples.
         ood: tasks that the members also predict; their prompt template must be the trained task's.
         zero_shot: add the backbone itself as a row for each task.
         companions: add the single adapters that every ensemble must beat, see `companions`.
+        search: sample continuous axes, or stop stacks early; None runs the whole grid.
     """
 
     base: Trial
-    axes: dict[str, list[Any]] = field(default_factory=dict)
+    axes: dict[str, Any] = field(default_factory=dict)
     ood: tuple[Task, ...] | list[Task] = ()
     zero_shot: bool = True
     companions: bool = False
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ood", tuple(self.ood))
-        for axis, values in self.axes.items():
+        point = self.base
+        for axis, values in self.grid.items():
             if not values:
                 raise ValueError(f"axis {axis!r} has no values; give a list such as [1, 2, 4], or remove it")
             for value in values:
-                with_value(self.base, axis, value)
+                with_value(point, axis, value)
+            point = with_value(point, axis, values[0])
+        _check_search(self)
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """The axes with listed values."""
+        return {axis: values for axis, values in self.axes.items() if not isinstance(values, Uniform)}
+
+    @property
+    def continuous(self) -> dict[str, Uniform]:
+        """The axes that a search samples."""
+        return {axis: values for axis, values in self.axes.items() if isinstance(values, Uniform)}
 
     def trials(self) -> list[Trial]:
-        """Every combination of the axes once, the zero-shot rows first, companions last."""
+        """Every combination of the axes once, the zero-shot rows first, companions last; continuous axes have
+        the base's value."""
         grid = [self.base]
-        for axis, values in self.axes.items():
+        for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]
         zero = (
             [replace(t, members=0, seed=0, regularizers=(), combine="probs") for t in grid]
@@ -303,6 +321,10 @@ class Sweep:
         }
         matched = [c for t in grid for c in companions(t)] if self.companions else []
         return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid, *matched]))
+
+    def space(self, trial: Trial) -> dict[str, Uniform]:
+        """The continuous axes that a trial has: one without `DecayB` has no strength of it to be tuned."""
+        return {axis: values for axis, values in self.continuous.items() if value_at(trial, axis) is not None}
 
     def located(self, data_root: Path | None) -> Sweep:
         """The sweep with every source fixed: hub branches become commits, tasks are found under
@@ -354,19 +376,88 @@ def companions(trial: Trial) -> list[Trial]:
     return found
 
 
+def _check_search(sweep: Sweep) -> None:
+    """Refuse a search that its axes do not fit; nothing is trained before that is known."""
+    search, continuous = sweep.search, sweep.continuous
+    if continuous and not isinstance(search, Optuna):
+        axis, values = next(iter(continuous.items()))
+        raise ValueError(
+            f"axis {axis!r} is {values}: only a search samples it; write search=Optuna(num_samples=20), or "
+            "a list of values"
+        )
+    if isinstance(search, Optuna) and not continuous:
+        raise ValueError(
+            f"search={search} has no continuous axis; write axes={{'optimizer.lr': LogUniform(1e-5, 1e-3)}}, "
+            "or search=ASHA() for a grid"
+        )
+    if search and sweep.companions:
+        raise ValueError("companions=True with a search: compare what it finds in a sweep without search")
+    if search and len(seeds := sweep.axes.get("seed", [0])) > 1:
+        raise ValueError(
+            f"axis 'seed' has {seeds}: a search has one seed; write seed=[{seeds[0]}], and compare what it "
+            "finds over seeds in a sweep without search"
+        )
+    _check_ranges(sweep)
+
+
+def _check_ranges(sweep: Sweep) -> None:
+    """Refuse ranges of which an end is no valid setting, or which the search would begin outside of."""
+    trained = [trial for trial in sweep.trials() if trial.members] if sweep.continuous else []
+    for axis, values in sweep.continuous.items():
+        if all(value_at(trial, axis) is None for trial in trained):
+            with_value(sweep.base, axis, values.low)
+            raise ValueError(f"axis {axis!r} is {values}, but no trial has a value of it to begin with")
+    for trial in trained:
+        space = sweep.space(trial)
+        for end in ("low", "high"):
+            with_values(trial, {axis: getattr(values, end) for axis, values in space.items()})
+        for axis, values in space.items():
+            if not values.low <= (start := value_at(trial, axis)) <= values.high:
+                raise ValueError(
+                    f"axis {axis!r}: the search begins at the base's {start:g}, which is outside {values}"
+                )
+
+
+def value_at(spec: Any, axis: str) -> Any:
+    """What a dotted path leads to, None where there is nothing; a tuple of specs has them by type."""
+    for name in axis.split("."):
+        if isinstance(spec, tuple):
+            spec = next((part for part in spec if type(part).__name__ == name), None)
+        else:
+            spec = getattr(spec, name, None)
+    return spec
+
+
+def with_values(trial: Trial, point: dict[str, Any]) -> Trial:
+    """`trial` with the fields at several dotted paths replaced; see `with_value`."""
+    for axis, value in point.items():
+        trial = with_value(trial, axis, value)
+    return trial
+
+
 def with_value(spec: Any, axis: str, value: Any) -> Any:
     """`spec` with the field at a dotted path replaced, checked against the field's declared type.
+
+    A tuple of specs has them by type: `"regularizers.DecayB.strength"`.
 
     Raises:
         ValueError: no such field, or a value of the wrong type or out of range.
     """
     name, _, rest = axis.partition(".")
+    if isinstance(spec, tuple):
+        kinds = [type(part).__name__ for part in spec]
+        if name not in kinds or not rest:
+            raise ValueError(
+                f"axis {axis!r}: there is {', '.join(kinds) or 'none'}; write the name of one that is there, "
+                "and its field"
+            )
+        return tuple(with_value(p, rest, value) if type(p).__name__ == name else p for p in spec)
     known = [f.name for f in fields(spec)]
     if name not in known:
         raise ValueError(f"axis {name!r} is no field of {type(spec).__name__}; it has {', '.join(known)}")
     if rest:
         inner = getattr(spec, name)
-        if not is_dataclass(inner):
+        if not is_dataclass(inner) and not (isinstance(inner, tuple) and all(map(is_dataclass, inner))):
             raise ValueError(
                 f"axis {axis!r}: {type(spec).__name__}.{name} is {inner!r} and has no field {rest!r}"
             )
@@ -413,11 +504,16 @@ def _type_name(declared: Any) -> str:
     return getattr(declared, "__name__", str(declared)) if not args else str(declared).replace("typing.", "")
 
 
+def cell_of(trial: Trial) -> Trial:
+    """The trial with one member: equal for trials that share members."""
+    return replace(trial, members=min(trial.members, 1), combine="probs")
+
+
 def cells(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:
     """Distinct recipes with their seed, and the largest number of members that any of its trials needs; a
     cell of no members is the backbone itself."""
     largest: dict[Trial, int] = {}
     for trial in trials:
-        cell = replace(trial, members=min(trial.members, 1), combine="probs")
+        cell = cell_of(trial)
         largest[cell] = max(largest.get(cell, 0), trial.members)
     yield from largest.items()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorae.methods import Lora
+from lorae.search import Search
 from lorae.sources import Hub, Wheel
 from lorae.tasks import OpenBookQA, PlotSummaries, RottenTomatoes
 from lorae.trial import AdamW, Budget, Sweep, Trial
@@ -29,11 +30,12 @@ WANG = Trial(  # the paper's recipe as far as its text and its follow-ups agree 
 SEVEN_B = replace(WANG, backbone=LLAMA2_7B)
 
 
-def smoke(sweep: Sweep, axes: dict[str, list[Any]] | None = None) -> Sweep:
+def smoke(sweep: Sweep, axes: dict[str, Any] | None = None, search: Search | None = None) -> Sweep:
     """The same comparison in minutes on two cores: SmolLM2-135M, 32 film reviews, plot summaries, one seed.
 
     Args:
         axes: shorter lists in place of the sweep's own.
+        search: a shorter one.
     """
     base = replace(
         sweep.base,
@@ -44,4 +46,4 @@ def smoke(sweep: Sweep, axes: dict[str, list[Any]] | None = None) -> Sweep:
     )
     kept = {axis: values for axis, values in sweep.axes.items() if axis not in ("task", "seed")}
     ood = [PlotSummaries(num_test=64)] if sweep.ood else ()
-    return replace(sweep, base=base, axes=kept | (axes or {}), ood=ood)
+    return replace(sweep, base=base, axes=kept | (axes or {}), ood=ood, search=search)

@@ -1,0 +1,69 @@
+"""The points of a search and its objective: the tables and figures of pipelines/search.py.
+
+python -m analysis.search lorae-results
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+
+from analysis.columns import Column
+from analysis.data import Cell, Trials
+from analysis.figures_setting import metric_against_setting, numeric_settings
+from analysis.resampling import resample
+from analysis.script import Content, run
+from analysis.table import Entry, Table, cell_columns, cell_line, comparison, made_by, setting
+
+OBJECTIVE = "validation_nll"
+TABLE_METRICS = ("acc", "ensemble_nll", "ece15")
+
+
+def content(trials: Trials) -> Content:
+    """The best point of each study and all points in a table each; the objective against what was sampled.
+
+    Points are chosen on validation; a table of test metrics over them chooses nothing.
+    """
+    plots = [p for s in numeric_settings(trials) for p in metric_against_setting(trials, s, OBJECTIVE)]
+    every = comparison(trials, resample(trials, TABLE_METRICS), (OBJECTIVE, *TABLE_METRICS))
+    return Content([best_points(trials), every], plots)
+
+
+def best_points(trials: Trials) -> Table:
+    """The point with the lowest objective of each task, method, set of regularisers and size."""
+    best: dict[tuple[str, ...], Cell] = {}
+    for cell in trials.cells:
+        found = best.setdefault(_study(cell), cell)
+        if _objective(cell) < _objective(found):
+            best[_study(cell)] = cell
+    metrics = (OBJECTIVE, *TABLE_METRICS)
+    lines = [
+        cell_line(cell) | {m: Entry(over.mean) for m in metrics if (over := cell.over_seeds(m))}
+        for cell in best.values()
+    ]
+    return Table(
+        name="best",
+        title=f"Best points of search {trials.sweep}",
+        caption=f"{setting(trials)} Chosen by validation NLL. {made_by(trials)}",
+        columns=(*cell_columns(trials), *(Column(metric, "metric") for metric in metrics)),
+        blocks=(tuple(lines),),
+    )
+
+
+def _study(cell: Cell) -> tuple[str, ...]:
+    """What is tuned on its own: the kinds of regularisers count, their strengths are what was sampled."""
+    regularizers = json.loads(cell.rows[0]["recipe"])["regularizers"] if cell.members else []
+    kinds = "+".join(regularizer["type"] for regularizer in regularizers)
+    return cell.test_set, str(cell.factors["method"]), kinds, str(cell.members)
+
+
+def _objective(cell: Cell) -> float:
+    found = cell.over_seeds(OBJECTIVE)
+    return found.mean if found else float("inf")
+
+
+main = functools.partial(run, "search", content)
+
+if __name__ == "__main__":
+    sys.exit(main())

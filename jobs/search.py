@@ -1,0 +1,333 @@
+"""Searches: Optuna proposes points of the continuous axes, ASHA or the median rule ends stacks of a grid.
+
+Optuna works in rounds: it proposes points, whatever host there is trains the members that the store lacks,
+and it is told the NLLs that the store then has. Nothing else is remembered, so a repeated search takes the
+same way, finds its points stored, and goes on where it was.
+
+Stacks are ended by Ray Tune's schedulers, in the order in which their reports happen to arrive. What they
+reported is kept in `sweeps/<name>/search.json`: when the command is repeated, a stack that was ended stays
+so, and the others are judged against the same field. A sweep without the search trains an ended stack on from
+its checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from jobs.hosts import local_devices, ray_cluster, run_local, run_tune, stack_name
+from jobs.request import Request
+from jobs.zero import zero_devices
+from lorae.identity import canonical
+from lorae.metrics import combine, ensemble_nll
+from lorae.plan import Devices, Plan, make_plan, placed
+from lorae.results import Pruned, pool_folders
+from lorae.search import ASHA, EarlyEnd, LogUniform, MedianStopping, Optuna, Search, Uniform
+from lorae.stack import Stack
+from lorae.store import Store
+from lorae.trial import Sweep, Trial, cell_of, value_at, with_values
+
+if TYPE_CHECKING:
+    import optuna
+
+TIME, OBJECTIVE = "evaluation", "validation_nll"  # in the reports of a stack
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search made of a sweep.
+
+    Attributes:
+        plan: of every row: the sweep's own, or the points that were proposed.
+        failed: by member or stack, with the reason.
+        trained: number of members.
+        pruned: members of the stacks that were ended early.
+        best: of each study, in words.
+    """
+
+    plan: Plan
+    failed: dict[str, str] = field(default_factory=dict)
+    trained: int = 0
+    pruned: dict[str, Pruned] = field(default_factory=dict)
+    best: tuple[str, ...] = ()
+
+
+def check_search(search: Search, plan: Plan, request: Request, local: bool) -> None:
+    """Refuse a search that cannot work on this plan or host.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    if not isinstance(search, EarlyEnd):
+        return
+    if local:
+        raise ValueError(f"{type(search).__name__} needs Ray Tune, which --local does without; leave it out")
+    if request.zero:
+        raise ValueError(f"{type(search).__name__} ends stacks that run in one process; leave --zero out")
+    for trial, _ in plan.trials:
+        if trial.members:
+            search.num_evaluations(trial.budget, _num_train(trial))
+
+
+def search_text(sweep: Sweep, plan: Plan) -> str:
+    """What a search adds to the plan, for a person; "" without one."""
+    search = sweep.search
+    if search is None:
+        return ""
+    if isinstance(search, EarlyEnd):
+        return f"search {search}: at most these stacks; those ended early become no rows of a table"
+    studies = len({cell_of(trial) for trial, _ in plan.trials if trial.members})
+    sampled = ", ".join(f"{axis} in {values}" for axis, values in sweep.continuous.items())
+    return (
+        f"search {search} of {sampled}: {studies} studies, {studies * search.num_samples} points at most; "
+        "these are the first of each, with the base's values"
+    )
+
+
+def run_search(
+    search: Search, plan: Plan, request: Request, store: Store, *, local: bool, address: str | None
+) -> Found:
+    """Run a search, or what remains of it."""
+    if isinstance(search, EarlyEnd):
+        return _end_early(search, plan, request, store, address)
+    return _sample(search, request, store, local, address)
+
+
+# Optuna ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Study:
+    """Rows that share their members, and the axes that are tuned for them."""
+
+    rows: tuple[Trial, ...]
+    space: dict[str, Uniform]
+    optuna: optuna.Study
+
+    def ask(self, num: int) -> list[tuple[optuna.trial.Trial, tuple[Trial, ...]]]:
+        """Proposed points, and the rows there."""
+        return [(asked, self.at(asked.params)) for asked in (self._ask() for _ in range(num))]
+
+    def at(self, point: dict[str, float]) -> tuple[Trial, ...]:
+        rounded = {axis: self.space[axis].rounded(value) for axis, value in point.items()}
+        return tuple(with_values(row, rounded) for row in self.rows)
+
+    def _ask(self) -> optuna.trial.Trial:
+        from optuna.distributions import FloatDistribution
+
+        return self.optuna.ask(
+            {
+                a: FloatDistribution(v.low, v.high, log=isinstance(v, LogUniform))
+                for a, v in self.space.items()
+            }
+        )
+
+
+def _studies(search: Optuna, sweep: Sweep) -> list[_Study]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    studies = []
+    trained = [trial for trial in sweep.trials() if trial.members]
+    for cell in dict.fromkeys(map(cell_of, trained)):
+        # Without the liar, the points of a round would crowd where the best one was
+        sampler = optuna.samplers.TPESampler(seed=search.seed, constant_liar=True)
+        study = optuna.create_study(sampler=sampler)
+        space = sweep.space(cell)
+        study.enqueue_trial({axis: value_at(cell, axis) for axis in space})
+        studies.append(_Study(tuple(t for t in trained if cell_of(t) == cell), space, study))
+    return studies
+
+
+def _sample(search: Optuna, request: Request, store: Store, local: bool, address: str | None) -> Found:
+    """All studies side by side, a round of each at a time."""
+    import optuna
+
+    studies = _studies(search, request.sweep)
+    shared = [trial for trial in request.sweep.trials() if not trial.members]
+    rows, failed, trained, host = dict.fromkeys(shared), {}, 0, "local" if local else "tune"
+    with contextlib.ExitStack() as opened:
+        cluster = functools.cache(lambda: opened.enter_context(ray_cluster(address)))
+        for begin in range(0, search.num_samples, search.batch):
+            num = min(search.batch, search.num_samples - begin)
+            asked = [(study, *point) for study in studies for point in study.ask(num)]
+            proposed = dict.fromkeys([*shared, *(row for *_, at in asked for row in at)])
+            rows |= proposed
+            plan = make_plan(request.sweep, store, local_devices(), host, [*proposed])
+            if plan.stacks and local:
+                failed |= run_local(plan, request, local_devices())
+            elif plan.stacks:
+                devices = zero_devices(cluster(), request.zero)
+                failed |= run_tune(placed(plan, devices), request, devices)
+            trained += _num_stored(store, plan) - len(plan.stored)
+            for study, point, at in asked:
+                nll = objective(store, at)
+                study.optuna.tell(point, nll, None if nll is not None else optuna.trial.TrialState.FAIL)
+    plan = make_plan(request.sweep, store, local_devices(), host, [*rows])
+    return Found(plan, failed, trained, best=_best(studies))
+
+
+def objective(store: Store, rows: Sequence[Trial]) -> float | None:
+    """Validation NLL of the largest ensemble's mean probability; None if members of it are not stored."""
+    trial = max(rows, key=lambda row: row.members)
+    try:
+        stored = store.predictions(pool_folders(trial), trial.task.eval_set("validation"))
+    except ValueError:
+        return None
+    return ensemble_nll(combine(stored.logits_MNC, "probs"), stored.labels_N)
+
+
+def _best(studies: Sequence[_Study]) -> tuple[str, ...]:
+    lines = []
+    for study in studies:
+        told = [t for t in study.optuna.trials if t.value is not None]
+        if not told:
+            continue
+        best = study.optuna.best_trial
+        row = max(study.at(best.params), key=lambda row: row.members)
+        point = ", ".join(f"{axis}={value_at(row, axis):g}" for axis in study.space)
+        factors = row.factors()
+        lines.append(
+            f"best of {len(told)} for {factors['task']} {factors['method']} {factors['regularizers']} "
+            f"members {row.members}: {point}, validation NLL {best.value:.4f}"
+        )
+    return tuple(lines)
+
+
+# Ending stacks early ---------------------------------------------------------------------------------------
+
+
+class _Record:
+    """What each stack reported and which ones were ended: `sweeps/<name>/search.json`.
+
+    A record of other settings of the search, or one that is damaged, is not taken up.
+    """
+
+    def __init__(self, store: Store, sweep: str, search: EarlyEnd) -> None:
+        self.storage, self.name = store.storage, f"sweeps/{sweep}/search.json"
+        self.search = canonical(search)
+        self.stacks: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            stored = json.loads(self.storage.read(self.name))
+            if stored["search"] == self.search:
+                self.stacks = stored["stacks"]
+
+    def add(self, stack: Stack, report: dict[str, Any], ended: bool) -> None:
+        """Keep a report; the scheduler `ended` the stack there or let it go on."""
+        entry = self.stacks.setdefault(stack.id, {"evaluated_on": _evaluated_on(stack), "reports": []})
+        entry["reports"].append({name: report[name] for name in ("step", "num_steps", TIME, OBJECTIVE)})
+        entry["ended"] = ended
+        content = {"search": self.search, "stacks": self.stacks}
+        self.storage.write(self.name, json.dumps(content, indent=1).encode())
+
+    def ended(self, stack: Stack) -> bool:
+        return self.stacks.get(stack.id, {}).get("ended", False)
+
+    def pruned(self, stacks: Sequence[Stack]) -> dict[str, Pruned]:
+        """Members of the stacks that were ended, with their stack's last report."""
+        found = {}
+        for stack in filter(self.ended, stacks):
+            last = self.stacks[stack.id]["reports"][-1]
+            stop = Pruned(last["step"], last["num_steps"], last[OBJECTIVE])
+            found |= {stack.trial.member_id(m): stop for m in stack.members}
+        return found
+
+
+def _end_early(search: EarlyEnd, plan: Plan, request: Request, store: Store, address: str | None) -> Found:
+    """The stacks of a task compete; one task comes after the other."""
+    record, failed = _Record(store, request.name, search), {}
+    remaining = [stack for stack in plan.pending if not record.ended(stack)]
+    if remaining:
+        with ray_cluster(address) as devices:
+            for name in dict.fromkeys(map(_evaluated_on, remaining)):
+                group = _on_one_device(
+                    replace(plan, pending=tuple(s for s in remaining if _evaluated_on(s) == name)), devices
+                )
+                scheduler = _scheduler(search, group.stacks)
+                for stack_id, entry in record.stacks.items():
+                    if entry["evaluated_on"] == name:
+                        _replay(scheduler, stack_id, entry["reports"])
+                failed |= run_tune(group, request, devices, scheduler, [_recorder(record, group.stacks)])
+    trained = _num_stored(store, plan) - len(plan.stored)
+    return Found(plan, failed, trained, record.pruned(plan.pending))
+
+
+def _evaluated_on(stack: Stack) -> str:
+    """The examples of the objective; NLLs on others cannot be compared with it."""
+    return stack.trial.task.eval_set("validation")
+
+
+def _on_one_device(plan: Plan, devices: Devices) -> Plan:
+    """The plan on these devices, none of its stacks divided.
+
+    Raises:
+        ValueError: a stack needs several GPUs.
+    """
+    plan = placed(plan, devices)
+    for stack, where in zip(plan.stacks, plan.placements):
+        if where.host == "zero":
+            raise ValueError(
+                f"a search ends stacks that run on one GPU: {stack_name(stack)}: {where.reason}; write fewer "
+                "members, or leave the search out"
+            )
+    return plan
+
+
+def _scheduler(search: EarlyEnd, stacks: Sequence[Stack]) -> Any:
+    """Tune's scheduler."""
+    from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+
+    class Median(MedianStoppingRule):
+        def on_trial_complete(self, *_: Any) -> None:
+            """A stack's last report is no evaluation, and would be taken for one."""
+
+    shared: dict[str, Any] = {"time_attr": TIME, "metric": OBJECTIVE, "mode": "min"}
+    shared["grace_period"] = search.grace
+    if isinstance(search, MedianStopping):
+        # An endless slice: Tune otherwise pauses stacks until there are others to compare them with
+        shared |= {"min_samples_required": search.min_stacks, "min_time_slice": math.inf}
+        return Median(**shared)
+    assert isinstance(search, ASHA)
+    longest = max(search.num_evaluations(s.trial.budget, _num_train(s.trial)) for s in stacks)
+    return ASHAScheduler(**shared, max_t=longest, reduction_factor=search.reduction)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """A stack of an earlier run of the search, in place of a Tune trial."""
+
+    trial_id: str
+
+
+def _replay(scheduler: Any, stack_id: str, reports: Sequence[dict[str, Any]]) -> None:
+    """Tell a new scheduler what a stack reported before, so that others are judged as if it ran now."""
+    past = _Past(stack_id)
+    scheduler.on_trial_add(None, past)
+    for report in reports:
+        scheduler.on_trial_result(None, past, report)
+
+
+def _recorder(record: _Record, stacks: Sequence[Stack]) -> Any:
+    from ray.tune import Callback
+
+    class Recorder(Callback):
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+        ) -> None:
+            if result["phase"] == "evaluate":  # it is done where the scheduler has ended it
+                record.add(stacks[trial.config["stack"]["number"]], result, bool(result.get("done")))
+
+    return Recorder()
+
+
+def _num_train(trial: Trial) -> int:
+    return len(trial.task.examples("train"))
+
+
+def _num_stored(store: Store, plan: Plan) -> int:
+    return sum(store.is_member(member) for member in plan.needed)
