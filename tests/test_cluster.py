@@ -31,6 +31,8 @@ from lorae.plan import Devices
 from lorae.sources import Files
 from lorae.storage import Storage
 
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find another test's
+
 ROOT = Path(__file__).parent.parent
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
@@ -109,8 +111,6 @@ from dataclasses import replace
 from toys import Colours, Greys
 from lorae.sources import Files
 from pipelines.demo import SWEEP as DEMO
-
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find that of another test
 base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), precision="fp32")
 SWEEP = replace(DEMO, base=base, ood=[Greys()])
 """

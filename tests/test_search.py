@@ -39,6 +39,8 @@ from lorae.store import WEIGHTS, Store, member_folder, prediction_file
 from lorae.training import TrainingData, train_stack
 from lorae.trial import AdamW, Budget, Sweep, with_value
 
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find another test's
+
 SHORT = Budget(batch_size=4, steps=12, max_tokens=64)
 
 
@@ -75,8 +77,6 @@ from lorae.search import ASHA
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Sweep, Trial
 from toys import Colours
-
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time
 SWEEP = Sweep(
     base=Trial(backbone=Files({backbone!r}), task=Colours(), precision="fp32", optimizer=AdamW(lr=1e-2),
                budget=Budget(batch_size=4, steps=12, max_tokens=64), members=2),

@@ -17,6 +17,8 @@ import pytest
 from jobs.cli import main
 from lorae.store import Store
 
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find another test's
+
 ROOT = Path(__file__).parent.parent
 
 DEMO_ON_A_TINY_MODEL = """
@@ -142,8 +144,6 @@ def test_a_stack_that_fails_loses_no_other_and_exits_with_1(demo_file, data_root
 
 BREAK_KL = """
 from lorae.regularizers import KL
-
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find that of another test
 class Broken(KL):
     def __getattribute__(self, name):
         if name == "direction" and "ray" in __import__("sys").modules and __import__("ray").is_initialized():

@@ -38,6 +38,8 @@ from lorae.store import Store, member_folder
 from lorae.tasks.base import OptionLikelihood
 from lorae.trial import AdamW, Budget, Trial
 
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find another test's
+
 ROOT = Path(__file__).parent.parent
 
 # Any touch of the store by another rank than 0 is an error: its storage is below a file
@@ -246,8 +248,6 @@ SWEEP = """
 from toys import Colours
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Sweep, Trial
-
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find that of another test
 base = Trial(backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=1e-2), precision="fp32",
              budget=Budget(batch_size=5, steps=12))
 SWEEP = Sweep(base=base, axes={{"members": [2]}})
