@@ -4,6 +4,7 @@ found again, and cost nothing the second time."""
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from jobs.driver import run_sweep
 from jobs.hosts import local_devices
 from jobs.request import Request, with_override
 from jobs.search import _on_one_device, _replay, _scheduler, objective
+from jobs.stack_trial import StackTrial
 from jobs.zero import Zero
 from lorae.backbones import load_backbone
 from lorae.encoding import encode
@@ -322,3 +324,28 @@ def test_stacks_that_compete_are_whole_ensembles(tiny_trial, tmp_path):
         placed(plan, small)
     with pytest.raises(ValueError, match=r"that run on one GPU: .* members=0,1,2,3: asked for"):
         _on_one_device(plan, replace(many, stack_devices=2))
+
+
+def test_a_stack_waits_at_each_evaluation_and_its_worker_takes_the_next_one(
+    tiny_trial, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    base, storage = tiny_trial(budget=SHORT), str(tmp_path)
+    ended, done = (Stack(with_value(base, "optimizer.lr", lr), (0,)) for lr in (0.1, 0.05))
+
+    class Worker(StackTrial):
+        def setup(self, config):
+            settings = {"storage_uri": storage, "early_end": ASHA(every=4)}
+            agreed = SimpleNamespace(broken=lambda: None)
+            super().setup(config, (ended, done), settings, (None, None), agreed)
+
+    worker = Worker({"stack": {"number": 0}})
+    while worker.step().get("evaluation") != 1:
+        pass
+    worker.reset_config({"stack": {"number": 1}})
+    reports = [worker.step()]
+    while reports[-1]["phase"] != "done":
+        reports.append(worker.step())
+    assert [r["step"] for r in reports if "validation_nll" in r] == [4, 8]
+    assert Store(storage).storage.names("members") == [done.trial.member_id(0)]
+    assert Store(storage).begun() == [[ended.trial.member_id(0)]]
