@@ -81,8 +81,12 @@ def prepare(tracking_uri: str) -> None:
         TrackingError: they cannot be created or reached.
     """
     database = _database(tracking_uri)
-    lock = Storage(str(database.parent)).lock("mlflow", wait=True) if database else contextlib.nullcontext()
-    with _tracking_errors(tracking_uri), lock:  # MLflow fails where two processes create one database
+    lock = contextlib.nullcontext()
+    if database:  # MLflow fails where two processes create it
+        folder = Storage(str(database.parent))
+        folder.retry_seconds = 0.0  # a sweep does not wait for MLflow
+        lock = folder.lock("mlflow", wait=True)
+    with _tracking_errors(tracking_uri), lock:
         _open(tracking_uri)
 
 

@@ -150,8 +150,6 @@ class Storage:
         while True:
             try:
                 return action()
-            except (NotADirectoryError, IsADirectoryError, FileExistsError):
-                raise  # a place that no waiting mends
             except OSError as error:
                 if time.monotonic() + pause > deadline:
                     raise OSError(

@@ -3,6 +3,7 @@ seconds."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from toys import OPTIONS, WORDS, Colours, colour_rows, write_split
 
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Trial
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # else the other test process starves Ray's workers
 
 
 @pytest.fixture(scope="session")
