@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/lorae report lorae-results --sweep demo --out lorae-results/report/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .

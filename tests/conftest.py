@@ -3,8 +3,9 @@ seconds."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,18 @@ from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Trial
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # else the other test process starves Ray's workers
+
+
+@pytest.fixture(autouse=True)
+def _rays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test that looks for any Ray of the machine waits until no other test process has one."""
+    marker = request.node.get_closest_marker("ray")
+    if marker is None:
+        yield
+        return
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX if marker.kwargs.get("alone") else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture(scope="session")

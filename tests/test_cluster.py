@@ -31,7 +31,7 @@ from lorae.plan import Devices
 from lorae.sources import Files
 from lorae.storage import Storage
 
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find another test's
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -269,6 +269,7 @@ def test_a_local_sweep_listens_on_this_machine_alone(tiny_llama, data_root, tmp_
     assert set().union(*family.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
+@pytest.mark.ray(alone=True)
 def test_submitted_where_there_is_no_cluster_is_an_error_not_a_one_node_run(tiny_llama, data_root, tmp_path):
     process = sweep("jobs.sweep", tiny_llama, data_root, tmp_path)
     _, printed = process.communicate(timeout=120)

@@ -10,7 +10,7 @@ from lorae.run import run_stack
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, member_folder
 
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find that of another test
+pytestmark = pytest.mark.ray
 
 
 def test_export_writes_the_stored_adapter_by_the_beginning_of_its_id(tiny_trial, tmp_path, capsys):

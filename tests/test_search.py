@@ -41,7 +41,7 @@ from lorae.store import WEIGHTS, Store, member_folder, prediction_file
 from lorae.training import TrainingData, train_stack
 from lorae.trial import AdamW, Budget, Sweep, with_value
 
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find another test's
+pytestmark = pytest.mark.ray
 
 SHORT = Budget(batch_size=4, steps=12, max_tokens=64)
 

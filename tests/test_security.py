@@ -24,7 +24,7 @@ from lorae.storage import Storage, shown
 from lorae.store import Store, member_folder
 from lorae.tasks.data import parquet, read_rows
 
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find that of another test
+pytestmark = pytest.mark.ray
 
 HOSTILE_NAMES = [
     "../x",

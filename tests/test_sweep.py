@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 from jobs.cli import main
 from lorae.store import Store
 
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find another test's
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent
 
@@ -154,21 +153,6 @@ class Broken(KL):
 regularizers = [(), (Broken(7.0),), SWEEP.axes["regularizers"][2]]
 SWEEP = replace(SWEEP, axes=SWEEP.axes | {"regularizers": regularizers})
 """
-
-
-def test_interrupt_leaves_a_store_that_resumes(demo_file, data_root, tmp_path):
-    storage = tmp_path / "results"
-    words = ("sweep", demo_file, "--storage", storage, "--json", "--local")
-    process = lorae(*words, data_root=data_root)
-    while not list(storage.glob("members/*/DONE.json")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "repeat the command to resume" in err
-    stored = len(list(storage.glob("members/*/DONE.json")))
-    resumed, _ = finished(lorae(*words, data_root=data_root), 0)
-    assert resumed["trained"] == 12 - stored
 
 
 def test_wrong_usage_is_one_line_and_exit_code_2(demo_file, data_root, tmp_path, capsys, monkeypatch):

@@ -38,7 +38,7 @@ from lorae.store import Store, member_folder
 from lorae.tasks.base import OptionLikelihood
 from lorae.trial import AdamW, Budget, Trial
 
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: `auto` would find another test's
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent
 
