@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import safetensors
 import safetensors.numpy
 
-from analysis.data import Row, describe, eval_sets, load_trials
+from analysis.data import Row, describe, eval_sets, load_trials, pool
 from lorae.identity import digest
 from lorae.results import read_trials, trial_metrics
 from lorae.store import (
@@ -145,7 +145,7 @@ class _Stored:
     @cached_property
     def sound(self) -> tuple[Row, ...]:
         """Done trials of which every entry is sound."""
-        return tuple(row for row in self.done if all(map(self.is_sound, _pool(row))))
+        return tuple(row for row in self.done if all(map(self.is_sound, pool(row))))
 
     @property
     def sound_trials(self) -> str:
@@ -186,15 +186,10 @@ def _open(storage: str, sweep: str | None) -> _Stored:
             f"{store.storage.uri} holds no member and no sweep; give the folder that a sweep wrote to"
         )
     kept = [row for row in rows if row["status"] != "pruned"]  # no member of a pruned trial is expected
-    named = dict.fromkeys(f for row in kept for f in [reference_folder(row["reference_id"]), *_pool(row)])
+    named = dict.fromkeys(f for row in kept for f in [reference_folder(row["reference_id"]), *pool(row)])
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
     return _Stored(store, tuple(rows), tuple(done), tuple(incomplete), tuple(folders), failures)
-
-
-def _pool(row: Row) -> list[str]:
-    """Folders whose draws make up a trial's ensemble."""
-    return [member_folder(m) for m in row["member_ids"]] or [reference_folder(row["reference_id"])]
 
 
 def _results(check: str, problems: Iterable[Problem], num_seen: int, seen: str) -> list[Finding]:
@@ -234,7 +229,7 @@ def _missing_files(stored: _Stored, folder: str) -> str | None:
     if not files:
         if store.storage.names(folder):
             return "has no DONE.json that is valid: unfinished, or discarded as damaged; repeat the sweep"
-        count = sum(folder in (reference_folder(row["reference_id"]), *_pool(row)) for row in stored.rows)
+        count = sum(folder in (reference_folder(row["reference_id"]), *pool(row)) for row in stored.rows)
         return f"named by {count} trials, but not stored; repeat the sweep"
     needed = (WEIGHTS, ADAPTER_CONFIG, CURVE_FILE, RECORD) if folder.startswith("members/") else ()
     if lacking := [name for name in needed if name not in files]:
@@ -357,7 +352,7 @@ def ood_prompts_are_the_tests(stored: _Stored) -> list[Finding]:
     problems: dict[Problem, None] = {}
     pairs = 0
     for row in stored.sound:
-        folder, sets = _pool(row)[0], eval_sets(row)
+        folder, sets = pool(row)[0], eval_sets(row)
         expected = stored.store.template(folder, sets["test"])
         for eval_set in (name for task, name in sets.items() if task not in ("test", "validation")):
             pairs += 1
@@ -375,7 +370,7 @@ def _train_set(row: Row) -> str:
 
 def _ids(stored: _Stored, row: Row, eval_set: str) -> set[str]:
     """Example ids of a set in the trial's reference, or else its first member; empty if neither has it."""
-    for folder in (reference_folder(row["reference_id"]), *_pool(row)[:1]):
+    for folder in (reference_folder(row["reference_id"]), *pool(row)[:1]):
         if stored.is_sound(folder) and stored.store.has_predictions(folder, [eval_set]):
             return set(stored.predictions(folder, eval_set).example_ids)
     return set()
@@ -560,7 +555,7 @@ def metrics_come_from_the_logits(stored: _Stored) -> list[Finding]:
     for row in stored.sound:
         try:
             sets = eval_sets(row)
-            predictions = {where: stored.store.predictions(_pool(row), name) for where, name in sets.items()}
+            predictions = {where: stored.store.predictions(pool(row), name) for where, name in sets.items()}
             ood = [where for where in sets if where not in ("test", "validation")]
             found = trial_metrics(predictions, ood, row["combine"])
         except ValueError as error:

@@ -12,12 +12,13 @@ from lorae import peft_format
 from lorae.adapters import Adapters
 from lorae.backbones import Backbone, load_backbone
 from lorae.encoding import Row, encode
-from lorae.identity import canonical, canonical_json, digest, spec_of
+from lorae.identity import canonical, canonical_json, spec_of
 from lorae.methods import Gaussian, Kaiming, Lora, Method, Orthogonal, Vera, Xavier
 from lorae.prediction import predict
 from lorae.sources import Files, Hub, Source, Wheel
 from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
 from lorae.tasks.base import LabelWords, Letters, OptionLikelihood, Task
+from lorae.trial import backbone_id
 from lorae.untrusted import count
 
 SPECS = (Hub, Files, Wheel, Lora, Vera, Kaiming, Gaussian, Xavier, Orthogonal)
@@ -56,8 +57,7 @@ class _Group:
 
     @property
     def reference_id(self) -> str:
-        parts = {name: self.recipe[name] for name in ("schema", "backbone", "precision")}
-        return digest(parts | {"max_tokens": self.max_tokens})
+        return backbone_id(self.source, self.recipe["precision"], self.max_tokens)
 
 
 def predict_task(

@@ -207,7 +207,7 @@ class Trial:
 
     def reference_id(self) -> str:
         """Identity of the untouched backbone, under which its own predictions are stored."""
-        return _reference_id(self.backbone, self.precision, self.budget.max_tokens)
+        return backbone_id(self.backbone, self.precision, self.budget.max_tokens)
 
     def factors(self) -> dict[str, str | int | float]:
         """Readable columns of the row, flat and in a fixed order; "none" or 0 for what the backbone itself
@@ -247,7 +247,8 @@ class Trial:
 
 
 @functools.lru_cache(maxsize=1024)
-def _reference_id(backbone: Source, precision: str, max_tokens: int) -> str:
+def backbone_id(backbone: Source, precision: str, max_tokens: int) -> str:
+    """Identity of an untouched backbone, see `Trial.reference_id`."""
     parts = {"backbone": backbone, "precision": precision, "max_tokens": max_tokens}
     return digest(parts | {"schema": SCHEMA_VERSION})
 
