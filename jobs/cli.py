@@ -3,7 +3,7 @@
     lorae sweep pipelines/demo.py --dry-run      what would be trained, and what is stored already
     lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing
     twice lorae sweep pipelines/demo.py --set members=6
-    lorae predict lorae-results --task TREC      add predictions on a task to the stored members
+    lorae predict lorae-results --task ArcEasy   add predictions on a task to the stored members
     lorae plan FILE --simulate --gpus 64 --gpu a100-80    time, cost and idle share on GPUs that are not there
     lorae doctor                                 versions, devices, Ray, storage, model and data access
     lorae audit lorae-results                    are the stored numbers what they claim to be?
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="add predictions on a task to stored members")
     predict.add_argument("storage", metavar="STORAGE")
-    predict.add_argument("--task", required=True, help="TREC, \"MMLU('stem')\", or my_tasks.py:Colours")
+    predict.add_argument("--task", required=True, help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours")
     predict.add_argument("--sweep", metavar="NAME", help="only the members of this sweep")
     predict.add_argument("--data-root", metavar="DIR", help="local copies of datasets; or LORAE_DATA_ROOT")
     predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
