@@ -112,6 +112,7 @@ class Adapters:
             self.projections = tuple(torch.stack(p).to(backbone.device, backbone.dtype) for p in zip(*pairs))
 
     def __enter__(self) -> Adapters:
+        self.backbone.inserted = self
         for number, layer in enumerate(self.layers):
             parent, leaf = _parent(self.backbone.lm, layer)
             setattr(parent, leaf, MODULES[type(self.method)](getattr(parent, leaf), self, layer, number))
@@ -121,6 +122,7 @@ class Adapters:
         for layer in self.layers:
             parent, leaf = _parent(self.backbone.lm, layer)
             setattr(parent, leaf, getattr(parent, leaf).base)
+        self.backbone.inserted = None
 
     def factors(self, layer: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The two trained factors of a layer, members leading."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -16,17 +16,21 @@ from lorae.ranks import Ranks
 from lorae.shapes import linears_of
 from lorae.sources import Source, backbone_folder
 
+if TYPE_CHECKING:
+    from lorae.adapters import Adapters
+
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Backbone:
     """A frozen causal LM with its tokenizer on one device, or partitioned over ranks.
 
     Attributes:
         ranks: the processes that run it together, each on its share of the rows.
         gathered: context in which parameters that are partitioned over the ranks are whole.
+        inserted: the adapters of a stack that are in it now.
     """
 
     name: str
@@ -34,6 +38,12 @@ class Backbone:
     tokenizer: Any
     ranks: Ranks = Ranks()
     gathered: Callable[[list[nn.Parameter]], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    inserted: Adapters | None = field(default=None, init=False)
+
+    @property
+    def num_members(self) -> int:
+        """Members whose rows a batch holds: those of the inserted stack, or the backbone itself."""
+        return self.inserted.num_members if self.inserted else 1
 
     @property
     def device(self) -> torch.device:

@@ -160,7 +160,7 @@ def _stack_logits(
     weights = [store.read(member_folder(m), peft_format.WEIGHTS) for m in members]
     with Adapters(model, group.method, [group.members[m] for m in members]) as adapters:
         adapters.load([peft_format.read_state(w) for w in weights])
-        return predict(model, rows, len(members))
+        return predict(model, rows)
 
 
 def _store(store: Store, folder: str, task: Task, rows: Sequence[Row], logits_KNC: np.ndarray) -> None:

@@ -13,16 +13,15 @@ from lorae.memory import PREDICT_TOKENS
 
 
 @torch.no_grad()
-def predict(
-    backbone: Backbone, rows: Sequence[Row], num_members: int = 1, batch_tokens: int = PREDICT_TOKENS
-) -> np.ndarray:
+def predict(backbone: Backbone, rows: Sequence[Row], batch_tokens: int = PREDICT_TOKENS) -> np.ndarray:
     """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are
     none.
 
     Classes that a row does not have are -inf. Rows keep their order. Each rank predicts its share of a batch,
     `batch_tokens` of it at once, and has all logits in the end.
     """
-    ranks, num_classes = backbone.ranks, max(r.num_classes for r in rows)
+    ranks, num_members = backbone.ranks, backbone.num_members
+    num_classes = max(r.num_classes for r in rows)
     logits_MNC = torch.zeros(num_members, len(rows), num_classes, device=backbone.device)
     most = max(1, ranks.size * batch_tokens // num_members)
     for indices in length_batches([len(r.tokens) for r in rows], most):

@@ -293,7 +293,7 @@ def _predict_sets(
         for number, (name, (task, split)) in enumerate(job.stack.eval_sets().items()):
             job.stop_if_asked()
             job.on_progress(Progress("predict", number, len(job.stack.eval_sets())))
-            logits[name] = predict(job.backbone, job.encoded(task, split), len(states))[:, None]
+            logits[name] = predict(job.backbone, job.encoded(task, split))[:, None]
     return logits, time.perf_counter() - started
 
 

@@ -185,7 +185,7 @@ def train_stack(
             stopped: list[int] = []
             if stopping and every and (step % every == 0 or step == num_steps):
                 started = time.perf_counter()
-                evaluated = evaluate(backbone, data.validation, len(active))
+                evaluated = evaluate(backbone, data.validation)
                 seconds = (time.perf_counter() - started) / len(active)
                 for i, (nll, acc) in enumerate(evaluated):
                     run = runs[active[i]]
@@ -208,7 +208,7 @@ def train_stack(
             if checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due(step)):
                 checkpoints.save(*snapshot(step, active, runs, adapters, optimizer))
             if evaluating:
-                on_evaluation(step, num_steps, validation_nll(backbone, data.validation, len(active)))
+                on_evaluation(step, num_steps, validation_nll(backbone, data.validation))
             on_step(step, num_steps)
 
         for i, m in enumerate(active):
@@ -274,9 +274,9 @@ def kl_divergence(logits: torch.Tensor, reference: torch.Tensor, direction: str)
     return (log_p.exp() * exists * (log_p - log_q)).sum(1)
 
 
-def evaluate(backbone: Backbone, rows: Sequence[Row], num_members: int) -> list[tuple[float, float]]:
+def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float]]:
     """Mean NLL (nats) and accuracy of each member of the inserted stack."""
-    logits_MNC = torch.from_numpy(predict(backbone, rows, num_members))
+    logits_MNC = torch.from_numpy(predict(backbone, rows))
     labels_N = torch.tensor([r.label for r in rows])
     return [
         (F.cross_entropy(logits_NC, labels_N).item(), (logits_NC.argmax(1) == labels_N).float().mean().item())
@@ -284,9 +284,9 @@ def evaluate(backbone: Backbone, rows: Sequence[Row], num_members: int) -> list[
     ]
 
 
-def validation_nll(backbone: Backbone, rows: Sequence[Row], num_members: int) -> float:
+def validation_nll(backbone: Backbone, rows: Sequence[Row]) -> float:
     """NLL (nats) of the mean probability of the inserted stack's members."""
-    pooled_NC = metrics.combine(predict(backbone, rows, num_members), "probs")
+    pooled_NC = metrics.combine(predict(backbone, rows), "probs")
     return metrics.ensemble_nll(pooled_NC, np.array([r.label for r in rows]))
 
 
