@@ -1,9 +1,8 @@
 """Adapters of M members on one frozen backbone: every frozen GEMM runs once for all, each low-rank branch is
 batched.
 
-Inputs of the members are concatenated on the batch axis, (M*B, T, D). An adapted layer adds its members'
-branches as batched products over M; the frozen weight is never copied. Sources: LoRA arXiv:2106.09685, VeRA
-arXiv:2310.11454.
+Each member's tokens are one row of a batch, (M, S, D). An adapted layer adds its members' branches as batched
+products over M; the frozen weight is never copied. Sources: LoRA arXiv:2106.09685, VeRA arXiv:2310.11454.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from torch import nn
 
 from lorae import seeds
 from lorae.backbones import Backbone
+from lorae.encoding import Batch
 from lorae.methods import Lora, Method, Vera, adapted_layers
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
 
 
 class BranchDropout:
-    """Dropout on the inputs of all adapter branches of a stack; off unless `row_keys` is set.
+    """Dropout on the inputs of all adapter branches of a stack; off unless `begin` was called.
 
     Args:
         p: probability of dropping an input.
@@ -30,13 +30,22 @@ class BranchDropout:
 
     def __init__(self, p: float) -> None:
         self.p = p
-        self.row_keys: torch.Tensor | None = None  # int32 (M*B,), one key for each member, step and row
+        self.tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def begin(self, row_keys: Sequence[int], batch: Batch) -> None:
+        """Drop by these keys in the next forward passes: one for each member, step and row of the batch."""
+        keys = torch.tensor(row_keys, dtype=torch.int32, device=batch.labels.device)
+        self.tokens = keys[batch.packing.rows], batch.packing.places  # (M, S) each
+
+    def end(self) -> None:
+        self.tokens = None
 
     def __call__(self, x: torch.Tensor, layer: int) -> torch.Tensor:
-        if self.row_keys is None or self.p == 0:
+        if self.tokens is None or self.p == 0:
             return x
-        keep = seeds.keep_mask(self.row_keys ^ seeds.key32("layer", layer), x.shape[1], x.shape[2], self.p)
-        return x * keep / (1 - self.p)
+        row_keys, places = self.tokens
+        keys = row_keys ^ seeds.key32("layer", layer)
+        return x * seeds.keep_mask(keys, places, x.shape[-1], self.p) / (1 - self.p)
 
 
 class StackedLora(nn.Module):
@@ -46,11 +55,11 @@ class StackedLora(nn.Module):
         super().__init__()
         self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M*B, T, D) -> (M*B, T, E)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
         A_MRD, B_MER = self.adapters.factors(self.layer)
         y, num_members = self.base(x), len(A_MRD)
-        z = self.adapters.dropout(x, self.number).reshape(num_members, -1, x.shape[-1])  # (M, B*T, D)
-        h = torch.bmm(z, A_MRD.to(x.dtype).transpose(1, 2))  # (M, B*T, R)
+        z = self.adapters.dropout(x, self.number).reshape(num_members, -1, x.shape[-1])
+        h = torch.bmm(z, A_MRD.to(x.dtype).transpose(1, 2))  # (M, S, R)
         B_MRE = B_MER.to(x.dtype).transpose(1, 2)
         y_MNE = y.view(num_members, -1, y.shape[-1])
         return torch.baddbmm(y_MNE, h, B_MRE, alpha=self.adapters.scale).view_as(y)
@@ -64,14 +73,14 @@ class StackedVera(nn.Module):
         super().__init__()
         self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M*B, T, D) -> (M*B, T, E)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
         d_MR, b_ME = self.adapters.factors(self.layer)
         A_MRD, B_MER = self.adapters.projections
         y, num_members = self.base(x), len(d_MR)
         A_MRD, B_MER = A_MRD[:, :, : x.shape[-1]], B_MER[:, : y.shape[-1]]
-        z = self.adapters.dropout(x, self.number).reshape(num_members, -1, x.shape[-1])  # (M, B*T, D)
-        h = torch.bmm(z, A_MRD.transpose(1, 2)) * d_MR.to(x.dtype)[:, None]  # (M, B*T, R)
-        branch = torch.bmm(h, B_MER.transpose(1, 2)) * b_ME.to(x.dtype)[:, None]  # (M, B*T, E)
+        z = self.adapters.dropout(x, self.number).reshape(num_members, -1, x.shape[-1])
+        h = torch.bmm(z, A_MRD.transpose(1, 2)) * d_MR.to(x.dtype)[:, None]  # (M, S, R)
+        branch = torch.bmm(h, B_MER.transpose(1, 2)) * b_ME.to(x.dtype)[:, None]  # (M, S, E)
         return y + branch.view_as(y)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lorae.packing import ATTENTION, Packing, register_attention
 from lorae.ranks import Ranks
 from lorae.shapes import linears_of
 from lorae.sources import Source, backbone_folder
@@ -57,27 +58,10 @@ class Backbone:
     def linears(self) -> dict[str, tuple[int, int]]:
         return linears_of(self.lm)
 
-    def hidden(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Last hidden states (rows, T, D) after the final norm.
-
-        Without a mask rows are right-padded and attention is causal, so real tokens never see padding.
-
-        Args:
-            input_ids: (rows, T).
-            position_ids: (rows, T), or None for 0..T-1.
-            mask: additive attention mask (rows, 1, T, T), or None for causal.
-        """
-        attention: Any = mask
-        kinds = getattr(self.lm.config, "layer_types", None)
-        if mask is not None and kinds:
-            attention = dict.fromkeys(kinds, mask)
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Last hidden states (M, S, D) after the final norm, of packed tokens (M, S)."""
         return self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention, use_cache=False
+            input_ids=input_ids, position_ids=position_ids, packing=packing, use_cache=False
         ).last_hidden_state
 
     def answer_logits(self, hidden_ND: torch.Tensor, answer_ids_NC: torch.Tensor) -> torch.Tensor:
@@ -109,7 +93,7 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
             head has a scaling that lorae does not know).
     """
     backbone = read_backbone(source, precision, device, recompute)
-    check_head(backbone)
+    check_logits(backbone)
     return backbone
 
 
@@ -118,13 +102,11 @@ def read_backbone(source: Source, precision: Precision, device: str, recompute: 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = backbone_folder(source)
-    # The backward pass of CPU flash attention is slower than the eager one for the short sequences of
-    # classification.
-    attention = "eager" if device == "cpu" else "sdpa"
+    register_attention()
     lm: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[precision],
-        attn_implementation=attention,
+        attn_implementation=ATTENTION,
         trust_remote_code=False,
         use_safetensors=True,
     )
@@ -145,14 +127,22 @@ def recompute_layers(lm: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_head(backbone: Backbone) -> None:
-    """Compare `answer_logits` with the model's own logits on one short row."""
-    ids = torch.arange(1, 5, device=backbone.device)[None]
-    own = backbone.lm(input_ids=ids, use_cache=False).logits[:, -1, :8].float()
-    ours = backbone.answer_logits(backbone.hidden(ids)[:, -1], torch.arange(8, device=backbone.device)[None])
-    scale = own.abs().max().clamp(min=1.0)
-    if not torch.allclose(own, ours, atol=float(scale) * (1e-4 if backbone.dtype == torch.float32 else 2e-2)):
+def check_logits(backbone: Backbone) -> None:
+    """Compare `answer_logits` of packed rows with the logits of the model itself, row by row."""
+    rows = [[1, 2, 3, 4], [5, 6], [4, 3, 2, 1, 6, 7]]
+    own = []
+    backbone.lm.set_attn_implementation("eager")
+    for row in rows:
+        ids = torch.tensor([row], device=backbone.device)
+        own.append(backbone.lm(input_ids=ids, use_cache=False).logits[0, -1, :8].float())
+    backbone.lm.set_attn_implementation(ATTENTION)
+    packed = Packing.of([len(row) for row in rows], 1, backbone.device)
+    ids = packed.pack([token for row in rows for token in row])
+    hidden_ND = backbone.hidden(ids, packed.places, packed)[0, packed.ends]
+    ours = backbone.answer_logits(hidden_ND, torch.arange(8, device=backbone.device).expand(len(rows), -1))
+    difference, scale = (ours - torch.stack(own)).abs().max(), torch.stack(own).abs().max().clamp(min=1.0)
+    if not difference <= scale * (1e-4 if backbone.dtype == torch.float32 else 3e-2):
         raise ValueError(
-            f"{backbone.name}: the logits of {type(backbone.lm).__name__} are not its output "
-            "head's times the last hidden state; this architecture is not supported"
+            f"{backbone.name}: the logits of {type(backbone.lm).__name__} are not its output head's times "
+            "the last hidden state of causal attention alone; this architecture is not supported"
         )

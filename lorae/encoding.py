@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lorae.backbones import Backbone
+from lorae.packing import Packing
 from lorae.tasks.base import Example, OptionLikelihood, Task
 
 
@@ -99,67 +100,63 @@ def _pack_options(row: Row, tails: list[list[int]], max_tokens: int) -> Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows on the device, right-padded to T tokens; `class_logits` turns it into logits (rows, C)."""
+    """Rows of M members on the device, each member's in one packed row of S tokens, members first;
+    `class_logits` turns it into logits (rows, C)."""
 
-    input_ids: torch.Tensor  # (rows, T)
+    input_ids: torch.Tensor  # (M, S)
+    position_ids: torch.Tensor  # (M, S)
+    packing: Packing
     labels: torch.Tensor  # (rows,)
     class_mask: torch.Tensor  # (rows, C), True where the class exists
-    last: torch.Tensor  # (rows,) index of the last real token
     answer_ids: torch.Tensor | None = None  # (rows, C)
-    position_ids: torch.Tensor | None = None  # (rows, T)
-    attention: torch.Tensor | None = None  # (rows, 1, T, T), additive
-    scored: tuple[torch.Tensor, ...] = ()  # K positions: row, predicting position, token, class
+    scored: tuple[torch.Tensor, ...] = ()  # K predictions: place in the packed (M * S), token, row, class
     norms: torch.Tensor | None = None  # (rows, C)
 
 
 def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch:
-    """Rows as one right-padded batch on the backbone's device."""
-    length = max(len(r.tokens) for r in rows)
-    num = len(rows)
-    input_ids = np.zeros((num, length), np.int64)
-    answer_ids = np.zeros((num, num_classes), np.int64)
-    class_mask = np.zeros((num, num_classes), bool)
-    for n, row in enumerate(rows):
-        input_ids[n, : len(row.tokens)] = row.tokens
-        answer_ids[n, : len(row.answer_ids)] = row.answer_ids
-        class_mask[n, : row.num_classes] = True
+    """Rows of the inserted stack's members, members first and as many of each, on the backbone's device."""
 
     def on_device(values: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values)).to(backbone.device, non_blocking=True)
 
+    def by_class(values: Sequence[Sequence[Any]], dtype: Any, fill: Any) -> torch.Tensor:
+        padded = np.full((len(rows), num_classes), fill, dtype)
+        for n, of_row in enumerate(values):
+            padded[n, : len(of_row)] = of_row
+        return on_device(padded)
+
+    packing = Packing.of([len(r.tokens) for r in rows], backbone.num_members, backbone.device)
     batch = Batch(
-        input_ids=on_device(input_ids),
+        input_ids=packing.pack([t for r in rows for t in r.tokens]),
+        position_ids=packing.places,
+        packing=packing,
         labels=on_device([r.label for r in rows]),
-        class_mask=on_device(class_mask),
-        last=on_device([len(r.tokens) - 1 for r in rows]),
-        answer_ids=on_device(answer_ids),
+        class_mask=by_class([[True] * r.num_classes for r in rows], bool, False),
     )
     if not rows[0].segments:
-        return batch
-    packed = [_packed_layout(r, length) for r in rows]
-    visible = np.stack([p[1] for p in packed])[:, None]
-    floor = torch.finfo(backbone.dtype).min
-    scored = [(n, *entry) for n, (_, _, entries) in enumerate(packed) for entry in entries]
-    norms = np.ones((num, num_classes), np.float32)
-    for n, row in enumerate(rows):
-        norms[n, : row.num_classes] = row.norms
+        return replace(batch, answer_ids=by_class([r.answer_ids for r in rows], np.int64, 0))
+    positions, visible, entries = zip(*(_options_layout(r, packing.shape[1]) for r in rows))
+    first = np.cumsum([0, *(len(r.tokens) for r in rows)])  # of each row's tokens in packing.order
+    scored = [
+        (packing.order[first[n] + place], token, n, option)
+        for n, of_row in enumerate(entries)
+        for place, token, option in of_row
+    ]
     return replace(
         batch,
-        answer_ids=None,
-        position_ids=on_device([p[0] for p in packed]),
-        attention=on_device(np.where(visible, 0.0, floor)).to(backbone.dtype),
-        scored=tuple(on_device(np.array(column)) for column in zip(*scored)),
-        norms=on_device(norms),
+        position_ids=packing.pack([p for of_row in positions for p in of_row]),
+        packing=replace(packing, visible=on_device(np.stack(visible))),
+        scored=tuple(on_device(column) for column in zip(*scored)),
+        norms=by_class([r.norms for r in rows], np.float32, 1.0),
     )
 
 
-def _packed_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
-    """Positions (T,), visibility (T, T) and scored entries (predicting position, token, class) of a packed
-    row."""
+def _options_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
+    """Positions of a row's tokens, visibility (T, T), and scored entries (predicting place, token, class)."""
     segments = np.full(length, -2)
     segments[: len(row.segments)] = row.segments
     question = int((segments == -1).sum())
-    positions = np.arange(length)
+    positions = np.arange(len(row.tokens))
     for k in range(row.num_classes):
         where = np.flatnonzero(segments == k)
         positions[where] = question + np.arange(len(where))
@@ -174,14 +171,13 @@ def _packed_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[
 
 def class_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
-    hidden = backbone.hidden(batch.input_ids, batch.position_ids, batch.attention)
+    hidden = backbone.hidden(batch.input_ids, batch.position_ids, batch.packing).flatten(0, 1)  # (M*S, D)
     if batch.answer_ids is not None:
-        rows = torch.arange(len(hidden), device=hidden.device)
-        logits = backbone.answer_logits(hidden[rows, batch.last], batch.answer_ids)
+        logits = backbone.answer_logits(hidden[batch.packing.ends], batch.answer_ids)
     else:
         assert batch.norms is not None
-        row, place, token, option = batch.scored
-        log_probs_K = backbone.token_log_probs(hidden[row, place], token)
+        place, token, row, option = batch.scored
+        log_probs_K = backbone.token_log_probs(hidden[place], token)
         logits = (
             torch.zeros_like(batch.norms).index_put((row, option), log_probs_K, accumulate=True) / batch.norms
         )

@@ -2,7 +2,7 @@
 
 Counted tensor by tensor for a Llama-like decoder with frozen weights, in which autograd keeps no input of a
 frozen linear layer and nothing below the first adapted one. Other decoders are counted as if they were one.
-The attention is that of `lorae.backbones`: eager on a CPU, scaled_dot_product_attention on a GPU.
+The attention is that of `lorae.packing`: written out on a CPU, scaled_dot_product_attention on a GPU.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class _Shape:
     inner: int
     gated: bool
     heads: int
+    key_value_heads: int
     head_dim: int
     qk_norm: bool
     vocabulary: int
@@ -103,20 +104,21 @@ class _Shape:
             inner=config.get("intermediate_size") or 4 * hidden,
             gated=any("gate" in name for name in linear_shapes(config)),
             heads=heads,
+            key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or hidden // heads,
             qk_norm=config["model_type"] in QK_NORM,
             vocabulary=config["vocab_size"],
         )
 
     def kept_bytes(self, tokens: int, length: int) -> int:
-        """What autograd keeps of one layer: two norms' inputs in fp32; queries, keys and values of all
-        heads; softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
+        """What autograd keeps of one layer: two norms' inputs in fp32; queries, keys and values;
+        softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
         activations (gate, SiLU of it, up)."""
-        attention = self.heads * self.head_dim
+        attention, key_value = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         norms = 4 * (2 * self.hidden + 2 * self.qk_norm * attention)
         scores = attention * self.size if self.fused else self.heads * length * (4 + 2 * (self.size == 2))
         inner = (3 if self.gated else 2) * self.inner * self.size
-        return tokens * (norms + 3 * attention * self.size + scores + inner)
+        return tokens * (norms + (attention + 2 * key_value) * self.size + scores + inner)
 
     def backward_bytes(self, tokens: int, rows: int, texts: Texts) -> int:
         """Largest temporaries at the start of the backward pass: gradients of the inner activations, of the

@@ -34,10 +34,14 @@ def predict(backbone: Backbone, rows: Sequence[Row], batch_tokens: int = PREDICT
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
-    """Indices sorted by length and cut so that rows times the longest row is at most `batch_tokens`."""
+    """Indices sorted by length and cut so that no batch has more than `batch_tokens`."""
+    longest_first = np.argsort(lengths, kind="stable")[::-1]  # memory peaks at once, not at the end
     batches: list[list[int]] = []
-    for n in np.argsort(lengths, kind="stable")[::-1]:  # longest first: memory peaks at once, not at the end
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+    room = 0
+    for n in longest_first:
+        if not batches or lengths[n] > room:
             batches.append([])
+            room = batch_tokens
+        room -= lengths[n]
         batches[-1].append(int(n))
     return [np.array(b) for b in batches]

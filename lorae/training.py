@@ -136,9 +136,7 @@ def train_stack(
                 batch = collate([data.train[n] for n in part_MB.flat], data.num_classes, backbone)
                 if dropout:
                     row_keys = [seeds.key32(*keys[m]["dropout"], step, b) for m in active for b in part]
-                    adapters.dropout.row_keys = torch.tensor(
-                        row_keys, dtype=torch.int32, device=backbone.device
-                    )
+                    adapters.dropout.begin(row_keys, batch)
                 logits = class_logits(backbone, batch)  # (M*B, C)
                 nll_MB = F.cross_entropy(logits, batch.labels, reduction="none").view(part_MB.shape)
                 loss_MB = nll_MB
@@ -155,7 +153,7 @@ def train_stack(
                 losses_M += loss_MB.detach()[:, :real].sum(1) / num
                 nll_M += nll_MB.detach()[:, :real].sum(1) / num
                 correct_M += correct_MB[:, :real].sum(1) / num
-            adapters.dropout.row_keys = None
+            adapters.dropout.end()
             ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
 
             # Each member's own gradient norm; a member that is not finite makes no step and leaves
