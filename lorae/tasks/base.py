@@ -442,6 +442,13 @@ def content_id(*parts: str) -> str:
     return CONTENT_ID + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def media_example(
+    media: Image | Audio, classes: tuple[str, ...], label: int | None, group: str | None = None
+) -> Example:
+    """Example of an image or piece of audio whose dataset has no ids."""
+    return Example(content_id(media.digest), "", classes, label, group, media)
+
+
 def lettered_example(row: dict[str, Any], question: str) -> Example:
     """Example of a row with `id`, `choices` {text, label} and `answerKey`, the schema of AI2's datasets.
 
