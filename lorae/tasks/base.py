@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from lorae.identity import canonical, digest
 from lorae.media import Audio, Image
-from lorae.sources import Hub, Source, Wheel, resolve
+from lorae.sources import DataSource, Hub, Wheel, resolve
 from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
 
 Split = Literal["train", "validation", "test"]
@@ -150,7 +150,7 @@ class Task:
     num_test: int | None = None
     val_frac: float = 0.1
     option_seed: int | None = None
-    source: Source | None = field(default=None, repr=False)
+    source: DataSource | None = field(default=None, repr=False)
 
     name: ClassVar[str]
     home: ClassVar[Hub | Wheel]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorae.sources import Files, Hub, Source, Wheel, file_sha256, unreachable, wheel_file
+from lorae.sources import DataSource, Files, Hub, Wheel, file_sha256, unreachable, wheel_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,14 +37,14 @@ def parquet(*patterns: str, num_rows: int | None = None) -> DataFiles:
     return DataFiles(tuple(f"{p}.parquet" for p in patterns), num_rows)
 
 
-def local_copy(data_root: Path, name: str, home: Source) -> Files | None:
+def local_copy(data_root: Path, name: str, home: DataSource) -> Files | None:
     """The task's folder under a data root, None if there is none: `DIR/<task name>`, for "mmlu/stem" also
     `DIR/mmlu`, or `DIR/<hub owner>/<hub name>`."""
     candidates = [name, name.split("/")[0], *([home.id] if isinstance(home, Hub) else [])]
     return next((Files(str(data_root / c)) for c in candidates if (data_root / c).is_dir()), None)
 
 
-def read_rows(source: Source, files: DataFiles) -> list[dict[str, Any]]:
+def read_rows(source: DataSource, files: DataFiles) -> list[dict[str, Any]]:
     """Rows of the files.
 
     Raises:
@@ -56,12 +56,12 @@ def read_rows(source: Source, files: DataFiles) -> list[dict[str, Any]]:
 
 
 @functools.lru_cache(maxsize=2)
-def shared_rows(source: Source, files: DataFiles) -> tuple[dict[str, Any], ...]:
+def shared_rows(source: DataSource, files: DataFiles) -> tuple[dict[str, Any], ...]:
     """`read_rows`, read once for tasks and splits that are parts of the same files."""
     return tuple(read_rows(source, files))
 
 
-def read_array(source: Source, files: DataFiles) -> np.ndarray:
+def read_array(source: DataSource, files: DataFiles) -> np.ndarray:
     """The array in a .npy file, or the numbers (rows, columns) of a .csv.gz file without header.
 
     Raises:
@@ -80,7 +80,7 @@ def read_array(source: Source, files: DataFiles) -> np.ndarray:
         raise _damaged(path, error) from error
 
 
-def data_fingerprint(source: Source, files: DataFiles) -> Any:
+def data_fingerprint(source: DataSource, files: DataFiles) -> Any:
     """What the data are, wherever a copy lies: the hub's commit and files, or the checksum of every file."""
     if isinstance(source, Hub):
         return source.fingerprint() | {"files": files.patterns}

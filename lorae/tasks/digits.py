@@ -14,7 +14,7 @@ from lorae.tasks.mnist import DIGITS, digit_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Task):
-    """1,797 grey images of 8 x 8 pixels, each of a digit (Alpaydin and Kaynak 1998): the test part of UCI's set.
+    """1,797 grey images of digits, 8 x 8 pixels (Alpaydin and Kaynak 1998): the test part of UCI's set.
 
     About 30 % of them are our test, chosen by a hash of the row's number. Who wrote a digit is not known, so
     writers may be in two splits. The values 0 to 16 become 0 to 255; the backbone's image processor enlarges

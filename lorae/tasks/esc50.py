@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 from lorae.media import Audio
@@ -41,6 +41,7 @@ class ESC50(Task):
     """
 
     fold: int
+    _: KW_ONLY
     scoring: Scoring = Head()
 
     modality = "audio"
