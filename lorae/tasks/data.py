@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import bz2
 import csv
+import functools
+import gzip
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorae.sources import Files, Hub, Source, Wheel, file_sha256, unreachable, wheel_file
+from lorae.sources import DataSource, Files, Hub, Wheel, file_sha256, unreachable, wheel_file
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,14 @@ def parquet(*patterns: str, num_rows: int | None = None) -> DataFiles:
     return DataFiles(tuple(f"{p}.parquet" for p in patterns), num_rows)
 
 
-def local_copy(data_root: Path, name: str, home: Source) -> Files | None:
+def local_copy(data_root: Path, name: str, home: DataSource) -> Files | None:
     """The task's folder under a data root, None if there is none: `DIR/<task name>`, for "mmlu/stem" also
     `DIR/mmlu`, or `DIR/<hub owner>/<hub name>`."""
     candidates = [name, name.split("/")[0], *([home.id] if isinstance(home, Hub) else [])]
     return next((Files(str(data_root / c)) for c in candidates if (data_root / c).is_dir()), None)
 
 
-def read_rows(source: Source, files: DataFiles) -> list[dict[str, Any]]:
+def read_rows(source: DataSource, files: DataFiles) -> list[dict[str, Any]]:
     """Rows of the files.
 
     Raises:
@@ -49,7 +55,32 @@ def read_rows(source: Source, files: DataFiles) -> list[dict[str, Any]]:
     return [row for path in _paths(source, files) for row in _file_rows(path)]
 
 
-def data_fingerprint(source: Source, files: DataFiles) -> Any:
+@functools.lru_cache(maxsize=2)
+def shared_rows(source: DataSource, files: DataFiles) -> tuple[dict[str, Any], ...]:
+    """`read_rows`, read once for tasks and splits that are parts of the same files."""
+    return tuple(read_rows(source, files))
+
+
+def read_array(source: DataSource, files: DataFiles) -> np.ndarray:
+    """The array in a .npy file, or the numbers (rows, columns) of a .csv.gz file without header.
+
+    Raises:
+        ValueError: the file is missing or damaged, and how to provide it.
+    """
+    import numpy as np
+
+    assert not isinstance(source, Hub), "datasets of the hub are parquet files"
+    (path,) = _paths(source, files)
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        with gzip.open(path, "rt") as stream:
+            return np.loadtxt(stream, delimiter=",", ndmin=2)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _damaged(path, error) from error
+
+
+def data_fingerprint(source: DataSource, files: DataFiles) -> Any:
     """What the data are, wherever a copy lies: the hub's commit and files, or the checksum of every file."""
     if isinstance(source, Hub):
         return source.fingerprint() | {"files": files.patterns}
@@ -85,9 +116,12 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
         with ParquetFile(path) as table:
             return table.read().to_pylist()
     except (OSError, EOFError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise ValueError(
-            f"{path} is damaged or cut off ({str(error).strip().splitlines()[0]}); copy the file again"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"{path} is damaged or cut off ({reason}); copy the file again")
 
 
 def _hub_rows(source: Hub, files: DataFiles) -> list[dict[str, Any]]:
@@ -106,4 +140,7 @@ def _hub_rows(source: Hub, files: DataFiles) -> list[dict[str, Any]]:
             f"{', '.join(files.patterns[:3])} of {unreachable(source, 'dataset', error)}"
         ) from error
     assert isinstance(rows, datasets.Dataset)
+    for name, feature in rows.features.items():
+        if isinstance(feature, (datasets.Image, datasets.Audio)):  # as the files have it: {bytes, path}
+            rows = rows.cast_column(name, type(feature)(decode=False))
     return rows.to_list()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorae.tasks.base import Example, LabelWords, Scoring, Task, content_id
-from lorae.tasks.data import DataFiles
-from lorae.tasks.rotten_tomatoes import CORPUS, RottenTomatoes, corpus
+from lorae.tasks.data import DataFiles, shared_rows
+from lorae.tasks.rotten_tomatoes import CORPUS, RottenTomatoes
 
 MAX_CHARS = 255  # the longest review sentence
 _ABBREVIATED = "".join(
@@ -42,8 +42,9 @@ class PlotSummaries(Task):
     template = RottenTomatoes.template
 
     def rows(self, split: Literal["train", "test"]) -> list[dict[str, Any]]:
-        plots = [row for row in corpus(self.source) if row["category"] == "plot" and split == "test"]
-        return [row for row in plots if 0 < len(first_sentence(row["text"])) <= MAX_CHARS]
+        assert self.source is not None, "call located() first"
+        plots = [row for row in shared_rows(self.source, self.test) if row["category"] == "plot"]
+        return [r for r in plots if split == "test" and 0 < len(first_sentence(r["text"])) <= MAX_CHARS]
 
     def example(self, row: dict[str, Any]) -> Example:
         text = first_sentence(row["text"])

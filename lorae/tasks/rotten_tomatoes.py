@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorae.sources import Source, Wheel
+from lorae.sources import Wheel
 from lorae.tasks.base import Example, LabelWords, Scoring, Task, content_id, hash_frac
-from lorae.tasks.data import DataFiles, read_rows
+from lorae.tasks.data import DataFiles, shared_rows
 
 CORPUS = "rotten_tomatoes_corpus_full.csv.bz2"
 
@@ -38,16 +37,10 @@ class RottenTomatoes(Task):
     template = "Movie review: {question}\nSentiment:"
 
     def rows(self, split: Literal["train", "test"]) -> list[dict[str, Any]]:
-        reviews = [row for row in corpus(self.source) if row["category"] != "plot"]
+        assert self.source is not None, "call located() first"
+        reviews = [row for row in shared_rows(self.source, self.test) if row["category"] != "plot"]
         return [row for row in reviews if (hash_frac("film", row["movie_name"]) < 0.3) == (split == "test")]
 
     def example(self, row: dict[str, Any]) -> Example:
         text, label = row["text"], ("rotten", "fresh").index(row["category"])
         return Example(content_id(text), text, ("negative", "positive"), label, group=row["movie_name"])
-
-
-@functools.lru_cache(maxsize=2)
-def corpus(source: Source | None) -> tuple[dict[str, Any], ...]:
-    """Rows of the file, which reviews and plot summaries share; decompressing takes most of the time."""
-    assert source is not None, "call located() first"
-    return tuple(read_rows(source, RottenTomatoes.test))
