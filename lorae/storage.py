@@ -79,7 +79,7 @@ class Storage:
         return f"{self.root}/{name}"
 
     def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-        """`read_once`, tried again while the storage refuses: only FileNotFoundError says that nothing is there.
+        """`read_once`, tried again while the storage refuses; FileNotFoundError alone says "not there".
 
         Raises:
             OSError: the storage refused for `retry_seconds`.
