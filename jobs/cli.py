@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"lorae: {shown(str(error))}", file=sys.stderr)
         return 2
+    except OSError as error:  # the storage refused for minutes
+        from lorae.uris import shown
+
+        print(f"lorae: {shown(str(error))}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "\nlorae: interrupted; repeat the command to resume, nothing that was stored is lost",

@@ -433,7 +433,7 @@ class _StackCheckpoints:
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         try:
             stored = self.storage.read(self.name)
-        except OSError:
+        except FileNotFoundError:
             return None
         content, checksum = stored[:-32], stored[-32:]
         if hashlib.sha256(content).digest() != checksum:

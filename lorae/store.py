@@ -199,7 +199,7 @@ class Store:
         """Content of a file that has the listed size and checksum."""
         try:
             content = self.storage.read(name, max_bytes=entry["bytes"])
-        except OSError:
+        except FileNotFoundError:
             raise ValueError(f"{name} is missing; repeat the sweep that made it") from None
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise ValueError(f"{name} differs from its checksum; repeat the sweep that made it")
@@ -214,7 +214,7 @@ class Store:
                 untrusted.check(done, name, DONE)
                 for listed in done["files"]:
                     self.storage.path(f"{folder}/{listed}")
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
         if done["schema"] != SCHEMA_VERSION:
             raise ValueError(
@@ -291,7 +291,7 @@ class Store:
             return untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"error": str})[
                 "error"
             ]
-        except OSError:
+        except FileNotFoundError:
             return None
         except ValueError as error:
             return str(error)
