@@ -77,7 +77,12 @@ def _next() -> Any:
 
 
 def _fresh() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _leave_stdout)
+
+
+def _leave_stdout() -> None:
+    """What libraries print in the process goes to stderr; stdout is the caller's, for `--json`."""
+    os.dup2(2, 1)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from jobs.bench.setting import StepClock, batches, num_tokens, synchronize, tokenizer
+from jobs.bench.setting import StepClock, batches, num_tokens, rows, synchronize, tokenizer
 from lorae.adapters import initial_state
 from lorae.backbones import DTYPES
 from lorae.encoding import Row
@@ -90,12 +90,7 @@ def hf_trainer(trial: Trial, device: str) -> Iterator[Any]:
 
 def _train_by_trainer(trial: Trial, member: int, device: str) -> tuple[float, int, int, dict[int, float]]:
     from peft import get_peft_model
-    from transformers import (
-        DataCollatorForSeq2Seq,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
     clock = StepClock(device)
 
@@ -106,7 +101,9 @@ def _train_by_trainer(trial: Trial, member: int, device: str) -> tuple[float, in
     model: Any = get_peft_model(load_lm(trial, device).train(), lora_config(trial))
     words = tokenizer(trial.backbone)
     words.pad_token = words.pad_token or words.eos_token
-    seen = [row for batch in batches(trial, member) for row in batch]  # in an order of the Trainer's own
+    seen = [
+        row for batch in batches(trial, member, rows(trial, "train")) for row in batch
+    ]  # in an order of the Trainer's own
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -147,7 +144,7 @@ def best_loop(trial: Trial, device: str) -> Iterator[Any]:
     lm = load_lm(trial, device)
     layers = adapted_layers(trial.method, linears_of(lm), trial.backbone.label)
     model = with_adapters(lm, trial)
-    first = batches(trial, 0)[:2]
+    first = batches(trial, 0, rows(trial, "train"))[:2]
 
     def steps() -> None:
         _train_alone(model, trial, 0, first, device)
@@ -159,7 +156,7 @@ def best_loop(trial: Trial, device: str) -> Iterator[Any]:
     )
     for member in itertools.cycle(range(trial.members)):
         reset(model, trial, member, layers)
-        yield _train_alone(model, trial, member, batches(trial, member), device)
+        yield _train_alone(model, trial, member, batches(trial, member, rows(trial, "train")), device)
 
 
 def best_attention(lm: Any, device: str, run: Callable[[], object]) -> str:
@@ -184,9 +181,7 @@ def _train_alone(
     model.set_adapter(adapter_name(member))
     parameters = [p for p in model.parameters() if p.requires_grad]
     spec = trial.optimizer
-    optimizer = torch.optim.AdamW(
-        parameters, spec.lr, spec.betas, spec.eps, spec.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(parameters, spec.lr, spec.betas, spec.eps, spec.weight_decay, fused=True)
     clock, losses = StepClock(device), []
     for step, batch in enumerate(steps):
         optimizer.param_groups[0]["lr"] = learning_rate(spec, step, len(steps))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jobs.hosts import ALLOCATOR, known_gpu
 from lorae.encoding import Row, encode
 from lorae.methods import Lora
@@ -54,12 +56,14 @@ class Setting:
         device: "cpu" with all cores, or "cuda".
         machine: in words, with how the precision was chosen.
         left_out: tasks without data, and why.
+        data_root: local copies of datasets, or None.
     """
 
     trials: dict[str, Trial]
     device: str
     machine: str
     left_out: tuple[str, ...] = ()
+    data_root: str | None = None
 
     @property
     def trial(self) -> Trial:
@@ -99,7 +103,7 @@ def setting(device: str, data_root: str | None) -> Iterator[Setting]:
             trials[task.name] = replace(base, task=task)
         else:
             left_out.append(f"{OpenBookQA.name}: no copy of it; pass --data-root DIR with openbookqa/ in it")
-        yield Setting(trials, device, f"{_machine(device)}; {why}", tuple(left_out))
+        yield Setting(trials, device, f"{_machine(device)}; {why}", tuple(left_out), data_root)
 
 
 def environment() -> dict[str, str]:
@@ -165,22 +169,11 @@ def tokenizer(backbone: Source) -> Any:
     return AutoTokenizer.from_pretrained(backbone_folder(backbone))
 
 
-def batches(trial: Trial, member: int) -> list[list[Row]]:
+def batches(trial: Trial, member: int, train: Sequence[Row]) -> list[list[Row]]:
     """The batches that a member sees, in its order, one for each step."""
-    train = rows(trial, "train")
-    order = DataOrder(
-        trial.member_key(member)["order"],
-        trial.seed,
-        _lengths(train),
-        trial.budget.batch_size,
-    )
-    return [[train[n] for n in order.batch(s)] for s in range(trial.budget.num_steps(len(train)))]
-
-
-def _lengths(encoded: Sequence[Row]) -> Any:
-    import numpy as np
-
-    return np.array([len(r.tokens) for r in encoded])
+    lengths, order_key = np.array([len(r.tokens) for r in train]), trial.member_key(member)["order"]
+    order = DataOrder(order_key, trial.seed, lengths, trial.budget.batch_size)
+    return [[train[n] for n in order.batch(step)] for step in range(trial.budget.num_steps(len(train)))]
 
 
 def num_tokens(encoded: Sequence[Row]) -> int:

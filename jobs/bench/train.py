@@ -49,7 +49,8 @@ def with_steps(trial: Trial, steps: int) -> Trial:
 
 def compare(trial: Trial, device: str, repetitions: int) -> dict[str, Any]:
     """The four sides in turns, on the trial's own batches."""
-    timed = [row for m in range(trial.members) for batch in batches(trial, m)[1:] for row in batch]
+    train = rows(trial, "train")
+    timed = [row for m in range(trial.members) for batch in batches(trial, m, train)[1:] for row in batch]
     sides = {"lorae": lorae_stack, "trainer": hf_trainer, "loop": best_loop}
     with contextlib.ExitStack() as processes:
         started = {
@@ -118,7 +119,7 @@ def lorae_stack(trial: Trial, device: str) -> Iterator[Any]:
     data = TrainingData(train, train[:1])
     train_stack(backbone, with_steps(trial, 2), members, data)  # warm-up
     yield f"lorae's train_stack, its defaults: {trial.members} members together on one backbone"
-    timed = [row for m in members for batch in batches(trial, m)[1:] for row in batch]
+    timed = [row for m in members for batch in batches(trial, m, train)[1:] for row in batch]
     while True:
         clock = StepClock(device)
         runs = train_stack(backbone, trial, members, data, on_step=clock)
@@ -134,7 +135,9 @@ def text(found: dict[str, Any]) -> str:
             f"\n{name}: {task['rows']} sentences of 5 members, {task['tokens'] / task['rows']:.0f} tokens "
             "each; medians of rounds in turns"
         )
-        lines.append(f"{'side':<16} {'examples/s':>10} {'tokens/s':>9} {'lorae is':>9} {'peak':>9} {'loss':>6}")
+        lines.append(
+            f"{'side':<16} {'examples/s':>10} {'tokens/s':>9} {'lorae is':>9} {'peak':>9} {'loss':>6}"
+        )
         for key, title in SIDES.items():
             side, losses = task["sides"][key], task["sides"][key].get("mean_losses")
             examples = f"{side['member_examples_per_second']:.2f}" if losses else ""
