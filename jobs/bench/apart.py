@@ -87,7 +87,7 @@ def _leave_stdout() -> None:
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """A process that is started in the block has these variables; those of an allocator are read only then."""
+    """A process that is started in the block has these variables; an allocator reads its own only then."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

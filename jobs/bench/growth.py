@@ -7,7 +7,6 @@ adapters and of eager attention.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from jobs.bench.peft_side import ATTENTION, padded
+from jobs.bench.peft_side import ATTENTION, load_lm, padded
 from jobs.bench.setting import num_tokens, synchronize
-from lorae.backbones import DTYPES
 from lorae.encoding import Row
 from lorae.prediction import length_batches
-from lorae.sources import backbone_folder
 from lorae.trial import Trial
 
 PADDED_TOKENS = (512, 2048, 8192)  # of a batch of sentences, sorted by length
@@ -26,10 +24,7 @@ Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
 
 def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator[Any]:
     """Yields what it is, then for each pass over the rows (seconds, tokens)."""
-    from transformers import AutoModel
-
-    lm: Any = AutoModel.from_pretrained(backbone_folder(trial.backbone), dtype=DTYPES[trial.precision])
-    lm.to(torch.device(device)).eval()
+    lm = load_lm(trial, device).base_model  # without its output head
     name, attention, ids = fastest(lm, encoded, device)
     yield (
         "forward passes of transformers' model without output head, in the fastest of "
@@ -81,9 +76,9 @@ def _packed(length: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
 
     def cut(encoded: Sequence[Row], device: str) -> list[torch.Tensor]:
         ids = torch.tensor([token for row in encoded for token in row.tokens], device=device)
-        whole, rest = ids[: len(ids) // length * length].view(-1, length), ids[len(ids) // length * length :]
-        batches = list(whole.split(max(1, PACKED_BATCH // length)))
-        return batches + ([rest[None]] if len(rest) else [])
+        end = len(ids) // length * length
+        batches = [*ids[:end].view(-1, length).split(max(1, PACKED_BATCH // length)), ids[None, end:]]
+        return [batch for batch in batches if batch.numel()]
 
     return cut
 

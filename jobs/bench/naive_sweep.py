@@ -10,6 +10,7 @@ probabilities of the test examples and the seconds of its parts.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ def main(file: str, out: str, data_root: str | None) -> None:
 
     started = time.perf_counter()
     trials = [t for t in read_request(file, [], "unused", data_root).sweep.trials() if t.members]
-    ray.init(num_cpus=AT_ONCE, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=AT_ONCE, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         results = tune.Tuner(
             tune.with_resources(tune.with_parameters(train_and_evaluate, trials=trials), {"cpu": 1}),
@@ -114,8 +115,8 @@ def train_member(model: Any, trial: Trial, train: Sequence[Row]) -> None:
                 with torch.no_grad(), model.disable_adapter():
                     reference = last_logits(model, batch)
                 ids = torch.tensor([row.answer_ids for row in batch])
-                pair = (x.gather(1, ids) for x in (logits, reference))
-                loss = loss + kl.beta * kl_divergence(*pair, kl.direction).mean()
+                both = logits.gather(1, ids), reference.gather(1, ids)
+                loss = loss + kl.beta * kl_divergence(both[0], both[1], kl.direction).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), spec.max_grad_norm or float("inf"))

@@ -1,4 +1,5 @@
-"""The same members by PEFT: as the HF Trainer trains them, and by the best loop around PEFT that we can write.
+"""The same members by PEFT: as the HF Trainer trains them, and by the best loop around PEFT that can be
+written.
 
 Nothing here uses lorae's model code: the model is transformers' own, the adapters are PEFT's.
 """

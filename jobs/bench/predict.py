@@ -14,8 +14,6 @@ from jobs.bench.limit import bare_forwards
 from jobs.bench.peft_side import adapter_name, load_lm, with_adapters
 from jobs.bench.setting import Setting, environment, median, num_tokens, rows, synchronize, tokenizer
 from lorae.encoding import Row
-from lorae.methods import Lora
-from lorae.prediction import length_batches
 from lorae.trial import Trial
 
 REPETITIONS = 3

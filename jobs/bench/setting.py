@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 NUM_TRAIN, NUM_TEST = 256, 64
 MEMBERS, BATCH_SIZE, LR = 5, 8, 1e-3
-ONE_B = {  # Llama-3.2-1B's shape with the vocabulary of the tokenizer at hand
+ONE_B: dict[str, Any] = {  # Llama-3.2-1B's shape with the vocabulary of the tokenizer at hand
     "hidden_size": 2048,
     "intermediate_size": 8192,
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 3,
@@ -141,7 +141,7 @@ def _machine(device: str) -> str:
     return f"{platform.machine()}, {cores} cores, torch {torch.__version__}"
 
 
-def random_llama(folder: str, shape: dict[str, int], precision: str = "bf16") -> Files:
+def random_llama(folder: str, shape: dict[str, Any], precision: str = "bf16") -> Files:
     """A random Llama with SmolLM2's tokenizer in hub layout; speed does not depend on what weights say."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -151,8 +151,9 @@ def random_llama(folder: str, shape: dict[str, int], precision: str = "bf16") ->
     tokenizer: Any = AutoTokenizer.from_pretrained(backbone_folder(SMOLLM2_135M))
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **shape)
-    LlamaForCausalLM(config).to(DTYPES[precision]).save_pretrained(folder)
+    config: Any = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **shape)
+    lm: Any = LlamaForCausalLM(config)
+    lm.to(DTYPES[precision]).save_pretrained(folder)
     return Files(folder)
 
 

@@ -328,8 +328,8 @@ def text(found: dict[str, Any]) -> str:
         )
     full = demo["full_seconds_computed"]
     lines.append(
-        f"the full demo, computed from these parts: lorae {full['lorae']:.0f} s, naive {full['naive']:.0f} s: "
-        f"{demo['full_ratio_computed']:.2f} times as fast"
+        f"the full demo, computed from these parts: lorae {full['lorae']:.0f} s, naive "
+        f"{full['naive']:.0f} s: {demo['full_ratio_computed']:.2f} times as fast"
     )
     lines.append(
         f"\n{'regularizers':<14} {'members':>7} {'accuracy, naive':>16} {'NLL, naive':>14} {'difference':>18}"
@@ -337,7 +337,8 @@ def text(found: dict[str, Any]) -> str:
     for row in demo["table"]:
         lines.append(
             f"{row['regularizers']:<14} {row['members']:>7} {row['acc'][0]:>9.3f} {row['acc'][1]:>6.3f} "
-            f"{row['nll'][0]:>7.3f} {row['nll'][1]:>6.3f} {row['nll_difference']:>+8.3f} +- {row['nll_error']:.3f}"
+            f"{row['nll'][0]:>7.3f} {row['nll'][1]:>6.3f} {row['nll_difference']:>+8.3f} +- "
+            f"{row['nll_error']:.3f}"
         )
     lines.append(
         "difference: naive NLL minus lorae's, with the standard error of its mean over the sentences"
