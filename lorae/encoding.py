@@ -8,13 +8,14 @@ question and to itself only and its positions continue the question's, so the qu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from lorae.backbones import Backbone
+from lorae.methods import Full
 from lorae.tasks.base import Example, OptionLikelihood, Task
 
 
@@ -28,6 +29,8 @@ class Row:
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
         truncated: tokens of the prompt's beginning that were cut off.
+        features: hidden state (D,) that class logits are read from, where the backbone is not run again
+            (`lorae.prediction.with_features`).
     """
 
     id: str
@@ -38,6 +41,7 @@ class Row:
     segments: tuple[int, ...] = ()
     norms: tuple[float, ...] = ()
     truncated: int = 0
+    features: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int) -> list[Row]:
@@ -110,6 +114,7 @@ class Batch:
     attention: torch.Tensor | None = None  # (rows, 1, T, T), additive
     scored: tuple[torch.Tensor, ...] = ()  # K positions: row, predicting position, token, class
     norms: torch.Tensor | None = None  # (rows, C)
+    features: torch.Tensor | None = None  # (rows, D)
 
 
 def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch:
@@ -133,6 +138,7 @@ def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch:
         class_mask=on_device(class_mask),
         last=on_device([len(r.tokens) - 1 for r in rows]),
         answer_ids=on_device(answer_ids),
+        features=None if rows[0].features is None else on_device(np.array([r.features for r in rows])),
     )
     if not rows[0].segments:
         return batch
@@ -172,13 +178,34 @@ def _packed_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[
     return positions, visible, entries
 
 
+def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> torch.Tensor:
+    """Class logits (rows, C) of the inserted stack, each member's rows together; one forward pass of all, or
+    of each member where all weights are its own."""
+    inserted = backbone.inserted
+    if inserted is None or not isinstance(inserted.method, Full):
+        return class_logits(backbone, collate(rows, num_classes, backbone))
+    size = len(rows) // inserted.num_members
+    parts = [collate(rows[n : n + size], num_classes, backbone) for n in range(0, len(rows), size)]
+    return inserted.one_by_one(lambda batch: class_logits(backbone, batch), parts)
+
+
+def features(backbone: Backbone, batch: Batch) -> torch.Tensor:
+    """Hidden state (rows, D) of each row's last token, from which its class logits are read."""
+    hidden = backbone.hidden(batch.input_ids, batch.position_ids, batch.attention)
+    return hidden[torch.arange(len(hidden), device=hidden.device), batch.last]
+
+
 def class_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
-    hidden = backbone.hidden(batch.input_ids, batch.position_ids, batch.attention)
     if batch.answer_ids is not None:
-        rows = torch.arange(len(hidden), device=hidden.device)
-        logits = backbone.answer_logits(hidden[rows, batch.last], batch.answer_ids)
+        inserted = backbone.inserted
+        read = features(backbone, batch) if batch.features is None else batch.features
+        if inserted and inserted.has_head:
+            logits = backbone.capped(inserted.head_logits(read))
+        else:
+            logits = backbone.answer_logits(read, batch.answer_ids)
     else:
+        hidden = backbone.hidden(batch.input_ids, batch.position_ids, batch.attention)
         assert batch.norms is not None
         row, place, token, option = batch.scored
         log_probs_K = backbone.token_log_probs(hidden[row, place], token)
