@@ -66,18 +66,24 @@ class Backbone:
 
     def answer_logits(self, hidden_ND: torch.Tensor, answer_ids_NC: torch.Tensor) -> torch.Tensor:
         """Logits (N, C) of each row's own answer tokens, in fp32."""
+        rows_NCD, bias_NC = self.answer_rows(answer_ids_NC)
+        logits_NC = torch.einsum("nd,ncd->nc", hidden_ND.float(), rows_NCD)
+        return self.capped(logits_NC if bias_NC is None else logits_NC + bias_NC)
+
+    def answer_rows(self, answer_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows (..., D) of the output head for these tokens (...), and their bias if it has one, in fp32."""
         head = self.lm.get_output_embeddings()
         with self.gathered(list(head.parameters())):
-            rows_NCD = head.weight[answer_ids_NC].float()
-            bias_NC = 0.0 if head.bias is None else head.bias[answer_ids_NC].float()
-        return self._capped(torch.einsum("nd,ncd->nc", hidden_ND.float(), rows_NCD) + bias_NC)
+            bias = None if head.bias is None else head.bias[answer_ids].float()
+            return head.weight[answer_ids].float(), bias
 
     def token_log_probs(self, hidden_KD: torch.Tensor, tokens_K: torch.Tensor) -> torch.Tensor:
         """Log-probability (K,) of each token over the full vocabulary, in fp32."""
-        logits_KV = self._capped(self.lm.get_output_embeddings()(hidden_KD).float())
+        logits_KV = self.capped(self.lm.get_output_embeddings()(hidden_KD).float())
         return -nn.functional.cross_entropy(logits_KV, tokens_K, reduction="none")
 
-    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+    def capped(self, logits: torch.Tensor) -> torch.Tensor:
+        """The output head's logits as the model caps them."""
         cap = getattr(self.lm.config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
 

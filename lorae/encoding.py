@@ -8,13 +8,14 @@ question and to itself only and its positions continue the question's, so the qu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from lorae.backbones import Backbone
+from lorae.methods import Full
 from lorae.packing import Packing
 from lorae.tasks.base import Example, OptionLikelihood, Task
 
@@ -29,6 +30,8 @@ class Row:
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
         truncated: tokens of the prompt's beginning that were cut off.
+        features: hidden state (D,) that class logits are read from, where the backbone is not run again
+            (`lorae.prediction.with_features`).
     """
 
     id: str
@@ -39,6 +42,7 @@ class Row:
     segments: tuple[int, ...] = ()
     norms: tuple[float, ...] = ()
     truncated: int = 0
+    features: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int) -> list[Row]:
@@ -111,10 +115,11 @@ class Batch:
     answer_ids: torch.Tensor | None = None  # (rows, C)
     scored: tuple[torch.Tensor, ...] = ()  # K predictions: place in the packed (M * S), token, row, class
     norms: torch.Tensor | None = None  # (rows, C)
+    features: torch.Tensor | None = None  # (rows, D)
 
 
-def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch:
-    """Rows of the inserted stack's members, members first and as many of each, on the backbone's device."""
+def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1) -> Batch:
+    """Rows of so many members, members first and as many of each, on the backbone's device."""
 
     def on_device(values: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values)).to(backbone.device, non_blocking=True)
@@ -125,13 +130,14 @@ def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch:
             padded[n, : len(of_row)] = of_row
         return on_device(padded)
 
-    packing = Packing.of([len(r.tokens) for r in rows], backbone.num_members, backbone.device)
+    packing = Packing.of([len(r.tokens) for r in rows], num_members, backbone.device)
     batch = Batch(
         input_ids=packing.pack([t for r in rows for t in r.tokens]),
         position_ids=packing.places,
         packing=packing,
         labels=on_device([r.label for r in rows]),
         class_mask=by_class([[True] * r.num_classes for r in rows], bool, False),
+        features=None if rows[0].features is None else on_device(np.array([r.features for r in rows])),
     )
     if not rows[0].segments:
         return replace(batch, answer_ids=by_class([r.answer_ids for r in rows], np.int64, 0))
@@ -169,15 +175,42 @@ def _options_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list
     return positions, visible, entries
 
 
+def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> torch.Tensor:
+    """Class logits (rows, C) of the inserted stack, each member's rows together; one forward pass of all, or
+    of each member where all weights are its own."""
+    inserted = backbone.inserted
+    if inserted is None or not isinstance(inserted.method, Full):
+        return class_logits(backbone, collate(rows, num_classes, backbone, backbone.num_members))
+    size = len(rows) // inserted.num_members
+    parts = [collate(rows[n : n + size], num_classes, backbone) for n in range(0, len(rows), size)]
+    return inserted.one_by_one(lambda batch: class_logits(backbone, batch), parts)
+
+
+def features(backbone: Backbone, batch: Batch) -> torch.Tensor:
+    """Hidden state (rows, D) of each row's last token, from which its class logits are read."""
+    return _hidden(backbone, batch)[batch.packing.ends]
+
+
+def _hidden(backbone: Backbone, batch: Batch) -> torch.Tensor:
+    """Last hidden states (M * S, D) of the packed tokens."""
+    return backbone.hidden(batch.input_ids, batch.position_ids, batch.packing).flatten(0, 1)
+
+
 def class_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
-    hidden = backbone.hidden(batch.input_ids, batch.position_ids, batch.packing).flatten(0, 1)  # (M*S, D)
+    inserted = backbone.inserted
+    if inserted and inserted.noise:
+        inserted.noise.locate(batch.packing.rows, batch.packing.places)
     if batch.answer_ids is not None:
-        logits = backbone.answer_logits(hidden[batch.packing.ends], batch.answer_ids)
+        read = features(backbone, batch) if batch.features is None else batch.features
+        if inserted and inserted.has_head:
+            logits = backbone.capped(inserted.head_logits(read))
+        else:
+            logits = backbone.answer_logits(read, batch.answer_ids)
     else:
         assert batch.norms is not None
         place, token, row, option = batch.scored
-        log_probs_K = backbone.token_log_probs(hidden[place], token)
+        log_probs_K = backbone.token_log_probs(_hidden(backbone, batch)[place], token)
         logits = (
             torch.zeros_like(batch.norms).index_put((row, option), log_probs_K, accumulate=True) / batch.norms
         )
