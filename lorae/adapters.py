@@ -20,6 +20,8 @@ from lorae.methods import Lora, Method, Vera, adapted_layers
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
 
+HEAD_STD = 0.02  # `initializer_range` of transformers' ViT, DeiT, AST, BERT and RoBERTa
+
 
 class BranchDropout:
     """Dropout on the inputs of all adapter branches of a stack; off unless `row_keys` is set.
@@ -88,20 +90,31 @@ class Adapters:
         method: Lora or Vera.
         init_keys: one init stream key for each member, in order.
         dropout: probability of dropping a branch input while `self.dropout.row_keys` is set.
+        num_classes: of the classification head that each member has on an encoder; 0: no head.
 
     Attributes:
-        parameters: trained tensors by "<layer>.<factor>", members leading, fp32.
+        parameters: trained tensors by "<layer>.<factor>", "head.weight" (M, C, D) and "head.bias" (M, C),
+            members leading, fp32.
     """
 
     def __init__(
-        self, backbone: Backbone, method: Method, init_keys: Sequence[seeds.Key], dropout: float = 0.0
+        self,
+        backbone: Backbone,
+        method: Method,
+        init_keys: Sequence[seeds.Key],
+        dropout: float = 0.0,
+        num_classes: int = 0,
     ) -> None:
         self.backbone, self.method = backbone, method
         self.layers = adapted_layers(method, backbone.linears, backbone.name)
         self.dropout = BranchDropout(dropout)
         self.scale = method.alpha / method.rank if isinstance(method, Lora) else 1.0
         self.parameters: dict[str, nn.Parameter] = {}
-        drawn = [initial_state(method, self.layers, key) for key in init_keys]
+        width = backbone.lm.config.hidden_size
+        drawn = [
+            initial_state(method, self.layers, key) | initial_head(num_classes, width, key)
+            for key in init_keys
+        ]
         for name in drawn[0]:
             self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
         self.projections: tuple[
@@ -128,6 +141,13 @@ class Adapters:
         """The two trained factors of a layer, members leading."""
         first, second = FACTORS[type(self.method)]
         return self.parameters[f"{layer}.{first}"], self.parameters[f"{layer}.{second}"]
+
+    def head_logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Class logits (M*B, C) of each member's head on its own rows' features (M*B, D), fp32."""
+        weight_MCD, bias_MC = self.parameters["head.weight"], self.parameters["head.bias"]
+        features_MBD = features.view(len(weight_MCD), -1, features.shape[-1])
+        logits_MBC = torch.baddbmm(bias_MC[:, None], features_MBD, weight_MCD.transpose(1, 2))
+        return logits_MBC.view(len(features), -1)
 
     @property
     def num_members(self) -> int:
@@ -178,6 +198,23 @@ def initial_state(method: Method, layers: dict[str, tuple[int, int]], key: seeds
         for factor, values in zip(FACTORS[type(method)], (first, second)):
             state[f"{layer}.{factor}"] = torch.from_numpy(np.asarray(values, np.float32))
     return state
+
+
+def initial_head(num_classes: int, width: int, key: seeds.Key) -> State:
+    """A member's classification head as transformers begins one, N(0, 0.02^2) and no bias; nothing for no
+    classes."""
+    if not num_classes:
+        return {}
+    weight = seeds.stream(*key, "head").normal(0.0, HEAD_STD, (num_classes, width))
+    return {
+        "head.weight": torch.from_numpy(weight.astype(np.float32)),
+        "head.bias": torch.zeros(num_classes),
+    }
+
+
+def num_head_classes(state: State) -> int:
+    """Classes of a member's head, 0 if it has none."""
+    return len(state["head.bias"]) if "head.bias" in state else 0
 
 
 def projections(

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lorae.encoders import Inputs, read_inputs
 from lorae.ranks import Ranks
-from lorae.shapes import linears_of
-from lorae.sources import Source, backbone_folder
+from lorae.shapes import auto_class, kind_of, linears_of
+from lorae.sources import Source, backbone_config, backbone_folder
 
 if TYPE_CHECKING:
     from lorae.adapters import Adapters
@@ -25,9 +26,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(eq=False)
 class Backbone:
-    """A frozen causal LM with its tokenizer on one device, or partitioned over ranks.
+    """A frozen causal LM or encoder on one device, or partitioned over ranks.
 
     Attributes:
+        tokenizer: of a causal LM; the `Inputs` of an encoder.
         ranks: the processes that run it together, each on its share of the rows.
         gathered: context in which parameters that are partitioned over the ranks are whole.
         inserted: the adapters of a stack that are in it now.
@@ -47,11 +49,16 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.lm.get_input_embeddings().weight.device
+        return next(self.lm.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm.get_input_embeddings().weight.dtype
+        return next(self.lm.parameters()).dtype
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether members have a classification head of their own on it."""
+        return isinstance(self.tokenizer, Inputs)
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -115,20 +122,23 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
 
 def read_backbone(source: Source, precision: Precision, device: str, recompute: bool) -> Backbone:
     """What `load_backbone` returns, before its head is checked."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    folder = backbone_folder(source)
+    folder, config = backbone_folder(source), backbone_config(source)
     # The backward pass of CPU flash attention is slower than the eager one for the short sequences of
     # classification.
     attention = "eager" if device == "cpu" else "sdpa"
-    lm: Any = AutoModelForCausalLM.from_pretrained(
+    lm: Any = auto_class(config).from_pretrained(
         folder,
         dtype=DTYPES[precision],
         attn_implementation=attention,
         trust_remote_code=False,
         use_safetensors=True,
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if kind_of(config) == "causal":
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    else:
+        tokenizer = read_inputs(folder, config)
     if recompute:
         recompute_layers(lm)
     return Backbone(source.label, lm.to(torch.device(device)).eval().requires_grad_(False), tokenizer)
@@ -146,7 +156,9 @@ def recompute_layers(lm: nn.Module) -> None:
 
 @torch.no_grad()
 def check_head(backbone: Backbone) -> None:
-    """Compare `answer_logits` with the model's own logits on one short row."""
+    """Compare `answer_logits` with a causal LM's own logits on one short row."""
+    if backbone.is_encoder:
+        return
     ids = torch.arange(1, 5, device=backbone.device)[None]
     own = backbone.lm(input_ids=ids, use_cache=False).logits[:, -1, :8].float()
     ours = backbone.answer_logits(backbone.hidden(ids)[:, -1], torch.arange(8, device=backbone.device)[None])

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from lorae import encoders
 from lorae.backbones import Backbone
-from lorae.tasks.base import Example, OptionLikelihood, Task
+from lorae.encoders import EncoderBatch
+from lorae.media import Audio, Image
+from lorae.tasks.base import Example, Head, OptionLikelihood, Task
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class Row:
         answer_ids: token of each class (letters, label words); empty for option likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
-        truncated: tokens of the prompt's beginning that were cut off.
+        truncated: tokens of the prompt's beginning that were cut off; for a head of the text's or sound's end.
+        media: image or sound; only for a head.
+        pool: which tokens' features the head reads; only for a head.
     """
 
     id: str
@@ -38,15 +43,34 @@ class Row:
     segments: tuple[int, ...] = ()
     norms: tuple[float, ...] = ()
     truncated: int = 0
+    media: Image | Audio | None = None
+    pool: Literal["cls", "mean"] | None = None
 
 
-def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int) -> list[Row]:
+def encode(
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    max_tokens: int,
+    classes: tuple[str, ...] | None = None,
+) -> list[Row]:
     """Rows of the examples; a prompt longer than `max_tokens` loses its beginning.
 
+    Args:
+        tokenizer: of a causal LM, or the `Inputs` of an encoder.
+        classes: names of the head's classes, which every row then has; an example with other classes has no
+            label. None: the examples' own.
     Raises:
         ValueError: two classes of an example start with the same token, or an answer does not fit
-        `max_tokens`.
+        `max_tokens`; a damaged image or sound.
     """
+    if isinstance(task.scoring, Head):
+        pool, rows = task.scoring.pool, []
+        for e, (tokens, cut) in zip(examples, tokenizer.tokens(task, examples, max_tokens)):
+            label = -1 if e.label is None or classes not in (None, e.options) else e.label
+            num_classes = len(classes or e.options)
+            rows.append(Row(e.id, label, num_classes, tokens, truncated=cut, media=e.media, pool=pool))
+        return rows
     prompts = [task.prompt(e) for e in examples]
     # An answer's tokens are what follows the prompt's in the tokenisation of both together.
     heads = tokenizer([p.text for p in prompts])["input_ids"]
@@ -69,6 +93,11 @@ def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: 
                 )
             rows.append(_truncate(replace(row, answer_ids=first), max_tokens))
     return rows
+
+
+def head_classes(task: Task) -> tuple[str, ...] | None:
+    """Names of the classes that members' heads have when they are trained on a task; None for other scorings."""
+    return task.examples("train")[0].options if isinstance(task.scoring, Head) else None
 
 
 def _answer_tokens(head: list[int], whole: list[int], example_id: str) -> list[int]:
@@ -112,8 +141,10 @@ class Batch:
     norms: torch.Tensor | None = None  # (rows, C)
 
 
-def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch:
+def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch | EncoderBatch:
     """Rows as one right-padded batch on the backbone's device."""
+    if backbone.is_encoder:
+        return encoders.collate(rows, backbone)
     length = max(len(r.tokens) for r in rows)
     num = len(rows)
     input_ids = np.zeros((num, length), np.int64)
@@ -172,8 +203,10 @@ def _packed_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[
     return positions, visible, entries
 
 
-def class_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
+def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
+    if isinstance(batch, EncoderBatch):
+        return encoders.class_logits(backbone, batch)
     hidden = backbone.hidden(batch.input_ids, batch.position_ids, batch.attention)
     if batch.answer_ids is not None:
         rows = torch.arange(len(hidden), device=hidden.device)

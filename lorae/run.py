@@ -22,9 +22,9 @@ import torch
 
 import lorae
 from lorae import peft_format, untrusted
-from lorae.adapters import Adapters, State, projections
+from lorae.adapters import Adapters, State, num_head_classes, projections
 from lorae.backbones import Backbone, Precision, load_backbone
-from lorae.encoding import Row, encode
+from lorae.encoding import Row, encode, head_classes
 from lorae.identity import canonical
 from lorae.methods import Vera, adapted_layers
 from lorae.prediction import predict
@@ -168,7 +168,9 @@ class _Job:
         name = task.eval_set(split)
         if name not in self.rows:
             max_tokens = self.stack.trial.budget.max_tokens
-            self.rows[name] = encode(self.backbone.tokenizer, task, task.examples(split), max_tokens)
+            classes = head_classes(self.stack.trial.task)
+            tokenizer, examples = self.backbone.tokenizer, task.examples(split)
+            self.rows[name] = encode(tokenizer, task, examples, max_tokens, classes)
         return self.rows[name]
 
 
@@ -273,7 +275,7 @@ def _store_members(
             failed[member_id] = str(error)
             continue
         frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
-        files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen)
+        files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, trial.task.scoring)
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
         files["member.json"] = _member_json(job, run, len(runs), seconds)
         stored[member_id] = files
@@ -288,7 +290,8 @@ def _predict_sets(
 ) -> tuple[dict[str, np.ndarray], float]:
     """Logits (M, 1, N, C) of each evaluation set, one draw per member; and the seconds that took."""
     started, logits = time.perf_counter(), {}
-    with Adapters(job.backbone, job.stack.trial.method, keys) as adapters:
+    method, num_classes = job.stack.trial.method, num_head_classes(states[0])
+    with Adapters(job.backbone, method, keys, num_classes=num_classes) as adapters:
         adapters.load(states)
         for number, (name, (task, split)) in enumerate(job.stack.eval_sets().items()):
             job.stop_if_asked()
@@ -328,7 +331,7 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
     """Prediction files of one entry from logits (K, N, C) by evaluation set."""
     files = {}
     for name, logits_KNC in logits.items():
-        task, split = job.stack.reference_sets()[name]
+        task, split = (job.stack.eval_sets() | job.stack.reference_sets())[name]
         rows = job.encoded(task, split)
         ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
         files[prediction_file(name)] = prediction_bytes(
@@ -338,9 +341,11 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
 
 
 def _ensure_reference(job: _Job) -> None:
-    """Store the backbone's own predictions, once for all stacks; a stack that comes second waits for the
-    first."""
+    """Store the backbone's own predictions, if it has any, once for all stacks; a stack that comes second waits
+    for the first."""
     reference_id, sets = job.stack.trial.reference_id(), job.stack.reference_sets()
+    if not sets:
+        return
     with contextlib.ExitStack() as locks:
         missing = job.ranks.once(_missing_reference, job, locks)
         if not missing:
@@ -366,7 +371,6 @@ def _write_reference(job: _Job, reference_id: str, logits: dict[str, np.ndarray]
 
 def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: float) -> bytes:
     trial = job.stack.trial
-    layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
     rows = job.encoded(trial.task, "train")
     record = {
         "member_id": trial.member_id(run.member),
@@ -374,12 +378,13 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "streams": canonical(trial.member_key(run.member)),
         "source": {"type": type(trial.backbone).__name__, **vars(trial.backbone)},
         "prompt_template": trial.task.prompt_template(),
+        "classes": head_classes(trial.task),
         "best_step": run.best_step,
         "cost": {
             "train_tokens": run.train_tokens,
             "train_seconds": run.train_seconds,
             "predict_seconds": predict_seconds,
-            "trainable_parameters": sum(trial.method.num_parameters(*shape) for shape in layers.values()),
+            "trainable_parameters": sum(value.numel() for value in run.state.values()),
             "stacked_with": stacked_with,
         },
         "truncated_frac": float(np.mean([r.truncated > 0 for r in rows])),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lorae.identity import digest
 from lorae.regularizers import KL
-from lorae.tasks.base import Split, Task
+from lorae.tasks.base import Head, Split, Task
 from lorae.trial import Trial
 
 
@@ -34,7 +34,10 @@ class Stack:
         return {t.eval_set(split): (t, split) for t, split in own}
 
     def reference_sets(self) -> dict[str, tuple[Task, Split]]:
-        """Prediction sets of the backbone itself; KL adds the training split."""
+        """Prediction sets of the backbone itself; KL adds the training split. None if members have heads: the
+        backbone has no classes then."""
+        if isinstance(self.trial.task.scoring, Head):
+            return {}
         sets = self.eval_sets()
         if self.trial.regularizer(KL):
             sets[self.trial.task.eval_set("train")] = (self.trial.task, "train")

@@ -110,7 +110,11 @@ def train_stack(
     ranks = backbone.ranks
 
     with Adapters(
-        backbone, trial.method, [k["init"] for k in keys], dropout.p if dropout else 0.0
+        backbone,
+        trial.method,
+        [k["init"] for k in keys],
+        dropout.p if dropout else 0.0,
+        data.num_classes if backbone.is_encoder else 0,
     ) as adapters:
         optimizer = make_optimizer(adapters, trial.optimizer, decay)
         step = 0
