@@ -17,12 +17,12 @@ from lorae.methods import Gaussian, Kaiming, Lora, Method, Orthogonal, Vera, Xav
 from lorae.prediction import predict
 from lorae.sources import Files, Hub, Source, Wheel
 from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
-from lorae.tasks.base import LabelWords, Letters, OptionLikelihood, Task
+from lorae.tasks.base import Head, LabelWords, Letters, OptionLikelihood, Scoring, Task
 from lorae.trial import backbone_id
 from lorae.untrusted import count
 
 SPECS = (Hub, Files, Wheel, Lora, Vera, Kaiming, Gaussian, Xavier, Orthogonal)
-SCORINGS = (Letters, LabelWords, OptionLikelihood)
+SCORINGS = (Letters, LabelWords, OptionLikelihood, Head)
 STACK_MEMBERS = 16  # predicted in one pass
 RECORD = {  # what is relied on in a member.json
     "member_id": str,
@@ -43,7 +43,7 @@ class _Group:
 
     recipe: dict[str, Any]
     source: Source
-    scoring: Letters | LabelWords | OptionLikelihood
+    scoring: Scoring
     template: str
     members: dict[str, tuple[Any, ...]]  # id -> init stream key
 

@@ -347,9 +347,16 @@ class Sweep:
         """The OOD tasks of a trial, scored as its own task is.
 
         Raises:
-            ValueError: an OOD task's prompt template differs from the trained task's.
+            ValueError: an OOD task's modality or prompt template differs from the trained task's.
         """
-        tasks = [replace(t, scoring=trial.task.scoring) for t in self.ood if t.name != trial.task.name]
+        others = [t for t in self.ood if t.name != trial.task.name]
+        for task in others:
+            if task.modality != trial.task.modality:
+                raise ValueError(
+                    f"OOD task {task.name} has {task.modality} examples, {trial.task.name} has "
+                    f"{trial.task.modality}; name tasks of one modality in Sweep(ood=[...])"
+                )
+        tasks = [replace(t, scoring=trial.task.scoring) for t in others]
         for task in tasks:
             ours, theirs = trial.task.prompt_template(), task.prompt_template()
             if ours != theirs:

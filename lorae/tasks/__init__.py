@@ -2,7 +2,7 @@
 name."""
 
 from lorae.tasks.arc import ArcChallenge, ArcEasy
-from lorae.tasks.base import Example, LabelWords, Letters, OptionLikelihood, Prompt, Scoring, Task
+from lorae.tasks.base import Example, Head, LabelWords, Letters, OptionLikelihood, Prompt, Scoring, Task
 from lorae.tasks.boolq import BoolQ
 from lorae.tasks.commonsense_qa import CommonsenseQA
 from lorae.tasks.mmlu import MMLU
@@ -21,6 +21,7 @@ __all__ = [
     "BoolQ",
     "CommonsenseQA",
     "Example",
+    "Head",
     "LabelWords",
     "Letters",
     "OpenBookQA",

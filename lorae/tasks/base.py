@@ -1,6 +1,7 @@
 """A task: dataset, split rule, prompt, answer classes and scoring.
 
-A new task is one file: a frozen dataclass with `name`, `home`, `train`, `test` and `example(row)`.
+A new task is one file: a frozen dataclass with `name`, `home`, `train`, `test` and `example(row)`, and with
+`modality` if its examples are images or audio.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from lorae.identity import canonical, digest
+from lorae.media import Audio, Image
 from lorae.sources import Hub, Source, Wheel, resolve
 from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
 
 Split = Literal["train", "validation", "test"]
+Modality = Literal["text", "image", "audio"]
 
 LETTERS = "ABCDEFGH"
-CONTENT_ID = "sha-"  # prefix of ids that are a hash of the text
+MAX_CLASSES = 1000  # of a classification head
+MEDIA: dict[Modality, type] = {"text": type(None), "image": Image, "audio": Audio}  # of an example
+CONTENT_ID = "sha-"  # prefix of ids that are a hash of the content
 LETTERS_TEMPLATE = (
     "Return the label of the correct answer for the question below.\n\n"
     "Question: {question}\nChoices:\n{choices}\nAnswer:"
@@ -68,19 +73,41 @@ class OptionLikelihood:
         return f"likelihood-{self.norm}"
 
 
-Scoring = Letters | LabelWords | OptionLikelihood
+@dataclass(frozen=True)
+class Head:
+    """Score by a trained classification head on the encoder's pooled features: a class logit is its output.
+
+    Every example has the same options, which are the classes' names; a text is read without a template.
+
+    Args:
+        pool: "cls", the features of the first token, or "mean", the mean over the tokens that are no padding.
+    """
+
+    pool: Literal["cls", "mean"] = "cls"
+
+    def __post_init__(self) -> None:
+        if self.pool not in ("cls", "mean"):
+            raise ValueError(f'pool={self.pool!r}: must be "cls" or "mean"; write Head(pool="mean")')
+
+    @property
+    def label(self) -> str:
+        return "head" if self.pool == "cls" else f"head-{self.pool}"
+
+
+Scoring = Letters | LabelWords | OptionLikelihood | Head
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its options.
+    """One question with its options, or an image or piece of audio with its classes.
 
     Args:
-        id: the dataset's own id, else `content_id` of its text.
-        question: with its context, where the dataset has one.
-        options: answer texts, 2 to 8.
+        id: the dataset's own id, else `content_id` of its text, or of its media's digest.
+        question: with its context, where the dataset has one; empty for media.
+        options: answer texts, 2 to 8; with a classification head class names, 2 to 1,000.
         label: index of the gold option; None for unlabelled OOD text.
         group: validation is carved from train by whole groups (a film); None = every example is its own.
+        media: the image or audio of a task of that modality.
     """
 
     id: str
@@ -88,6 +115,7 @@ class Example:
     options: tuple[str, ...]
     label: int | None
     group: str | None = None
+    media: Image | Audio | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +134,10 @@ class Task:
     Validation is carved from train by a hash of the example id, so it is disjoint from test, which may be the
     hub's validation split. An OOD set has `train = None`.
 
+    A task of images or audio has that `modality`, examples with `media`, and is scored by `Head()`.
+
     Args:
-        scoring: how class logits are read from the language model.
+        scoring: how class logits are read from the backbone.
         num_train, num_validation, num_test: sizes of nested subsets chosen by a hash of the id; None = all.
         val_frac: share of the train rows that becomes validation, in (0, 0.5].
         option_seed: shuffle each example's options by this seed and the id; None keeps the dataset's order.
@@ -126,6 +156,7 @@ class Task:
     home: ClassVar[Hub | Wheel]
     train: ClassVar[DataFiles | None]
     test: ClassVar[DataFiles]
+    modality: ClassVar[Modality] = "text"
     prompt_version: ClassVar[int] = 1
     template: ClassVar[str] = "Question: {question}\nAnswer:"
 
@@ -141,6 +172,16 @@ class Task:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"{name}={size}: must be >= 1; leave it out to take every example")
+        head = isinstance(self.scoring, Head)
+        if self.modality != "text" and not head:
+            raise ValueError(
+                f"{self.name} has {self.modality} examples, {self.scoring} needs the tokens of a text; write "
+                "scoring=Head()"
+            )
+        if head and self.option_seed is not None:
+            raise ValueError(
+                f"option_seed={self.option_seed}: the classes of a head have one order; leave it out"
+            )
 
     @property
     def label(self) -> str:
@@ -181,7 +222,12 @@ class Task:
             raise ValueError(f"{self.name} needs {self.test.patterns[0]}, but {error}") from error
 
     def prompt(self, example: Example) -> Prompt:
-        """The prompt of an example and its answers, by the task's scoring."""
+        """The prompt of an example and its answers, by the task's scoring.
+
+        For a head it is the text itself, without template, and the names of the classes.
+        """
+        if isinstance(self.scoring, Head):
+            return Prompt(example.question, example.options)
         if isinstance(self.scoring, Letters):
             letters = LETTERS[: len(example.options)]
             choices = "\n".join(f"{k}) {text}" for k, text in zip(letters, example.options, strict=True))
@@ -192,7 +238,9 @@ class Task:
         )
 
     def prompt_template(self) -> str:
-        """The template in use; an OOD task must have the trained task's."""
+        """The template in use, empty for a head; an OOD task must have the trained task's."""
+        if isinstance(self.scoring, Head):
+            return ""
         return LETTERS_TEMPLATE if isinstance(self.scoring, Letters) else self.template
 
     def splits(self) -> dict[Split, tuple[Example, ...]]:
@@ -290,8 +338,8 @@ def _whole(task: Task) -> Task:
 def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]:
     """Examples of the files of one split, with unique ids.
 
-    A repeated text is left out of train, so that no text is in train and in validation. Test stays whole;
-    there a repeated id gets a number.
+    A repeated text or image is left out of train, so that none is in train and in validation. Test stays
+    whole; there a repeated id gets a number.
     """
     rows = task.rows(split)
     files = task.test if split == "test" else task.train
@@ -306,6 +354,12 @@ def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]
     examples = []
     for number, row in enumerate(rows):
         example = _read(task, split, number, row)
+        if isinstance(task.scoring, Head) and examples and example.options != examples[0].options:
+            raise ValueError(
+                f"{task.name} {split} row {number} ({example.id}): its {len(example.options)} classes "
+                f"{example.options[:3]} ... are not those of the first row, {examples[0].options[:3]} ...; "
+                "a head has the same classes for all examples; score by Letters() or OptionLikelihood()"
+            )
         text = _text(example)
         if texts.setdefault(example.id, text) != text:
             raise ValueError(
@@ -321,7 +375,9 @@ def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]
 
 
 def _text(example: Example) -> tuple[str, ...]:
-    """What makes two examples the same question, whatever the order of the options."""
+    """What makes two examples the same: the question, whatever the order of the options, or the media."""
+    if example.media is not None:
+        return (example.question, example.media.digest)
     return (example.question, *sorted(example.options))
 
 
@@ -334,11 +390,15 @@ def _read(task: Task, split: str, number: int, row: dict[str, Any]) -> Example:
             f"columns {', '.join(map(str, row))}; check that the files are {task.name}'s"
         ) from error
     where, num_options = f"{task.name} {split} row {number} ({example.id})", len(example.options)
-    if not 2 <= num_options <= len(LETTERS):
+    most = MAX_CLASSES if isinstance(task.scoring, Head) else len(LETTERS)
+    if not 2 <= num_options <= most:
+        raise ValueError(f"{where}: {num_options} options; must be 2 to {most}; correct or remove that row")
+    if not isinstance(example.media, MEDIA[task.modality]):
         raise ValueError(
-            f"{where}: {num_options} options; must be 2 to {len(LETTERS)}; correct or remove that row"
+            f"{where}: its media is {type(example.media).__name__}, the task's modality {task.modality!r}; "
+            "correct example() or modality"
         )
-    if not example.question.strip():
+    if example.media is None and not example.question.strip():
         raise ValueError(f"{where}: the question is empty; correct or remove that row")
     if example.label is not None and not 0 <= example.label < num_options:
         raise ValueError(
@@ -377,8 +437,8 @@ def hash_frac(salt: str, key: str) -> float:
 
 
 def content_id(*parts: str) -> str:
-    """Id of an example whose dataset gives none: a hash of its text, so the same text has the same id
-    everywhere."""
+    """Id of an example whose dataset gives none: a hash of its text, or of its media's digest, so the same
+    text has the same id everywhere."""
     return CONTENT_ID + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
