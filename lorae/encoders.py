@@ -1,5 +1,5 @@
-"""Encoders of images, audio and text: what they read, their pooled features, and the class logits of the members'
-own heads.
+"""Encoders of images, audio and text: what they read, their pooled features, and the class logits of the
+members' own heads.
 
 Images and audio go through the model's own processor, one example at a time and only when a batch needs them.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lorae.backbones import Backbone
     from lorae.encoding import Row
 
-# Processed media that are kept in memory: an image of 224 x 224 takes 7 ms of one core to process, 5 seconds of
-# audio 60 ms, and every member reads each of them in every epoch. It holds 1,780 such images or 2,048 such sounds.
+# Processed media that are kept in memory, 1,780 images of 224 x 224 or 2,048 pieces of audio for AST: one takes
+# 7 or 60 ms of a core to process (measured), and every member reads each of them in every epoch.
 CACHE_BYTES = 2**30
 # Samples of a frame of a spectrogram and between two frames, at 16 kHz, in transformers' ASTFeatureExtractor
 FRAME, HOP = 400, 160
@@ -50,8 +50,8 @@ class Inputs:
     ) -> list[tuple[tuple[int, ...], int]]:
         """Tokens of each example, and how many of its end were cut off.
 
-        Of a text they are its tokens with the special ones; an image has one for each patch and prefix, which are
-        all 0, and every one is decoded here once, so that a damaged file ends the stack before it is trained.
+        Of a text they are its tokens with the special ones. Of an image or sound they are as many zeros as it
+        has patches and prefixes; each is decoded here once, so that a damaged one ends a stack in time.
 
         Raises:
             ValueError: an image or sound that this backbone cannot read, with the example's id.
@@ -60,8 +60,9 @@ class Inputs:
             texts = [task.prompt(e).text for e in examples]
             whole = self.processor(texts)["input_ids"]
             long = [text for text, ids in zip(texts, whole) if len(ids) > max_tokens]
-            cut = iter(self.processor(long, truncation=True, max_length=max_tokens)["input_ids"] if long else ())
-            kept = [ids if len(ids) <= max_tokens else next(cut) for ids in whole]
+            cut = self.processor(long, truncation=True, max_length=max_tokens)["input_ids"] if long else []
+            rest = iter(cut)
+            kept = [ids if len(ids) <= max_tokens else next(rest) for ids in whole]
             return [(tuple(ids), len(all_ids) - len(ids)) for ids, all_ids in zip(kept, whole)]
         tokens = (0,) * num_tokens(self.config)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -78,8 +79,8 @@ class Inputs:
             frames = 1 + (len(samples) - FRAME) // HOP
             if frames < patch:
                 raise ValueError(
-                    f"the audio has {len(samples)} samples, a patch of this backbone {FRAME + (patch - 1) * HOP}; "
-                    "leave it out or pad it"
+                    f"the audio has {len(samples)} samples, a patch of the backbone "
+                    f"{FRAME + (patch - 1) * HOP}; leave it out or pad it"
                 )
             return max(0, frames - self.config["max_length"])
         except ValueError as error:
@@ -89,7 +90,7 @@ class Inputs:
         return audio.waveform(self.processor.sampling_rate)
 
     def processed(self, media: Image | Audio) -> np.ndarray:
-        """What the model's own processor makes of one image (C, H, W) or piece of audio (frames, bins), fp32."""
+        """What the model's own processor makes of an image (C, H, W) or of audio (frames, bins), fp32."""
         if isinstance(media, Image):
             made = self.processor(
                 images=[media.pixels()], input_data_format="channels_last", return_tensors="np"

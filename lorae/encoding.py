@@ -30,7 +30,7 @@ class Row:
         answer_ids: token of each class (letters, label words); empty for option likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
-        truncated: tokens of the prompt's beginning that were cut off; for a head of the text's or sound's end.
+        truncated: tokens of the prompt's beginning that were cut off; for a head of the end.
         media: image or sound; only for a head.
         pool: which tokens' features the head reads; only for a head.
     """
@@ -96,7 +96,7 @@ def encode(
 
 
 def head_classes(task: Task) -> tuple[str, ...] | None:
-    """Names of the classes that members' heads have when they are trained on a task; None for other scorings."""
+    """Names of the classes of heads that are trained on a task; None for other scorings."""
     return task.examples("train")[0].options if isinstance(task.scoring, Head) else None
 
 

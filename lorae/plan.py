@@ -8,16 +8,16 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from lorae.memory import BYTES, Memory, Texts, stack_memory
 from lorae.methods import adapted_layers
 from lorae.search import EarlyEnd
-from lorae.shapes import linear_shapes, num_backbone_parameters
+from lorae.shapes import kind_of, linear_shapes, most_tokens, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, prediction_file, reference_folder
-from lorae.tasks.base import OptionLikelihood, Split, Task
+from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.trial import Diversity, Sweep, Trial, cells
 
 Host = Literal["local", "tune", "zero"]
@@ -133,7 +133,8 @@ def make_plan(
     """
     rows = sweep.trials() if rows is None else rows
     trials = tuple((trial, tuple(sweep.eval_tasks(trial))) for trial in rows)
-    for trial, ood in {(t.backbone, t.task, t.method, t.budget): (t, o) for t, o in trials}.values():
+    alike = {(t.backbone, t.task, t.method, t.budget, min(t.members, 1)): (t, o) for t, o in trials}
+    for trial, ood in alike.values():
         check_trial(trial, ood)
     needed: dict[str, None] = {}
     stored: set[str] = set()
@@ -188,7 +189,7 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
-    """Refuse a trial that cannot work: its data, targets and rank.
+    """Refuse a trial that cannot work: its data, backbone, targets and rank.
 
     Raises:
         ValueError: what is wrong.
@@ -200,12 +201,33 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
     for task in ood:
         task.examples("test")
     config = backbone_config(trial.backbone)
+    _check_backbone(trial, config)
     adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
-    longest = config.get("max_position_embeddings")
+    longest = most_tokens(config)
     if longest and trial.budget.max_tokens > longest:
         raise ValueError(
             f"max_tokens={trial.budget.max_tokens}: {trial.backbone.label} reads at most {longest}; "
             f"write Budget(max_tokens={longest})"
+        )
+
+
+def _check_backbone(trial: Trial, config: dict[str, Any]) -> None:
+    """Refuse a backbone that cannot read the task, or cannot be scored as it asks."""
+    task, kind, name = trial.task, kind_of(config), trial.backbone.label
+    what = "causal LM" if kind == "causal" else f"{kind} encoder"
+    if task.modality != ("text" if kind == "causal" else kind):
+        raise ValueError(
+            f"{name} is a {what}, {task.name} has {task.modality} examples; take a backbone for "
+            f"{task.modality}, or another task"
+        )
+    if (kind != "causal") != isinstance(task.scoring, Head):
+        fit = "Letters(), LabelWords() or OptionLikelihood()" if kind == "causal" else "Head()"
+        raise ValueError(f"{task.name} is scored by {task.scoring}, {name} is a {what}; write scoring={fit}")
+    if isinstance(task.scoring, Head) and trial.members == 0:
+        raise ValueError(f"members=0: {name} has no head for {task.name}; write members=1 or more")
+    if kind == "image" and (channels := config.get("num_channels", 3)) != 3:
+        raise ValueError(
+            f"{name} reads images of {channels} channels, examples have 3 (RGB); take another backbone"
         )
 
 
@@ -403,7 +425,7 @@ def _busiest_seconds(seconds: Iterable[float], num: int) -> float:
 
 
 def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
-    """Memory and time of a stack from the backbone's config and the lengths of the texts."""
+    """Memory and time of a stack from the backbone's config and the lengths of its inputs."""
     return _estimate(_typical(stack), devices, replace(where, reason=""))
 
 
@@ -411,7 +433,7 @@ def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
 def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     trial, num, gpus = stack.trial, len(stack.members), max(1, where.gpus)
     parameters = num_backbone_parameters(backbone_config(trial.backbone))
-    train = _lengths(trial.task, "train", trial.budget.max_tokens)
+    train = _lengths(trial.task, "train", *_token_limits(trial))
     steps, batch = trial.budget.num_steps(train.num), trial.budget.batch_size
     train_tokens = int(num * steps * batch * train.total / train.num)
     predicted = max(1, num) * sum(lengths.total for lengths in _eval_lengths(stack))
@@ -436,8 +458,16 @@ class _Lengths:
     answers: int
 
 
+def _token_limits(trial: Trial) -> tuple[int, int]:
+    """Tokens that a text has at most, and that every image or piece of audio has (0 for texts)."""
+    return trial.budget.max_tokens, num_tokens(backbone_config(trial.backbone))
+
+
 @functools.lru_cache(maxsize=1024)
-def _lengths(task: Task, split: Split, max_tokens: int) -> _Lengths:
+def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _Lengths:
+    if media_tokens:
+        num = len(task.examples(split))
+        return _Lengths(num, num * media_tokens, media_tokens, 0)
     rows, answers = [], [0]
     for example in task.examples(split):
         prompt = task.prompt(example)
@@ -450,12 +480,15 @@ def _lengths(task: Task, split: Split, max_tokens: int) -> _Lengths:
 
 
 def _eval_lengths(stack: Stack) -> list[_Lengths]:
-    most = stack.trial.budget.max_tokens
-    return [_lengths(task, split, most) for task, split in stack.eval_sets().values()]
+    limits = _token_limits(stack.trial)
+    return [_lengths(task, split, *limits) for task, split in stack.eval_sets().values()]
 
 
 def _longest(stack: Stack) -> Texts:
     """Sizes of the longest row that is trained on or predicted."""
-    task, most = stack.trial.task, stack.trial.budget.max_tokens
-    every = [_lengths(task, "train", most), *_eval_lengths(stack)]
-    return Texts(max(lengths.longest for lengths in every), max(lengths.answers for lengths in every))
+    task = stack.trial.task
+    every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
+    classes = len(task.examples("train")[0].options) if isinstance(task.scoring, Head) else 0
+    return Texts(
+        max(lengths.longest for lengths in every), max(lengths.answers for lengths in every), classes
+    )

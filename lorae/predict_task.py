@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorae import peft_format
-from lorae.adapters import Adapters
+from lorae.adapters import Adapters, num_head_classes
 from lorae.backbones import Backbone, load_backbone
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
@@ -24,6 +24,13 @@ from lorae.untrusted import count
 SPECS = (Hub, Files, Wheel, Lora, Vera, Kaiming, Gaussian, Xavier, Orthogonal)
 SCORINGS = (Letters, LabelWords, OptionLikelihood, Head)
 STACK_MEMBERS = 16  # predicted in one pass
+
+
+def _class_names(value: Any) -> bool:
+    """A shape: names of a head's classes, or nothing."""
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
 RECORD = {  # what is relied on in a member.json
     "member_id": str,
     "recipe": {
@@ -34,6 +41,7 @@ RECORD = {  # what is relied on in a member.json
         "task": {"scoring": {}},
     },
     "streams": {"init": list},
+    "classes": _class_names,
 }
 
 
@@ -45,6 +53,7 @@ class _Group:
     source: Source
     scoring: Scoring
     template: str
+    classes: tuple[str, ...] | None  # of the members' heads
     members: dict[str, tuple[Any, ...]]  # id -> init stream key
 
     @property
@@ -88,14 +97,15 @@ def predict_task(
     num_predicted = 0
     for group, own in zip(groups, tasks):
         name = own.eval_set("test")
-        folders = [reference_folder(group.reference_id), *map(member_folder, group.members)]
+        reference = reference_folder(group.reference_id)
+        folders = [*([] if group.classes else [reference]), *map(member_folder, group.members)]
         lacking = [f for f in folders if prediction_file(name) not in store.files(f)]
         if not lacking:
             continue
         model = load_backbone(group.source, group.recipe["precision"], device)
-        rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens)
-        if folders[0] in lacking:
-            _store(store, folders[0], own, rows, predict(model, rows))
+        rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens, group.classes)
+        if reference in lacking:
+            _store(store, reference, own, rows, predict(model, rows))
         ids = [m for m in group.members if member_folder(m) in lacking]
         for start in range(0, len(ids), STACK_MEMBERS):
             stack = ids[start : start + STACK_MEMBERS]
@@ -118,7 +128,8 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
             )
         recipe = record["recipe"]
         same = [recipe[name] for name in ("backbone", "precision", "method")]
-        same += [recipe["budget"]["max_tokens"], recipe["task"]["scoring"], record["prompt_template"]]
+        same += [recipe["budget"]["max_tokens"], recipe["task"]["scoring"]]
+        same += [record["prompt_template"], record.get("classes")]
         pools.setdefault(canonical_json(same), []).append(record)
     for records in pools.values():
         recipe = records[0]["recipe"]
@@ -127,6 +138,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
             _found(backbone or spec_of(records[0]["source"], SPECS), recipe),
             spec_of(recipe["task"]["scoring"], SCORINGS),
             records[0]["prompt_template"],
+            tuple(records[0].get("classes") or ()) or None,
             {r["member_id"]: tuple(r["streams"]["init"]) for r in records},
         )
 
@@ -157,9 +169,10 @@ def _stack_logits(
     store: Store, group: _Group, members: Sequence[str], model: Backbone, rows: Sequence[Row]
 ) -> np.ndarray:
     """Logits (M, N, C) of some of a group's members."""
-    weights = [store.read(member_folder(m), peft_format.WEIGHTS) for m in members]
-    with Adapters(model, group.method, [group.members[m] for m in members]) as adapters:
-        adapters.load([peft_format.read_state(w) for w in weights])
+    states = [peft_format.read_state(store.read(member_folder(m), peft_format.WEIGHTS)) for m in members]
+    keys = [group.members[m] for m in members]
+    with Adapters(model, group.method, keys, num_classes=num_head_classes(states[0])) as adapters:
+        adapters.load(states)
         return predict(model, rows)
 
 

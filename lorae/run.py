@@ -275,7 +275,9 @@ def _store_members(
             failed[member_id] = str(error)
             continue
         frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
-        files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, trial.task.scoring)
+        files |= peft_format.adapter_files(
+            trial.method, trial.backbone, run.state, frozen, trial.task.scoring
+        )
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
         files["member.json"] = _member_json(job, run, len(runs), seconds)
         stored[member_id] = files
@@ -341,8 +343,8 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
 
 
 def _ensure_reference(job: _Job) -> None:
-    """Store the backbone's own predictions, if it has any, once for all stacks; a stack that comes second waits
-    for the first."""
+    """Store the backbone's own predictions, if it has any, once for all stacks; a stack that comes second
+    waits for the first."""
     reference_id, sets = job.stack.trial.reference_id(), job.stack.reference_sets()
     if not sets:
         return

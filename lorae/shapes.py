@@ -1,5 +1,5 @@
-"""What a backbone is and the shapes of its linear layers from its config.json alone, so that a plan needs neither
-weights nor torch."""
+"""What a backbone is, and the shapes of its linear layers, from its config.json alone, so that a plan needs
+neither weights nor torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _HEADS: dict[str, Kind] = {
 
 
 def kind_of(config: dict[str, Any]) -> Kind:
-    """Whether a backbone is a causal LM or an encoder, and of what; an architecture that is not written out here
-    is what its checkpoint's class says."""
+    """Whether a backbone is a causal LM or an encoder, and of what; an architecture that is not written out
+    here is what its checkpoint's class says."""
     model = config.get("model_type")
     if model in BERT_LIKE:
         return "text"
@@ -29,7 +29,8 @@ def kind_of(config: dict[str, Any]) -> Kind:
     if model in (*LLAMA_LIKE, "gpt_neox"):
         return "causal"
     architecture = (config.get("architectures") or [""])[0]
-    return next((kind for suffix, kind in _HEADS.items() if architecture.endswith(suffix)), "causal")
+    kinds: list[Kind] = [kind for suffix, kind in _HEADS.items() if architecture.endswith(suffix)]
+    return kinds[0] if kinds else "causal"
 
 
 def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -129,14 +130,14 @@ def linears_of(model: Any) -> dict[str, tuple[int, int]]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and module is not head
-        and (head is not None or name.startswith(body) and not name.startswith(f"{body}pooler."))
+        and (head is not None or (name.startswith(body) and not name.startswith(f"{body}pooler.")))
     }
 
 
 def num_backbone_parameters(config: dict[str, Any]) -> int:
     """Numbers in the linear layers and the embeddings, and in a causal LM's output head if it is not tied."""
-    linears, hidden = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values()), config["hidden_size"]
-    kind = kind_of(config)
+    linears = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values())
+    kind, hidden = kind_of(config), config["hidden_size"]
     if kind == "causal":
         return linears + config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
     if kind == "text":
@@ -147,20 +148,20 @@ def num_backbone_parameters(config: dict[str, Any]) -> int:
 
 
 def num_prefix_tokens(config: dict[str, Any]) -> int:
-    """Tokens of an image or spectrogram before its patches: the class token, and DeiT's and AST's distillation
-    token."""
+    """Tokens of an image or spectrogram before its patches: the class token, and the distillation token of
+    DeiT and AST."""
     return 2 if config["model_type"] in ("deit", "audio-spectrogram-transformer") else 1
 
 
 def num_pooled_tokens(config: dict[str, Any]) -> int:
-    """Tokens whose mean `Head("cls")` reads, as the model's own classifier does: the class token, and AST's and
-    a DeiT's with teacher both prefix tokens."""
+    """Tokens whose mean `Head("cls")` reads, as the model's own classifier does: the class token; for AST
+    and for DeiT with its teacher's head both prefix tokens."""
     both = (config.get("architectures") or [""])[0].endswith("WithTeacher")
     return 2 if both or config["model_type"] == "audio-spectrogram-transformer" else 1
 
 
 def classifier_path(config: dict[str, Any], pool: str) -> str | None:
-    """The linear layer of transformers' own class for classification that a member's head is, None if that class
+    """The linear layer of transformers' class for classification that a member's head is, None if that class
     computes its logits otherwise."""
     if pool != "cls" or config["model_type"] not in VIT_LIKE:
         return None
@@ -184,8 +185,8 @@ def num_tokens(config: dict[str, Any]) -> int:
 
 
 def most_tokens(config: dict[str, Any]) -> int | None:
-    """Tokens of the longest text that a backbone reads, None if its config does not say. RoBERTa's positions begin
-    after that of the padding token."""
+    """Tokens of the longest text that a backbone reads, None if its config does not say. RoBERTa's positions
+    begin after that of the padding token."""
     longest = config.get("max_position_embeddings")
     if longest and BERT_LIKE.get(config["model_type"]) == "roberta":
         return longest - config.get("pad_token_id", 1) - 1
