@@ -23,6 +23,7 @@ from lorae.noise import Noise
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
 HEAD = "head.weight", "head.bias"  # (M, C, D), (M, C)
+HEAD_STD = 0.02  # `initializer_range` of transformers' ViT, DeiT, AST, BERT and RoBERTa
 
 
 class StackedLora(nn.Module):
@@ -95,7 +96,8 @@ class Adapters:
         method: what is trained.
         init_keys: one init stream key for each member, in order.
         noise: on what the trained parts read, while it is set.
-        answer_ids: tokens of the classes, whose rows of the language model's head `LastLayer` trains.
+        answer_ids: tokens of the classes, whose rows of a causal LM's head `LastLayer` trains.
+        num_classes: of the head that every member has on an encoder, whatever the method.
 
     Attributes:
         parameters: trained tensors, members leading, fp32: "<layer>.<factor>" of an adapter, HEAD, or every
@@ -109,17 +111,23 @@ class Adapters:
         init_keys: Sequence[seeds.Key],
         noise: Noise | None = None,
         answer_ids: Sequence[int] = (),
+        num_classes: int = 0,
     ) -> None:
         self.backbone, self.method, self.noise = backbone, method, noise
         self.layers = adapted_layers(method, backbone.linears, backbone.name)
         self.scale = method.scale if isinstance(method, Lora) else 1.0
         self.parameters: dict[str, nn.Parameter] = {}
         if isinstance(method, Full):
-            drawn = [full_state(backbone)] * len(init_keys)
+            drawn = [full_state(backbone) for _ in init_keys]
         elif isinstance(method, LastLayer):
-            drawn = [head_state(method, backbone, answer_ids, key) for key in init_keys]
+            drawn = [
+                answer_head(method, backbone, answer_ids, key) if answer_ids else {} for key in init_keys
+            ]
         else:
             drawn = [initial_state(method, self.layers, key) for key in init_keys]
+        if backbone.is_encoder:
+            width = backbone.lm.config.hidden_size
+            drawn = [state | initial_head(num_classes, width, key) for state, key in zip(drawn, init_keys)]
         for name in drawn[0]:
             self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
         self.only: int | None = None  # the one member that is computed now, by `one_by_one`
@@ -255,12 +263,18 @@ def initial_state(method: Adapter, layers: dict[str, tuple[int, int]], key: seed
     return state
 
 
-def head_state(method: LastLayer, backbone: Backbone, answer_ids: Sequence[int], key: seeds.Key) -> State:
-    """Rows of the language model's head for these tokens, with a member's noise; and their bias, if any."""
+def answer_head(method: LastLayer, backbone: Backbone, answer_ids: Sequence[int], key: seeds.Key) -> State:
+    """Rows of a causal LM's head for these tokens, with a member's noise; and their bias, if any."""
     weight_CD, bias_C = backbone.answer_rows(torch.tensor(answer_ids, device=backbone.device))
     drawn = method.draw(weight_CD.cpu().numpy(), key).astype(np.float32)
     state = {HEAD[0]: torch.from_numpy(drawn)}
     return state if bias_C is None else state | {HEAD[1]: bias_C.cpu()}
+
+
+def initial_head(num_classes: int, width: int, key: seeds.Key) -> State:
+    """A member's classification head as transformers begins one, N(0, 0.02^2) and no bias."""
+    weight = seeds.stream(*key, "head").normal(0.0, HEAD_STD, (num_classes, width))
+    return dict(zip(HEAD, (torch.from_numpy(weight.astype(np.float32)), torch.zeros(num_classes))))
 
 
 def full_state(backbone: Backbone) -> State:

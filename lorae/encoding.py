@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from lorae import encoders
 from lorae.backbones import Backbone
+from lorae.encoders import EncoderBatch
+from lorae.media import Audio, Image
 from lorae.methods import Full
 from lorae.packing import Packing
-from lorae.tasks.base import Example, OptionLikelihood, Task
+from lorae.tasks.base import Example, Head, OptionLikelihood, Task
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ class Row:
         answer_ids: token of each class (letters, label words); empty for option likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
-        truncated: tokens of the prompt's beginning that were cut off.
-        features: hidden state (D,) that class logits are read from, where the backbone is not run again
+        truncated: tokens of the prompt's beginning that were cut off; for a head of the end.
+        media: image or sound; only for a head.
+        pool: which tokens' features the head reads; only for a head.
+        features: (D,) that class logits are read from, where the backbone is not run again
             (`lorae.prediction.with_features`).
     """
 
@@ -42,16 +47,35 @@ class Row:
     segments: tuple[int, ...] = ()
     norms: tuple[float, ...] = ()
     truncated: int = 0
+    media: Image | Audio | None = None
+    pool: Literal["cls", "mean"] | None = None
     features: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
-def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int) -> list[Row]:
+def encode(
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    max_tokens: int,
+    classes: tuple[str, ...] | None = None,
+) -> list[Row]:
     """Rows of the examples; a prompt longer than `max_tokens` loses its beginning.
 
+    Args:
+        tokenizer: of a causal LM, or the `Inputs` of an encoder.
+        classes: names of the head's classes, which every row then has; an example with other classes has no
+            label. None: the examples' own.
     Raises:
         ValueError: two classes of an example start with the same token, or an answer does not fit
-        `max_tokens`.
+        `max_tokens`; a damaged image or sound.
     """
+    if isinstance(task.scoring, Head):
+        pool, rows = task.scoring.pool, []
+        for e, (tokens, cut) in zip(examples, tokenizer.tokens(task, examples, max_tokens)):
+            label = -1 if e.label is None or classes not in (None, e.options) else e.label
+            num_classes = len(classes or e.options)
+            rows.append(Row(e.id, label, num_classes, tokens, truncated=cut, media=e.media, pool=pool))
+        return rows
     prompts = [task.prompt(e) for e in examples]
     # An answer's tokens are what follows the prompt's in the tokenisation of both together.
     heads = tokenizer([p.text for p in prompts])["input_ids"]
@@ -74,6 +98,11 @@ def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: 
                 )
             rows.append(_truncate(replace(row, answer_ids=first), max_tokens))
     return rows
+
+
+def head_classes(task: Task) -> tuple[str, ...] | None:
+    """Names of the classes of heads that are trained on a task; None for other scorings."""
+    return task.examples("train")[0].options if isinstance(task.scoring, Head) else None
 
 
 def _answer_tokens(head: list[int], whole: list[int], example_id: str) -> list[int]:
@@ -115,11 +144,19 @@ class Batch:
     answer_ids: torch.Tensor | None = None  # (rows, C)
     scored: tuple[torch.Tensor, ...] = ()  # K predictions: place in the packed (M * S), token, row, class
     norms: torch.Tensor | None = None  # (rows, C)
-    features: torch.Tensor | None = None  # (rows, D)
+
+    @property
+    def tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and place of each token, (M, S) each."""
+        return self.packing.rows, self.packing.places
 
 
-def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1) -> Batch:
+def collate(
+    rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1
+) -> Batch | EncoderBatch:
     """Rows of so many members, members first and as many of each, on the backbone's device."""
+    if backbone.is_encoder:
+        return encoders.collate(rows, backbone)
 
     def on_device(values: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values)).to(backbone.device, non_blocking=True)
@@ -137,7 +174,6 @@ def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_membe
         packing=packing,
         labels=on_device([r.label for r in rows]),
         class_mask=by_class([[True] * r.num_classes for r in rows], bool, False),
-        features=None if rows[0].features is None else on_device(np.array([r.features for r in rows])),
     )
     if not rows[0].segments:
         return replace(batch, answer_ids=by_class([r.answer_ids for r in rows], np.int64, 0))
@@ -179,6 +215,9 @@ def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> t
     """Class logits (rows, C) of the inserted stack, each member's rows together; one forward pass of all, or
     of each member where all weights are its own."""
     inserted = backbone.inserted
+    if inserted and rows[0].features is not None:
+        features_ND = torch.from_numpy(np.stack([row.features for row in rows if row.features is not None]))
+        return backbone.capped(inserted.head_logits(features_ND.to(backbone.device)))
     if inserted is None or not isinstance(inserted.method, Full):
         return class_logits(backbone, collate(rows, num_classes, backbone, backbone.num_members))
     size = len(rows) // inserted.num_members
@@ -186,8 +225,11 @@ def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> t
     return inserted.one_by_one(lambda batch: class_logits(backbone, batch), parts)
 
 
-def features(backbone: Backbone, batch: Batch) -> torch.Tensor:
-    """Hidden state (rows, D) of each row's last token, from which its class logits are read."""
+def features(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
+    """What class logits are read from, (rows, D): the hidden state of each row's last token, or an encoder's
+    pooled features."""
+    if isinstance(batch, EncoderBatch):
+        return encoders.features(backbone, batch)
     return _hidden(backbone, batch)[batch.packing.ends]
 
 
@@ -196,13 +238,16 @@ def _hidden(backbone: Backbone, batch: Batch) -> torch.Tensor:
     return backbone.hidden(batch.input_ids, batch.position_ids, batch.packing).flatten(0, 1)
 
 
-def class_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
+def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
     inserted = backbone.inserted
     if inserted and inserted.noise:
-        inserted.noise.locate(batch.packing.rows, batch.packing.places)
+        inserted.noise.locate(*batch.tokens)
+    if isinstance(batch, EncoderBatch):
+        assert inserted is not None, "an encoder has no classes of its own"
+        return inserted.head_logits(features(backbone, batch))
     if batch.answer_ids is not None:
-        read = features(backbone, batch) if batch.features is None else batch.features
+        read = features(backbone, batch)
         if inserted and inserted.has_head:
             logits = backbone.capped(inserted.head_logits(read))
         else:
