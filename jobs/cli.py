@@ -10,7 +10,8 @@
     lorae report lorae-results --out report      tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results           recreate the MLflow runs from Parquet
     lorae export MEMBER DIR                      a member as a PEFT adapter
-    lorae bench analysis                         speed and memory of the analysis on this machine
+    lorae bench all                              speed and memory here, beside PEFT's and the machine's limit
+    lorae bench analysis                         the same of metrics, tables and bootstrap
 
 Exit codes: 0 all done, 1 some members or checks failed (the rest is kept), 2 wrong usage, 130 stopped by
 Ctrl-C or SIGTERM (what ran is saved; once more exits at once).
@@ -25,6 +26,14 @@ import sys
 from collections.abc import Sequence
 
 DEFAULT_STORAGE = "lorae-results"
+BENCHES = {
+    "train": "a stack against PEFT one by one, and against the machine's limit",
+    "predict": "predictions of five members against PEFT's, and against the machine's limit",
+    "sweep": "the demo against a naive Ray Tune + PEFT sweep; what a sweep costs beyond training",
+    "memory": "peak memory of ten members and of one",
+    "growth": "time of a member's step by members and by length, and where it goes",
+    "all": "all of these, and their ratios beside what they should be; up to 30 minutes",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"lorae: {shown(str(error))}", file=sys.stderr)
         return 2
+    except OSError as error:  # the storage refused for minutes
+        from lorae.uris import shown
+
+        print(f"lorae: {shown(str(error))}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "\nlorae: interrupted; repeat the command to resume, nothing that was stored is lost",
@@ -131,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     analysis.add_argument("--json", action="store_true", help="print the figures as JSON")
     analysis.set_defaults(run=_bench_analysis)
+    for name, what in BENCHES.items():
+        part = parts.add_parser(name, help=what)
+        part.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
+        part.add_argument("--data-root", metavar="DIR", help="local copies of datasets; or LORAE_DATA_ROOT")
+        part.add_argument("--json", action="store_true", help="print the figures as JSON")
+        part.set_defaults(run=_bench, part=name)
     return parser
 
 
@@ -241,6 +261,21 @@ def _bench_analysis(arguments: argparse.Namespace) -> int:
 
     found = measure(arguments.examples)
     print(json.dumps(found, indent=1) if arguments.json else text(found))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    import importlib
+    import json
+
+    from jobs.bench.setting import setting
+
+    name = "everything" if arguments.part == "all" else arguments.part
+    part = importlib.import_module(f"jobs.bench.{name}")
+    data_root = arguments.data_root or os.environ.get("LORAE_DATA_ROOT")
+    with setting(arguments.device, data_root) as where:
+        found = part.measure(where)
+    print(json.dumps(found, indent=1) if arguments.json else part.text(found))
     return 0
 
 

@@ -94,8 +94,12 @@ class Agreement:
     token: str
     software: dict[str, str]
 
-    def broken(self) -> str | None:
-        """What this node does not share, or None."""
+    def broken(self, retry_seconds: float = 0.0) -> str | None:
+        """What this node does not share, or None.
+
+        Args:
+            retry_seconds: how long to ask a storage that refuses.
+        """
         where, own = platform.node(), software()
         for package, wanted in self.software.items():
             if own[package] != wanted:
@@ -103,10 +107,14 @@ class Agreement:
                     f"node {where} has {package} {own[package]}, the driver {wanted}; install the same on "
                     "every node (setup_commands of cluster.yaml, with constraints.txt) and `ray up` again"
                 )
+        storage = Storage(self.storage)
+        storage.retry_seconds = retry_seconds
         try:
-            found = Storage(self.storage).read(self.name).decode()
-        except OSError:
+            found = storage.read(self.name).decode()
+        except FileNotFoundError:
             found = None
+        except OSError as error:
+            return f"node {where} cannot read the driver's storage {storage.uri} ({error}); let it, there too"
         if found != self.token:
             return (
                 f"node {where} does not see the driver's storage {self.storage}; give a folder that all "

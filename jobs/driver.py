@@ -37,6 +37,8 @@ def run_sweep(
     """
     store, started = Store(request.storage), time.monotonic()
     host, search = "local" if local else "tune", request.sweep.search
+    if not dry_run:
+        store.storage.check_writable()
     here = zero_devices(local_devices(), request.zero) if dry_run else local_devices()
     plan = make_plan(request.sweep, store, here, host)
     if search:
@@ -44,7 +46,6 @@ def run_sweep(
     if dry_run:
         show_plan(plan, as_json, search_text(request.sweep, plan))
         return 0
-    store.storage.check_writable()
     say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
     again = "training goes on; MLflow is tried again at its end"
     _tracked(tracking.prepare, store, tracking_uri, again)  # once, before trials could race to create it

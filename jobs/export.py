@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lorae import untrusted
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 
 
@@ -13,7 +14,7 @@ def export_member(storage: str, member: str, folder: str) -> Path:
     Args:
         member: a member id, or a beginning of it that only one stored member has.
     Raises:
-        ValueError: no such member, several, or a folder with other files.
+        ValueError: no such member, several, one that is no PEFT adapter, or a folder with other files.
     """
     store, target = Store(storage), Path(folder)
     matches = [m for m in store.storage.names("members") if m.startswith(member) and store.is_member(m)]
@@ -25,6 +26,12 @@ def export_member(storage: str, member: str, folder: str) -> Path:
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty; give a new folder")
     contents = {name: store.read(member_folder(matches[0]), name) for name in (ADAPTER_CONFIG, WEIGHTS)}
+    settings = untrusted.json_object(contents[ADAPTER_CONFIG], ADAPTER_CONFIG, {})
+    if "peft_type" not in settings:
+        raise ValueError(
+            f"member {matches[0]} is no PEFT adapter but {settings.get('lorae_method')}; its parameters are "
+            f"{store.storage.path(member_folder(matches[0]))}/{WEIGHTS}, under the backbone's own names"
+        )
     target.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (target / name).write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TextIO
@@ -45,8 +46,11 @@ class ProgressLine:
         if time.monotonic() - self.printed >= PLAIN_SECONDS and min(self.fractions) < 1:
             self._print(note="waiting for a node (`ray status` shows what is being started)")
 
-    def line(self) -> str:
-        """The line as of now."""
+    def line(self, columns: int | None = None, note: str = "") -> str:
+        """The line as of now; on a terminal as many of the running stacks as it has columns for.
+
+        A longer line would wrap, and what is written over it would leave its first rows behind.
+        """
         done = sum(f == 1.0 for f in self.fractions)
         seconds = [e.seconds for e in self.estimates]
         total = sum(s * f for s, f in zip(seconds, self.fractions)) / sum(seconds)
@@ -61,15 +65,21 @@ class ProgressLine:
         counts = (
             f"stacks {done}/{len(self.stacks)}, members {members}/{sum(len(s.members) for s in self.stacks)}"
         )
-        return " | ".join([f"{_clock(elapsed)} {counts}{remaining}", *running])
+        head = [f"{_clock(elapsed)} {counts}{remaining}", *filter(None, [note])]
+        for num in range(len(running), -1, -1):
+            more = [f"{len(running) - num} more"] if num < len(running) else []
+            line = " | ".join([*head, *running[:num], *more])
+            if columns is None or len(line) < columns:
+                return line
+        return line[: columns - 1]
 
     def _print(self, final: bool = False, note: str = "") -> None:
         self.printed = time.monotonic()
-        line = " | ".join(filter(None, [self.line(), note]))
         if self.stream.isatty():
-            self.stream.write(f"\r\x1b[K{line}" + ("\n" if final else ""))
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: it does not know
+            self.stream.write(f"\r\x1b[K{self.line(columns, note)}" + ("\n" if final else ""))
         else:
-            self.stream.write(line + "\n")
+            self.stream.write(self.line(note=note) + "\n")
         self.stream.flush()
 
 

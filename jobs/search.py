@@ -176,7 +176,7 @@ def objective(store: Store, rows: Sequence[Trial]) -> float | None:
     """Validation NLL of the largest ensemble's mean probability; None if members of it are not stored."""
     trial = max(rows, key=lambda row: row.members)
     try:
-        stored = store.predictions(pool_folders(trial), trial.task.eval_set("validation"))
+        stored = store.predictions(pool_folders(trial), trial.eval_set(trial.task, "validation"))
     except ValueError:
         return None
     return ensemble_nll(combine(stored.logits_MNC, "probs"), stored.labels_N)

@@ -17,6 +17,7 @@ from jobs.hosts import stack_name
 from jobs.zero import Zero, run_zero
 from lorae.run import Progress, Stopped, run_stack
 from lorae.stack import Stack
+from lorae.storage import Storage
 
 REPORT_SECONDS = 1.0
 
@@ -74,7 +75,7 @@ class StackTrial(tune.Trainable):
         )
 
     def _checked(self, run: Callable[..., Any], **settings: Any) -> Any:
-        if broken := self.agreed.broken():
+        if broken := self.agreed.broken(Storage.retry_seconds):
             raise ValueError(broken)
         return run(self.stack, **settings)
 

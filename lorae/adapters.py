@@ -1,14 +1,16 @@
-"""Adapters of M members on one frozen backbone: every frozen GEMM runs once for all, each low-rank branch is
-batched.
+"""The trained parts of M members on one frozen backbone: every frozen GEMM runs once for all, each low-rank
+branch is batched.
 
-Inputs of the members are concatenated on the batch axis, (M*B, T, D). An adapted layer adds its members'
-branches as batched products over M; the frozen weight is never copied. Sources: LoRA arXiv:2106.09685, VeRA
-arXiv:2310.11454.
+Each member's tokens are one row of a batch, (M, S, D). An adapted layer adds its members' branches as batched
+products over M; the frozen weight is never copied. A head of each member's own is one more batched product.
+Only where members are fine-tuned in full are they computed one by one. Sources: LoRA arXiv:2106.09685, VeRA
+arXiv:2310.11454, BatchEnsemble arXiv:2002.06715.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,27 +18,11 @@ from torch import nn
 
 from lorae import seeds
 from lorae.backbones import Backbone
-from lorae.methods import Lora, Method, Vera, adapted_layers
+from lorae.methods import Adapter, BatchEnsemble, Full, LastLayer, Lora, Method, Vera, adapted_layers
+from lorae.noise import Noise
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
-
-
-class BranchDropout:
-    """Dropout on the inputs of all adapter branches of a stack; off unless `row_keys` is set.
-
-    Args:
-        p: probability of dropping an input.
-    """
-
-    def __init__(self, p: float) -> None:
-        self.p = p
-        self.row_keys: torch.Tensor | None = None  # int32 (M*B,), one key for each member, step and row
-
-    def __call__(self, x: torch.Tensor, layer: int) -> torch.Tensor:
-        if self.row_keys is None or self.p == 0:
-            return x
-        keep = seeds.keep_mask(self.row_keys ^ seeds.key32("layer", layer), x.shape[1], x.shape[2], self.p)
-        return x * keep / (1 - self.p)
+HEAD = "head.weight", "head.bias"  # (M, C, D), (M, C)
 
 
 class StackedLora(nn.Module):
@@ -46,11 +32,11 @@ class StackedLora(nn.Module):
         super().__init__()
         self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M*B, T, D) -> (M*B, T, E)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
         A_MRD, B_MER = self.adapters.factors(self.layer)
         y, num_members = self.base(x), len(A_MRD)
-        z = self.adapters.dropout(x, self.number).reshape(num_members, -1, x.shape[-1])  # (M, B*T, D)
-        h = torch.bmm(z, A_MRD.to(x.dtype).transpose(1, 2))  # (M, B*T, R)
+        z = self.adapters.noisy(x, self.number).reshape(num_members, -1, x.shape[-1])
+        h = torch.bmm(z, A_MRD.to(x.dtype).transpose(1, 2))  # (M, S, R)
         B_MRE = B_MER.to(x.dtype).transpose(1, 2)
         y_MNE = y.view(num_members, -1, y.shape[-1])
         return torch.baddbmm(y_MNE, h, B_MRE, alpha=self.adapters.scale).view_as(y)
@@ -64,46 +50,80 @@ class StackedVera(nn.Module):
         super().__init__()
         self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M*B, T, D) -> (M*B, T, E)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
         d_MR, b_ME = self.adapters.factors(self.layer)
         A_MRD, B_MER = self.adapters.projections
         y, num_members = self.base(x), len(d_MR)
         A_MRD, B_MER = A_MRD[:, :, : x.shape[-1]], B_MER[:, : y.shape[-1]]
-        z = self.adapters.dropout(x, self.number).reshape(num_members, -1, x.shape[-1])  # (M, B*T, D)
-        h = torch.bmm(z, A_MRD.transpose(1, 2)) * d_MR.to(x.dtype)[:, None]  # (M, B*T, R)
-        branch = torch.bmm(h, B_MER.transpose(1, 2)) * b_ME.to(x.dtype)[:, None]  # (M, B*T, E)
+        z = self.adapters.noisy(x, self.number).reshape(num_members, -1, x.shape[-1])
+        h = torch.bmm(z, A_MRD.transpose(1, 2)) * d_MR.to(x.dtype)[:, None]  # (M, S, R)
+        branch = torch.bmm(h, B_MER.transpose(1, 2)) * b_ME.to(x.dtype)[:, None]  # (M, S, E)
         return y + branch.view_as(y)
 
 
-MODULES: dict[type, type[StackedLora | StackedVera]] = {Lora: StackedLora, Vera: StackedVera}
-FACTORS: dict[type, tuple[str, str]] = {Lora: ("A", "B"), Vera: ("d", "b")}  # the second starts at zero
+class StackedBatchEnsemble(nn.Module):
+    """y = (W (x * r_m)) * s_m + bias for each member m of a stack."""
+
+    def __init__(self, base: nn.Linear, adapters: Adapters, layer: str, number: int) -> None:
+        super().__init__()
+        self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
+        r_MD, s_ME = self.adapters.factors(self.layer)
+        z = self.adapters.noisy(x, self.number).reshape(len(r_MD), -1, x.shape[-1])
+        y = self.base((z * r_MD.to(x.dtype)[:, None]).view_as(x))
+        y_MNE, s_M1E = y.view(len(s_ME), -1, y.shape[-1]), s_ME.to(x.dtype)[:, None]
+        if (bias := self.base.bias) is None:
+            return (y_MNE * s_M1E).view_as(y)
+        with self.adapters.backbone.gathered([bias]):
+            return ((y_MNE - bias) * s_M1E + bias).view_as(y)
+
+
+MODULES: dict[type, type[StackedLora | StackedVera | StackedBatchEnsemble]] = {
+    Lora: StackedLora,
+    Vera: StackedVera,
+    BatchEnsemble: StackedBatchEnsemble,
+}
 
 
 class Adapters:
-    """The stacked adapters of some members, inserted into a backbone; a context manager that takes them out
+    """The trained parts of some members, inserted into a backbone; a context manager that takes them out
     again.
 
     Args:
         backbone: receives one stacked module in place of each adapted linear layer.
-        method: Lora or Vera.
+        method: what is trained.
         init_keys: one init stream key for each member, in order.
-        dropout: probability of dropping a branch input while `self.dropout.row_keys` is set.
+        noise: on what the trained parts read, while it is set.
+        answer_ids: tokens of the classes, whose rows of the language model's head `LastLayer` trains.
 
     Attributes:
-        parameters: trained tensors by "<layer>.<factor>", members leading, fp32.
+        parameters: trained tensors, members leading, fp32: "<layer>.<factor>" of an adapter, HEAD, or every
+            weight of the backbone by its own name.
     """
 
     def __init__(
-        self, backbone: Backbone, method: Method, init_keys: Sequence[seeds.Key], dropout: float = 0.0
+        self,
+        backbone: Backbone,
+        method: Method,
+        init_keys: Sequence[seeds.Key],
+        noise: Noise | None = None,
+        answer_ids: Sequence[int] = (),
     ) -> None:
-        self.backbone, self.method = backbone, method
+        self.backbone, self.method, self.noise = backbone, method, noise
         self.layers = adapted_layers(method, backbone.linears, backbone.name)
-        self.dropout = BranchDropout(dropout)
-        self.scale = method.alpha / method.rank if isinstance(method, Lora) else 1.0
+        self.scale = method.scale if isinstance(method, Lora) else 1.0
         self.parameters: dict[str, nn.Parameter] = {}
-        drawn = [initial_state(method, self.layers, key) for key in init_keys]
+        if isinstance(method, Full):
+            drawn = [full_state(backbone)] * len(init_keys)
+        elif isinstance(method, LastLayer):
+            drawn = [head_state(method, backbone, answer_ids, key) for key in init_keys]
+        else:
+            drawn = [initial_state(method, self.layers, key) for key in init_keys]
         for name in drawn[0]:
             self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
+        self.only: int | None = None  # the one member that is computed now, by `one_by_one`
+        self.hooks: list[Any] = []
         self.projections: tuple[
             torch.Tensor, ...
         ] = ()  # VeRA: A (M, R, D), B (M, E, R), in the backbone's dtype
@@ -112,6 +132,10 @@ class Adapters:
             self.projections = tuple(torch.stack(p).to(backbone.device, backbone.dtype) for p in zip(*pairs))
 
     def __enter__(self) -> Adapters:
+        self.backbone.inserted = self
+        if isinstance(self.method, Full) and self.noise:
+            linears = [self.backbone.lm.get_submodule(name) for name in self.backbone.linears]
+            self.hooks = [linear.register_forward_pre_hook(self._hook(n)) for n, linear in enumerate(linears)]
         for number, layer in enumerate(self.layers):
             parent, leaf = _parent(self.backbone.lm, layer)
             setattr(parent, leaf, MODULES[type(self.method)](getattr(parent, leaf), self, layer, number))
@@ -121,10 +145,54 @@ class Adapters:
         for layer in self.layers:
             parent, leaf = _parent(self.backbone.lm, layer)
             setattr(parent, leaf, getattr(parent, leaf).base)
+        for hook in self.hooks:
+            hook.remove()
+        self.backbone.inserted = None
+
+    def _hook(self, number: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], torch.Tensor]:
+        return lambda linear, inputs: self.noisy(inputs[0], number)
+
+    def noisy(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
+        """What a trained part reads, (M, S, D) of tokens or (M*B, D) of rows, with the noise that is set."""
+        return self.noise(x, layer) if self.noise else x
+
+    @property
+    def has_head(self) -> bool:
+        """Whether every member has a head of its own."""
+        return HEAD[0] in self.parameters
+
+    def head_logits(self, features: torch.Tensor) -> torch.Tensor:  # (M*B, D) -> (M*B, C)
+        """Logits of each member's own head on its own rows, in fp32."""
+        weight_MCD = self._own(self.parameters[HEAD[0]])
+        z = self.noisy(features.float(), "head").view(len(weight_MCD), -1, features.shape[-1])  # (M, B, D)
+        logits = torch.bmm(z, weight_MCD.transpose(1, 2))
+        if HEAD[1] in self.parameters:
+            logits = logits + self._own(self.parameters[HEAD[1]])[:, None]
+        return logits.flatten(0, 1)
+
+    def one_by_one(self, function: Callable[[Any], torch.Tensor], parts: Sequence[Any]) -> torch.Tensor:
+        """`function` of each member's part with the member's own weights in the backbone, concatenated."""
+        call = _Call(self.backbone.lm, function)
+        weights = {n: p.to(self.backbone.dtype).unbind() for n, p in self.parameters.items() if n not in HEAD}
+        results = []
+        for self.only, part in enumerate(parts):
+            if self.noise:
+                self.noise.only = self.only
+            own = {f"lm.{name}": weight_M[self.only] for name, weight_M in weights.items()}
+            results.append(torch.func.functional_call(call, own, (part,)))
+        self.only = None
+        if self.noise:
+            self.noise.only = None
+        return torch.cat(results)
+
+    def _own(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The parameter of the member that is computed now, or of all."""
+        return parameter if self.only is None else parameter[self.only : self.only + 1]
 
     def factors(self, layer: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The two trained factors of a layer, members leading."""
-        first, second = FACTORS[type(self.method)]
+        assert isinstance(self.method, Adapter)
+        first, second = self.method.factors
         return self.parameters[f"{layer}.{first}"], self.parameters[f"{layer}.{second}"]
 
     @property
@@ -133,8 +201,8 @@ class Adapters:
 
     def zero_initialised(self) -> Iterator[str]:
         """Names of the factors that start at zero: B of LoRA, b of VeRA. `DecayB` decays these."""
-        second = FACTORS[type(self.method)][1]
-        return (name for name in self.parameters if name.endswith(f".{second}"))
+        zero = self.method.zero_factor
+        return (name for name in self.parameters if zero and name.endswith(f".{zero}"))
 
     def gradients(self) -> list[torch.Tensor]:
         """Gradients of the trained tensors after a backward pass."""
@@ -163,19 +231,41 @@ class Adapters:
         index = torch.as_tensor(members, dtype=torch.long, device=self.backbone.device)
         self.parameters = {name: nn.Parameter(p.detach()[index]) for name, p in self.parameters.items()}
         self.projections = tuple(p[index] for p in self.projections)
+        if self.noise:
+            self.noise.keep(members)
 
 
-def initial_state(method: Method, layers: dict[str, tuple[int, int]], key: seeds.Key) -> State:
+class _Call(nn.Module):
+    """A function that uses the language model, as a module whose weights `functional_call` replaces."""
+
+    def __init__(self, lm: nn.Module, function: Callable[[Any], torch.Tensor]) -> None:
+        super().__init__()
+        self.lm, self.function = lm, function
+
+    def forward(self, part: Any) -> torch.Tensor:
+        return self.function(part)
+
+
+def initial_state(method: Adapter, layers: dict[str, tuple[int, int]], key: seeds.Key) -> State:
     """Parameters of one member before the first step, from its init stream."""
     state: State = {}
     for layer, (d_in, d_out) in layers.items():
-        if isinstance(method, Lora):
-            first, second = method.draw(layer, d_in, d_out, key)
-        else:
-            first, second = np.full(method.rank, method.d_init), np.zeros(d_out)
-        for factor, values in zip(FACTORS[type(method)], (first, second)):
+        for factor, values in zip(method.factors, method.draw(layer, d_in, d_out, key)):
             state[f"{layer}.{factor}"] = torch.from_numpy(np.asarray(values, np.float32))
     return state
+
+
+def head_state(method: LastLayer, backbone: Backbone, answer_ids: Sequence[int], key: seeds.Key) -> State:
+    """Rows of the language model's head for these tokens, with a member's noise; and their bias, if any."""
+    weight_CD, bias_C = backbone.answer_rows(torch.tensor(answer_ids, device=backbone.device))
+    drawn = method.draw(weight_CD.cpu().numpy(), key).astype(np.float32)
+    state = {HEAD[0]: torch.from_numpy(drawn)}
+    return state if bias_C is None else state | {HEAD[1]: bias_C.cpu()}
+
+
+def full_state(backbone: Backbone) -> State:
+    """Every weight of the backbone by its name, tied ones once."""
+    return {name: p.detach().float() for name, p in backbone.lm.named_parameters()}
 
 
 def projections(

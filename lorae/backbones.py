@@ -5,28 +5,33 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lorae.packing import ATTENTION, Packing, register_attention
 from lorae.ranks import Ranks
 from lorae.shapes import linears_of
 from lorae.sources import Source, backbone_folder
+
+if TYPE_CHECKING:
+    from lorae.adapters import Adapters
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Backbone:
     """A frozen causal LM with its tokenizer on one device, or partitioned over ranks.
 
     Attributes:
         ranks: the processes that run it together, each on its share of the rows.
         gathered: context in which parameters that are partitioned over the ranks are whole.
+        inserted: the adapters of a stack that are in it now.
     """
 
     name: str
@@ -34,6 +39,12 @@ class Backbone:
     tokenizer: Any
     ranks: Ranks = Ranks()
     gathered: Callable[[list[nn.Parameter]], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    inserted: Adapters | None = field(default=None, init=False)
+
+    @property
+    def num_members(self) -> int:
+        """Members whose rows a batch holds: those of the inserted stack, or the backbone itself."""
+        return self.inserted.num_members if self.inserted else 1
 
     @property
     def device(self) -> torch.device:
@@ -47,43 +58,32 @@ class Backbone:
     def linears(self) -> dict[str, tuple[int, int]]:
         return linears_of(self.lm)
 
-    def hidden(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Last hidden states (rows, T, D) after the final norm.
-
-        Without a mask rows are right-padded and attention is causal, so real tokens never see padding.
-
-        Args:
-            input_ids: (rows, T).
-            position_ids: (rows, T), or None for 0..T-1.
-            mask: additive attention mask (rows, 1, T, T), or None for causal.
-        """
-        attention: Any = mask
-        kinds = getattr(self.lm.config, "layer_types", None)
-        if mask is not None and kinds:
-            attention = dict.fromkeys(kinds, mask)
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Last hidden states (M, S, D) after the final norm, of packed tokens (M, S)."""
         return self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention, use_cache=False
+            input_ids=input_ids, position_ids=position_ids, packing=packing, use_cache=False
         ).last_hidden_state
 
     def answer_logits(self, hidden_ND: torch.Tensor, answer_ids_NC: torch.Tensor) -> torch.Tensor:
         """Logits (N, C) of each row's own answer tokens, in fp32."""
+        rows_NCD, bias_NC = self.answer_rows(answer_ids_NC)
+        logits_NC = torch.einsum("nd,ncd->nc", hidden_ND.float(), rows_NCD)
+        return self.capped(logits_NC if bias_NC is None else logits_NC + bias_NC)
+
+    def answer_rows(self, answer_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows (..., D) of the output head for these tokens (...), and their bias if it has one, in fp32."""
         head = self.lm.get_output_embeddings()
         with self.gathered(list(head.parameters())):
-            rows_NCD = head.weight[answer_ids_NC].float()
-            bias_NC = 0.0 if head.bias is None else head.bias[answer_ids_NC].float()
-        return self._capped(torch.einsum("nd,ncd->nc", hidden_ND.float(), rows_NCD) + bias_NC)
+            bias = None if head.bias is None else head.bias[answer_ids].float()
+            return head.weight[answer_ids].float(), bias
 
     def token_log_probs(self, hidden_KD: torch.Tensor, tokens_K: torch.Tensor) -> torch.Tensor:
         """Log-probability (K,) of each token over the full vocabulary, in fp32."""
-        logits_KV = self._capped(self.lm.get_output_embeddings()(hidden_KD).float())
+        logits_KV = self.capped(self.lm.get_output_embeddings()(hidden_KD).float())
         return -nn.functional.cross_entropy(logits_KV, tokens_K, reduction="none")
 
-    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+    def capped(self, logits: torch.Tensor) -> torch.Tensor:
+        """The output head's logits as the model caps them."""
         cap = getattr(self.lm.config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -99,7 +99,7 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
             head has a scaling that lorae does not know).
     """
     backbone = read_backbone(source, precision, device, recompute)
-    check_head(backbone)
+    check_logits(backbone)
     return backbone
 
 
@@ -108,13 +108,11 @@ def read_backbone(source: Source, precision: Precision, device: str, recompute: 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = backbone_folder(source)
-    # The backward pass of CPU flash attention is slower than the eager one for the short sequences of
-    # classification.
-    attention = "eager" if device == "cpu" else "sdpa"
+    register_attention()
     lm: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[precision],
-        attn_implementation=attention,
+        attn_implementation=ATTENTION,
         trust_remote_code=False,
         use_safetensors=True,
     )
@@ -135,14 +133,22 @@ def recompute_layers(lm: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_head(backbone: Backbone) -> None:
-    """Compare `answer_logits` with the model's own logits on one short row."""
-    ids = torch.arange(1, 5, device=backbone.device)[None]
-    own = backbone.lm(input_ids=ids, use_cache=False).logits[:, -1, :8].float()
-    ours = backbone.answer_logits(backbone.hidden(ids)[:, -1], torch.arange(8, device=backbone.device)[None])
-    scale = own.abs().max().clamp(min=1.0)
-    if not torch.allclose(own, ours, atol=float(scale) * (1e-4 if backbone.dtype == torch.float32 else 2e-2)):
+def check_logits(backbone: Backbone) -> None:
+    """Compare `answer_logits` of packed rows with the logits of the model itself, row by row."""
+    rows = [[1, 2, 3, 4], [5, 6], [4, 3, 2, 1, 6, 7]]
+    own = []
+    backbone.lm.set_attn_implementation("eager")
+    for row in rows:
+        ids = torch.tensor([row], device=backbone.device)
+        own.append(backbone.lm(input_ids=ids, use_cache=False).logits[0, -1, :8].float())
+    backbone.lm.set_attn_implementation(ATTENTION)
+    packed = Packing.of([len(row) for row in rows], 1, backbone.device)
+    ids = packed.pack([token for row in rows for token in row])
+    hidden_ND = backbone.hidden(ids, packed.places, packed)[0, packed.ends]
+    ours = backbone.answer_logits(hidden_ND, torch.arange(8, device=backbone.device).expand(len(rows), -1))
+    difference, scale = (ours - torch.stack(own)).abs().max(), torch.stack(own).abs().max().clamp(min=1.0)
+    if not difference <= scale * (1e-4 if backbone.dtype == torch.float32 else 3e-2):
         raise ValueError(
-            f"{backbone.name}: the logits of {type(backbone.lm).__name__} are not its output "
-            "head's times the last hidden state; this architecture is not supported"
+            f"{backbone.name}: the logits of {type(backbone.lm).__name__} are not its output head's times "
+            "the last hidden state of causal attention alone; this architecture is not supported"
         )

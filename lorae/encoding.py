@@ -8,13 +8,15 @@ question and to itself only and its positions continue the question's, so the qu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from lorae.backbones import Backbone
+from lorae.methods import Full
+from lorae.packing import Packing
 from lorae.tasks.base import Example, OptionLikelihood, Task
 
 
@@ -28,6 +30,8 @@ class Row:
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
         truncated: tokens of the prompt's beginning that were cut off.
+        features: hidden state (D,) that class logits are read from, where the backbone is not run again
+            (`lorae.prediction.with_features`).
     """
 
     id: str
@@ -38,6 +42,7 @@ class Row:
     segments: tuple[int, ...] = ()
     norms: tuple[float, ...] = ()
     truncated: int = 0
+    features: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int) -> list[Row]:
@@ -99,67 +104,65 @@ def _pack_options(row: Row, tails: list[list[int]], max_tokens: int) -> Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows on the device, right-padded to T tokens; `class_logits` turns it into logits (rows, C)."""
+    """Rows of M members on the device, each member's in one packed row of S tokens, members first;
+    `class_logits` turns it into logits (rows, C)."""
 
-    input_ids: torch.Tensor  # (rows, T)
+    input_ids: torch.Tensor  # (M, S)
+    position_ids: torch.Tensor  # (M, S)
+    packing: Packing
     labels: torch.Tensor  # (rows,)
     class_mask: torch.Tensor  # (rows, C), True where the class exists
-    last: torch.Tensor  # (rows,) index of the last real token
     answer_ids: torch.Tensor | None = None  # (rows, C)
-    position_ids: torch.Tensor | None = None  # (rows, T)
-    attention: torch.Tensor | None = None  # (rows, 1, T, T), additive
-    scored: tuple[torch.Tensor, ...] = ()  # K positions: row, predicting position, token, class
+    scored: tuple[torch.Tensor, ...] = ()  # K predictions: place in the packed (M * S), token, row, class
     norms: torch.Tensor | None = None  # (rows, C)
+    features: torch.Tensor | None = None  # (rows, D)
 
 
-def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone) -> Batch:
-    """Rows as one right-padded batch on the backbone's device."""
-    length = max(len(r.tokens) for r in rows)
-    num = len(rows)
-    input_ids = np.zeros((num, length), np.int64)
-    answer_ids = np.zeros((num, num_classes), np.int64)
-    class_mask = np.zeros((num, num_classes), bool)
-    for n, row in enumerate(rows):
-        input_ids[n, : len(row.tokens)] = row.tokens
-        answer_ids[n, : len(row.answer_ids)] = row.answer_ids
-        class_mask[n, : row.num_classes] = True
+def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1) -> Batch:
+    """Rows of so many members, members first and as many of each, on the backbone's device."""
 
     def on_device(values: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values)).to(backbone.device, non_blocking=True)
 
+    def by_class(values: Sequence[Sequence[Any]], dtype: Any, fill: Any) -> torch.Tensor:
+        padded = np.full((len(rows), num_classes), fill, dtype)
+        for n, of_row in enumerate(values):
+            padded[n, : len(of_row)] = of_row
+        return on_device(padded)
+
+    packing = Packing.of([len(r.tokens) for r in rows], num_members, backbone.device)
     batch = Batch(
-        input_ids=on_device(input_ids),
+        input_ids=packing.pack([t for r in rows for t in r.tokens]),
+        position_ids=packing.places,
+        packing=packing,
         labels=on_device([r.label for r in rows]),
-        class_mask=on_device(class_mask),
-        last=on_device([len(r.tokens) - 1 for r in rows]),
-        answer_ids=on_device(answer_ids),
+        class_mask=by_class([[True] * r.num_classes for r in rows], bool, False),
+        features=None if rows[0].features is None else on_device(np.array([r.features for r in rows])),
     )
     if not rows[0].segments:
-        return batch
-    packed = [_packed_layout(r, length) for r in rows]
-    visible = np.stack([p[1] for p in packed])[:, None]
-    floor = torch.finfo(backbone.dtype).min
-    scored = [(n, *entry) for n, (_, _, entries) in enumerate(packed) for entry in entries]
-    norms = np.ones((num, num_classes), np.float32)
-    for n, row in enumerate(rows):
-        norms[n, : row.num_classes] = row.norms
+        return replace(batch, answer_ids=by_class([r.answer_ids for r in rows], np.int64, 0))
+    positions, visible, entries = zip(*(_options_layout(r, packing.shape[1]) for r in rows))
+    first = np.cumsum([0, *(len(r.tokens) for r in rows)])  # of each row's tokens in packing.order
+    scored = [
+        (packing.order[first[n] + place], token, n, option)
+        for n, of_row in enumerate(entries)
+        for place, token, option in of_row
+    ]
     return replace(
         batch,
-        answer_ids=None,
-        position_ids=on_device([p[0] for p in packed]),
-        attention=on_device(np.where(visible, 0.0, floor)).to(backbone.dtype),
-        scored=tuple(on_device(np.array(column)) for column in zip(*scored)),
-        norms=on_device(norms),
+        position_ids=packing.pack([p for of_row in positions for p in of_row]),
+        packing=replace(packing, visible=on_device(np.stack(visible))),
+        scored=tuple(on_device(column) for column in zip(*scored)),
+        norms=by_class([r.norms for r in rows], np.float32, 1.0),
     )
 
 
-def _packed_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
-    """Positions (T,), visibility (T, T) and scored entries (predicting position, token, class) of a packed
-    row."""
+def _options_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
+    """Positions of a row's tokens, visibility (T, T), and scored entries (predicting place, token, class)."""
     segments = np.full(length, -2)
     segments[: len(row.segments)] = row.segments
     question = int((segments == -1).sum())
-    positions = np.arange(length)
+    positions = np.arange(len(row.tokens))
     for k in range(row.num_classes):
         where = np.flatnonzero(segments == k)
         positions[where] = question + np.arange(len(where))
@@ -172,16 +175,42 @@ def _packed_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[
     return positions, visible, entries
 
 
+def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> torch.Tensor:
+    """Class logits (rows, C) of the inserted stack, each member's rows together; one forward pass of all, or
+    of each member where all weights are its own."""
+    inserted = backbone.inserted
+    if inserted is None or not isinstance(inserted.method, Full):
+        return class_logits(backbone, collate(rows, num_classes, backbone, backbone.num_members))
+    size = len(rows) // inserted.num_members
+    parts = [collate(rows[n : n + size], num_classes, backbone) for n in range(0, len(rows), size)]
+    return inserted.one_by_one(lambda batch: class_logits(backbone, batch), parts)
+
+
+def features(backbone: Backbone, batch: Batch) -> torch.Tensor:
+    """Hidden state (rows, D) of each row's last token, from which its class logits are read."""
+    return _hidden(backbone, batch)[batch.packing.ends]
+
+
+def _hidden(backbone: Backbone, batch: Batch) -> torch.Tensor:
+    """Last hidden states (M * S, D) of the packed tokens."""
+    return backbone.hidden(batch.input_ids, batch.position_ids, batch.packing).flatten(0, 1)
+
+
 def class_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
-    hidden = backbone.hidden(batch.input_ids, batch.position_ids, batch.attention)
+    inserted = backbone.inserted
+    if inserted and inserted.noise:
+        inserted.noise.locate(batch.packing.rows, batch.packing.places)
     if batch.answer_ids is not None:
-        rows = torch.arange(len(hidden), device=hidden.device)
-        logits = backbone.answer_logits(hidden[rows, batch.last], batch.answer_ids)
+        read = features(backbone, batch) if batch.features is None else batch.features
+        if inserted and inserted.has_head:
+            logits = backbone.capped(inserted.head_logits(read))
+        else:
+            logits = backbone.answer_logits(read, batch.answer_ids)
     else:
         assert batch.norms is not None
-        row, place, token, option = batch.scored
-        log_probs_K = backbone.token_log_probs(hidden[row, place], token)
+        place, token, row, option = batch.scored
+        log_probs_K = backbone.token_log_probs(_hidden(backbone, batch)[place], token)
         logits = (
             torch.zeros_like(batch.norms).index_put((row, option), log_probs_K, accumulate=True) / batch.norms
         )

@@ -9,6 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+# Metadata of a field that was added to a spec when members were stored already: its default is in no identity
+IF_SET = {"default_identity": False}
+
 
 def canonical(value: Any) -> Any:
     """JSON value that is equal for equal specs and refuses everything it cannot represent.
@@ -64,12 +67,14 @@ def spec_of(value: Any, types: Sequence[type]) -> Any:
 
 
 def fields_of(spec: Any) -> dict[str, Any]:
-    """Canonical values of a dataclass's fields, without those declared with `metadata={"identity":
-    False}`."""
+    """Canonical values of a dataclass's fields, without those declared with `metadata={"identity": False}`,
+    and without those declared with `IF_SET` that have their default."""
+    values = ((f, getattr(spec, f.name)) for f in dataclasses.fields(spec))
     return {
-        f.name: canonical(getattr(spec, f.name))
-        for f in dataclasses.fields(spec)
+        f.name: canonical(value)
+        for f, value in values
         if f.metadata.get("identity", True)
+        and (f.metadata.get("default_identity", True) or value != f.default)
     }
 
 

@@ -2,7 +2,7 @@
 
 Counted tensor by tensor for a Llama-like decoder with frozen weights, in which autograd keeps no input of a
 frozen linear layer and nothing below the first adapted one. Other decoders are counted as if they were one.
-The attention is that of `lorae.backbones`: eager on a CPU, scaled_dot_product_attention on a GPU.
+The attention is that of `lorae.packing`: written out on a CPU, scaled_dot_product_attention on a GPU.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lorae.methods import Vera, adapted_layers
-from lorae.regularizers import AdapterDropout, EarlyStopping
+from lorae.methods import Adapter, BatchEnsemble, Full, LastLayer, Vera, adapted_layers
+from lorae.regularizers import AdapterDropout, EarlyStopping, Masksembles
 from lorae.shapes import linear_shapes, num_backbone_parameters
 from lorae.trial import Trial
 
@@ -70,12 +70,16 @@ def stack_memory(
     if not num_members:
         return Memory(_backbone_bytes(trial, config, max(1, gpus)), 0, prediction)
     layers = adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
+    adapters = _adapter_bytes(trial, config, layers, num_members, on_cpu=not gpus)
+    if isinstance(trial.method, LastLayer):  # trained on features, which prediction alone computes
+        return Memory(_backbone_bytes(trial, config, max(1, gpus)), adapters, prediction)
     tokens = num_members * rows * texts.longest
+    if isinstance(trial.method, Full):
+        layers = linear_shapes(config)
     first = min(int(found[0]) if (found := re.findall(r"\.(\d+)\.", name)) else 0 for name in layers)
     kept = (config["num_hidden_layers"] - first) * shape.kept_bytes(tokens, texts.longest)
     kept += _branch_bytes(trial, layers, tokens)
     training = kept + shape.backward_bytes(tokens, num_members * rows, texts)
-    adapters = _adapter_bytes(trial, layers, num_members, on_cpu=not gpus)
     return Memory(_backbone_bytes(trial, config, max(1, gpus)), adapters, max(training, prediction))
 
 
@@ -89,6 +93,7 @@ class _Shape:
     inner: int
     gated: bool
     heads: int
+    key_value_heads: int
     head_dim: int
     qk_norm: bool
     vocabulary: int
@@ -103,20 +108,21 @@ class _Shape:
             inner=config.get("intermediate_size") or 4 * hidden,
             gated=any("gate" in name for name in linear_shapes(config)),
             heads=heads,
+            key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or hidden // heads,
             qk_norm=config["model_type"] in QK_NORM,
             vocabulary=config["vocab_size"],
         )
 
     def kept_bytes(self, tokens: int, length: int) -> int:
-        """What autograd keeps of one layer: two norms' inputs in fp32; queries, keys and values of all
-        heads; softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
+        """What autograd keeps of one layer: two norms' inputs in fp32; queries, keys and values;
+        softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
         activations (gate, SiLU of it, up)."""
-        attention = self.heads * self.head_dim
+        attention, key_value = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         norms = 4 * (2 * self.hidden + 2 * self.qk_norm * attention)
         scores = attention * self.size if self.fused else self.heads * length * (4 + 2 * (self.size == 2))
         inner = (3 if self.gated else 2) * self.inner * self.size
-        return tokens * (norms + 3 * attention * self.size + scores + inner)
+        return tokens * (norms + (attention + 2 * key_value) * self.size + scores + inner)
 
     def backward_bytes(self, tokens: int, rows: int, texts: Texts) -> int:
         """Largest temporaries at the start of the backward pass: gradients of the inner activations, of the
@@ -146,13 +152,25 @@ def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int) -> int:
     return -(-whole // shards) + max(2 * layer, embedding) * BYTES[trial.precision]
 
 
+def full_member_bytes(config: dict[str, Any]) -> int:
+    """Weights, gradients and two moments in fp32 of one member that is fine-tuned in full."""
+    return 16 * num_backbone_parameters(config)
+
+
 def _adapter_bytes(
-    trial: Trial, layers: dict[str, tuple[int, int]], num_members: int, *, on_cpu: bool
+    trial: Trial,
+    config: dict[str, Any],
+    layers: dict[str, tuple[int, int]],
+    num_members: int,
+    *,
+    on_cpu: bool,
 ) -> int:
     """Parameters, gradients, two moments; early stopping's best state (in host memory), VeRA's projections,
-    the cast to bf16."""
+    the cast to bf16. The few rows of `LastLayer` are not counted."""
     size, method = BYTES[trial.precision], trial.method
-    trained = sum(method.num_parameters(*shape) for shape in layers.values())
+    trained = num_backbone_parameters(config) if isinstance(method, Full) else 0
+    if isinstance(method, Adapter):
+        trained = sum(method.num_parameters(*shape) for shape in layers.values())
     copies = 4 + (on_cpu and trial.regularizer(EarlyStopping) is not None)
     casts = size * trained * (size < 4)
     frozen = 0
@@ -164,14 +182,18 @@ def _adapter_bytes(
 
 def _branch_bytes(trial: Trial, layers: dict[str, tuple[int, int]], tokens: int) -> int:
     """What autograd keeps of the adapters' branches: LoRA's inputs (one for layers that read the same, each
-    its own with a mask under dropout) and A x; VeRA's two products."""
+    its own with a mask under noise) and A x; VeRA's two products; the inputs and outputs that BatchEnsemble
+    multiplies; the inputs of every layer whose weight is trained."""
     size, rank = BYTES[trial.precision], trial.method.rank
     if isinstance(trial.method, Vera):
         return tokens * size * sum(rank + d_out for _, d_out in layers.values())
-    if trial.regularizer(AdapterDropout):
-        return tokens * sum((size + 1) * d_in + size * rank for d_in, _ in layers.values())
+    outputs = sum(d_out for _, d_out in layers.values()) if isinstance(trial.method, BatchEnsemble) else 0
+    if trial.regularizer(AdapterDropout) or trial.regularizer(Masksembles):
+        return tokens * size * outputs + tokens * sum(
+            (size + 1) * d_in + size * rank for d_in, _ in layers.values()
+        )
     inputs = {}
     for name, (d_in, _) in layers.items():
         path, _, leaf = name.rpartition(".")
         inputs[path, SAME_INPUT.get(leaf, leaf)] = d_in
-    return tokens * size * (sum(inputs.values()) + rank * len(layers))
+    return tokens * size * (sum(inputs.values()) + rank * len(layers) + outputs)

@@ -1,14 +1,15 @@
-"""How a member differs from the backbone: LoRA and VeRA, and how their random factors are initialised.
+"""How a member differs from the backbone: LoRA, VeRA and their rivals, and how they are initialised.
 
 A method is a setting; the stacked modules that compute it are in `lorae.adapters`. LoRA: Hu et al. 2021,
-arXiv:2106.09685. VeRA: Kopiczko et al. 2023, arXiv:2310.11454.
+arXiv:2106.09685. VeRA: Kopiczko et al. 2023, arXiv:2310.11454. BatchEnsemble: Wen et al. 2020,
+arXiv:2002.06715.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -88,21 +89,26 @@ class Lora:
 
     Args:
         rank: >= 1 and at most the smaller side of every adapted layer.
-        alpha: scaling numerator, > 0.
+        alpha: scaling numerator, > 0; None = h = W0 x + B A x, as in LoRA-Ensemble (arXiv:2405.14438).
         targets: names of the adapted `nn.Linear`s, matched against the last part(s) of the module path.
         init: distribution of A.
         b_std: standard deviation of a random B; 0 keeps B = 0, so that every member starts as the backbone.
     """
 
+    factors: ClassVar[tuple[str, ...]] = ("A", "B")
+    zero_factor: ClassVar[str | None] = "B"  # that starts at zero; `DecayB` decays it
+
     rank: int = 8
-    alpha: float = 16.0
+    alpha: float | None = 16.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     init: Init = Kaiming()
     b_std: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_rank_and_targets(self)
-        _positive("Lora", "alpha", self.alpha)
+        _check_rank(self)
+        _check_targets(self)
+        if self.alpha is not None:
+            _positive("Lora", "alpha", self.alpha)
         if self.b_std < 0:
             raise ValueError(
                 f"b_std={self.b_std}: must be >= 0; write Lora(b_std=0) to start as the backbone"
@@ -111,6 +117,11 @@ class Lora:
     @property
     def label(self) -> str:
         return "lora"
+
+    @property
+    def scale(self) -> float:
+        """What B A x is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @property
     def init_label(self) -> str:
@@ -139,13 +150,17 @@ class Vera:
             the same, so that only their data order differs.
     """
 
+    factors: ClassVar[tuple[str, ...]] = ("d", "b")
+    zero_factor: ClassVar[str | None] = "b"
+
     rank: int = 256
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     d_init: float = 0.1
     projection: Literal["per_member", "shared"] = "per_member"
 
     def __post_init__(self) -> None:
-        _check_rank_and_targets(self)
+        _check_rank(self)
+        _check_targets(self)
         _positive("Vera", "d_init", self.d_init)
         if self.projection not in ("per_member", "shared"):
             raise ValueError(f'projection={self.projection!r}: must be "per_member" or "shared"')
@@ -162,6 +177,10 @@ class Vera:
         """Trained numbers of one member in one layer."""
         return self.rank + d_out
 
+    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, np.ndarray]:
+        """d (rank,) and b (d_out,) of one member in one layer; equal for all members."""
+        return np.full(self.rank, self.d_init), np.zeros(d_out)
+
     def draw_projections(self, max_in: int, max_out: int, key: seeds.Key) -> tuple[np.ndarray, np.ndarray]:
         """A (rank, max_in) and B (max_out, rank), Kaiming-uniform as in PEFT; layers use leading blocks."""
         if self.projection == "shared":
@@ -172,13 +191,119 @@ class Vera:
         return a, b
 
 
-Method = Lora | Vera
+@dataclass(frozen=True)
+class BatchEnsemble:
+    """y = (W (x * r)) * s + bias: W and bias are the backbone's and frozen, the vectors r and s are trained.
+
+    Wen et al. 2020, arXiv:2002.06715, equation 5, on layers that are pre-trained. With r = s = 1 it is the
+    backbone; any other start disturbs it.
+
+    Args:
+        targets: as for `Lora`.
+        init: "signs" draws r and s as random signs, "normal" from N(1, std^2).
+        std: of "normal"; 0 starts every member as the backbone.
+    """
+
+    factors: ClassVar[tuple[str, ...]] = ("r", "s")
+    zero_factor: ClassVar[str | None] = None
+    rank: ClassVar[int] = 0
+
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    init: Literal["signs", "normal"] = "normal"
+    std: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_targets(self)
+        if self.init not in ("signs", "normal"):
+            raise ValueError(f'init={self.init!r}: must be "signs" or "normal"')
+        _not_negative("BatchEnsemble", "std", self.std)
+
+    @property
+    def label(self) -> str:
+        return "batchensemble"
+
+    @property
+    def init_label(self) -> str:
+        return "signs" if self.init == "signs" else f"normal-{self.std:g}"
+
+    def num_parameters(self, d_in: int, d_out: int) -> int:
+        """Trained numbers of one member in one layer."""
+        return d_in + d_out
+
+    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, np.ndarray]:
+        """r (d_in,) and s (d_out,) of one member in one layer."""
+        r, s = (self._vector(seeds.stream(*key, layer, f), d) for f, d in zip(self.factors, (d_in, d_out)))
+        return r, s
+
+    def _vector(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        return rng.choice((-1.0, 1.0), size) if self.init == "signs" else rng.normal(1.0, self.std, size)
 
 
-def _check_rank_and_targets(method: Method) -> None:
-    name = type(method).__name__
+@dataclass(frozen=True)
+class LastLayer:
+    """Trains only what makes class logits of the frozen backbone's features: the answer tokens' rows of the
+    language model's head, or the classification head of a task that is scored by one.
+
+    The features are computed once for all members, so all examples must have the same answer tokens.
+
+    Args:
+        std: of the Gaussian noise that a member adds to the language model's rows; 0 starts every member as
+            the backbone.
+    """
+
+    rank: ClassVar[int] = 0
+    targets: ClassVar[tuple[str, ...]] = ()
+    zero_factor: ClassVar[str | None] = None
+
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        _not_negative("LastLayer", "std", self.std)
+
+    @property
+    def label(self) -> str:
+        return "last-layer"
+
+    @property
+    def init_label(self) -> str:
+        return f"noise-{self.std:g}" if self.std else "head"
+
+    def draw(self, rows_CD: np.ndarray, key: seeds.Key) -> np.ndarray:
+        """One member's rows before the first step."""
+        noise_CD = seeds.stream(*key, "head").normal(0.0, self.std, rows_CD.shape) if self.std else 0.0
+        return rows_CD + noise_CD
+
+
+@dataclass(frozen=True)
+class Full:
+    """Trains every weight of the backbone: full fine-tuning, and with several members the explicit ensemble.
+
+    Each member has all weights of its own, and a forward pass of its own: nothing is shared in a stack.
+    """
+
+    rank: ClassVar[int] = 0
+    targets: ClassVar[tuple[str, ...]] = ()
+    zero_factor: ClassVar[str | None] = None
+
+    @property
+    def label(self) -> str:
+        return "full"
+
+    @property
+    def init_label(self) -> str:
+        return "backbone"
+
+
+Adapter = Lora | Vera | BatchEnsemble  # methods that change some linear layers
+Method = Adapter | LastLayer | Full
+
+
+def _check_rank(method: Lora | Vera) -> None:
     if method.rank < 1:
-        raise ValueError(f"rank={method.rank}: must be >= 1; write {name}(rank=8)")
+        raise ValueError(f"rank={method.rank}: must be >= 1; write {type(method).__name__}(rank=8)")
+
+
+def _check_targets(method: Adapter) -> None:
     if isinstance(method.targets, str) or not method.targets:
         raise ValueError(
             f'targets={method.targets!r}: must be a tuple of layer names; write targets=("q_proj", "v_proj")'
@@ -190,16 +315,24 @@ def _positive(owner: str, name: str, value: float) -> None:
         raise ValueError(f"{name}={value}: must be > 0; write {owner}({name}=1.0)")
 
 
+def _not_negative(owner: str, name: str, value: float) -> None:
+    if value < 0:
+        raise ValueError(f"{name}={value}: must be >= 0; write {owner}({name}=0) to start as the backbone")
+
+
 def adapted_layers(
     method: Method, linears: dict[str, tuple[int, int]], backbone: str
 ) -> dict[str, tuple[int, int]]:
-    """The linear layers that `method` adapts, name -> (d_in, d_out), in the backbone's order.
+    """The linear layers that `method` adapts, name -> (d_in, d_out), in the backbone's order; none for
+    `LastLayer` and `Full`.
 
     A target matches a layer whose path is it or ends in `.target`. The output head is never adapted.
 
     Raises:
         ValueError: a target matches nothing, or the rank exceeds a layer's smaller side.
     """
+    if isinstance(method, (LastLayer, Full)):
+        return {}
     for target in method.targets:
         if not any(_matches(name, target) for name in linears):
             known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linears))

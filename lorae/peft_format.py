@@ -1,12 +1,15 @@
 """Members as PEFT adapters: the files that `peft.PeftModel.from_pretrained` and vLLM load, and back.
 
+PEFT knows LoRA and VeRA. What other methods train is kept under our own names in the same two files, whose
+adapter_config.json then has no `peft_type`.
+
 `read_update` needs no torch, so that an analysis can look at stored weights.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +17,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lorae.methods import Lora, Method
+from lorae.identity import canonical
+from lorae.methods import Lora, Method, Vera
 from lorae.sources import Hub, Source
-from lorae.store import ADAPTER_CONFIG, WEIGHTS
+from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder, snapshot_file
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +57,12 @@ def adapter_files(
     """adapter_config.json and adapter_model.safetensors of one member.
 
     Args:
-        state: its parameters, "<layer>.<factor>".
+        state: its parameters, as `Adapters.state` names them.
         projections: for VeRA the frozen A (R, D) and B (E, R), which PEFT stores beside the vectors.
     """
+    if not isinstance(method, (Lora, Vera)):
+        content = {"lorae_method": canonical(method), **_base(backbone)}
+        return {ADAPTER_CONFIG: json.dumps(content, indent=1).encode(), WEIGHTS: state_bytes(state)}
     tensors = {}
     for name, value in state.items():
         layer, factor = name.rsplit(".", 1)
@@ -66,15 +73,34 @@ def adapter_files(
     return {ADAPTER_CONFIG: json.dumps(_config(method, backbone), indent=1).encode(), WEIGHTS: weights}
 
 
+def state_bytes(state: State) -> bytes:
+    """Parameters under our own names as a safetensors file; `read_state` reads it."""
+    return safetensors.numpy.save({name: value.contiguous().numpy() for name, value in state.items()})
+
+
 def read_state(weights: bytes) -> State:
-    """Parameters "<layer>.<factor>" from the content of adapter_model.safetensors.
+    """Parameters as `Adapters.state` names them from the content of adapter_model.safetensors.
 
     Raises:
         ValueError: it is not in that format.
     """
     import torch
 
-    return {name: torch.from_numpy(value) for name, value in _parameters(weights).items()}
+    tensors = _tensors(weights)
+    if any(name.startswith(_PREFIX) for name in tensors):
+        tensors = _parameters(weights)
+    return {name: torch.from_numpy(value) for name, value in tensors.items()}
+
+
+def read_stages(store: Store, members: Sequence[str]) -> list[list[State]]:
+    """Parameters of stored members of one recipe, at each of their snapshots and at the end.
+
+    Raises:
+        ValueError: a file is missing, damaged or not in that format.
+    """
+    snapshots = sum(name.startswith("snapshots/") for name in store.files(member_folder(members[0])))
+    names = [*map(snapshot_file, range(snapshots)), WEIGHTS]
+    return [[read_state(store.read(member_folder(m), name)) for m in members] for name in names]
 
 
 def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = None) -> Update:
@@ -87,6 +113,8 @@ def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = 
         ValueError: neither LoRA nor VeRA, or VeRA on layers whose widths may differ, without `d_in`.
     """
     settings = json.loads(config)
+    if "peft_type" not in settings:
+        raise ValueError(f"{settings.get('lorae_method')} has no low-rank update; LoRA and VeRA have one")
     kind, parameters = settings["peft_type"], _parameters(weights)
     layers = tuple(sorted({name.rpartition(".")[0] for name in parameters}))
     if kind == "LORA":
@@ -127,10 +155,15 @@ def _parameters(weights: bytes) -> dict[str, np.ndarray]:
     return found
 
 
-def _config(method: Method, backbone: Source) -> dict[str, Any]:
-    common = {
+def _base(backbone: Source) -> dict[str, Any]:
+    return {
         "base_model_name_or_path": backbone.id if isinstance(backbone, Hub) else backbone.label,
         "revision": backbone.revision if isinstance(backbone, Hub) else None,
+    }
+
+
+def _config(method: Lora | Vera, backbone: Source) -> dict[str, Any]:
+    common = _base(backbone) | {
         "task_type": "CAUSAL_LM",
         "r": method.rank,
         "target_modules": list(method.targets),
@@ -138,7 +171,7 @@ def _config(method: Method, backbone: Source) -> dict[str, Any]:
         "inference_mode": True,
     }
     if isinstance(method, Lora):
-        return common | {"peft_type": "LORA", "lora_alpha": method.alpha, "lora_dropout": 0.0}
+        return common | {"peft_type": "LORA", "lora_alpha": method.alpha or method.rank, "lora_dropout": 0.0}
     return common | {
         "peft_type": "VERA",
         "projection_prng_key": 0,

@@ -8,17 +8,20 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from lorae.memory import BYTES, Memory, Texts, stack_memory
-from lorae.methods import adapted_layers
+from lorae.checks import MAX_FULL_BYTES, check_recipe
+from lorae.draws import MCDropout
+from lorae.memory import BYTES, Memory, Texts, full_member_bytes, stack_memory
+from lorae.methods import Full, LastLayer
+from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
-from lorae.shapes import linear_shapes, num_backbone_parameters
+from lorae.shapes import num_backbone_parameters
 from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, prediction_file, reference_folder
 from lorae.tasks.base import OptionLikelihood, Split, Task
-from lorae.trial import Diversity, Sweep, Trial, cells
+from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
 
 Host = Literal["local", "tune", "zero"]
 
@@ -133,14 +136,18 @@ def make_plan(
     """
     rows = sweep.trials() if rows is None else rows
     trials = tuple((trial, tuple(sweep.eval_tasks(trial))) for trial in rows)
-    for trial, ood in {(t.backbone, t.task, t.method, t.budget): (t, o) for t, o in trials}.values():
+    for trial, ood in {_checked(trial): (trial, ood) for trial, ood in trials}.values():
         check_trial(trial, ood)
     needed: dict[str, None] = {}
     stored: set[str] = set()
     damaged: list[str] = []
     pending: list[Stack] = []
+    draws: dict[Trial, dict[MCDropout | None, None]] = {}
+    for trial, _ in trials:
+        draws.setdefault(cell_of(trial), {})[trial.draws] = None
     for cell, num_members in cells([trial for trial, _ in trials]):
-        stack = Stack(cell, tuple(range(num_members)), tuple(sweep.eval_tasks(cell)))
+        members, ood = tuple(range(num_members)), tuple(sweep.eval_tasks(cell))
+        stack = Stack(cell, members, ood, draws=tuple(draws[cell]))
         ids = replace(cell, members=num_members).member_ids()
         lacking, found, damages = _lacking_members(stack, ids, store)
         needed |= dict.fromkeys(ids)
@@ -187,8 +194,14 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
     return replace(plan, stacks=stacks, placements=placements, estimates=estimates)
 
 
+def _checked(trial: Trial) -> Any:
+    """What `check_trial` looks at."""
+    masks = trial.regularizer(Masksembles)
+    return trial.backbone, trial.task, trial.method, trial.budget, trial.optimizer.cycles, masks
+
+
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
-    """Refuse a trial that cannot work: its data, targets and rank.
+    """Refuse a trial that cannot work: its data, and what `check_recipe` looks at.
 
     Raises:
         ValueError: what is wrong.
@@ -200,7 +213,7 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
     for task in ood:
         task.examples("test")
     config = backbone_config(trial.backbone)
-    adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
+    check_recipe(trial, ood, config)
     longest = config.get("max_position_embeddings")
     if longest and trial.budget.max_tokens > longest:
         raise ValueError(
@@ -275,7 +288,7 @@ def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
         return Placement(host, gpus, None, why)
     usable, batch = USABLE_FRAC * devices.memory_bytes, stack.trial.budget.batch_size
     what = f"usable {usable / 2**30:.1f} of {devices.memory_bytes / 2**30:.1f} GiB"
-    widest = 1 if host == "local" else devices.per_node
+    widest = 1 if host == "local" or isinstance(stack.trial.method, Full) else devices.per_node
     for gpus in [asked] if asked else range(1, widest + 1):
         share = -(-batch // gpus)
         if rows := _largest_rows(stack, share, usable, gpus):
@@ -326,14 +339,26 @@ def _gib(num_bytes: int) -> str:
 def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
     """The stack, or its halves, or theirs: parts that fit on one GPU if a single member does, else on the
     GPUs of a node."""
-    if devices.memory_bytes is None or len(stack.members) <= 1:
+    if len(stack.members) <= 1:
         return [stack]
+    if devices.memory_bytes is None:
+        if _full_bytes(stack) <= MAX_FULL_BYTES:
+            return [stack]
+        return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
     usable = USABLE_FRAC * devices.memory_bytes
     single = replace(stack, members=stack.members[:1])
-    gpus = 1 if host == "local" or _fits(single, usable, 1) else devices.per_node
+    alone = host == "local" or isinstance(stack.trial.method, Full)
+    gpus = 1 if alone or _fits(single, usable, 1) else devices.per_node
     if _fits(stack, usable, gpus):
         return [stack]
     return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
+
+
+def _full_bytes(stack: Stack) -> int:
+    """What the weights of members that are fine-tuned in full take, with gradients and moments."""
+    if not isinstance(stack.trial.method, Full):
+        return 0
+    return len(stack.members) * full_member_bytes(backbone_config(stack.trial.backbone))
 
 
 def _fits(stack: Stack, usable: float, gpus: int) -> bool:
@@ -414,7 +439,10 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     train = _lengths(trial.task, "train", trial.budget.max_tokens)
     steps, batch = trial.budget.num_steps(train.num), trial.budget.batch_size
     train_tokens = int(num * steps * batch * train.total / train.num)
-    predicted = max(1, num) * sum(lengths.total for lengths in _eval_lengths(stack))
+    ways = [replace(trial, draws=s.draws).num_draws for s in stack.eval_sets().values()]
+    predicted = max(1, num) * sum(k * lengths.total for k, lengths in zip(ways, _eval_lengths(stack)))
+    if isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once
+        train_tokens, predicted = train.total, predicted // (max(1, num) * max(ways))
     rate = gpus * devices.flops(trial.precision)
     train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
     rows = where.micro_batch or -(-batch // gpus)
@@ -451,7 +479,7 @@ def _lengths(task: Task, split: Split, max_tokens: int) -> _Lengths:
 
 def _eval_lengths(stack: Stack) -> list[_Lengths]:
     most = stack.trial.budget.max_tokens
-    return [_lengths(task, split, most) for task, split in stack.eval_sets().values()]
+    return [_lengths(s.task, s.split, most) for s in stack.eval_sets().values()]
 
 
 def _longest(stack: Stack) -> Texts:

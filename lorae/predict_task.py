@@ -8,20 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from lorae import peft_format
 from lorae.adapters import Adapters
 from lorae.backbones import Backbone, load_backbone
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
-from lorae.methods import Gaussian, Kaiming, Lora, Method, Orthogonal, Vera, Xavier
-from lorae.prediction import predict
+from lorae.methods import (
+    BatchEnsemble,
+    Full,
+    Gaussian,
+    Kaiming,
+    LastLayer,
+    Lora,
+    Method,
+    Orthogonal,
+    Vera,
+    Xavier,
+)
+from lorae.noise import make_noise
+from lorae.peft_format import read_stages
+from lorae.prediction import predict, predict_draws, with_features
+from lorae.regularizers import Masksembles
+from lorae.seeds import Key
 from lorae.sources import Files, Hub, Source, Wheel
 from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
 from lorae.tasks.base import Head, LabelWords, Letters, OptionLikelihood, Scoring, Task
 from lorae.trial import backbone_id
 from lorae.untrusted import count
 
-SPECS = (Hub, Files, Wheel, Lora, Vera, Kaiming, Gaussian, Xavier, Orthogonal)
+METHODS = (Lora, Vera, BatchEnsemble, LastLayer, Full, Kaiming, Gaussian, Xavier, Orthogonal)
+SPECS = (Hub, Files, Wheel, *METHODS, Masksembles)
 SCORINGS = (Letters, LabelWords, OptionLikelihood, Head)
 STACK_MEMBERS = 16  # predicted in one pass
 RECORD = {  # what is relied on in a member.json
@@ -32,6 +47,7 @@ RECORD = {  # what is relied on in a member.json
         "precision": str,
         "budget": {"max_tokens": count},
         "task": {"scoring": {}},
+        "regularizers": [{"type": str}],
     },
     "streams": {"init": list},
 }
@@ -45,11 +61,15 @@ class _Group:
     source: Source
     scoring: Scoring
     template: str
-    members: dict[str, tuple[Any, ...]]  # id -> init stream key
+    members: dict[str, dict[str, Key]]  # id -> its named streams
 
     @property
     def method(self) -> Method:
         return spec_of(self.recipe["method"], SPECS)
+
+    @property
+    def masks(self) -> tuple[Masksembles, ...]:
+        return tuple(spec_of(spec, SPECS) for spec in _masks(self.recipe))
 
     @property
     def max_tokens(self) -> int:
@@ -99,9 +119,8 @@ def predict_task(
         ids = [m for m in group.members if member_folder(m) in lacking]
         for start in range(0, len(ids), STACK_MEMBERS):
             stack = ids[start : start + STACK_MEMBERS]
-            logits_MNC = _stack_logits(store, group, stack, model, rows)
-            for member, logits_NC in zip(stack, logits_MNC):
-                _store(store, member_folder(member), own, rows, logits_NC[None])
+            for member, logits_KNC in zip(stack, _stack_logits(store, group, stack, model, rows)):
+                _store(store, member_folder(member), own, rows, logits_KNC)
             on_progress(f"{name}: {start + len(stack)} of {len(ids)} members of {group.source.label}")
         num_predicted += len(ids)
     return num_predicted
@@ -119,6 +138,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
         recipe = record["recipe"]
         same = [recipe[name] for name in ("backbone", "precision", "method")]
         same += [recipe["budget"]["max_tokens"], recipe["task"]["scoring"], record["prompt_template"]]
+        same += [_masks(recipe), recipe.get("optimizer", {}).get("cycles")]
         pools.setdefault(canonical_json(same), []).append(record)
     for records in pools.values():
         recipe = records[0]["recipe"]
@@ -127,8 +147,13 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
             _found(backbone or spec_of(records[0]["source"], SPECS), recipe),
             spec_of(recipe["task"]["scoring"], SCORINGS),
             records[0]["prompt_template"],
-            {r["member_id"]: tuple(r["streams"]["init"]) for r in records},
+            {r["member_id"]: {k: tuple(v) for k, v in r["streams"].items()} for r in records},
         )
+
+
+def _masks(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The regularisers that a prediction depends on."""
+    return [spec for spec in recipe["regularizers"] if spec["type"] == Masksembles.__name__]
 
 
 def _found(source: Source, recipe: dict[str, Any]) -> Source:
@@ -156,11 +181,16 @@ def _scored_alike(task: Task, group: _Group) -> Task:
 def _stack_logits(
     store: Store, group: _Group, members: Sequence[str], model: Backbone, rows: Sequence[Row]
 ) -> np.ndarray:
-    """Logits (M, N, C) of some of a group's members."""
-    weights = [store.read(member_folder(m), peft_format.WEIGHTS) for m in members]
-    with Adapters(model, group.method, [group.members[m] for m in members]) as adapters:
-        adapters.load([peft_format.read_state(w) for w in weights])
-        return predict(model, rows, len(members))
+    """Logits (M, K, N, C) of some of a group's members."""
+    streams = [group.members[m] for m in members]
+    noise, inits, drawn = make_noise(group.masks, streams), [s["init"] for s in streams], []
+    if isinstance(group.method, LastLayer):
+        rows = with_features(model, rows)
+    with Adapters(model, group.method, inits, noise, rows[0].answer_ids) as adapters:
+        for states in read_stages(store, members):
+            adapters.load(states)
+            drawn.append(predict_draws(model, rows))
+    return np.concatenate(drawn, axis=1)
 
 
 def _store(store: Store, folder: str, task: Task, rows: Sequence[Row], logits_KNC: np.ndarray) -> None:

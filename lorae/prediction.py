@@ -2,43 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from lorae import metrics
 from lorae.backbones import Backbone
-from lorae.encoding import Row, class_logits, collate
+from lorae.draws import MCDropout
+from lorae.encoding import Row, collate, features, stack_logits
 from lorae.memory import PREDICT_TOKENS
+from lorae.noise import BranchMasks
 
 
 @torch.no_grad()
 def predict(
-    backbone: Backbone, rows: Sequence[Row], num_members: int = 1, batch_tokens: int = PREDICT_TOKENS
+    backbone: Backbone,
+    rows: Sequence[Row],
+    batch_tokens: int = PREDICT_TOKENS,
+    set_noise: Callable[[Sequence[str]], None] | None = None,
 ) -> np.ndarray:
     """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are
     none.
 
     Classes that a row does not have are -inf. Rows keep their order. Each rank predicts its share of a batch,
     `batch_tokens` of it at once, and has all logits in the end.
+
+    Args:
+        set_noise: called with the ids of the examples of each forward pass, before it.
     """
-    ranks, num_classes = backbone.ranks, max(r.num_classes for r in rows)
+    num_members = backbone.num_members
+    num_classes = max(r.num_classes for r in rows)
     logits_MNC = torch.zeros(num_members, len(rows), num_classes, device=backbone.device)
-    most = max(1, ranks.size * batch_tokens // num_members)
-    for indices in length_batches([len(r.tokens) for r in rows], most):
-        for part, real in ranks.parts(len(indices)):
-            batch = collate([rows[n] for n in indices[part]] * num_members, num_classes, backbone)
-            logits = class_logits(backbone, batch).view(num_members, len(part), num_classes)
-            logits_MNC[:, indices[part[:real]]] = logits[:, :real]
-    ranks.sum_([logits_MNC])
+    for indices, real in _batches(backbone, rows, backbone.ranks.size * batch_tokens // num_members):
+        part = [rows[n] for n in indices]
+        if set_noise:
+            set_noise([row.id for row in part])
+        logits = stack_logits(backbone, part * num_members, num_classes)
+        logits_MNC[:, indices[:real]] = logits.view(num_members, len(part), num_classes)[:, :real]
+    backbone.ranks.sum_([logits_MNC])
     return logits_MNC.cpu().numpy()
 
 
+def predict_draws(backbone: Backbone, rows: Sequence[Row], draws: MCDropout | None = None) -> np.ndarray:
+    """Logits (M, K, N, C) of K draws of each member: one, the passes of MC dropout, or one for each mask."""
+    noise = backbone.inserted.noise if backbone.inserted else None
+    masks = noise.spec.masks if isinstance(noise, BranchMasks) else None
+    if noise is None or not (draws or masks):
+        return predict(backbone, rows)[:, None]
+    passes = range(masks or (draws.passes if draws else 1))
+    logits = [predict(backbone, rows, set_noise=functools.partial(noise.predict, k)) for k in passes]
+    noise.off()
+    return np.stack(logits, axis=1)
+
+
+def pooled_draws(logits_MKNC: np.ndarray) -> np.ndarray:
+    """Logits (M, N, C) of each member: its only draw's, or the log of its draws' mean probability."""
+    if logits_MKNC.shape[1] == 1:
+        return logits_MKNC[:, 0]
+    return np.stack([metrics.combine(logits_KNC, "probs") for logits_KNC in logits_MKNC])
+
+
+@torch.no_grad()
+def with_features(backbone: Backbone, rows: Sequence[Row]) -> list[Row]:
+    """The rows with the frozen backbone's features, computed once for all members that train on them.
+
+    Raises:
+        ValueError: two examples have different answer tokens: a head has the same classes for all.
+    """
+    if other := next((row for row in rows if row.answer_ids != rows[0].answer_ids), None):
+        raise ValueError(
+            f"{other.id} and {rows[0].id} have different answer tokens; LastLayer trains one head for all "
+            "examples, so score by Letters() or LabelWords() with the same options everywhere"
+        )
+    found_ND = torch.zeros(len(rows), backbone.lm.config.hidden_size, device=backbone.device)
+    for indices, real in _batches(backbone, rows, backbone.ranks.size * PREDICT_TOKENS):
+        batch = collate([rows[n] for n in indices], rows[0].num_classes, backbone)
+        found_ND[indices[:real]] = features(backbone, batch)[:real].float()
+    backbone.ranks.sum_([found_ND])
+    return [replace(row, features=value) for row, value in zip(rows, found_ND.cpu().numpy())]
+
+
+def _batches(backbone: Backbone, rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Indices of this rank's rows of each batch of all ranks, and how many of them count."""
+    for indices in length_batches([len(r.tokens) for r in rows], max(1, batch_tokens)):
+        for part, real in backbone.ranks.parts(len(indices)):
+            yield indices[part], real
+
+
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
-    """Indices sorted by length and cut so that rows times the longest row is at most `batch_tokens`."""
+    """Indices sorted by length and cut so that no batch has more than `batch_tokens`."""
+    longest_first = np.argsort(lengths, kind="stable")[::-1]  # memory peaks at once, not at the end
     batches: list[list[int]] = []
-    for n in np.argsort(lengths, kind="stable")[::-1]:  # longest first: memory peaks at once, not at the end
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+    room = 0
+    for n in longest_first:
+        if not batches or lengths[n] > room:
             batches.append([])
+            room = batch_tokens
+        room -= lengths[n]
         batches[-1].append(int(n))
     return [np.array(b) for b in batches]

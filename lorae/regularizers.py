@@ -1,13 +1,16 @@
 """Terms and rules added to a member's training; any combination of them, at most one of a kind.
 
 The protocol of Wang, Aitchison and Rudolph 2023, arXiv:2310.00035: KL to the pre-trained model, weight decay
-on B only, early stopping, dropout on the adapters.
+on B only, early stopping, dropout on the adapters. Masksembles: Durasov et al. 2021, arXiv:2012.08334.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class AdapterDropout:
-    """Dropout on the input of each adapter branch during training, from the member's own stream.
+    """Dropout during training on what a member's trained parts read, from the member's own stream.
+
+    That is the input of each adapter branch and, where a head is trained, of the head; with
+    `BatchEnsemble` the input of each adapted layer, with `Full` that of every linear layer.
 
     Args:
         p: probability of dropping an input, in (0, 1).
@@ -100,4 +106,86 @@ class AdapterDropout:
         return f"dropout-{self.p:g}"
 
 
-Regularizer = KL | DecayB | EarlyStopping | AdapterDropout
+@dataclass(frozen=True)
+class Masksembles:
+    """Fixed binary masks, instead of random ones, on what `AdapterDropout` acts on.
+
+    Example b of a batch is trained with mask b mod `masks`; a member predicts once with each mask, which
+    gives that many draws. Kept inputs are not rescaled: every mask keeps as many.
+
+    Args:
+        masks: number of masks K, >= 2.
+        scale: S >= 1, how little they overlap: 1 keeps every input in every mask, a large one makes masks
+            that share almost nothing.
+    """
+
+    masks: int = 4
+    scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.masks < 2:
+            raise ValueError(f"masks={self.masks}: must be >= 2; write Masksembles(masks=4)")
+        if not self.scale >= 1:
+            raise ValueError(f"scale={self.scale}: must be >= 1; write Masksembles(scale=2.0)")
+
+    @property
+    def label(self) -> str:
+        return f"masks-{self.masks}x{self.scale:g}"
+
+    def generate(self, width: int, rng: np.random.Generator) -> np.ndarray:
+        """Masks (K, width), True where kept, each with the same number of ones.
+
+        K times m of floor(m S) positions are chosen, and positions that no mask has are dropped. That leaves
+        m S (1 - (1 - 1/S)^K) of them on average, from which m follows; it is repeated until `width` are left.
+
+        Raises:
+            ValueError: there are no such masks, or they are too rare.
+        Source: arXiv:2012.08334, section 3.2, and its code's `generate_masks`.
+        """
+        ones = width / (self.scale * (1 - (1 - 1 / self.scale) ** self.masks))
+        for attempt in range(MASK_ATTEMPTS):
+            kept = int(ones) + attempt % 2
+            positions = np.arange(int(kept * self.scale))
+            masks = np.zeros((self.masks, len(positions)), bool)
+            for mask in masks:
+                mask[rng.permutation(positions)[:kept]] = True
+            if (used := masks.any(axis=0)).sum() == width:
+                return masks[:, used]
+        raise ValueError(
+            f"masks={self.masks}, scale={self.scale:g}: no such masks of {width} inputs were found; lower "
+            f"the scale, for example write Masksembles(masks={self.masks}, scale=2.0)"
+        )
+
+
+MASK_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """Weighs a training example's loss by how rare its class is: w_c = (1 - beta) / (1 - beta^n_c) for n_c
+    training examples, times a constant that makes the weights' mean 1.
+
+    Args:
+        beta: in [0, 1); 0 weighs all classes alike, near 1 by the inverse of n_c.
+    Source: Cui et al. 2019, arXiv:1901.05555, equation 4.
+    """
+
+    beta: float = 0.9991
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"beta={self.beta}: must be in [0, 1); write ClassWeights(beta=0.9991)")
+
+    @property
+    def label(self) -> str:
+        return f"class_weights-{self.beta:g}"
+
+    def weights(self, labels: Sequence[int], num_classes: int) -> np.ndarray:
+        """Weight (C,) of each class, by the labels of the training examples; a class without any has 0."""
+        counts_C = np.bincount(labels, minlength=num_classes)
+        found = counts_C > 0
+        weight_C = np.where(found, (1 - self.beta) / (1 - self.beta ** np.maximum(counts_C, 1)), 0.0)
+        return weight_C * num_classes / weight_C.sum()
+
+
+Regularizer = KL | DecayB | EarlyStopping | AdapterDropout | Masksembles | ClassWeights

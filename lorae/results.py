@@ -16,15 +16,17 @@ import pyarrow as pa
 
 from lorae import SCHEMA_VERSION, ensemble, metrics, untrusted
 from lorae.identity import canonical_json, digest
+from lorae.methods import LastLayer
 from lorae.store import Predictions, Store, member_folder, reference_folder
-from lorae.tasks.base import Task
+from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
 FACTORS = {
     **dict.fromkeys(("backbone", "task", "scoring", "precision"), pa.string()),
     "max_tokens": pa.int32(),
     **dict.fromkeys(
-        ("method", "init", "targets", "regularizers", "budget", "schedule", "diversity"), pa.string()
+        ("method", "init", "targets", "regularizers", "budget", "schedule", "diversity", "draws"),
+        pa.string(),
     ),
     "rank": pa.int32(),
     **dict.fromkeys(("alpha", "lr", "warmup_frac", "weight_decay", "max_grad_norm"), pa.float64()),
@@ -81,9 +83,9 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
 
 
 def trial_id(trial: Trial) -> str:
-    """Identity of a row: its recipe, seed, number of members, combination rule and test set."""
+    """Identity of a row: its recipe, seed, number of members, combination rule, and test set with draws."""
     parts = {name: getattr(trial, name) for name in ("seed", "members", "combine", "diversity")}
-    return digest(parts | {"recipe": trial.recipe(), "test": trial.task.eval_set("test")})
+    return digest(parts | {"recipe": trial.recipe(), "test": trial.eval_set(trial.task, "test")})
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,9 @@ def _row(
     pruned: Mapping[str, Pruned],
 ) -> dict[str, Any]:
     folders = pool_folders(trial)
-    eval_sets = {split: trial.task.eval_set(split) for split in ("validation", "test")}
-    eval_sets |= {task.name: task.eval_set("test") for task in ood}
+    splits: tuple[Split, Split] = ("validation", "test")
+    eval_sets = {split: trial.eval_set(trial.task, split) for split in splits}
+    eval_sets |= {task.name: trial.eval_set(task, "test") for task in ood}
     row: dict[str, Any] = {
         "trial_id": trial_id(trial),
         "sweep": sweep,
@@ -228,9 +231,11 @@ def trial_metrics(
 
 
 def _cost(store: Store, trial: Trial, pool: list[str]) -> dict[str, Any]:
-    """Summed over the trial's distinct members; zero for the backbone itself."""
+    """Summed over the trial's distinct members; zero for the backbone itself. Members of `LastLayer` share
+    one forward pass of the backbone."""
     folders = list(dict.fromkeys(pool)) if trial.members else []
     costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
     total = {name: sum(c[name] for c in costs) for name in _SUMMED}
     stored = sum(store.size_bytes(folder) for folder in folders)
-    return total | {"forwards_per_prediction": max(1, trial.members), "stored_bytes": stored}
+    forwards = 1 if isinstance(trial.method, LastLayer) else max(1, trial.members * trial.num_draws)
+    return total | {"forwards_per_prediction": forwards, "stored_bytes": stored}

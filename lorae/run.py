@@ -26,8 +26,10 @@ from lorae.adapters import Adapters, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone
 from lorae.encoding import Row, encode
 from lorae.identity import canonical
-from lorae.methods import Vera, adapted_layers
-from lorae.prediction import predict
+from lorae.methods import Full, LastLayer, Vera, adapted_layers
+from lorae.noise import make_noise
+from lorae.peft_format import read_stages
+from lorae.prediction import predict, predict_draws, with_features
 from lorae.ranks import Ranks
 from lorae.regularizers import KL
 from lorae.search import EarlyEnd
@@ -42,6 +44,7 @@ from lorae.store import (
     prediction_bytes,
     prediction_file,
     reference_folder,
+    snapshot_file,
 )
 from lorae.tasks.base import Split, Task
 from lorae.training import MemberRun, TrainingData, train_stack
@@ -120,6 +123,8 @@ def run_stack(
         torch.backends.cuda.matmul.allow_tf32 = stack.trial.precision != "fp32"
     store = Store(Storage(storage_uri))
     on_progress(Progress("load"))
+    if isinstance(stack.trial.method, Full):
+        recompute = False  # the backward pass would recompute with the backbone's weights, not the member's
     backbone = load(stack.trial.backbone, stack.trial.precision, device, recompute)
     ranks = backbone.ranks
     recorded = _provenance(provenance, device, ranks)
@@ -171,6 +176,13 @@ class _Job:
             self.rows[name] = encode(self.backbone.tokenizer, task, task.examples(split), max_tokens)
         return self.rows[name]
 
+    def trained_rows(self, task: Task, split: Split) -> list[Row]:
+        """The same, with the backbone's features where members are trained on those alone."""
+        name, rows = task.eval_set(split), self.encoded(task, split)
+        if isinstance(self.stack.trial.method, LastLayer) and rows[0].features is None:
+            self.rows[name] = with_features(self.backbone, rows)
+        return self.rows[name]
+
 
 def _take_locks(job: _Job, members: Sequence[int], locks: contextlib.ExitStack) -> list[int]:
     """Members that no other process holds; duplicates of one identity count as one.
@@ -215,7 +227,7 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     """Train members together, predict, store; returns member id -> reason of those that failed."""
     trial, backbone = job.stack.trial, job.backbone
     job.on_progress(Progress("train"))
-    train, validation = job.encoded(trial.task, "train"), job.encoded(trial.task, "validation")
+    train, validation = job.trained_rows(trial.task, "train"), job.trained_rows(trial.task, "validation")
     reference = None
     if trial.regularizer(KL):
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
@@ -243,8 +255,8 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     good = [run for run in runs if run.error is None]
     failed = {trial.member_id(run.member): run.error for run in runs if run.error is not None}
     if good:
-        keys = [trial.member_key(run.member)["init"] for run in good]
-        logits, seconds = _predict_sets(job, keys, [run.state for run in good])
+        stages = [*zip(*(run.snapshots for run in good)), [run.state for run in good]]
+        logits, seconds = _predict_sets(job, [run.member for run in good], stages)
         failed |= job.ranks.once(_store_members, job, good, logits, seconds / len(good))
     job.ranks.once(_close, job, failed, checkpoints, stack_id)
     return failed
@@ -274,6 +286,8 @@ def _store_members(
             continue
         frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
         files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen)
+        for k, state in enumerate(run.snapshots):
+            files[snapshot_file(k)] = peft_format.state_bytes(state)
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
         files["member.json"] = _member_json(job, run, len(runs), seconds)
         stored[member_id] = files
@@ -284,16 +298,27 @@ def _store_members(
 
 
 def _predict_sets(
-    job: _Job, keys: Sequence[Any], states: Sequence[Any]
+    job: _Job, members: Sequence[int], stages: Sequence[Sequence[State]]
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Logits (M, 1, N, C) of each evaluation set, one draw per member; and the seconds that took."""
-    started, logits = time.perf_counter(), {}
-    with Adapters(job.backbone, job.stack.trial.method, keys) as adapters:
-        adapters.load(states)
-        for number, (name, (task, split)) in enumerate(job.stack.eval_sets().items()):
-            job.stop_if_asked()
-            job.on_progress(Progress("predict", number, len(job.stack.eval_sets())))
-            logits[name] = predict(job.backbone, job.encoded(task, split), len(states))[:, None]
+    """Logits (M, K, N, C) of each evaluation set, K draws per member; and the seconds that took.
+
+    Args:
+        stages: the members' parameters at each of their snapshots, the last one at the end.
+    """
+    started, trial, sets = time.perf_counter(), job.stack.trial, job.stack.eval_sets()
+    streams = [trial.member_key(m) for m in members]
+    noise = make_noise(trial.regularizers, streams)
+    answer_ids = job.encoded(trial.task, "test")[0].answer_ids
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    with Adapters(job.backbone, trial.method, [s["init"] for s in streams], noise, answer_ids) as adapters:
+        for states in stages:
+            adapters.load(states)
+            for number, (name, wanted) in enumerate(sets.items()):
+                job.stop_if_asked()
+                job.on_progress(Progress("predict", number, len(sets)))
+                rows = job.trained_rows(wanted.task, wanted.split)
+                drawn[name].append(predict_draws(job.backbone, rows, wanted.draws))
+    logits = {name: np.concatenate(parts, axis=1) for name, parts in drawn.items()}
     return logits, time.perf_counter() - started
 
 
@@ -301,13 +326,9 @@ def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
     """Predict the missing evaluation sets of members that are already stored, in one pass."""
     trial = job.stack.trial
     ids = [trial.member_id(m) for m in members]
-    states = job.ranks.once(_read_states, job, ids)
-    logits, _ = _predict_sets(job, [trial.member_key(m)["init"] for m in members], states)
+    stages = job.ranks.once(read_stages, job.store, ids)
+    logits, _ = _predict_sets(job, members, stages)
     return job.ranks.once(_add_predictions, job, ids, logits)
-
-
-def _read_states(job: _Job, ids: Sequence[str]) -> list[State]:
-    return [peft_format.read_state(job.store.read(member_folder(m), peft_format.WEIGHTS)) for m in ids]
 
 
 def _add_predictions(job: _Job, ids: Sequence[str], logits: dict[str, np.ndarray]) -> dict[str, str]:
@@ -326,13 +347,12 @@ def _add_predictions(job: _Job, ids: Sequence[str], logits: dict[str, np.ndarray
 
 def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -> dict[str, bytes]:
     """Prediction files of one entry from logits (K, N, C) by evaluation set."""
-    files = {}
+    sets, files = job.stack.reference_sets() | job.stack.eval_sets(), {}
     for name, logits_KNC in logits.items():
-        task, split = job.stack.reference_sets()[name]
-        rows = job.encoded(task, split)
+        rows = job.encoded(sets[name].task, sets[name].split)
         ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
         files[prediction_file(name)] = prediction_bytes(
-            entry_id, name, ids, labels, classes, logits_KNC, task.prompt_template()
+            entry_id, name, ids, labels, classes, logits_KNC, sets[name].task.prompt_template()
         )
     return files
 
@@ -346,7 +366,8 @@ def _ensure_reference(job: _Job) -> None:
         if not missing:
             return
         job.on_progress(Progress("reference"))
-        logits = {name: predict(job.backbone, job.encoded(*sets[name])) for name in missing}
+        rows = {name: job.encoded(sets[name].task, sets[name].split) for name in missing}
+        logits = {name: predict(job.backbone, rows[name]) for name in missing}
         job.ranks.once(_write_reference, job, reference_id, logits)
 
 
@@ -366,7 +387,6 @@ def _write_reference(job: _Job, reference_id: str, logits: dict[str, np.ndarray]
 
 def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: float) -> bytes:
     trial = job.stack.trial
-    layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
     rows = job.encoded(trial.task, "train")
     record = {
         "member_id": trial.member_id(run.member),
@@ -379,7 +399,7 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
             "train_tokens": run.train_tokens,
             "train_seconds": run.train_seconds,
             "predict_seconds": predict_seconds,
-            "trainable_parameters": sum(trial.method.num_parameters(*shape) for shape in layers.values()),
+            "trainable_parameters": sum(value.numel() for value in run.state.values()),
             "stacked_with": stacked_with,
         },
         "truncated_frac": float(np.mean([r.truncated > 0 for r in rows])),
@@ -433,7 +453,7 @@ class _StackCheckpoints:
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         try:
             stored = self.storage.read(self.name)
-        except OSError:
+        except FileNotFoundError:
             return None
         content, checksum = stored[:-32], stored[-32:]
         if hashlib.sha256(content).digest() != checksum:

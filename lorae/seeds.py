@@ -35,26 +35,23 @@ def _hash(key: Key) -> bytes:
     return hashlib.sha256("\0".join(f"{type(k).__name__}:{k}" for k in key).encode()).digest()[:16]
 
 
-def keep_mask(row_keys: torch.Tensor, length: int, width: int, drop: float) -> torch.Tensor:
-    """Dropout mask (rows, length, width), True where kept, as a pure function of row key, position and
-    channel.
+def keep_mask(row_keys: torch.Tensor, places: torch.Tensor, width: int, drop: float) -> torch.Tensor:
+    """Dropout mask (*tokens, width), True where kept, as a pure function of row key, place and channel.
 
-    Each element is the 32-bit finaliser of MurmurHash3 over (row key, position, channel), so the mask of a
-    row is the same whatever the padded length, the other rows of the batch, the micro-batch or the device.
+    Each element is the 32-bit finaliser of MurmurHash3 over (row key, place, channel), so the mask of a row
+    is the same wherever it lies, whatever the other rows of the batch, the micro-batch or the device.
 
     Args:
-        row_keys: int32 (rows,), see `key32`.
-        length, width: positions T and channels D.
+        row_keys: int32 (*tokens,), of the row that each token belongs to, see `key32`.
+        places: (*tokens,) index of the token in its row.
+        width: channels D.
         drop: probability in [0, 1) that an element is dropped.
     """
     import torch
 
-    device = row_keys.device
-    position = _mix(
-        row_keys[:, None] ^ _mix(torch.arange(length, dtype=torch.int32, device=device) + 1)[None]
-    )
-    channel = _mix(torch.arange(width, dtype=torch.int32, device=device) + 0x5BD1E995)
-    bits = _mix(position[:, :, None] ^ channel) & 0x7FFFFFFF
+    token_keys = _mix(row_keys ^ _mix(places.to(torch.int32) + 1))
+    channel = _mix(torch.arange(width, dtype=torch.int32, device=row_keys.device) + 0x5BD1E995)
+    bits = _mix(token_keys[..., None] ^ channel) & 0x7FFFFFFF
     return bits >= int(drop * 2**31)
 
 

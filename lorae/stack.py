@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorae.draws import MCDropout, drawn_set
 from lorae.identity import digest
 from lorae.regularizers import KL
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """A split of a task that members predict, and how often each does."""
+
+    task: Task
+    split: Split
+    draws: MCDropout | None = None
+
+    @property
+    def name(self) -> str:
+        return drawn_set(self.task.eval_set(self.split), self.draws)
 
 
 @dataclass(frozen=True)
@@ -19,26 +33,31 @@ class Stack:
         members: indices of the members.
         eval_tasks: OOD tasks whose test split the members also predict.
         micro_batch: examples of each member per forward pass, None = the whole batch; no part of any
-        identity.
+            identity.
+        draws: ways in which each member predicts; None among them = plainly. () = the trial's own.
     """
 
     trial: Trial
     members: tuple[int, ...]
     eval_tasks: tuple[Task, ...] = ()
     micro_batch: int | None = None
+    draws: tuple[MCDropout | None, ...] = ()
 
-    def eval_sets(self) -> dict[str, tuple[Task, Split]]:
+    def eval_sets(self) -> dict[str, EvalSet]:
         """Prediction sets that every member has at the end, by name."""
-        own: list[tuple[Task, Split]] = [(self.trial.task, "validation"), (self.trial.task, "test")]
-        own.extend((t, "test") for t in self.eval_tasks)
-        return {t.eval_set(split): (t, split) for t, split in own}
+        ways = self.draws or (self.trial.draws,)
+        return {s.name: s for draws in ways for s in self._splits(draws)}
 
-    def reference_sets(self) -> dict[str, tuple[Task, Split]]:
+    def reference_sets(self) -> dict[str, EvalSet]:
         """Prediction sets of the backbone itself; KL adds the training split."""
-        sets = self.eval_sets()
+        sets = self._splits()
         if self.trial.regularizer(KL):
-            sets[self.trial.task.eval_set("train")] = (self.trial.task, "train")
-        return sets
+            sets.append(EvalSet(self.trial.task, "train"))
+        return {s.name: s for s in sets}
+
+    def _splits(self, draws: MCDropout | None = None) -> list[EvalSet]:
+        own = [EvalSet(self.trial.task, "validation", draws), EvalSet(self.trial.task, "test", draws)]
+        return own + [EvalSet(task, "test", draws) for task in self.eval_tasks]
 
     @property
     def id(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -78,13 +79,23 @@ class Storage:
         return f"{self.root}/{name}"
 
     def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """`read_once`, tried again while the storage refuses; FileNotFoundError alone says "not there".
+
+        Raises:
+            OSError: the storage refused for `retry_seconds`.
+        """
+        return self._retried(name, lambda: self.read_once(name, max_bytes), (FileNotFoundError,))
+
+    def read_once(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         """Content of a file; FileNotFoundError if there is none.
 
         Raises:
             ValueError: it is larger than `max_bytes`, or no file but a pipe or device.
         """
         path = self.path(name)
-        if self.is_local and Path(path).exists() and not Path(path).is_file():
+        if self.is_local and not Path(path).exists():  # nor its folder, for which pyarrow has another error
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if self.is_local and not Path(path).is_file():
             raise ValueError(f"{path} is no regular file; delete it and repeat the sweep that made it")
         with self.filesystem.open_input_file(path) as stream:
             if stream.size() > max_bytes:
@@ -121,18 +132,24 @@ class Storage:
             raise
 
     def exists(self, name: str) -> bool:
-        return self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File
+        """Whether there is such a file; tried again like `read`."""
+        path = self.path(name)
+        return self._retried(name, lambda: self.filesystem.get_file_info(path)).type == fs.FileType.File
 
     def names(self, folder: str) -> list[str]:
         """Names of the files and folders directly in `folder`, sorted; hidden ones left out."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path(folder), allow_not_found=True))
+        found = self._selected(folder, recursive=False)
         return sorted(info.base_name for info in found if not info.base_name.startswith("."))
 
     def details(self, folder: str) -> dict[str, fs.FileInfo]:
         """Size and modification time of every file below `folder`, by its name relative to it."""
-        root = self.path(folder)
-        found = self.filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
-        return {info.path[len(root) + 1 :]: info for info in found if info.type == fs.FileType.File}
+        start = len(self.path(folder)) + 1
+        found = self._selected(folder, recursive=True)
+        return {info.path[start:]: info for info in found if info.type == fs.FileType.File}
+
+    def _selected(self, folder: str, recursive: bool) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(self.path(folder), recursive=recursive, allow_not_found=True)
+        return self._retried(folder, lambda: self.filesystem.get_file_info(selector))
 
     def delete(self, name: str) -> None:
         """Delete a file if it is there; tried again like `write`."""
@@ -144,12 +161,18 @@ class Storage:
         if self.exists(name):
             self._retried(name, delete_once)
 
-    def _retried(self, name: str, action: Callable[[], T]) -> T:
-        """The result of `action`; one that the storage refuses is tried again after 1, 2, 4, ... seconds."""
+    def _retried(self, name: str, action: Callable[[], T], answers: tuple[type[OSError], ...] = ()) -> T:
+        """The result of `action`; one that the storage refuses is tried again after 1, 2, 4, ... seconds.
+
+        Args:
+            answers: errors that are no refusal, and are raised at once.
+        """
         deadline, pause = time.monotonic() + self.retry_seconds, 1.0
         while True:
             try:
                 return action()
+            except answers:
+                raise
             except OSError as error:
                 if time.monotonic() + pause > deadline:
                     raise OSError(
@@ -169,7 +192,7 @@ class Storage:
         name, content = f"write-test-{os.getpid()}", os.urandom(4096)
         try:
             self.write_once(name, content)
-            found = self.read(name)
+            found = self.read_once(name)
             self.delete(name)
         except OSError as error:
             raise ValueError(

@@ -1,7 +1,8 @@
 """What is kept: members, the backbone's own predictions, and the trials of each sweep, each written whole or
 not at all.
 
-    <storage>/members/<member_id>/    adapter, recipe, curve and predictions of one member, DONE.json last
+    <storage>/members/<member_id>/    adapter, recipe, curve and predictions of one member, DONE.json last;
+                                      snapshots/ under a cyclic schedule
     <storage>/reference/<id>/         predictions of the untouched backbone
     <storage>/failures/<member_id>.json
     <storage>/sweeps/<name>/trials.parquet
@@ -199,7 +200,7 @@ class Store:
         """Content of a file that has the listed size and checksum."""
         try:
             content = self.storage.read(name, max_bytes=entry["bytes"])
-        except OSError:
+        except FileNotFoundError:
             raise ValueError(f"{name} is missing; repeat the sweep that made it") from None
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise ValueError(f"{name} differs from its checksum; repeat the sweep that made it")
@@ -214,7 +215,7 @@ class Store:
                 untrusted.check(done, name, DONE)
                 for listed in done["files"]:
                     self.storage.path(f"{folder}/{listed}")
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
         if done["schema"] != SCHEMA_VERSION:
             raise ValueError(
@@ -291,7 +292,7 @@ class Store:
             return untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"error": str})[
                 "error"
             ]
-        except OSError:
+        except FileNotFoundError:
             return None
         except ValueError as error:
             return str(error)
@@ -329,6 +330,11 @@ def reference_folder(reference_id: str) -> str:
     return f"reference/{reference_id}"
 
 
+def snapshot_file(number: int) -> str:
+    """Parameters of a member at the end of a cycle of its learning rate, from 0; the last are WEIGHTS."""
+    return f"snapshots/{number}.safetensors"
+
+
 def prediction_file(eval_set: str) -> str:
     return f"predictions/{eval_set}.parquet"
 
@@ -348,7 +354,7 @@ def prediction_bytes(
     logits_KNC: np.ndarray,
     template: str = "",
 ) -> bytes:
-    """Parquet file of the K draws of one member on one evaluation set `<task>__<split>__<hash>`.
+    """Parquet file of the K draws of one member on one evaluation set `<task>__<split>__<hash>[-<draws>]`.
 
     Args:
         template: of the prompts, kept in the file's metadata: an audit compares those of two sets.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lorae import metrics, seeds
+from lorae import metrics
 from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
-from lorae.encoding import Row, class_logits, collate
+from lorae.encoding import Row, stack_logits
+from lorae.methods import LastLayer
+from lorae.noise import make_noise
 from lorae.order import DataOrder
-from lorae.prediction import predict
-from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
+from lorae.prediction import pooled_draws, predict_draws, with_features
+from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.trial import AdamW, Trial
 
 
@@ -35,6 +38,13 @@ class TrainingData:
     def num_classes(self) -> int:
         return max(r.num_classes for r in (*self.train, *self.validation))
 
+    def with_features(self, backbone: Backbone) -> TrainingData:
+        """The same rows with the frozen backbone's features, see `with_features`."""
+        if self.train[0].features is not None:
+            return self
+        rows = with_features(backbone, [*self.train, *self.validation])
+        return replace(self, train=rows[: len(self.train)], validation=rows[len(self.train) :])
+
 
 @dataclass
 class MemberRun:
@@ -42,6 +52,7 @@ class MemberRun:
 
     Attributes:
         state: its parameters; of the best step under early stopping, else of the last one.
+        snapshots: under a cyclic schedule those at the ends of the cycles before the last.
         error: None, or why it failed, with step and example ids.
         best_step: number of optimiser steps behind `state`.
         curve: one record for each step and evaluation: step, split, loss, nll, acc, lr, grad_norm, seconds.
@@ -50,6 +61,7 @@ class MemberRun:
 
     member: int
     state: State = field(default_factory=dict)
+    snapshots: list[State] = field(default_factory=list)
     error: str | None = None
     best_step: int = 0
     best_nll: float = math.inf
@@ -98,20 +110,26 @@ def train_stack(
     """
     keys = [trial.member_key(m) for m in members]
     kl, decay = trial.regularizer(KL), trial.regularizer(DecayB)
-    dropout, stopping = trial.regularizer(AdapterDropout), trial.regularizer(EarlyStopping)
+    weights, stopping = trial.regularizer(ClassWeights), trial.regularizer(EarlyStopping)
     if kl and data.reference_logits_NC is None:
         raise ValueError("KL needs the backbone's logits on the training rows; give reference_logits_NC")
+    if isinstance(trial.method, LastLayer):
+        data = data.with_features(backbone)
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
+    snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
     every = stopping and (stopping.every or trial.budget.steps_per_epoch(len(data.train)))
+    labels_N = torch.tensor([r.label for r in data.train], device=backbone.device)
+    class_weight_C = torch.ones(data.num_classes, device=backbone.device)
+    if weights:
+        class_weight_C.copy_(torch.from_numpy(weights.weights(labels_N.tolist(), data.num_classes)))
     lengths = np.array([len(r.tokens) for r in data.train])
     orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
     runs = [MemberRun(m) for m in members]
     active = list(range(len(runs)))  # positions in `runs` of the members still training
-    ranks = backbone.ranks
+    ranks, noise = backbone.ranks, make_noise(trial.regularizers, keys)
+    inits, answer_ids = [k["init"] for k in keys], data.train[0].answer_ids
 
-    with Adapters(
-        backbone, trial.method, [k["init"] for k in keys], dropout.p if dropout else 0.0
-    ) as adapters:
+    with Adapters(backbone, trial.method, inits, noise, answer_ids) as adapters:
         optimizer = make_optimizer(adapters, trial.optimizer, decay)
         step = 0
         if checkpoints and (saved := ranks.once(checkpoints.load)):
@@ -133,15 +151,15 @@ def train_stack(
             nll_M, correct_M = torch.zeros_like(losses_M), torch.zeros_like(losses_M)
             for part, real in ranks.parts(num, micro_batch):
                 part_MB = chosen_MB[:, part]
-                batch = collate([data.train[n] for n in part_MB.flat], data.num_classes, backbone)
-                if dropout:
-                    row_keys = [seeds.key32(*keys[m]["dropout"], step, b) for m in active for b in part]
-                    adapters.dropout.row_keys = torch.tensor(
-                        row_keys, dtype=torch.int32, device=backbone.device
-                    )
-                logits = class_logits(backbone, batch)  # (M*B, C)
-                nll_MB = F.cross_entropy(logits, batch.labels, reduction="none").view(part_MB.shape)
+                labels = labels_N[part_MB.ravel()]
+                if noise:
+                    noise.train(step, part)
+                rows = [data.train[n] for n in part_MB.flat]
+                logits = stack_logits(backbone, rows, data.num_classes)  # (M*B, C)
+                nll_MB = F.cross_entropy(logits, labels, reduction="none").view(part_MB.shape)
                 loss_MB = nll_MB
+                if weights:
+                    loss_MB = nll_MB * class_weight_C[labels].view(part_MB.shape)
                 if kl:
                     assert data.reference_logits_NC is not None
                     reference = torch.from_numpy(data.reference_logits_NC[part_MB.ravel()]).to(
@@ -150,12 +168,13 @@ def train_stack(
                     loss_MB = loss_MB + kl.beta * kl_divergence(logits, reference, kl.direction).view(
                         part_MB.shape
                     )
-                correct_MB = (logits.detach().argmax(1) == batch.labels).view(part_MB.shape)
+                correct_MB = (logits.detach().argmax(1) == labels).view(part_MB.shape)
                 (loss_MB[:, :real].sum() / num).backward()
                 losses_M += loss_MB.detach()[:, :real].sum(1) / num
                 nll_M += nll_MB.detach()[:, :real].sum(1) / num
                 correct_M += correct_MB[:, :real].sum(1) / num
-            adapters.dropout.row_keys = None
+            if noise:
+                noise.off()
             ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
 
             # Each member's own gradient norm; a member that is not finite makes no step and leaves
@@ -185,7 +204,7 @@ def train_stack(
             stopped: list[int] = []
             if stopping and every and (step % every == 0 or step == num_steps):
                 started = time.perf_counter()
-                evaluated = evaluate(backbone, data.validation, len(active))
+                evaluated = evaluate(backbone, data.validation)
                 seconds = (time.perf_counter() - started) / len(active)
                 for i, (nll, acc) in enumerate(evaluated):
                     run = runs[active[i]]
@@ -199,6 +218,11 @@ def train_stack(
                     if run.bad_evaluations >= stopping.patience:
                         stopped.append(i)
 
+            # A cycle of the learning rate ends
+            if step in snapshot_steps:
+                for i, m in enumerate(active):
+                    runs[m].snapshots.append(adapters.state(i))
+
             # Members that failed or stopped leave; the rest goes on
             if leaving := {*failed, *stopped}:
                 staying = [i for i in range(len(active)) if i not in leaving]
@@ -206,9 +230,9 @@ def train_stack(
                 keep_members(adapters, optimizer, staying)
             evaluating = active and evaluate_every and step % evaluate_every == 0 and step < num_steps
             if checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due(step)):
-                checkpoints.save(*snapshot(step, active, runs, adapters, optimizer))
+                checkpoints.save(*checkpoint(step, active, runs, adapters, optimizer))
             if evaluating:
-                on_evaluation(step, num_steps, validation_nll(backbone, data.validation, len(active)))
+                on_evaluation(step, num_steps, validation_nll(backbone, data.validation))
             on_step(step, num_steps)
 
         for i, m in enumerate(active):
@@ -218,10 +242,15 @@ def train_stack(
 
 
 def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then decay to zero at `num_steps`."""
-    warmup = math.ceil(optimizer.warmup_frac * num_steps)
+    """Learning rate of step `step` (from 0): linear warm-up, then decay to zero at `num_steps`, or at the end
+    of each cycle."""
+    warmup = optimizer.warmup_steps(num_steps)
     if step < warmup:
         return optimizer.lr * (step + 1) / warmup
+    if optimizer.cycles:
+        ends = [warmup, *optimizer.snapshot_steps(num_steps), num_steps]
+        begin, end = next((a, b) for a, b in itertools.pairwise(ends) if step < b)
+        return optimizer.lr * (1 + math.cos(math.pi * (step - begin) / (end - begin))) / 2
     progress = (step - warmup) / max(1, num_steps - warmup)
     if optimizer.schedule == "constant":
         return optimizer.lr
@@ -274,9 +303,9 @@ def kl_divergence(logits: torch.Tensor, reference: torch.Tensor, direction: str)
     return (log_p.exp() * exists * (log_p - log_q)).sum(1)
 
 
-def evaluate(backbone: Backbone, rows: Sequence[Row], num_members: int) -> list[tuple[float, float]]:
+def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float]]:
     """Mean NLL (nats) and accuracy of each member of the inserted stack."""
-    logits_MNC = torch.from_numpy(predict(backbone, rows, num_members))
+    logits_MNC = torch.from_numpy(pooled_draws(predict_draws(backbone, rows)))
     labels_N = torch.tensor([r.label for r in rows])
     return [
         (F.cross_entropy(logits_NC, labels_N).item(), (logits_NC.argmax(1) == labels_N).float().mean().item())
@@ -284,9 +313,10 @@ def evaluate(backbone: Backbone, rows: Sequence[Row], num_members: int) -> list[
     ]
 
 
-def validation_nll(backbone: Backbone, rows: Sequence[Row], num_members: int) -> float:
+def validation_nll(backbone: Backbone, rows: Sequence[Row]) -> float:
     """NLL (nats) of the mean probability of the inserted stack's members."""
-    pooled_NC = metrics.combine(predict(backbone, rows, num_members), "probs")
+    logits_MKNC = predict_draws(backbone, rows)
+    pooled_NC = metrics.combine(logits_MKNC.reshape(-1, *logits_MKNC.shape[2:]), "probs")
     return metrics.ensemble_nll(pooled_NC, np.array([r.label for r in rows]))
 
 
@@ -302,7 +332,7 @@ def keep_members(adapters: Adapters, optimizer: torch.optim.AdamW, staying: list
         optimizer.state[smaller[p]] = {k: v[staying] if v.dim() else v for k, v in state.items()}
 
 
-def snapshot(
+def checkpoint(
     step: int, active: list[int], runs: list[MemberRun], adapters: Adapters, optimizer: torch.optim.AdamW
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and header from which `restore` continues to the same bytes; random streams need no state."""
@@ -312,8 +342,10 @@ def snapshot(
         for moment in ("exp_avg", "exp_avg_sq"):
             tensors[f"{moment}/{name}"] = optimizer.state[p][moment]
     for position, run in enumerate(runs):
-        tensors |= {f"state/{position}/{name}": value for name, value in run.state.items()}
-    header = [{k: v for k, v in asdict(run).items() if k != "state"} for run in runs]
+        for folder, state in [("state", run.state), *_numbered(run.snapshots)]:
+            tensors |= {f"{folder}/{position}/{name}": value for name, value in state.items()}
+    left_out = {"state": {}, "snapshots": []}  # their tensors are not for JSON
+    header = [asdict(replace(run, **left_out)) | {"snapshots": len(run.snapshots)} for run in runs]
     return tensors, {"step": step, "active": active, "runs": header}
 
 
@@ -324,12 +356,16 @@ def restore(
     adapters: Adapters,
     optimizer: torch.optim.AdamW,
 ) -> tuple[int, list[int]]:
-    """Inverse of `snapshot`; returns the step and the members still training."""
+    """Inverse of `checkpoint`; returns the step and the members still training."""
     step, active = header["step"], header["active"]
+
+    def saved_state(prefix: str) -> State:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
     for position, (run, saved) in enumerate(zip(runs, header["runs"])):
         vars(run).update(saved)
-        prefix = f"state/{position}/"
-        run.state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        run.state = saved_state(f"state/{position}/")
+        run.snapshots = [saved_state(f"snapshot-{k}/{position}/") for k in range(saved["snapshots"])]
     keep_members(adapters, optimizer, active)
     for name, p in adapters.parameters.items():
         p.data.copy_(tensors[f"parameter/{name}"])
@@ -339,6 +375,10 @@ def restore(
             "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
         }
     return step, active
+
+
+def _numbered(snapshots: list[State]) -> list[tuple[str, State]]:
+    return [(f"snapshot-{k}", state) for k, state in enumerate(snapshots)]
 
 
 def _record(

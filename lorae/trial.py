@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -11,12 +12,21 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lorae import SCHEMA_VERSION
-from lorae.identity import canonical_json, digest, fields_of, short_hash
+from lorae.draws import MCDropout, drawn_set
+from lorae.identity import IF_SET, canonical_json, digest, fields_of, short_hash
 from lorae.methods import Lora, Method
-from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Regularizer
+from lorae.regularizers import (
+    KL,
+    AdapterDropout,
+    ClassWeights,
+    DecayB,
+    EarlyStopping,
+    Masksembles,
+    Regularizer,
+)
 from lorae.search import Optuna, Search, Uniform
 from lorae.sources import Source, resolve
-from lorae.tasks.base import Task
+from lorae.tasks.base import Split, Task
 
 
 @dataclass(frozen=True)
@@ -26,19 +36,22 @@ class AdamW:
     Args:
         lr: peak learning rate.
         warmup_frac: share of the steps with linear warm-up, in [0, 1).
-        schedule: decay after the warm-up: "linear", "cosine" or "constant".
+        schedule: decay after the warm-up: "linear", "cosine", "constant" or "cyclic", a cosine that restarts.
         weight_decay: decoupled decay of every trained factor.
         betas, eps: as in Loshchilov and Hutter, arXiv:1711.05101.
         max_grad_norm: clipping bound on a member's gradient norm; None = no clipping.
+        cycles: of "cyclic", >= 2: a member's snapshots at their ends are draws of its predictions (snapshot
+            ensemble, Huang et al. 2017, arXiv:1704.00109).
     """
 
     lr: float = 1e-4
     warmup_frac: float = 0.06
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "cyclic"] = "linear"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_grad_norm: float | None = 1.0
+    cycles: int | None = field(default=None, metadata=IF_SET)
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -47,8 +60,14 @@ class AdamW:
             raise ValueError(
                 f"warmup_frac={self.warmup_frac}: must be in [0, 1); write AdamW(warmup_frac=0.06)"
             )
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(f'schedule={self.schedule!r}: must be "linear", "cosine" or "constant"')
+        if self.schedule not in ("linear", "cosine", "constant", "cyclic"):
+            allowed = '"linear", "cosine", "constant" or "cyclic"'
+            raise ValueError(f"schedule={self.schedule!r}: must be {allowed}")
+        if (self.schedule == "cyclic") != (self.cycles is not None) or (self.cycles or 2) < 2:
+            raise ValueError(
+                f"schedule={self.schedule!r}, cycles={self.cycles}: a cyclic schedule has 2 cycles or more, "
+                'no other one has any; write AdamW(schedule="cyclic", cycles=5)'
+            )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={self.max_grad_norm}: must be > 0, or None for no clipping")
         if self.weight_decay < 0:
@@ -57,6 +76,25 @@ class AdamW:
     @property
     def label(self) -> str:
         return f"adamw-{self.lr:g}"
+
+    def warmup_steps(self, num_steps: int) -> int:
+        return math.ceil(self.warmup_frac * num_steps)
+
+    def snapshot_steps(self, num_steps: int) -> list[int]:
+        """Steps done at the ends of all cycles but the last, which are equally long up to rounding.
+
+        Raises:
+            ValueError: fewer steps than cycles.
+        """
+        if not self.cycles:
+            return []
+        warmup = self.warmup_steps(num_steps)
+        if num_steps - warmup < self.cycles:
+            raise ValueError(
+                f"cycles={self.cycles}: {num_steps - warmup} steps after the warm-up are fewer; "
+                "train longer or write fewer cycles"
+            )
+        return [warmup + k * (num_steps - warmup) // self.cycles for k in range(1, self.cycles)]
 
 
 @dataclass(frozen=True)
@@ -134,6 +172,8 @@ class Trial:
         seed: root of every random stream.
         members: ensemble size M; 0 is the untouched backbone (zero-shot), 1 the single adapter.
         combine: "probs" averages the members' probabilities, "logits" their logits.
+        draws: several predictions of each member that its training does not depend on; None = one. A cyclic
+            schedule and `Masksembles` give their own.
     """
 
     backbone: Source
@@ -147,6 +187,7 @@ class Trial:
     seed: int = 0
     members: int = 1
     combine: Literal["probs", "logits"] = "probs"
+    draws: MCDropout | None = None
 
     def __post_init__(self) -> None:
         if self.members < 0:
@@ -163,13 +204,56 @@ class Trial:
         object.__setattr__(
             self, "regularizers", tuple(sorted(self.regularizers, key=lambda r: type(r).__name__))
         )
+        self._check_draws()
         decay = self.regularizer(DecayB)
+        if decay and not self.method.zero_factor:
+            raise ValueError(
+                f"DecayB with {type(self.method).__name__}: nothing of it starts at zero; write "
+                "AdamW(weight_decay=...), or Lora() or Vera()"
+            )
         if decay and decay.strength * self.optimizer.lr >= 1:
             raise ValueError(
                 f"DecayB(strength={decay.strength:g}) with lr={self.optimizer.lr:g}: "
                 "lr * strength must be < 1, or B oscillates; write "
                 f"DecayB(strength={0.1 / self.optimizer.lr:g}) or less"
             )
+
+    def _check_draws(self) -> None:
+        """Refuse what would make draws of draws, or draws that are all alike."""
+        dropout, masks = self.regularizer(AdapterDropout), self.regularizer(Masksembles)
+        if masks and dropout:
+            raise ValueError(f"{masks} with {dropout}: masks take the place of dropout; write one of them")
+        if self.draws and not dropout:
+            raise ValueError(
+                f"draws={self.draws} without AdapterDropout: its passes would be equal; write "
+                "regularizers=(AdapterDropout(p=0.1),)"
+            )
+        cycles, stopping = self.optimizer.cycles, self.regularizer(EarlyStopping)
+        for other in filter(None, (self.draws, masks, stopping)):
+            if cycles:
+                raise ValueError(
+                    f'schedule="cyclic" with {other}: snapshots are draws of a whole training already; '
+                    "write one of them"
+                )
+
+    @property
+    def num_draws(self) -> int:
+        """Predictions of one member on each example."""
+        masks = self.regularizer(Masksembles)
+        passes = self.draws.passes if self.draws else masks.masks if masks else 1
+        return (self.optimizer.cycles or 1) * passes
+
+    @property
+    def draws_label(self) -> str:
+        """How a member makes several predictions, "none" if it makes one."""
+        if self.optimizer.cycles:
+            return f"snapshots-{self.optimizer.cycles}"
+        spec = self.draws or self.regularizer(Masksembles)
+        return spec.label if spec else "none"
+
+    def eval_set(self, task: Task, split: Split) -> str:
+        """Name of a member's prediction set on a split, with the trial's draws."""
+        return drawn_set(task.eval_set(split), self.draws)
 
     def regularizer(self, kind: type[_R]) -> _R | None:
         """The trial's regulariser of one kind, or None."""
@@ -185,6 +269,8 @@ class Trial:
         }
         if self.regularizer(AdapterDropout):
             keys["dropout"] = (self.seed, index, "dropout")
+        if self.regularizer(Masksembles):
+            keys["masks"] = (self.seed, index, "masks")
         return keys
 
     def recipe(self) -> dict[str, Any]:
@@ -200,7 +286,7 @@ class Trial:
     def member_ids(self) -> list[str]:
         """Identities of the trial's M members, in order."""
         before, after = _around_streams(
-            replace(self, seed=0, members=0, diversity=Diversity(), combine="probs")
+            replace(self, seed=0, members=0, diversity=Diversity(), combine="probs", draws=None)
         )
         keys = (canonical_json(self.member_key(i)) for i in range(self.members))
         return [short_hash(f"{before}{key}{after}") for key in keys]
@@ -221,7 +307,7 @@ class Trial:
         }
         ensemble = {"seed": self.seed, "members": self.members, "combine": self.combine}
         if self.members == 0:
-            words = ("method", "init", "targets", "regularizers", "budget", "schedule", "diversity")
+            words = ("method", "init", "targets", "regularizers", "budget", "schedule", "diversity", "draws")
             numbers = ("rank", "alpha", "lr", "warmup_frac", "weight_decay", "max_grad_norm")
             return model | dict.fromkeys(words, "none") | dict.fromkeys(numbers, 0) | ensemble
         method, optimizer = self.method, self.optimizer
@@ -230,13 +316,14 @@ class Trial:
             | {
                 "method": method.label,
                 "init": method.init_label,
-                "targets": "+".join(method.targets),
+                "targets": "+".join(method.targets) or "none",
                 "regularizers": "+".join(r.label for r in self.regularizers) or "none",
                 "budget": self.budget.label,
                 "schedule": optimizer.schedule,
                 "diversity": self.diversity.label,
+                "draws": self.draws_label,
                 "rank": method.rank,
-                "alpha": method.alpha if isinstance(method, Lora) else 0,
+                "alpha": method.scale * method.rank if isinstance(method, Lora) else 0,
                 "lr": optimizer.lr,
                 "warmup_frac": optimizer.warmup_frac,
                 "weight_decay": optimizer.weight_decay,
@@ -261,7 +348,7 @@ def _around_streams(trial: Trial) -> tuple[str, str]:
     return before + key, after
 
 
-_R = TypeVar("_R", KL, DecayB, EarlyStopping, AdapterDropout)
+_R = TypeVar("_R", KL, DecayB, EarlyStopping, AdapterDropout, Masksembles, ClassWeights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +400,7 @@ class Sweep:
         for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]
         zero = (
-            [replace(t, members=0, seed=0, regularizers=(), combine="probs") for t in grid]
+            [replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None) for t in grid]
             if self.zero_shot
             else []
         )
@@ -368,18 +455,19 @@ class Sweep:
 
 
 def companions(trial: Trial) -> list[Trial]:
-    """The single adapters that an ensemble of M is fairly compared with; none for a single adapter.
+    """The single members that an ensemble of M is fairly compared with; none for a single member.
 
     One of its members, whose row has its temperature-scaled metrics; one trained M times as long, which costs
-    what training the ensemble does; for LoRA one of rank M * r and equal alpha / r, which has as many
-    parameters.
+    what training the ensemble does; for LoRA one of rank M * r and equal scaling, which has as many
+    parameters. (No other method has a size to match.)
     """
     if trial.members < 2:
         return []
     single = replace(trial, members=1)
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
     if isinstance(trial.method, Lora):
-        rank, alpha = trial.members * trial.method.rank, trial.members * trial.method.alpha
+        rank = trial.members * trial.method.rank
+        alpha = trial.method.alpha and trial.members * trial.method.alpha
         found.append(replace(single, method=replace(trial.method, rank=rank, alpha=alpha)))
     return found
 
@@ -513,8 +601,8 @@ def _type_name(declared: Any) -> str:
 
 
 def cell_of(trial: Trial) -> Trial:
-    """The trial with one member: equal for trials that share members."""
-    return replace(trial, members=min(trial.members, 1), combine="probs")
+    """The trial with one member that predicts once: equal for trials that share members."""
+    return replace(trial, members=min(trial.members, 1), combine="probs", draws=None)
 
 
 def cells(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:

@@ -52,7 +52,7 @@ def test_backbone_is_in_memory_once_whatever_the_number_of_members(tiny_trial):
         rows = encode(backbone.tokenizer, trial.task, trial.task.examples("test"), 64)
         torch.cuda.reset_peak_memory_stats()
         with Adapters(backbone, trial.method, [trial.member_key(m)["init"] for m in range(members)]):
-            predict(backbone, rows, members, batch_tokens=64)
+            predict(backbone, rows, batch_tokens=64)
         peaks.append(torch.cuda.max_memory_allocated())
     backbone_bytes = sum(p.numel() * p.element_size() for p in backbone.lm.parameters())
     assert peaks[1] - peaks[0] < backbone_bytes

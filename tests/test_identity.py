@@ -154,8 +154,9 @@ def test_streams_are_counter_based():
 
 def test_dropout_mask_depends_on_its_row_only():
     keys = torch.tensor([seeds.key32(0, n) for n in range(6)], dtype=torch.int32)
-    whole = seeds.keep_mask(keys, 50, 64, 0.25)
-    part = seeds.keep_mask(keys[2:4], 20, 64, 0.25)
+    places = torch.arange(50).expand(6, -1)
+    whole = seeds.keep_mask(keys[:, None], places, 64, 0.25)
+    part = seeds.keep_mask(keys[2:4, None], places[2:4, :20], 64, 0.25)
     assert torch.equal(whole[2:4, :20], part)
     assert whole.float().mean().item() == pytest.approx(0.75, abs=0.01)
     per_channel = whole.float().mean((0, 1))

@@ -50,13 +50,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from test_memory import trial
 from lorae.backbones import Backbone
 from lorae.encoding import Row
+from lorae.packing import ATTENTION, register_attention
 from lorae.training import TrainingData, train_stack
 
 config, members, batch, tokens = json.loads(sys.argv[1])
 torch.set_num_threads(1)
+register_attention()
 settings = {k: v for k, v in config.items() if k != "model_type"}
 lm = AutoModelForCausalLM.from_config(
-    AutoConfig.for_model(config["model_type"], **settings), attn_implementation="eager"
+    AutoConfig.for_model(config["model_type"], **settings), attn_implementation=ATTENTION
 ).eval().requires_grad_(False)
 backbone = Backbone("probe", lm, None)
 

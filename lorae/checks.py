@@ -1,0 +1,74 @@
+"""Recipes that cannot work, found from a backbone's config and a task's examples before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorae import seeds
+from lorae.memory import full_member_bytes
+from lorae.methods import Full, LastLayer, adapted_layers
+from lorae.regularizers import Masksembles
+from lorae.shapes import linear_shapes
+from lorae.tasks.base import OptionLikelihood, Split, Task
+from lorae.trial import Trial
+
+# Weights, gradients and two moments of the members that a stack fine-tunes in full, where a device's memory
+# is not known; a single member that needs more is refused everywhere.
+MAX_FULL_BYTES = 16 * 2**30
+
+
+def check_recipe(trial: Trial, ood: Sequence[Task], config: dict[str, Any]) -> None:
+    """Refuse a recipe that cannot be trained on its backbone and task.
+
+    Args:
+        ood: tasks that its members also predict.
+        config: the backbone's config.json.
+    Raises:
+        ValueError: targets or a rank that do not fit, a backbone too large for `Full`, examples without
+            common answers for `LastLayer`, more cycles than steps, masks that do not exist.
+    """
+    linears = linear_shapes(config)
+    layers = adapted_layers(trial.method, linears, trial.backbone.label)
+    trial.optimizer.snapshot_steps(trial.budget.num_steps(len(trial.task.examples("train"))))
+    if isinstance(trial.method, Full):
+        _check_full(trial, config)
+        layers = linears
+    if isinstance(trial.method, LastLayer):
+        _check_answers(trial, ood)
+    if masks := trial.regularizer(Masksembles):
+        widths = {d_in for d_in, _ in layers.values()} or {config["hidden_size"]}
+        for width in widths:
+            masks.generate(width, seeds.stream("masks", width))
+
+
+def _check_full(trial: Trial, config: dict[str, Any]) -> None:
+    needed = full_member_bytes(config)
+    if needed > MAX_FULL_BYTES:
+        raise ValueError(
+            f"Full() of {trial.backbone.label} needs {needed / 2**30:.1f} GiB for each member's weights, "
+            f"gradients and moments, at most {MAX_FULL_BYTES / 2**30:.0f} GiB are allowed; write Lora(), or "
+            "take a smaller backbone"
+        )
+
+
+def _check_answers(trial: Trial, ood: Sequence[Task]) -> None:
+    task = trial.task
+    if isinstance(task.scoring, OptionLikelihood):
+        raise ValueError(
+            f"LastLayer() with {task.scoring}: the options of {task.name} are texts, not classes of one "
+            "head; score by Letters() or LabelWords()"
+        )
+    splits: list[tuple[Task, Split]] = [(task, "train"), (task, "validation"), (task, "test")]
+    splits += [(t, "test") for t in ood]
+    first = None
+    for where, split in splits:
+        for example in where.examples(split):
+            answers = where.prompt(example).answers
+            first = first or (answers, example.id)
+            if answers != first[0]:
+                raise ValueError(
+                    f"LastLayer() on {task.name}: {example.id} of {where.name} has the answers {answers}, "
+                    f"{first[1]} has {first[0]}; one head has the same classes for all examples, so take a "
+                    "task whose examples share them, or write Lora()"
+                )

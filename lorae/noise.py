@@ -1,0 +1,149 @@
+"""Noise on what the trained parts of a stack's members read: dropout, or the masks of Masksembles.
+
+It is off unless rows are set. A row's noise depends on its member and on itself, never on the other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from lorae import seeds
+from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
+
+
+class _Located:
+    """Where the rows that noise is set for lie in a batch.
+
+    Args:
+        keys: a random stream of each member.
+
+    Attributes:
+        only: the one member whose rows are computed now; None = all, members first.
+        tokens: row and place of each token of the batch, (M, S) each, see `lorae.packing.Packing`.
+    """
+
+    def __init__(self, keys: Sequence[seeds.Key]) -> None:
+        self.keys = list(keys)
+        self.only: int | None = None
+        self.tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def locate(self, rows: torch.Tensor, places: torch.Tensor) -> None:
+        """Tell where the tokens of the batch belong that is computed next."""
+        self.tokens = rows, places
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Drop all other members."""
+        self.keys = [self.keys[m] for m in members]
+
+    def _of_tokens(self, of_rows: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each row has, for each token of x (M, S, D), or for each row of x (rows, D); and its place."""
+        of_rows = of_rows.to(x.device)
+        if self.only is not None:
+            of_rows = of_rows.view(len(self.keys), -1)[self.only]
+        if x.dim() == 2:
+            return of_rows, torch.zeros_like(of_rows)
+        assert self.tokens is not None, "locate() comes first"
+        rows, places = self.tokens
+        return of_rows[rows], places
+
+
+class BranchDropout(_Located):
+    """Dropout by masks that are a pure function of a row's key.
+
+    Args:
+        p: probability of dropping an input.
+        keys: the dropout stream of each member.
+    """
+
+    def __init__(self, p: float, keys: Sequence[seeds.Key]) -> None:
+        super().__init__(keys)
+        self.p = p
+        self.row_keys: torch.Tensor | None = None  # int32 (M*B,)
+
+    def train(self, step: int, rows: Sequence[int]) -> None:
+        """Noise of a training step on these rows of each member's batch."""
+        self._set([seeds.key32(*key, step, b) for key in self.keys for b in rows])
+
+    def predict(self, draw: int, example_ids: Sequence[str]) -> None:
+        """Noise of one draw on examples that all members predict."""
+        streams = [(*key[:-1], "mc", draw) for key in self.keys]
+        self._set([seeds.key32(*stream, name) for stream in streams for name in example_ids])
+
+    def off(self) -> None:
+        self.row_keys = None
+
+    def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
+        """x (M, S, D) of tokens, or (rows, D), with noise that is a layer's own."""
+        if self.row_keys is None:
+            return x
+        keys, places = self._of_tokens(self.row_keys, x)
+        keep = seeds.keep_mask(keys ^ seeds.key32("layer", layer), places, x.shape[-1], self.p)
+        return x * keep / (1 - self.p)
+
+    def _set(self, row_keys: list[int]) -> None:
+        self.row_keys = torch.tensor(row_keys, dtype=torch.int32)
+
+
+class BranchMasks(_Located):
+    """The fixed masks of Masksembles, drawn for each member and layer when they are first used.
+
+    Args:
+        spec: number of masks, and their scale.
+        keys: the mask stream of each member.
+    """
+
+    def __init__(self, spec: Masksembles, keys: Sequence[seeds.Key]) -> None:
+        super().__init__(keys)
+        self.spec = spec
+        self.row_masks: torch.Tensor | None = None  # (M*B,) which of all members' masks each row has
+        self._masks: dict[tuple[int | str, int], torch.Tensor] = {}  # layer, width -> (M * K, D)
+
+    def train(self, step: int, rows: Sequence[int]) -> None:
+        """Masks of a training step on these rows of each member's batch."""
+        self._set([b % self.spec.masks for b in rows])
+
+    def predict(self, draw: int, example_ids: Sequence[str]) -> None:
+        """The mask of one draw on examples that all members predict."""
+        self._set([draw] * len(example_ids))
+
+    def off(self) -> None:
+        self.row_masks = None
+
+    def keep(self, members: Sequence[int]) -> None:
+        super().keep(members)
+        self._masks = {}  # drawn again
+
+    def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
+        """x (M, S, D) of tokens, or (rows, D), with each row's mask of a layer."""
+        if self.row_masks is None:
+            return x
+        numbers, _ = self._of_tokens(self.row_masks, x)
+        return x * self._drawn(layer, x.shape[-1], x.device)[numbers]
+
+    def _set(self, masks: list[int]) -> None:
+        """Each member's rows have these of its own masks."""
+        self.row_masks = torch.tensor([m * self.spec.masks + k for m in range(len(self.keys)) for k in masks])
+
+    def _drawn(self, layer: int | str, width: int, device: torch.device) -> torch.Tensor:
+        if (layer, width) not in self._masks:
+            masks = [self.spec.generate(width, seeds.stream(*key, layer)) for key in self.keys]
+            self._masks[layer, width] = torch.from_numpy(np.concatenate(masks)).to(device)
+        return self._masks[layer, width]
+
+
+Noise = BranchDropout | BranchMasks
+
+
+def make_noise(
+    regularizers: Sequence[Regularizer], streams: Sequence[Mapping[str, seeds.Key]]
+) -> Noise | None:
+    """The noise that a recipe trains with, of the members with these named streams."""
+    for spec in regularizers:
+        if isinstance(spec, AdapterDropout):
+            return BranchDropout(spec.p, [s["dropout"] for s in streams])
+        if isinstance(spec, Masksembles):
+            return BranchMasks(spec, [s["masks"] for s in streams])
+    return None

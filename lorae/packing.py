@@ -1,0 +1,174 @@
+"""Rows without padding: the sequences of each member follow one another in one packed row of tokens.
+
+Everything in a decoder but attention treats tokens one by one, so only attention sees sequences: it puts its
+queries, keys and values into padded rows, and the result back. transformers knows it by the name `ATTENTION`;
+models that go through its attention interface run packed as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+ATTENTION = "lorae_packed"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of R sequences lie in the packed rows of M members, and in rows padded to T.
+
+    Attributes:
+        to_padded, to_packed: the two reorderings, between (M * S, ...) and (R * T, ...).
+        rows, places: (M, S) sequence of each token, and its index in that sequence.
+        order: place in the packed (M * S) of every token, sequence after sequence.
+        ends: (R,) place of each sequence's last token in the packed (M * S).
+        shape: R and T.
+        visible: (R, T, T) which tokens a token attends to; None = all before it, and itself.
+    """
+
+    to_padded: Reordering
+    to_packed: Reordering
+    rows: torch.Tensor
+    places: torch.Tensor
+    order: np.ndarray
+    ends: torch.Tensor
+    shape: tuple[int, int]
+    visible: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], num_members: int, device: torch.device) -> Packing:
+        """Sequences of these lengths in order, as many of each member, members first."""
+        length_MB = np.asarray(lengths).reshape(num_members, -1)
+        width, longest = int(length_MB.sum(1).max()), int(length_MB.max())
+        begin_MB = np.cumsum(length_MB, axis=1) - length_MB + width * np.arange(num_members)[:, None]
+        row, place = np.nonzero(np.arange(longest) < length_MB.reshape(-1, 1))  # of each token
+        packed, padded = begin_MB.ravel()[row] + place, row * longest + place
+        rows, places = np.zeros((2, num_members * width), np.int64)
+        rows[packed], places[packed] = row, place
+
+        def on_device(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values).to(device, non_blocking=True)
+
+        def reordering(size: int, target: np.ndarray, source: np.ndarray) -> Reordering:
+            index = np.full(size, -1)
+            index[target] = source
+            return Reordering(on_device(np.maximum(index, 0)), on_device(np.flatnonzero(index < 0)))
+
+        return cls(
+            reordering(length_MB.size * longest, padded, packed),
+            reordering(num_members * width, packed, padded),
+            on_device(rows).view(num_members, width),
+            on_device(places).view(num_members, width),
+            packed,
+            on_device((begin_MB + length_MB - 1).ravel()),
+            (length_MB.size, longest),
+        )
+
+    def pack(self, values: Sequence[int]) -> torch.Tensor:
+        """(M, S) values of the tokens, given sequence after sequence; zero where a row is filled up."""
+        packed = np.zeros(self.places.numel(), np.int64)
+        packed[self.order] = values
+        return torch.from_numpy(packed).to(self.places.device, non_blocking=True).view_as(self.places)
+
+
+@dataclass(frozen=True)
+class Reordering:
+    """Where each place of the result comes from, and the places that nothing comes to: they are zero."""
+
+    index: torch.Tensor
+    empty: torch.Tensor
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        return x.index_select(0, self.index).index_fill_(0, self.empty, 0)
+
+
+class _Reordered(torch.autograd.Function):
+    """A reordering that takes every token once, so that its gradient is a reordering, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, there: Reordering, back: Reordering) -> torch.Tensor:
+        ctx.back = back
+        return there.of(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.back.of(grads[0]), None, None
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention in each sequence, (M, S, heads, d), of packed queries, keys, values (M, heads, S, d).
+
+    On a GPU by scaled_dot_product_attention; on a CPU written out, as the backward pass of flash attention is
+    slower there for the short sequences of classification. Without a packing every row is a sequence.
+    """
+    num, heads, length, width = query.shape
+    x = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (M, S, heads, d)
+    if packing:
+        x = [
+            _Reordered.apply(t.reshape(-1, t.shape[2] * width), packing.to_padded, packing.to_packed)
+            for t in x
+        ]
+        x = [t.view(*packing.shape, -1, width) for t in x]  # (R, T, heads, d)
+    q, k, v = (t.transpose(1, 2) for t in x)
+    visible = packing.visible[:, None] if packing and packing.visible is not None else None
+    if sliding_window is not None and sliding_window < q.shape[2]:
+        near = _causal(q).triu(1 - sliding_window)
+        visible = near if visible is None else visible & near
+    if q.is_cuda and not softcap:
+        out = F.scaled_dot_product_attention(
+            q, k, v, visible, is_causal=visible is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        ).transpose(1, 2)
+    else:
+        out = _written_out(q, k, v, _causal(q) if visible is None else visible, scaling, softcap)
+    if packing:
+        out = _Reordered.apply(out.reshape(-1, heads * width), packing.to_packed, packing.to_padded)
+    return out.reshape(num, length, heads, width), None
+
+
+def _causal(q: torch.Tensor) -> torch.Tensor:
+    length = q.shape[2]
+    return torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+
+
+def _written_out(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    visible: torch.Tensor,
+    scaling: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """softmax(q k^T) v, (R, T, heads, d); queries that share a key head are one product."""
+    num, heads, length, width = q.shape
+    shared = k.shape[1]
+    q = q.reshape(num, shared, -1, width)  # (R, key heads, queries * T, d)
+    scores = (q @ k.transpose(2, 3) * scaling).view(num, shared, -1, length, length)
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~visible.view(-1, 1, 1, length, length), torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+    out = weights.view(num, shared, -1, length) @ v  # (R, key heads, queries * T, d)
+    return out.view(num, heads, length, width).transpose(1, 2)
+
+
+def register_attention() -> None:
+    """Make `ATTENTION` known to transformers."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attention)
