@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from lorae.media import Image
 from lorae.tasks.base import Example
 from lorae.tasks.mnist import DIGITS, Mnist
 
@@ -63,7 +64,7 @@ def pretrain(folder: Path) -> float:
 
 def _arrays(processor: Any, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixel values (N, 3, 28, 28) and labels (N,)."""
-    images = [e.media.pixels() for e in examples if e.media is not None]
+    images = [e.media.pixels() for e in examples if isinstance(e.media, Image)]
     return processor(images, return_tensors="pt")["pixel_values"], torch.tensor([e.label for e in examples])
 
 
