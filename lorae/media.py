@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 2**26  # 192 MiB decoded; the largest photographs of cameras
 MAX_SAMPLES = 2**26  # 256 MiB decoded; 25 minutes at 44.1 kHz
-SAMPLING_RATES = range(1_000, 400_000)  # of a file's header; the resampling filter is as long as 20 of them
+SAMPLING_RATES = range(1_000, 192_001)  # of a file's header; the resampling filter is as long as 20 of them
 IMAGE_FORMATS = ("PNG", "JPEG")
 _GREY_OR_COLOUR = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 
@@ -195,7 +195,7 @@ def _resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     if rate not in SAMPLING_RATES or len(samples) * wanted > MAX_SAMPLES * rate:
         raise ValueError(
             f"{len(samples):,} samples at {rate} per second cannot be resampled to {wanted}; must be at "
-            f"{SAMPLING_RATES.start:,} to {SAMPLING_RATES.stop:,} per second and become at most "
+            f"{SAMPLING_RATES.start:,} to {SAMPLING_RATES[-1]:,} per second and become at most "
             f"{MAX_SAMPLES:,} samples"
         )
     common = math.gcd(rate, wanted)

@@ -1,17 +1,16 @@
 """A small ViT pre-trained on MNIST: a vision backbone that needs nothing but the package index.
 
-It is trained on first use, in about a minute on one core: 4 layers of width 96 on patches of 7 x 7 pixels, on
-the MNIST images of `Mnist` that are not its test set, shifted at random by up to 2 pixels.
+It is trained on first use, in one or two minutes on one core: 4 layers of width 64 on patches of 7 x 7
+pixels, on the images of `Mnist` that are not its test set, turned, scaled and shifted a little at random.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -19,8 +18,8 @@ from lorae.media import Image
 from lorae.tasks.base import Example
 from lorae.tasks.mnist import DIGITS, Mnist
 
-LOG = logging.getLogger("lorae")
-EPOCHS, BATCH, LR, WEIGHT_DECAY, WARMUP_FRAC, SHIFT = 30, 100, 2e-3, 0.05, 0.1, 2
+EPOCHS, BATCH, LR, WEIGHT_DECAY, WARMUP_FRAC = 40, 100, 1.5e-3, 0.05, 0.1
+TURN, SCALE, SHIFT = math.radians(15), 0.1, 1 / 7  # at most; half the image's width is 1
 
 
 def pretrain(folder: Path) -> float:
@@ -30,15 +29,17 @@ def pretrain(folder: Path) -> float:
         Accuracy on the test images of `Mnist`, which were not trained on.
     """
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     splits = Mnist().located().splits()
     size = {"height": 28, "width": 28}
     processor = ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     config = ViTConfig(
         image_size=28,
         patch_size=7,
-        hidden_size=96,
-        intermediate_size=192,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
         id2label=dict(enumerate(DIGITS)),
@@ -68,24 +69,29 @@ def _arrays(processor: Any, examples: Sequence[Example]) -> tuple[torch.Tensor, 
 
 
 def _train(model: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
-    rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=WEIGHT_DECAY)
     steps = EPOCHS * (len(images) // BATCH)
-    warmup = int(WARMUP_FRAC * steps)
+    warmup = WARMUP_FRAC * steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / warmup, 0.5 * (1 + np.cos(np.pi * t / steps)))
+        optimizer, lambda t: min((t + 1) / warmup, 0.5 * (1 + math.cos(math.pi * t / steps)))
     )
-    paper = images.min()
-    padded = F.pad(images, (SHIFT,) * 4, value=paper.item())
     model.train()
     for _ in range(EPOCHS):
-        order = rng.permutation(len(images))
+        order = torch.randperm(len(images))
         for start in range(0, len(order) - BATCH + 1, BATCH):
             chosen = order[start : start + BATCH]
-            top, left = rng.integers(0, 2 * SHIFT + 1, 2)
-            batch = padded[chosen, :, top : top + 28, left : left + 28]
-            loss = F.cross_entropy(model(batch).logits, labels[chosen])
+            loss = F.cross_entropy(model(_moved(images[chosen])).logits, labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+
+
+def _moved(images_B: torch.Tensor) -> torch.Tensor:
+    """Each image turned, scaled and shifted at random; beyond its edge there is paper, the value -1."""
+    turn_B, scale_B, right_B, down_B = (torch.rand(4, len(images_B)) * 2 - 1).unbind()
+    cos_B, sin_B = ((1 + SCALE * scale_B) * f(TURN * turn_B) for f in (torch.cos, torch.sin))
+    first = torch.stack([cos_B, -sin_B, SHIFT * right_B], dim=1)
+    second = torch.stack([sin_B, cos_B, SHIFT * down_B], dim=1)
+    grid = F.affine_grid(torch.stack([first, second], dim=1), list(images_B.shape), align_corners=False)
+    return F.grid_sample(images_B + 1, grid, align_corners=False) - 1

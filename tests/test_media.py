@@ -1,4 +1,4 @@
-"""Images and audio: content is decoded as the datasets' users do, and tasks of them are split without leaks."""
+"""Images and audio: content is decoded as datasets' users do it, tasks of them are split without leaks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 from toys import Colours
@@ -121,7 +121,7 @@ def test_the_rotation_of_a_camera_is_undone() -> None:
         (encoded(Pillow.new("CMYK", (4, 4)), "JPEG"), r"has 4 channels \(CMYK\); must be 8-bit grey, pal"),
         (encoded(Pillow.fromarray(picture(0, 4, 4).astype("u2"))), r"1 channels \(I;16\); must be 8-bit"),
         (encoded(Pillow.new("RGBA", (4, 4), (9, 9, 9, 254))), r"has transparent pixels \(RGBA\)"),
-        (encoded(Pillow.new("TIFF" and "RGB", (4, 4)), "TIFF"), "is no intact PNG or JPEG"),
+        (encoded(Pillow.new("RGB", (4, 4)), "TIFF"), "is no intact PNG or JPEG"),
     ],
     ids=["empty", "gif", "truncated", "cmyk", "16 bits", "transparent", "tiff"],
 )
@@ -136,7 +136,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.Monke
         Image(png(size=8)).pixels()
     bomb = bytearray(png(size=8))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height; the checksum is not looked at before
-    with pytest.raises(ValueError, match="is no intact PNG|at most 63 are decoded"):
+    with pytest.raises(ValueError, match=r"is no intact PNG|at most 63 are decoded"):
         Image(bytes(bomb)).pixels()
 
 
@@ -154,17 +154,19 @@ def test_raw_images_of_another_form_are_refused(pixels: np.ndarray, message: str
         Image.raw(pixels)
 
 
-@given(st.binary(max_size=8), st.integers(0, 400))
-def test_damaged_files_raise_value_errors_only(noise: bytes, place: int) -> None:
-    for good, decode in [
-        (png(), lambda data: Image(data).pixels()),
-        (sound(tone(8000, 0.01), 8000, "FLAC"), lambda data: Audio(data, resample=True).waveform(16000)),
-    ]:
-        try:
-            content = decode(good[:place] + noise + good[place + len(noise) :])
-        except ValueError:
-            continue
-        assert content.size > 0
+GOOD = (png(), encoded(Pillow.fromarray(picture(0, 8, 8, 3)), "JPEG"), sound(tone(8000, 0.01), 8000, "FLAC"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(GOOD), st.binary(max_size=8), st.integers(0, 400))
+def test_damaged_files_raise_value_errors_only(good: bytes, noise: bytes, place: int) -> None:
+    damaged = good[:place] + noise + good[place + len(noise) :]
+    content = Audio(damaged, resample=True) if good is GOOD[2] else Image(damaged)
+    try:
+        decoded = content.waveform(16_000) if isinstance(content, Audio) else content.pixels()
+    except ValueError:
+        return
+    assert decoded.size > 0
 
 
 def test_equal_content_has_equal_digests() -> None:
@@ -340,7 +342,7 @@ def test_no_lesion_is_in_two_splits_of_ham10000(lesions: Path) -> None:
 def test_an_unknown_diagnosis_is_named(tmp_path: Path) -> None:
     row = {"image": cell(png()), "image_id": "i", "lesion_id": "HAM_0", "dx": "mel"}
     for split in ("train", "validation", "test"):
-        write(tmp_path / f"ham10000/{split}.parquet", [row | {"lesion_id": f"HAM_{n}"} for n in range(40)])
+        write(tmp_path / f"ham10000/{split}.parquet", [row])
     with pytest.raises(ValueError, match=r"ham10000 \w+ row 0 cannot be read .*dx 'mel' is none of actinic"):
         HAM10000().located(tmp_path).splits()
 
@@ -419,13 +421,12 @@ def test_the_hubs_media_columns_keep_their_bytes(
     import datasets
 
     data = b"no file of any format"
-    column = (datasets.Image if kind == "image" else datasets.Audio)(decode=False)
-    features = datasets.Features({kind: column, "label": datasets.Value("int64")})
-    rows = datasets.Dataset.from_list([{kind: cell(data), "label": 1}], features=features)
-    stored = rows.cast_column(kind, type(column)(decode=True))  # as a hub dataset declares it
+    column = datasets.Image() if kind == "image" else datasets.Audio()
+    schema = datasets.Features({kind: column, "label": datasets.Value("int64")}).arrow_schema
     folder = tmp_path / "copy"
     folder.mkdir()
-    stored.to_parquet(folder / "test-00000-of-00001.parquet")
+    table = pa.Table.from_pylist([{kind: cell(data), "label": 1}], schema)  # declared as in hub datasets
+    pq.write_table(table, folder / "test-00000-of-00001.parquet")
     files = parquet("test-*")
     load = functools.partial(datasets.load_dataset, cache_dir=str(tmp_path / "hf"))
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -498,13 +499,12 @@ def test_the_examples_of_a_head_have_the_same_classes(tmp_path: Path) -> None:
         replace(task, scoring=Head()).examples("test")
 
 
-def test_ood_tasks_have_the_modality_of_the_trained_task(data_root: Path, tiny_llama: Files) -> None:
-    base = Trial(
-        tiny_llama, Colours(scoring=Head()).located(data_root), budget=Budget(batch_size=4, epochs=1)
-    )
+def test_ood_tasks_have_the_modality_of_the_trained_task() -> None:
+    budget = Budget(batch_size=4, epochs=1)
+    base = Trial(backbone=Files("/nowhere"), task=Colours(scoring=Head()), budget=budget)
     with pytest.raises(ValueError, match="OOD task pictures has image examples, colours has text"):
-        Sweep(base, axes={}, ood=[Pictures()]).eval_tasks(base)
-    (ood,) = Sweep(base, axes={}, ood=[PlotSummaries()]).eval_tasks(base)
+        Sweep(base=base, axes={}, ood=(Pictures(),)).eval_tasks(base)
+    (ood,) = Sweep(base=base, axes={}, ood=(PlotSummaries(),)).eval_tasks(base)
     assert ood.scoring == Head(), "without a template any text will do"
 
 
@@ -575,8 +575,8 @@ def test_the_real_digits_have_the_counts_of_the_docstrings(monkeypatch: pytest.M
     zero = next(e for split in ("train", "validation", "test") for e in found[1][split] if e.label == 0)
     assert isinstance(zero.media, Image)
     pixels = zero.media.pixels()
-    assert pixels.shape == (8, 8, 3) and pixels.max() == 255
-    assert (pixels[..., 0] > 127).sum() > 10
+    assert pixels.shape == (8, 8, 3)
+    assert pixels[2:6, 3:5].mean() < 60 < pixels[1:7].mean(), "a zero is empty inside"
     assert {e.label for e in found[2]["test"]} == {None}
 
 

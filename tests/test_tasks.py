@@ -677,7 +677,7 @@ def test_swapped_shared_files_are_refused(tmp_path: Path) -> None:
 def test_every_task_is_exported_and_documented() -> None:
     tasks = [getattr(lorae.tasks, name) for name in lorae.tasks.__all__]
     concrete = [t for t in tasks if isinstance(t, type) and issubclass(t, Task) and t is not Task]
-    assert len(concrete) == 11
+    assert len(concrete) == 21
     for task in concrete:
         assert "Example: " in (task.__doc__ or ""), task
     assert isinstance(BoolQ().scoring, LabelWords) and isinstance(SocialIQA().scoring, Letters)
