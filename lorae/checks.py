@@ -60,7 +60,7 @@ def _check_answers(trial: Trial, ood: Sequence[Task]) -> None:
             "head; score by Letters() or LabelWords()"
         )
     splits: list[tuple[Task, Split]] = [(task, "train"), (task, "validation"), (task, "test")]
-    splits += [(t, "test") for t in ood]
+    splits.extend((t, "test") for t in ood)
     first = None
     for where, split in splits:
         for example in where.examples(split):
