@@ -49,8 +49,14 @@ def name_of(value) -> str:
 # Exactness -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("noise", [AdapterDropout(0.2), Masksembles(2, 1.5)], ids=name_of)
-@pytest.mark.parametrize("method", [*RIVALS, Lora(rank=2, alpha=None)], ids=name_of)
+@pytest.mark.parametrize(
+    "method,noise",
+    [
+        *((method, AdapterDropout(0.2)) for method in RIVALS),
+        *((method, Masksembles(2, 1.5)) for method in (LastLayer(), Full(), Lora(rank=2, alpha=None))),
+    ],
+    ids=name_of,
+)
 def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, noise):
     trial = tiny_trial(
         method=method,
