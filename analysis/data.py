@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from analysis.significance import OverSeeds, over_seeds
+from lorae.draws import plain_set
 from lorae.metrics import ood_summary
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
 from lorae.store import Predictions, Store, member_folder, prediction_sets, reference_folder
@@ -23,7 +24,14 @@ from lorae.store import Predictions, Store, member_folder, prediction_sets, refe
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 
 SHARED_FACTORS = ("backbone", "task", "scoring", "precision", "max_tokens")  # a zero-shot row has these
-METHOD_NAMES = {"lora": "LoRA", "vera": "VeRA"}
+# Of a method: its single member, and its ensemble
+METHOD_NAMES = {
+    "lora": ("single LoRA", "LoRA ensemble"),
+    "vera": ("single VeRA", "VeRA ensemble"),
+    "batchensemble": ("single BatchEnsemble member", "BatchEnsemble"),
+    "last-layer": ("single last layer", "last-layer ensemble"),
+    "full": ("single full fine-tuning", "explicit ensemble"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +51,14 @@ class Cell:
         """What is compared, in plain words."""
         if self.members == 0:
             return "zero-shot"
-        method = METHOD_NAMES.get(self.factors["method"], self.factors["method"])
-        return f"single {method}" if self.members == 1 else f"{method} ensemble of {self.members}"
+        method = self.factors["method"]
+        single, several = METHOD_NAMES.get(method, (f"single {method}", f"{method} ensemble"))
+        draws = draws_name(self.factors["draws"])
+        if self.members > 1:
+            return f"{several} of {self.members}" + (f", each a {draws}" if draws else "")
+        if not draws:
+            return single
+        return draws if method == "lora" else f"{draws} ({single.removeprefix('single ')})"
 
     @property
     def regularised(self) -> bool:
@@ -52,8 +66,9 @@ class Cell:
 
     @cached_property
     def test_set(self) -> str:
-        """The prediction set that its metrics are computed on; only cells that share it can be compared."""
-        return eval_sets(self.rows[0])["test"]
+        """The prediction set that its metrics are computed on, whatever was drawn; only cells that share it
+        can be compared."""
+        return plain_set(eval_sets(self.rows[0])["test"])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -74,6 +89,13 @@ class Cell:
         if not all(map(math.isfinite, values)):
             return OverSeeds(math.inf, None, len(values))
         return over_seeds(values)
+
+
+def draws_name(label: str) -> str:
+    """What a model with several draws of each member is called; "" for one draw."""
+    kind, _, size = label.partition("-")
+    names = {"mc": "MC dropout x{}", "snapshots": "snapshot ensemble of {}", "masks": "Masksembles of {}"}
+    return names[kind].format(size.replace("x", ", scale ")) if kind in names else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,10 +199,11 @@ def _stored_ood(trials: Trials, row: Row) -> Row:
     """Further OOD columns of a row, from prediction sets that all of its draws have."""
     stored = set.intersection(*(prediction_sets(trials.store.files(f)) for f in pool(row)))
     own = {name.rsplit("__", 2)[0] for name in eval_sets(row).values()}
+    draws = _suffix(eval_sets(row)["test"])
     found: dict[str, str] = {}
     for name in sorted(stored):
         task, split, _ = name.rsplit("__", 2)
-        if split == "test" and task not in own:
+        if split == "test" and task not in own and _suffix(name) == draws:
             found.setdefault(task, name)
     extended = row | {"eval_sets": json.dumps(eval_sets(row) | found)}
     test, columns = trials.predictions(row), {"eval_sets": extended["eval_sets"]}
@@ -188,6 +211,11 @@ def _stored_ood(trials: Trials, row: Row) -> Row:
         scores = ood_summary(test.logits_MNC, trials.predictions(extended, task).logits_MNC, row["combine"])
         columns |= {f"{metric}{OOD_SEPARATOR}{task}": value for metric, value in scores.items()}
     return columns
+
+
+def _suffix(eval_set: str) -> str:
+    """What a prediction set's name says of its draws."""
+    return eval_set.removeprefix(plain_set(eval_set))
 
 
 def missing_text(sweep: str, missing: Sequence[str], command: str) -> str:
@@ -217,7 +245,8 @@ def eval_sets(row: Row) -> dict[str, str]:
 
 def describe(row: Row) -> str:
     """A row's place in the grid, short."""
-    shown = ("task", "method", "regularizers", "members", "seed")
+    shown = ["task", "method", "regularizers", "members", "seed"]
+    shown += [] if row["draws"] == "none" else ["draws"]
     return " ".join(f"{factor}={row[factor]}" for factor in shown)
 
 

@@ -53,8 +53,10 @@ def same_parameters(trials: Trials, resampling: Resampling) -> Table:
     """Each ensemble minus the single adapter that has as many parameters, where the sweep has one."""
 
     def larger(cell: Cell) -> dict[str, Any] | None:
-        rank, alpha = (cell.members * (cell.factors[name] or 0) for name in ("rank", "alpha"))
-        return cell.factors | {"members": 1, "rank": rank, "alpha": alpha} if cell.members > 1 else None
+        if cell.members < 2 or not cell.factors["rank"]:
+            return None
+        rank, alpha = (cell.members * cell.factors[name] for name in ("rank", "alpha"))
+        return cell.factors | {"members": 1, "rank": rank, "alpha": alpha}
 
     title = "Ensembles against a single adapter with as many parameters (rank M r)"
     return differences(trials, resampling, larger, name="same-parameters", title=title)

@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 
 from analysis.columns import title
 from analysis.data import Cell, Trials
+from analysis.data import pool as pool_of
 from analysis.plotting import (
     BACKBONE,
     COLUMN_INCHES,
@@ -80,9 +81,10 @@ def _over_seeds(trials: Trials, line: Sequence[Cell], metric: str) -> list[Point
 def _over_subsets(trials: Trials, line: Sequence[Cell], metric: str) -> list[Point]:
     row = line[-1].rows[0]
     pool = trials.predictions(row)
+    draws_MK = np.arange(len(pool.logits_MNC)).reshape(len(pool_of(row)), -1)
     points = []
     for members in sorted({cell.members for cell in line}):
-        chosen = [list(subset) for subset in subsets(len(pool.logits_MNC), members, MAX_SUBSETS)]
+        chosen = [draws_MK[list(subset)].ravel() for subset in subsets(len(draws_MK), members, MAX_SUBSETS)]
         pooled = [metrics.combine(pool.logits_MNC[subset], row["combine"]) for subset in chosen]
         values = [MEMBERS_METRICS[metric](logp_NC, pool.labels_N) for logp_NC in pooled]
         points.append((members, np.mean(values), np.std(values, ddof=1) if len(values) > 1 else np.nan))

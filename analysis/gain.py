@@ -61,7 +61,8 @@ def _mean_member_acc(trials: Trials, row: Row, known: dict[tuple[str, str], floa
     if not all(member in known for member in members):
         test = trials.predictions(row)
         accs = [metrics.acc(logp_NC, test.labels_N) for logp_NC in metrics.log_softmax(test.logits_MNC)]
-        known.update(zip(members, accs, strict=True))
+        accs_M = np.mean(np.reshape(accs, (len(members), -1)), axis=1)  # over a member's draws
+        known.update(zip(members, accs_M.tolist(), strict=True))
     return float(np.mean([known[member] for member in members]))
 
 

@@ -209,7 +209,7 @@ def _num_entries(rows: Sequence[Row], backbones: dict[str, BackboneWeights]) -> 
     for row in rows:
         ids, weights = tuple(row["member_ids"]), backbones.get(_backbone_of(row))
         if ids and weights:
-            adapted = weights.num_entries(json.loads(row["recipe"])["method"]["targets"])
+            adapted = weights.num_entries(json.loads(row["recipe"])["method"].get("targets", ()))
             entries |= dict.fromkeys([ids, *((member,) for member in ids)], adapted)
     return sum(entries.values())
 

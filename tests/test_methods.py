@@ -1,0 +1,391 @@
+"""The rivals of LoRA ensembles: exact in a stack, what each is by definition, and their draws when stored."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_training import largest_difference, prepared
+from torch import nn
+from torch.nn import functional as F
+from toys import Greys
+from transformers import AutoModelForCausalLM
+
+from jobs.export import export_member
+from lorae import checks, peft_format, seeds
+from lorae.adapters import Adapters, StackedBatchEnsemble
+from lorae.draws import MCDropout, plain_set
+from lorae.memory import full_member_bytes
+from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
+from lorae.noise import make_noise
+from lorae.order import DataOrder
+from lorae.plan import Devices, Plan, make_plan, placed
+from lorae.predict_task import predict_task
+from lorae.prediction import predict, predict_draws, with_features
+from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
+from lorae.results import trials_table
+from lorae.run import run_stack
+from lorae.sources import backbone_config
+from lorae.stack import Stack
+from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder, prediction_file
+from lorae.tasks.base import OptionLikelihood
+from lorae.training import learning_rate, train_stack
+from lorae.trial import AdamW, Budget, Sweep, companions
+
+RIVALS = [BatchEnsemble(init="signs"), BatchEnsemble(std=0.1), LastLayer(std=0.02), Full()]
+CYCLIC = AdamW(lr=1e-2, schedule="cyclic", cycles=3)
+ONE_CPU = Devices("cpu", 1, 2)
+
+
+def name_of(value) -> str:
+    return getattr(value, "label", str(value)) + getattr(value, "init_label", "")
+
+
+# Exactness -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method,noise",
+    [
+        *((method, AdapterDropout(0.2)) for method in RIVALS),
+        *((method, Masksembles(2, 1.5)) for method in (LastLayer(), Full(), Lora(rank=2, alpha=None))),
+    ],
+    ids=name_of,
+)
+def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, noise):
+    trial = tiny_trial(
+        method=method,
+        optimizer=AdamW(lr=5e-3, max_grad_norm=0.5),
+        budget=Budget(batch_size=4, steps=9),
+        regularizers=(noise, KL(0.05), ClassWeights(0.9), EarlyStopping(patience=1, every=3)),
+    )
+    backbone, data = prepared(trial)
+    together = train_stack(backbone, trial, range(3), data, micro_batch=3)
+    alone = [train_stack(backbone, trial, [m], data)[0] for m in range(3)]
+    for one, other in zip(together, alone):
+        assert one.error is None and one.best_step == other.best_step
+        assert largest_difference(one, other) < 2e-5
+    assert largest_difference(together[0], together[1]) > 1e-3
+
+
+def test_batchensemble_of_ones_is_the_layer_with_its_bias_and_r_s_scale_it():
+    base, x = nn.Linear(6, 5), torch.randn(2 * 3, 4, 6)
+    r, s = torch.randn(2, 6), torch.randn(2, 5)
+    adapters = SimpleNamespace(
+        noisy=lambda x, n: x, backbone=SimpleNamespace(gathered=lambda p: torch.no_grad())
+    )
+    module = StackedBatchEnsemble(base, adapters, "layer", 0)  # type: ignore[arg-type]
+    adapters.factors = lambda layer: (torch.ones(2, 6), torch.ones(2, 5))
+    assert torch.allclose(module(x), base(x), atol=1e-6)
+    adapters.factors = lambda layer: (r, s)
+    for m, (own, y) in enumerate(zip(x.view(2, 3, 4, 6), module(x).view(2, 3, 4, 5))):
+        assert torch.allclose(y, F.linear(own * r[m], base.weight) * s[m] + base.bias, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [BatchEnsemble(std=0), LastLayer(), Full()], ids=name_of)
+def test_step_zero_is_the_backbone_which_never_moves(tiny_trial, method):
+    trial = tiny_trial(method=method, budget=Budget(batch_size=4, steps=2))
+    backbone, data = prepared(trial)
+    before = {name: p.clone() for name, p in backbone.lm.named_parameters()}
+    plain = predict(backbone, data.validation)
+    inits, answer_ids = [trial.member_key(m)["init"] for m in range(2)], data.train[0].answer_ids
+    with Adapters(backbone, method, inits, None, answer_ids):
+        assert np.allclose(predict(backbone, data.validation), plain, atol=1e-6)
+    runs = train_stack(backbone, trial, [0, 1], data)
+    with Adapters(backbone, method, inits, None, answer_ids) as adapters:
+        adapters.load([run.state for run in runs])
+        assert not np.allclose(predict(backbone, data.validation), plain, atol=1e-3)
+    assert all(torch.equal(before[n], p) for n, p in backbone.lm.named_parameters())
+
+
+def test_full_member_equals_a_plain_loop(tiny_trial):
+    """Against transformers and torch alone: the model's own logits, one example at a time."""
+    trial = tiny_trial(method=Full(), optimizer=AdamW(lr=3e-3), budget=Budget(batch_size=4, steps=4))
+    backbone, data = prepared(trial)
+    ours = train_stack(backbone, trial, [0, 1], data)[1].state
+    lm = AutoModelForCausalLM.from_pretrained(trial.backbone.path)
+    optimizer = torch.optim.AdamW(lm.parameters(), weight_decay=0.0)
+    lengths = np.array([len(r.tokens) for r in data.train])
+    order = DataOrder(trial.member_key(1)["order"], trial.seed, lengths, 4)
+    for step in range(4):
+        rows = [data.train[n] for n in order.batch(step)]
+        logits = [lm(torch.tensor([r.tokens])).logits[0, -1, list(r.answer_ids)] for r in rows]
+        optimizer.zero_grad()
+        F.cross_entropy(torch.stack(logits), torch.tensor([r.label for r in rows])).backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(trial.optimizer, step, 4)
+        optimizer.step()
+    theirs = dict(lm.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name] - p).abs().max().item() for name, p in theirs.items()) < 1e-4
+
+
+def test_last_layer_runs_the_backbone_once_for_all_members_and_steps(tiny_trial):
+    trial = tiny_trial(
+        method=LastLayer(std=0.1), regularizers=(EarlyStopping(every=2),), budget=Budget(steps=6)
+    )
+    backbone, data = prepared(trial)
+    calls: list[int] = []
+    hook = backbone.lm.base_model.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        runs = train_stack(backbone, trial, range(4), data)
+    finally:
+        hook.remove()
+    assert sum(calls) == len(data.train) + len(data.validation)
+    assert {name: tuple(v.shape) for name, v in runs[0].state.items()} == {"head.weight": (3, 32)}
+
+
+def test_examples_with_other_answers_have_no_common_head(tiny_trial):
+    trial = tiny_trial(method=LastLayer())
+    backbone, data = prepared(trial)
+    other = replace(data.train[0], answer_ids=data.train[0].answer_ids[::-1], id="odd")
+    with pytest.raises(ValueError, match=r"odd and .* different answer tokens"):
+        with_features(backbone, [*data.train, other])
+
+
+def test_no_scaling_is_alpha_equal_to_rank(tiny_trial):
+    trial = tiny_trial(method=Lora(rank=4, alpha=None), budget=Budget(steps=2))
+    scaled = replace(trial, method=Lora(rank=4, alpha=4))
+    backbone, data = prepared(trial)
+    one, other = (train_stack(backbone, t, [0], data)[0] for t in (trial, scaled))
+    assert largest_difference(one, other) == 0
+    files = peft_format.adapter_files(trial.method, trial.backbone, one.state)
+    assert b'"lora_alpha": 4' in files[ADAPTER_CONFIG]
+
+
+# Draws -----------------------------------------------------------------------------------------------------
+
+
+def test_passes_of_mc_dropout_differ_and_repeat(tiny_trial):
+    trial = tiny_trial(
+        method=Lora(b_std=0.3), regularizers=(AdapterDropout(0.3),), draws=MCDropout(3), members=2
+    )
+    backbone, data = prepared(trial)
+    streams = [trial.member_key(m) for m in range(2)]
+
+    def drawn(members, rows):
+        noise = make_noise(trial.regularizers, [streams[m] for m in members])
+        with Adapters(backbone, trial.method, [streams[m]["init"] for m in members], noise):
+            return predict_draws(backbone, rows, trial.draws), predict(backbone, rows)
+
+    logits_MKNC, plain_MNC = drawn([0, 1], data.validation)
+    assert logits_MKNC.shape[:2] == (2, 3)
+    for a, b in itertools.combinations([*logits_MKNC[0], plain_MNC[0]], 2):
+        assert np.abs(a - b).max() > 1e-3
+    alone, _ = drawn([1], data.validation[::-1][:5])
+    assert np.allclose(alone[0], logits_MKNC[1][:, ::-1][:, :5], atol=1e-5), (
+        "a pass depends on neither the other members nor the other examples"
+    )
+
+
+class Recorder:
+    """Checkpoints that save at every step, and continue from one of them."""
+
+    def __init__(self, saved=None) -> None:
+        self.saved, self.all = saved, {}
+
+    def load(self):
+        return self.saved
+
+    def save(self, tensors, header) -> None:
+        self.all[header["step"]] = ({k: v.clone() for k, v in tensors.items()}, header)
+
+    def due(self, step: int) -> bool:
+        return True
+
+
+def test_a_snapshot_is_the_member_stopped_there_and_survives_a_restart(tiny_trial):
+    trial = tiny_trial(optimizer=CYCLIC, budget=Budget(batch_size=4, steps=12))
+    backbone, data = prepared(trial)
+    recorder = Recorder()
+    runs = train_stack(backbone, trial, [0, 1], data, checkpoints=recorder)
+    first, second = CYCLIC.snapshot_steps(12)
+    rates = [learning_rate(CYCLIC, step, 12) for step in range(12)]
+    assert [step for step in range(1, 12) if rates[step] > rates[step - 1]] == [first, second]
+    for m, run in enumerate(runs):
+        for step, state in zip((first, second), run.snapshots, strict=True):
+            stopped, _ = recorder.all[step]
+            assert all(torch.equal(v, stopped[f"parameter/{n}"][m]) for n, v in state.items())
+    assert not torch.equal(*(s[next(iter(s))] for s in runs[0].snapshots))
+    resumed = train_stack(backbone, trial, [0, 1], data, checkpoints=Recorder(recorder.all[first + 1]))
+    for run, again in zip(runs, resumed):
+        for a, b in zip([*run.snapshots, run.state], [*again.snapshots, again.state], strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("masks,scale", [(4, 1.0), (4, 2.0), (2, 3.0), (4, 50.0)])
+def test_masks_overlap_as_their_scale_says(masks, scale):
+    spec, width = Masksembles(masks, scale), 128
+    drawn = spec.generate(width, seeds.stream("test"))
+    assert drawn.shape == (masks, width) and drawn.any(axis=0).all()
+    (size,) = set(drawn.sum(axis=1).tolist())
+    expected = width / (scale * (1 - (1 - 1 / scale) ** masks))
+    assert abs(size - expected) < 1
+    overlaps = [(a & b).sum() / size for a, b in itertools.combinations(drawn, 2)]
+    assert np.mean(overlaps) == pytest.approx(1 / scale, abs=0.1)
+    assert np.array_equal(drawn, spec.generate(width, seeds.stream("test")))
+
+
+def test_masks_that_do_not_exist_are_refused_by_the_plan(tiny_trial, tmp_path):
+    trial = tiny_trial(regularizers=(Masksembles(5, 1000.0),))  # five disjoint masks of 32 inputs
+    with pytest.raises(ValueError, match=r"no such masks of \d+ inputs.*lower the scale"):
+        make_plan(Sweep(base=trial), Store(str(tmp_path)), ONE_CPU)
+
+
+def test_class_weights_closed_form():
+    weights = ClassWeights(beta=0.9).weights([0] * 3 + [1], 3)
+    raw = np.array([0.1 / (1 - 0.9**3), 0.1 / (1 - 0.9), 0.0])
+    assert np.allclose(weights, 3 * raw / raw.sum())
+    assert np.allclose(ClassWeights(beta=0).weights([0, 0, 1], 2), 1.0)
+
+
+def test_class_weights_weigh_the_loss(tiny_trial):
+    spec = ClassWeights(beta=0.9)
+    trial = tiny_trial(regularizers=(spec,), budget=Budget(batch_size=4, steps=1))
+    backbone, data = prepared(trial)
+    record = train_stack(backbone, trial, [0], data)[0].curve[0]
+    lengths = np.array([len(r.tokens) for r in data.train])
+    batch = DataOrder(trial.member_key(0)["order"], trial.seed, lengths, 4).batch(0)
+    labels = torch.tensor([data.train[n].label for n in batch])
+    nll = F.cross_entropy(torch.from_numpy(data.reference_logits_NC[batch]), labels, reduction="none")
+    weights = torch.from_numpy(spec.weights([r.label for r in data.train], 3))[labels]
+    assert record["nll"] == pytest.approx(nll.mean().item(), abs=1e-5)
+    assert record["loss"] == pytest.approx((weights * nll).mean().item(), abs=1e-5)
+
+
+# In the store ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes,draws,forwards",
+    [
+        ({"method": BatchEnsemble()}, "none", 2),
+        ({"method": LastLayer(std=0.02)}, "none", 1),
+        ({"method": Full()}, "none", 2),
+        ({"method": Full(), "optimizer": CYCLIC}, "snapshots-3", 6),
+        ({"regularizers": (Masksembles(2, 1.5),)}, "masks-2x1.5", 4),
+        ({"method": LastLayer(), "regularizers": (Masksembles(2, 1.5),)}, "masks-2x1.5", 1),
+    ],
+    ids=["batchensemble", "last-layer", "full", "full-snapshots", "masks", "last-layer-masks"],
+)
+def test_a_later_prediction_equals_the_sweeps_and_rows_have_their_draws(
+    tiny_trial, data_root, tmp_path, changes, draws, forwards
+):
+    trial = tiny_trial(members=2, budget=Budget(batch_size=4, steps=4), **changes)
+    greys = Greys().located(data_root)
+    store, later = Store(str(tmp_path / "at-once")), Store(str(tmp_path / "later"))
+    run_stack(Stack(trial, (0, 1), (greys,)), store.storage.uri)
+    run_stack(Stack(trial, (0, 1)), later.storage.uri)
+    folders = [member_folder(m) for m in trial.member_ids()]
+    assert predict_task(later, trial.member_ids(), greys) == 2
+    expected, found = (s.predictions(folders, greys.eval_set("test")).logits_MNC for s in (store, later))
+    assert len(expected) == 2 * trial.num_draws
+    np.testing.assert_array_equal(found, expected)
+    (row,) = trials_table(store, "toy", [(trial, (greys,))], {}).to_pylist()
+    assert row["status"] == "done" and row["draws"] == draws
+    assert row["forwards_per_prediction"] == forwards and row["rank"] == trial.method.rank
+    if not isinstance(trial.method, Lora):
+        assert "peft_type" not in store.read(folders[0], ADAPTER_CONFIG).decode()
+        with pytest.raises(ValueError, match="no PEFT adapter"):
+            export_member(store.storage.uri, trial.member_id(0), str(tmp_path / "out"))
+        with pytest.raises(ValueError, match="has no low-rank update"):
+            peft_format.read_update(*(store.read(folders[0], name) for name in (ADAPTER_CONFIG, WEIGHTS)))
+
+
+def test_one_training_serves_plain_and_mc_predictions(tiny_trial, tmp_path):
+    trial = tiny_trial(regularizers=(AdapterDropout(0.2),), budget=Budget(batch_size=4, steps=4), members=2)
+    mc = replace(trial, draws=MCDropout(3))
+    assert mc.member_ids() == trial.member_ids()
+    store = Store(str(tmp_path))
+    sweep = Sweep(base=trial, axes={"draws": [None, MCDropout(3)]})
+    plan = make_plan(sweep, store, ONE_CPU)
+    assert len(plan.stacks) == 1 and plan.num_to_train == 2
+    assert sum(t.members == 0 for t, _ in plan.trials) == 1
+    run_stack(plan.stacks[0], store.storage.uri)
+    assert not make_plan(sweep, store, ONE_CPU).stacks
+    rows = {r["draws"]: r for r in trials_table(store, "toy", plan.trials, {}).to_pylist() if r["members"]}
+    assert rows.keys() == {"none", "mc-3"} and rows["mc-3"]["forwards_per_prediction"] == 6
+    assert rows["none"]["ensemble_nll"] != rows["mc-3"]["ensemble_nll"]
+    folder, (plain, own) = (
+        member_folder(trial.member_id(0)),
+        (t.eval_set(t.task, "test") for t in (trial, mc)),
+    )
+    assert {prediction_file(plain), prediction_file(own)} <= store.files(folder)
+    assert plain_set(own) == plain == plain_set(plain)
+    assert len(store.predictions([folder], own).logits_MNC) == 3
+    more = make_plan(replace(sweep, axes={"draws": [MCDropout(2)]}), store, ONE_CPU)
+    assert more.num_to_train == 0 and len(more.stacks) == 1, "the members only predict"
+
+
+# Refusals --------------------------------------------------------------------------------------------------
+
+
+def test_bad_recipes_say_what_to_do(tiny_trial):
+    dropout = (AdapterDropout(0.1),)
+    for changes, message in [
+        ({"draws": MCDropout()}, "without AdapterDropout"),
+        ({"regularizers": (*dropout, Masksembles())}, "take the place of dropout"),
+        ({"regularizers": dropout, "draws": MCDropout(), "optimizer": CYCLIC}, "snapshots are draws"),
+        ({"regularizers": (EarlyStopping(),), "optimizer": CYCLIC}, "snapshots are draws"),
+        ({"method": Full(), "regularizers": (DecayB(),)}, "nothing of it starts at zero"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tiny_trial(**changes)
+    for make, message in [
+        (lambda: AdamW(schedule="cyclic"), "2 cycles or more"),
+        (lambda: AdamW(cycles=3), "no other one has any"),
+        (lambda: BatchEnsemble(std=-1), "std=-1"),
+        (lambda: Masksembles(masks=1), "masks=1"),
+        (lambda: ClassWeights(beta=1), "beta=1"),
+        (lambda: MCDropout(0), "passes=0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_the_plan_refuses_what_cannot_be_trained(tiny_trial, tmp_path, monkeypatch):
+    def planned(**changes):
+        return make_plan(Sweep(base=tiny_trial(**changes)), Store(str(tmp_path)), ONE_CPU)
+
+    scored = replace(tiny_trial().task, scoring=OptionLikelihood())
+    with pytest.raises(ValueError, match="not classes of one head"):
+        planned(method=LastLayer(), task=scored)
+    with pytest.raises(ValueError, match=r"cycles=3.*fewer"):
+        planned(optimizer=CYCLIC, budget=Budget(steps=2))
+    trial = tiny_trial(method=Full())
+    needed = full_member_bytes(backbone_config(trial.backbone))
+    monkeypatch.setattr(checks, "MAX_FULL_BYTES", needed - 1)
+    with pytest.raises(ValueError, match=r"needs .* GiB for each member's weights.*write Lora\(\)"):
+        planned(method=Full())
+
+
+def test_explicit_ensembles_are_divided_to_fit(tiny_trial, monkeypatch):
+    trial = tiny_trial(method=Full())
+    needed = full_member_bytes(backbone_config(trial.backbone))
+    plan = Plan((), (), (), (), pending=(Stack(trial, tuple(range(6))),))
+    assert [len(s.members) for s in placed(plan, ONE_CPU).stacks] == [6]
+    monkeypatch.setattr("lorae.plan.MAX_FULL_BYTES", 2 * needed)
+    assert sorted(len(s.members) for s in placed(plan, ONE_CPU).stacks) == [1, 1, 2, 2]
+
+
+def test_companions_skip_what_has_no_meaning(tiny_trial):
+    for method in RIVALS:
+        assert len(companions(tiny_trial(method=method, members=3))) == 2
+    *_, matched = companions(tiny_trial(method=Lora(rank=2, alpha=None), members=3))
+    assert matched.method == Lora(rank=6, alpha=None)
+    assert len(companions(tiny_trial(method=Vera(), members=3))) == 2
+
+
+def test_cycles_are_equally_long():
+    spec = AdamW(lr=1.0, warmup_frac=0.1, schedule="cyclic", cycles=3)
+    assert spec.snapshot_steps(100) == [40, 70]
+    assert [learning_rate(spec, s, 100) for s in (10, 40, 70)] == [1.0, 1.0, 1.0]
+    assert learning_rate(spec, 39, 100) == pytest.approx((1 + math.cos(math.pi * 29 / 30)) / 2)
