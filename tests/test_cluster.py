@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -159,17 +160,34 @@ def one_host() -> Iterator[tuple[Path, list[ssh_hosts.Host]]]:
         yield hosts
 
 
+# The hosts' environment sees the packages of this one, except an editable lorae; pip puts the checkout's into it
+SEEN = f"echo {sysconfig.get_path('purelib')} > ~/lorae-env/lib/python3*/site-packages/packages.pth"
+PROGRAM = (
+    "printf '#!/bin/sh\\nexec ~/lorae-env/bin/python -m {module} \"$@\"\\n' > ~/lorae-env/bin/{name}; "
+    "chmod +x ~/lorae-env/bin/{name}"
+)
+
+
 def laptop(folder: Path, hosts: list[ssh_hosts.Host], data_root: Path) -> Laptop:
-    """The README's file for one's own machines, for these hosts, with this environment installed on them."""
+    """The README's file for one's own machines, for these hosts; what it installs needs no network."""
     head, worker = hosts
     config = own_machines() | {
         "cluster_name": folder.name,
         "provider": {"type": "local", "head_ip": head.address, "worker_ips": [worker.address]},
         "auth": {"ssh_user": getpass.getuser(), "ssh_private_key": str(folder / "key")},
     }
-    config["setup_commands"] = [c for c in config["setup_commands"] if "pip install" not in c]
-    config["setup_commands"] += [
-        "echo 'export PYTHONPATH=$HOME/lorae:$HOME/lorae/tests MLFLOW_DISABLE_TELEMETRY=true' >> ~/.bashrc",
+    environment, install, path = config["setup_commands"]
+    offline = install.replace(
+        "--constraint ~/lorae-checkout/constraints.txt", "--no-deps --no-build-isolation"
+    )
+    config["setup_commands"] = [
+        environment.replace("python3 -m venv", f"{sys.executable} -m venv --without-pip"),
+        SEEN,
+        PROGRAM.format(name="pip", module="pip"),
+        PROGRAM.format(name="ray", module="ray.scripts.scripts"),
+        offline,
+        path,
+        "echo 'export PYTHONPATH=$HOME/lorae-checkout/tests MLFLOW_DISABLE_TELEMETRY=true' >> ~/.bashrc",
         f"echo 'export LORAE_DATA_ROOT={data_root}' >> ~/.bashrc",
     ]
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
@@ -177,8 +195,6 @@ def laptop(folder: Path, hosts: list[ssh_hosts.Host], data_root: Path) -> Laptop
     home = folder / "laptop"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray/auth_token").write_text(os.urandom(16).hex())
-    for host in hosts:
-        (host.home / "lorae-env").symlink_to(sys.prefix)
     file = folder / "cluster.yaml"
     file.write_text(yaml.safe_dump(config))
     return Laptop(home, file)
@@ -194,8 +210,15 @@ def test_ray_up_submit_and_down_on_two_hosts(two_hosts, tiny_llama, data_root):
     user.ray("up", "-y", user.file)
 
     submit = ("submit", user.file, "jobs/sweep.py", "--", str(folder / "demo.py"), "--json", "--storage")
+    changed = hosts[0].home / "lorae-checkout/lorae/uris.py"
+    original = changed.read_text()
+    changed.write_text(original + "# of the head alone")
     refused = user.ray(*submit, str(private / "results"), code=1)
+    assert re.search(
+        r"node worker has lorae .* \(source .*, the driver .* \(source .*`ray up` again", refused
+    )
     assert f"node worker does not see the driver's storage {private}/results" in refused
+    changed.write_text(original)
 
     printed = user.ray(*submit, str(folder / "results"))
     outcome = json.loads(printed[printed.rindex("\n{") : printed.rindex("}") + 1])
