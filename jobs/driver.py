@@ -20,6 +20,8 @@ from lorae.results import trials_table
 from lorae.store import Store
 from lorae.uris import shown
 
+PLAN_RETRY_SECONDS = 5.0  # a storage that refuses is refused while the person still looks; stacks wait longer
+
 
 def run_sweep(
     request: Request,
@@ -37,8 +39,7 @@ def run_sweep(
     """
     store, started = Store(request.storage), time.monotonic()
     host, search = "local" if local else "tune", request.sweep.search
-    if not dry_run:
-        store.storage.check_writable()
+    patience, store.storage.retry_seconds = store.storage.retry_seconds, PLAN_RETRY_SECONDS
     here = zero_devices(local_devices(), request.zero) if dry_run else local_devices()
     plan = make_plan(request.sweep, store, here, host)
     if search:
@@ -47,6 +48,8 @@ def run_sweep(
         show_plan(plan, as_json, search_text(request.sweep, plan))
         _warn_of_slow_bf16(plan, here)
         return 0
+    store.storage.check_writable()
+    store.storage.retry_seconds = patience
     say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
     again = "training goes on; MLflow is tried again at its end"
     _tracked(tracking.prepare, store, tracking_uri, again)  # once, before trials could race to create it
