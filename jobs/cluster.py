@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jobs
 import lorae
 from lorae.storage import Storage
 
@@ -95,18 +96,21 @@ class Agreement:
     software: dict[str, str]
 
     def broken(self, retry_seconds: float = 0.0) -> str | None:
-        """What this node does not share, or None.
+        """What this node does not share, a line each, or None.
 
         Args:
             retry_seconds: how long to ask a storage that refuses.
         """
         where, own = platform.node(), software()
-        for package, wanted in self.software.items():
-            if own[package] != wanted:
-                return (
-                    f"node {where} has {package} {own[package]}, the driver {wanted}; install the same on "
-                    "every node (setup_commands of cluster.yaml, with constraints.txt) and `ray up` again"
-                )
+        different = [
+            f"node {where} has {package} {own[package]}, the driver {wanted}; install the same on every node "
+            "(setup_commands of cluster.yaml, with constraints.txt) and `ray up` again"
+            for package, wanted in self.software.items()
+            if own[package] != wanted
+        ]
+        return "\n".join([*different, *self._storage_broken(where, retry_seconds)]) or None
+
+    def _storage_broken(self, where: str, retry_seconds: float) -> list[str]:
         storage = Storage(self.storage)
         storage.retry_seconds = retry_seconds
         try:
@@ -114,19 +118,19 @@ class Agreement:
         except FileNotFoundError:
             found = None
         except OSError as error:
-            return f"node {where} cannot read the driver's storage {storage.uri} ({error}); let it, there too"
-        if found != self.token:
-            return (
-                f"node {where} does not see the driver's storage {self.storage}; give a folder that all "
-                "nodes mount (NFS) or an object store, as in --storage s3://bucket/folder"
-            )
-        return None
+            return [f"node {where} cannot read the driver's storage ({error})"]
+        if found == self.token:
+            return []
+        return [
+            f"node {where} does not see the driver's storage {storage.uri}; give a folder that all "
+            "nodes mount (NFS) or an object store, as in --storage s3://bucket/folder"
+        ]
 
 
 def software() -> dict[str, str]:
     """Versions that decide results; lorae's with a checksum of its source."""
-    folder = Path(lorae.__file__).parent
-    source = hashlib.sha256(b"".join(f.read_bytes() for f in sorted(folder.rglob("*.py")))).hexdigest()
+    files = [f for package in (lorae, jobs) for f in sorted(Path(package.__path__[0]).rglob("*.py"))]
+    source = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
     return {
         "python": platform.python_version(),
         "lorae": f"{lorae.__version__} (source {source[:8]})",

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs import tracking
-from jobs.hosts import columns, local_devices, ray_cluster, run_local, run_tune
+from jobs.hosts import columns, cpu_has_bf16, local_devices, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
@@ -19,6 +19,8 @@ from lorae.plan import Devices, Plan, make_plan, placed
 from lorae.results import trials_table
 from lorae.store import Store
 from lorae.uris import shown
+
+PLAN_RETRY_SECONDS = 5.0  # a storage that refuses is refused while the person still looks; stacks wait longer
 
 
 def run_sweep(
@@ -37,15 +39,17 @@ def run_sweep(
     """
     store, started = Store(request.storage), time.monotonic()
     host, search = "local" if local else "tune", request.sweep.search
-    if not dry_run:
-        store.storage.check_writable()
+    patience, store.storage.retry_seconds = store.storage.retry_seconds, PLAN_RETRY_SECONDS
     here = zero_devices(local_devices(), request.zero) if dry_run else local_devices()
     plan = make_plan(request.sweep, store, here, host)
     if search:
         check_search(search, plan, request, local)
     if dry_run:
         show_plan(plan, as_json, search_text(request.sweep, plan))
+        _warn_of_slow_bf16(plan, here)
         return 0
+    store.storage.check_writable()
+    store.storage.retry_seconds = patience
     say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
     again = "training goes on; MLflow is tried again at its end"
     _tracked(tracking.prepare, store, tracking_uri, again)  # once, before trials could race to create it
@@ -83,12 +87,20 @@ def _run_grid(plan: Plan, request: Request, store: Store, local: bool, address: 
     """Run every stack of the plan."""
     failed: dict[str, str] = {}
     if plan.stacks and local:
+        _warn_of_slow_bf16(plan, local_devices())
         failed = run_local(plan, request, local_devices())
     elif plan.stacks:
         with ray_cluster(address) as devices:
+            _warn_of_slow_bf16(plan, devices)
             devices = zero_devices(devices, request.zero)
             failed = run_tune(placed(plan, devices), request, devices)
     return Found(plan, failed, sum(store.is_member(m) for m in plan.needed) - len(plan.stored))
+
+
+def _warn_of_slow_bf16(plan: Plan, devices: Devices) -> None:
+    """Say so before a CPU that has no bf16 arithmetic emulates it: fp32 is several times as fast there."""
+    if devices.kind == "cpu" and any(s.trial.precision == "bf16" for s in plan.stacks) and not cpu_has_bf16():
+        say("this CPU has no bf16 arithmetic and is slow without: add --set precision=fp32 (other members)")
 
 
 def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | None, then: str) -> None:

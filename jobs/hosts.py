@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jobs import cluster
@@ -83,6 +84,16 @@ def local_devices() -> Devices:
     known = known_gpu(name, memory_bytes)
     flops = known.peak_flops if known else None
     return Devices("cuda", len(gpus), max(1, cpus // len(gpus)), memory_bytes, len(gpus), flops)
+
+
+def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether this machine's CPUs multiply in bf16 (avx512_bf16, AMX, Arm's bf16); True where Linux does not
+    tell."""
+    try:
+        words = set(Path(cpuinfo).read_text().split())
+    except OSError:
+        return True
+    return not words.isdisjoint(("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def cpu_devices(cpus_of_nodes: list[int]) -> Devices:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -159,26 +160,40 @@ def one_host() -> Iterator[tuple[Path, list[ssh_hosts.Host]]]:
         yield hosts
 
 
+# The hosts' environment sees this one's packages, except an editable lorae; pip puts the checkout's into it
+VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
+SEEN = f"echo {sysconfig.get_path('purelib')} > ~/lorae-env/lib/{VERSION}/site-packages/packages.pth"
+PROGRAM = (
+    "printf '#!/bin/sh\\nexec ~/lorae-env/bin/python -m {module} \"$@\"\\n' > ~/lorae-env/bin/{name}; "
+    "chmod +x ~/lorae-env/bin/{name}"
+)
+
+
 def laptop(folder: Path, hosts: list[ssh_hosts.Host], data_root: Path) -> Laptop:
-    """The README's file for one's own machines, for these hosts, with this environment installed on them."""
+    """The README's file for one's own machines, for these hosts; what it installs needs no network."""
     head, worker = hosts
     config = own_machines() | {
         "cluster_name": folder.name,
         "provider": {"type": "local", "head_ip": head.address, "worker_ips": [worker.address]},
         "auth": {"ssh_user": getpass.getuser(), "ssh_private_key": str(folder / "key")},
     }
-    config["setup_commands"] = [c for c in config["setup_commands"] if "pip install" not in c]
-    config["setup_commands"] += [
-        "echo 'export PYTHONPATH=$HOME/lorae:$HOME/lorae/tests MLFLOW_DISABLE_TELEMETRY=true' >> ~/.bashrc",
-        f"echo 'export LORAE_DATA_ROOT={data_root}' >> ~/.bashrc",
+    environment, install, path = config["setup_commands"]
+    pinned, offline = "--constraint ~/lorae-checkout/constraints.txt", "--no-deps --no-build-isolation"
+    config["setup_commands"] = [
+        environment.replace("python3 -m venv", f"{sys.executable} -m venv --without-pip"),
+        SEEN,
+        PROGRAM.format(name="pip", module="pip"),
+        PROGRAM.format(name="ray", module="ray.scripts.scripts"),
+        install.replace(pinned, offline),
+        path,
+        "echo 'export PYTHONPATH=$HOME/lorae-checkout/tests MLFLOW_DISABLE_TELEMETRY=true' >> ~/.bashrc",
+        f"echo 'export LORAE_DATA_ROOT={data_root} AUTOSCALER_UPDATE_INTERVAL_S=1' >> ~/.bashrc",
     ]
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         commands[-1] = commands[-1].replace("ray start", "ray start --num-cpus=4")
     home = folder / "laptop"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray/auth_token").write_text(os.urandom(16).hex())
-    for host in hosts:
-        (host.home / "lorae-env").symlink_to(sys.prefix)
     file = folder / "cluster.yaml"
     file.write_text(yaml.safe_dump(config))
     return Laptop(home, file)
@@ -194,16 +209,23 @@ def test_ray_up_submit_and_down_on_two_hosts(two_hosts, tiny_llama, data_root):
     user.ray("up", "-y", user.file)
 
     submit = ("submit", user.file, "jobs/sweep.py", "--", str(folder / "demo.py"), "--json", "--storage")
+    changed = hosts[0].home / "lorae-checkout/lorae/uris.py"
+    original = changed.read_text()
+    changed.write_text(original + "# of the head alone")
     refused = user.ray(*submit, str(private / "results"), code=1)
+    assert re.search(
+        r"node worker has lorae .* \(source .*, the driver .* \(source .*`ray up` again", refused
+    )
     assert f"node worker does not see the driver's storage {private}/results" in refused
+    changed.write_text(original)
 
-    printed = user.ray(*submit, str(folder / "results"))
+    printed = user.ray(*submit, str(folder / "results"), "--set", "members=1")
     outcome = json.loads(printed[printed.rindex("\n{") : printed.rindex("}") + 1])
-    assert (outcome["trials"], outcome["trained"], outcome["incomplete"]) == (10, 12, 0), printed
-    rows = pq.read_table(folder / "results/sweeps/demo/trials.parquet").to_pylist()
-    assert [row["status"] for row in rows] == 10 * ["done"]
+    assert (outcome["trials"], outcome["trained"], outcome["incomplete"]) == (4, 3, 0), printed
+    rows = pq.read_table(folder / "results/sweeps/demo-members-1/trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == 4 * ["done"]
     members = [json.loads(f.read_text())["provenance"] for f in folder.glob("results/members/*/member.json")]
-    assert {m["host"] for m in members} == {"head", "worker"} and len(members) == 12
+    assert {m["host"] for m in members} == {"head", "worker"} and len(members) == 3
     assert {m["threads"] for m in members} == {2}, "4 CPUs for 2 stacks, though `ray submit` exports 1"
     assert not list(folder.glob("results/locks/driver-*"))
 
@@ -248,9 +270,10 @@ def test_from_no_worker_to_as_many_as_the_plan_counts_on(one_host, tiny_llama, d
     start = "ray start --head --num-cpus=0 --autoscaling-config=~/ray_bootstrap_config.yaml"
     assert (started := head.run(start)).returncode == 0, started.stdout
 
-    done = head.run(f"python {ROOT}/jobs/sweep.py {folder}/demo.py --storage {folder}/results")
+    words = f"{folder}/demo.py --storage {folder}/results --set members=1"
+    done = head.run(f"python {ROOT}/jobs/sweep.py {words}")
     assert done.returncode == 0, done.stdout
-    assert "12 members trained" in done.stdout
+    assert "3 members trained" in done.stdout
 
 
 def test_a_local_sweep_listens_on_this_machine_alone(tiny_llama, data_root, tmp_path):

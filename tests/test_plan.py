@@ -18,8 +18,8 @@ from toys import Colours, Greys
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lorae.plan
-from jobs import cli
-from jobs.hosts import GPUS, known_gpu, ray_devices
+from jobs import cli, driver
+from jobs.hosts import GPUS, cpu_has_bf16, known_gpu, ray_devices
 from jobs.simulate import Simulation, simulate
 from lorae.methods import Lora
 from lorae.plan import Devices, Estimate, Placement, Plan, make_plan, placed
@@ -173,6 +173,33 @@ def test_dry_run_loads_neither_torch_nor_ray(tiny_llama, data_root, tmp_path):
     assert record["members"] == {"needed": 2, "stored": 0, "to_train": 2, "damaged": []}
     assert record["stacks"][0]["memory_bytes"] > 0 and record["stacks"][0]["host"] == "tune"
     assert not (tmp_path / "none").exists(), "a dry run writes nothing"
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("fma avx2 avx512f", False),
+        ("avx512f avx512_bf16", True),
+        ("amx_tile amx_bf16", True),
+        ("asimd bf16", True),
+    ],
+)
+def test_a_cpu_that_emulates_bf16_is_known_by_its_flags(tmp_path, flags, has):
+    (tmp_path / "cpuinfo").write_text(f"model name\t: bf16-less\nflags\t\t: fpu {flags}\n")
+    assert cpu_has_bf16(str(tmp_path / "cpuinfo")) is has
+
+
+@pytest.mark.parametrize(
+    ("precision", "devices", "warned"),
+    [("bf16", CPU, True), ("fp32", CPU, False), ("bf16", Devices("cuda", 2, 2), False)],
+)
+def test_a_sweep_that_will_be_slow_in_bf16_says_so(
+    tiny_trial, tmp_path, monkeypatch, capsys, precision, devices, warned
+):
+    monkeypatch.setattr(driver, "cpu_has_bf16", lambda: False)
+    plan = make_plan(Sweep(base=tiny_trial(precision=precision)), Store(str(tmp_path)), devices)
+    driver._warn_of_slow_bf16(plan, devices)
+    assert ("--set precision=fp32" in capsys.readouterr().err) is warned
 
 
 def environment() -> dict[str, str]:

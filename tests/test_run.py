@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import signal
-import subprocess
-import sys
 import time
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from toys import Greys
+from victims import SERVER, exit_code, wait_until
 
 from lorae.methods import Lora, Vera
 from lorae.plan import Devices, make_plan
@@ -25,27 +24,32 @@ from lorae.trial import AdamW, Budget, Sweep, Trial
 
 ONE_CPU = Devices("cpu", 1, 2)
 
-RUN = """
-import pickle, sys
-import torch
-torch.set_num_threads(1)
-from lorae.run import run_stack
-stack, storage = pickle.load(open(sys.argv[1], "rb"))
-result = run_stack(stack, storage, checkpoint_seconds=0.0)
-print(len(result.trained), len(result.found), flush=True)
-"""
 
-
-def start(stack: Stack, storage: Path, tmp_path: Path) -> subprocess.Popen:
+@dataclass(frozen=True)
+class Run:
     """`run_stack` in a process of its own, checkpointing at every step."""
-    job = tmp_path / f"job-{time.monotonic_ns()}"
-    job.write_bytes(pickle.dumps((stack, str(storage))))
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
-    command = [sys.executable, "-c", RUN, str(job)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+
+    process: BaseProcess
+    out: Path
+
+    def counts(self) -> tuple[int, int]:
+        """Members trained and members found, once it has ended."""
+        assert exit_code(self.process) == 0
+        trained, found = self.out.read_text().split()
+        return int(trained), int(found)
+
+
+def start(stack: Stack, storage: Path, tmp_path: Path) -> Run:
+    out = tmp_path / f"out-{time.monotonic_ns()}"
+    process = SERVER.Process(target=_run, args=(stack, str(storage), out))
+    process.start()
+    return Run(process, out)
+
+
+def _run(stack: Stack, storage: str, out: Path) -> None:
+    torch.set_num_threads(1)
+    result = run_stack(stack, storage, checkpoint_seconds=0.0)
+    out.write_text(f"{len(result.trained)} {len(result.found)}")
 
 
 def contents(storage: Path, trial: Trial, members: range) -> dict[str, bytes]:
@@ -114,14 +118,14 @@ def test_killed_stack_resumes_to_the_same_bytes(tiny_trial, tmp_path):
     )
     stack = Stack(trial, (0, 1, 2))
     undisturbed = start(stack, tmp_path / "undisturbed", tmp_path)
-    assert undisturbed.communicate(timeout=120)[0] == "3 0\n"
+    assert undisturbed.counts() == (3, 0)
     steps = []
     for _ in range(2):  # killed at different steps until a run is let through
         victim = start(stack, tmp_path / "killed", tmp_path)
         steps.append(kill_when_checkpoint_moves(victim, tmp_path / "killed", steps))
     assert steps == sorted(steps) and steps[0] > 0, "each run continued where the one before was killed"
     survivor = start(stack, tmp_path / "killed", tmp_path)
-    assert survivor.communicate(timeout=120)[0] == "3 0\n"
+    assert survivor.counts() == (3, 0)
     assert contents(tmp_path / "killed", trial, range(3)) == contents(
         tmp_path / "undisturbed", trial, range(3)
     )
@@ -144,18 +148,13 @@ def test_damaged_checkpoint_is_not_used(tiny_trial, tmp_path, caplog):
     )
 
 
-def kill_when_checkpoint_moves(victim: subprocess.Popen, storage: Path, steps: list[int]) -> int:
+def kill_when_checkpoint_moves(victim: Run, storage: Path, steps: list[int]) -> int:
     """SIGKILL a run after some steps beyond the last kill; returns the step of the checkpoint it leaves."""
     goal = (steps[-1] if steps else 0) + 7
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert victim.poll() is None, victim.communicate()[1]
-        if checkpoint_step(storage) >= goal:
-            victim.send_signal(signal.SIGKILL)
-            victim.wait()
-            return checkpoint_step(storage)
-        time.sleep(0.005)
-    raise AssertionError(f"no checkpoint of step {goal} within a minute")
+    wait_until(lambda: checkpoint_step(storage) >= goal, victim.process)
+    victim.process.kill()
+    victim.process.join()
+    return checkpoint_step(storage)
 
 
 def checkpoint_step(storage: Path) -> int:
@@ -187,9 +186,9 @@ def test_two_processes_sharing_members_train_each_once(tiny_trial, tmp_path):
     trial = tiny_trial(budget=Budget(batch_size=4, steps=60), members=4)
     first = start(Stack(trial, (0, 1, 2)), tmp_path / "store", tmp_path)
     second = start(Stack(trial, (1, 2, 3)), tmp_path / "store", tmp_path)
-    counts = [p.communicate(timeout=180)[0].split() for p in (first, second)]
-    assert sum(int(trained) for trained, _ in counts) == 4
-    assert sum(int(found) for _, found in counts) == 2
+    counts = [run.counts() for run in (first, second)]
+    assert sum(trained for trained, _ in counts) == 4
+    assert sum(found for _, found in counts) == 2
     store = Store(str(tmp_path / "store"))
     assert all(store.is_member(m) and not store.damage(member_folder(m)) for m in trial.member_ids())
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import toys
 from mlflow import MlflowClient
-from test_sweep import finished, lorae
+from victims import lorae
 
 from analysis.audit import audit
 from analysis.columns import default_metrics
@@ -98,7 +98,7 @@ def test_asha_ends_bad_stacks_marks_them_and_a_grid_trains_them_on(tiny_trial, d
     )
     (tmp_path / file).write_text(SWEEP_FILE.format(backbone=base.backbone.path))
     words = ("sweep", tmp_path / file, "--storage", storage, "--json")
-    first, _ = finished(lorae(*words, data_root=data_root), 0)
+    first, _ = lorae(*words, data_root=data_root).finished(0)
     rows = {row["lr"]: row for row in rows_of(storage, "asha")}
     done = [lr for lr, row in rows.items() if row["status"] == "done"]
     pruned = [lr for lr, row in rows.items() if row["status"] == "pruned"]
@@ -120,7 +120,7 @@ def test_asha_ends_bad_stacks_marks_them_and_a_grid_trains_them_on(tiny_trial, d
     assert mlflow_states(storage) == {"FINISHED": len(done), "KILLED": len(pruned)}
 
     # Repeated, nothing is trained; without the search, the ended stacks go on to the bytes of any other grid
-    again, _ = finished(lorae(*words, data_root=data_root), 0)
+    again, _ = lorae(*words, data_root=data_root).finished(0)
     assert (again["trained"], again["pruned"]) == (0, len(pruned))
     assert [r["status"] for r in rows_of(storage, "asha")] == [row["status"] for row in rows.values()]
     kept = Store(str(storage)).storage.names("checkpoints")
@@ -336,9 +336,10 @@ def test_a_stack_waits_at_each_evaluation_and_its_worker_takes_the_next_one(
     class Worker(StackTrial):
         def setup(self, config):
             settings = {"storage_uri": storage, "early_end": ASHA(every=4)}
-            agreed = SimpleNamespace(broken=lambda: None)
+            agreed = SimpleNamespace(broken=lambda retry_seconds: None)
             super().setup(config, (ended, done), settings, (None, None), agreed)
 
+    load_backbone.cache_clear()
     worker = Worker({"stack": {"number": 0}})
     while worker.step().get("evaluation") != 1:
         pass
@@ -349,3 +350,4 @@ def test_a_stack_waits_at_each_evaluation_and_its_worker_takes_the_next_one(
     assert [r["step"] for r in reports if "validation_nll" in r] == [4, 8]
     assert Store(storage).storage.names("members") == [done.trial.member_id(0)]
     assert Store(storage).begun() == [[ended.trial.member_id(0)]]
+    assert load_backbone.cache_info().misses == 1, "the weights were read for the first stack"

@@ -4,9 +4,12 @@ written."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sweep import DEMO_ON_A_TINY_MODEL, finished, lorae
+from test_sweep import DEMO_ON_A_TINY_MODEL
 from toys import Colours, colour_rows, write_split
 
 from jobs.request import provenance, read_request, sweep_name
@@ -25,6 +28,8 @@ from lorae.store import Store, member_folder
 from lorae.tasks.data import parquet, read_rows
 
 pytestmark = pytest.mark.ray
+
+PATH = f"{Path(__file__).parent.parent}:{Path(__file__).parent}"
 
 HOSTILE_NAMES = [
     "../x",
@@ -274,9 +279,12 @@ def test_no_secret_is_written_or_printed(tiny_llama, data_root, tmp_path, host):
     words += ["--tracking-uri", f"http://me:PLANTEDuri@127.0.0.1:{unused_port()}"] if host == "ray" else []
     with tempfile.TemporaryDirectory(prefix="lr", dir="/tmp") as ray:  # a socket's path is short
         places = {"HOME": str(tmp_path / "home"), "RAY_TMPDIR": ray, "TMPDIR": ray}
-        process = lorae(*words, "--json", data_root=data_root, **SECRETS, **places)
-        outcome, err = finished(process, 0)
-        seen = {"stdout": json.dumps(outcome).encode(), "stderr": err.encode()}
+        environment = os.environ | SECRETS | places | {"PYTHONPATH": PATH, "LORAE_DATA_ROOT": str(data_root)}
+        command = [sys.executable, "-m", "jobs.cli", *map(str, words), "--json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        outcome, err = json.loads(done.stdout), done.stderr
+        seen = {"stdout": done.stdout.encode(), "stderr": err.encode()}
         for root in (tmp_path, Path(ray)):
             seen |= {str(p): p.read_bytes() for p in root.rglob("*") if p.is_file() and p != demo}
     assert outcome["trained"] == 1 and any(name.endswith("DONE.json") for name in seen)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import mlflow
 import pyarrow.parquet as pq
 import pytest
+from victims import lorae
 
 from jobs.cli import main
 from lorae.store import Store
 
 pytestmark = pytest.mark.ray
-
-ROOT = Path(__file__).parent.parent
 
 DEMO_ON_A_TINY_MODEL = """
 from dataclasses import replace
@@ -39,33 +34,10 @@ def demo_file(tiny_llama, tmp_path) -> Path:
     return file
 
 
-def lorae(*words: str | Path, data_root: Path, **variables: str) -> subprocess.Popen:
-    """The command line in a process of its own, with a home of its own, so that Ray and its token stay in the
-    test."""
-    environment = (
-        os.environ | variables | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "LORAE_DATA_ROOT": str(data_root)}
-    )
-    command = [sys.executable, "-m", "jobs.cli", *map(str, words)]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finished(process: subprocess.Popen, code: int) -> tuple[dict, str]:
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == code, err
-    return (json.loads(out) if out.strip() else {}), err
-
-
 def test_demo_through_ray_and_mlflow_then_again_then_more_members(demo_file, data_root, tmp_path):
     storage = tmp_path / "results"
     words = ("sweep", demo_file, "--storage", storage, "--json")
-    first, _ = finished(lorae(*words, data_root=data_root), 0)
+    first, _ = lorae(*words, data_root=data_root).finished(0)
     assert (first["trials"], first["trained"], first["incomplete"]) == (10, 12, 0)
 
     rows = pq.read_table(storage / "sweeps/demo/trials.parquet").to_pylist()
@@ -84,7 +56,7 @@ def test_demo_through_ray_and_mlflow_then_again_then_more_members(demo_file, dat
     assert len({frozenset(r.data.params) for r in children}) == 1, "every factor on every run"
 
     started = time.monotonic()
-    again, _ = finished(lorae(*words, data_root=data_root), 0)
+    again, _ = lorae(*words, data_root=data_root).finished(0)
     assert again["trained"] == 0 and time.monotonic() - started < 60
     assert pq.read_table(storage / "sweeps/demo/trials.parquet").select(
         ["trial_id", "ensemble_nll"]
@@ -98,7 +70,7 @@ def test_demo_through_ray_and_mlflow_then_again_then_more_members(demo_file, dat
     assert main(["report", str(storage), "--out", str(tmp_path / "report")]) == 0
     assert "Read this first" not in (tmp_path / "report/index.html").read_text(), "the audit found nothing"
 
-    more, _ = finished(lorae(*words, "--set", "members=6", data_root=data_root), 0)
+    more, _ = lorae(*words, "--set", "members=6", data_root=data_root).finished(0)
     assert (more["trials"], more["trained"]) == (4, 6), "two members per regulariser, not six"
 
 
@@ -117,7 +89,7 @@ def test_local_host_gives_the_same_members_as_tune(demo_file, data_root, tmp_pat
             "regularizers=kl-0.3",
             *host,
         )
-        finished(lorae(*words, data_root=data_root, OMP_NUM_THREADS="1"), 0)
+        lorae(*words, data_root=data_root, num_threads=1).finished(0)
         (name,) = Store(str(storage)).storage.names("sweeps")
         tables.append(pq.read_table(storage / f"sweeps/{name}/trials.parquet").to_pylist())
     for one, other in zip(*tables):
@@ -131,7 +103,7 @@ def test_a_stack_that_fails_loses_no_other_and_exits_with_1(demo_file, data_root
     broken = tmp_path / "broken.py"
     broken.write_text(demo_file.read_text() + BREAK_KL)
     storage = tmp_path / "results"
-    outcome, err = finished(lorae("sweep", broken, "--storage", storage, "--json", data_root=data_root), 1)
+    outcome, err = lorae("sweep", broken, "--storage", storage, "--json", data_root=data_root).finished(1)
     assert (outcome["incomplete"], outcome["trained"], len(outcome["failed"])) == (3, 8, 1)
     assert "kl-7" in next(iter(outcome["failed"])) and "out of order" in next(
         iter(outcome["failed"].values())

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_sweep import finished, lorae
 from toys import Colours, Greys
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from victims import lorae
 
 from jobs.cli import main
 from jobs.zero import PERSISTENT_NUMBERS, Zero, deepspeed_config, zero_devices
@@ -263,7 +263,7 @@ def test_sweep_on_ray_train_workers_gives_the_table_of_the_local_host(tiny_llama
     for host in (["--zero", "2"], ["--local"]):
         storage = tmp_path / host[0]
         words = ("sweep", file, "--storage", storage, "--json", *host)
-        outcome, _ = finished(lorae(*words, data_root=data_root, OMP_NUM_THREADS="1"), 0)
+        outcome, _ = lorae(*words, data_root=data_root, num_threads=1).finished(0)
         assert (outcome["trained"], outcome["failed"]) == (2, {})
         tables.append(pq.read_table(storage / "sweeps/small/trials.parquet").to_pylist())
     for one, other in zip(*tables):

@@ -8,10 +8,13 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from lorae.regularizers import KL
 from lorae.stack import Stack
@@ -118,10 +121,51 @@ def _lorae(words: list[str], log: Path, retry_seconds: float, environment: dict[
     sys.exit(main(words))
 
 
-def _redirect(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+@dataclass(frozen=True)
+class Command:
+    """A command line that runs, and the files that it prints to."""
+
+    process: BaseProcess
+    out: Path
+    err: Path
+
+    def finished(self, code: int) -> tuple[dict[str, Any], str]:
+        """The JSON that it has printed, and its messages, once it has ended with this exit code."""
+        ended = exit_code(self.process)
+        out, err = self.out.read_text(), self.err.read_text()
+        assert ended == code, err
+        return (json.loads(out) if out.strip() else {}), err
+
+
+def lorae(*words: object, data_root: Path, num_threads: int | None = None) -> Command:
+    """`lorae WORDS` in a process of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="command-", dir=data_root))
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "LORAE_DATA_ROOT": str(data_root)}
+    given = ([str(w) for w in words], folder / "out", folder / "err", dict(environment), num_threads)
+    process = SERVER.Process(target=_command, args=given)
+    process.start()
+    return Command(process, folder / "out", folder / "err")
+
+
+def _command(
+    words: list[str], out: Path, err: Path, environment: dict[str, str], num_threads: int | None
+) -> None:
+    import torch
+
+    from jobs.cli import main
+
+    _redirect(out, descriptors=(1,))
+    _redirect(err, descriptors=(2,))
+    os.environ.update(environment)
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    sys.exit(main(words))
+
+
+def _redirect(path: Path, descriptors: Sequence[int] = (1, 2)) -> None:
+    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in descriptors:
+        os.dup2(opened, descriptor)
 
 
 def wait_until(condition: Callable[[], object], process: BaseProcess | None = None) -> None:
