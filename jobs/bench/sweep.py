@@ -217,7 +217,7 @@ def overhead(trial: Trial, folder: Path, data_root: str | None) -> dict[str, Any
 
 
 def one_stack(sweep: Sweep, folder: Path, data_root: str | None) -> dict[str, float]:
-    """`lorae sweep` of one member: seconds to its first step, and those that are no training or prediction."""
+    """`lorae sweep` of one member: seconds to its first step, and those beyond training and prediction."""
     file, storage = sweep_file(folder, sweep), folder / "storage"
     root = ["--data-root", data_root] if data_root else []
     words = ["jobs.cli", "sweep", str(file), "--storage", str(storage), *root]
