@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from importlib.metadata import PackageNotFoundError
 
@@ -11,7 +12,7 @@ import pytest
 from analysis.data import load_trials
 from jobs import cli
 from jobs.bench import analysis
-from jobs.bench.apart import apart
+from jobs.bench.apart import Rounds, apart, forget_peak, peak_bytes
 from jobs.bench.synthetic import synthetic_storage
 from lorae.results import trials_table
 from lorae.store import Store
@@ -60,6 +61,33 @@ def test_apart_measures_the_memory_of_the_function_alone():
     assert (few.result, many.result) == (10, 20_000_000)
     assert 150e6 < many.peak_bytes - few.peak_bytes < 170e6
     assert few.peak_bytes < held.nbytes
+
+
+def peaks() -> tuple[int, int]:
+    held = np.ones(20_000_000)
+    high = peak_bytes()
+    del held
+    forget_peak()
+    return high, peak_bytes()
+
+
+def test_a_peak_can_be_forgotten():
+    high, after = apart(peaks).result
+    assert high - after > 150e6
+
+
+def count(first: int):
+    while True:
+        yield first, os.environ["COUNTED"], os.getpid()
+        first += 1
+
+
+def test_rounds_are_of_one_process_with_its_own_environment():
+    with Rounds(count, 5, environment={"COUNTED": "yes"}) as process:
+        first, second = next(process), next(process)
+        assert first == (5, "yes", second[2]) and second[0] == 6 and first[2] != os.getpid()
+        assert process.call(peak_bytes) > 1e6
+    assert "COUNTED" not in os.environ
 
 
 def test_without_torchmetrics_the_command_says_how_to_get_it(monkeypatch, capsys):

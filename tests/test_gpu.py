@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from jobs.bench.growth import grow
+from jobs.bench.limit import bare_forwards
+from jobs.bench.memory import stack_bytes
+from jobs.bench.peft_side import best_loop, hf_trainer
+from jobs.bench.setting import batches, rows
+from jobs.bench.train import in_turns, lorae_stack
 from lorae.adapters import Adapters
 from lorae.backbones import load_backbone
 from lorae.encoding import encode
@@ -56,3 +64,22 @@ def test_backbone_is_in_memory_once_whatever_the_number_of_members(tiny_trial):
         peaks.append(torch.cuda.max_memory_allocated())
     backbone_bytes = sum(p.numel() * p.element_size() for p in backbone.lm.parameters())
     assert peaks[1] - peaks[0] < backbone_bytes
+
+
+def test_bench_of_a_stack_on_the_gpu(tiny_trial):
+    """The sides of `lorae bench --device cuda`, on the tiny model."""
+    trial = tiny_trial(precision="fp32", members=2, budget=Budget(batch_size=4, steps=3))
+    train = rows(trial, "train")
+    seen = [row for m in range(2) for batch in batches(trial, m, train)[1:] for row in batch]
+    sides = {
+        "lorae": lorae_stack(trial, "cuda"),
+        "trainer": hf_trainer(trial, "cuda"),
+        "loop": best_loop(trial, "cuda"),
+        "limit": bare_forwards(trial, "cuda", seen),
+    }
+    found = in_turns(sides, 2)
+    assert found["loss_difference"] < 1e-3 and min(found["ratios"].values()) > 0
+    small, large = (stack_bytes(replace(trial, members=m), "cuda") for m in (1, 4))
+    assert small["peak_bytes"] < large["peak_bytes"]
+    grown = grow(trial, "cuda", (1, 2), (8,))
+    assert all(at["shares"]["frozen products"] > 0 for at in (*grown["members"], *grown["lengths"]))

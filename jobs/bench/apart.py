@@ -58,11 +58,11 @@ class Rounds:
         self._process.shutdown()
 
     def __next__(self) -> Any:
-        return self._process.submit(_next).result()
+        return self.call(_next)
 
-    def peak_bytes(self) -> int:
-        """Peak of resident memory of the process so far."""
-        return self._process.submit(peak_bytes).result()
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a top-level function returns in that process."""
+        return self._process.submit(function, *arguments).result()
 
 
 _generators: list[Iterator[Any]] = []  # of this process: the one that `_open` opened

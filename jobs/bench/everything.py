@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ def measure(where: Setting) -> dict[str, Any]:
     for name, part in PARTS.items():
         if name == "sweep" and where.device != "cpu":
             continue  # the naive sweep is written for a CPU
+        print(f"lorae bench {name} ...", file=sys.stderr, flush=True)
         started = time.perf_counter()
         found[name] = part.measure(where)
         seconds[name] = time.perf_counter() - started

@@ -1,8 +1,8 @@
 """`lorae bench growth`: time of a member's step as stacks and sentences get longer, and where that time goes.
 
-Real batches for the number of members; rows of one length, as many as make 512 tokens for each member, for
-the lengths. The share of frozen products is the profiler's: mm and addmm; bmm and baddbmm are those of the
-adapters and of eager attention.
+Real batches for the number of members; rows of one length, as many as make the same number of tokens for
+each member, for the lengths. The share of frozen products is the profiler's: mm and addmm; bmm and baddbmm
+are those of the adapters and of eager attention.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lorae.trial import Trial
 
 MEMBERS = (1, 2, 5, 10, 20)
 LENGTHS = (32, 64, 128, 256, 512)
-STEP_TOKENS = 512  # of each member, where lengths are compared
+STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # of each member, where lengths are compared
 STEPS = 3  # timed; one more is not, and one more is profiled
 GAIN = 1.05  # less than this from one size to the next is none
 PRODUCTS = {
@@ -41,7 +41,7 @@ def measure(where: Setting) -> dict[str, Any]:
     """Every figure as plain data."""
     found = apart(grow, where.trial, where.device, MEMBERS, LENGTHS, environment=environment()).result
     limits = [limit(found["members"], "members"), limit(found["lengths"], "length")]
-    return {"machine": where.machine, **found, "limits": limits}
+    return {"machine": where.machine, "step_tokens": STEP_TOKENS[where.device], **found, "limits": limits}
 
 
 def grow(trial: Trial, device: str, sizes: tuple[int, ...], lengths: tuple[int, ...]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def grow(trial: Trial, device: str, sizes: tuple[int, ...], lengths: tuple[int, 
         by_members.append({"members": members, **timed(many, rows(trial, "train"), device)})
     by_length = []
     for length in lengths:
-        size = max(1, STEP_TOKENS // length)
+        size = STEP_TOKENS[device] // length
         budget = replace(trial.budget, epochs=None, steps=STEPS + 1, batch_size=size)
         long = replace(trial, budget=budget)
         by_length.append(
@@ -119,7 +119,7 @@ def text(found: dict[str, Any]) -> str:
     """The figures as two small tables."""
     lines = [found["machine"]]
     for (kind, title), end in zip((("members", "members"), ("lengths", "length")), found["limits"]):
-        what = "real batches of 8" if kind == "members" else f"5 members, {STEP_TOKENS} tokens each"
+        what = "real batches of 8" if kind == "members" else f"5 members, {found['step_tokens']} tokens each"
         lines.append(f"\ntime of a member's step, {what}; shares of the time by the profiler")
         lines.append(
             f"{title:>8} {'ms':>8} {'tokens/s':>9}" + "".join(f"{name:>18}" for name in (*PRODUCTS, "rest"))

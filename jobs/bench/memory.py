@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from jobs.bench.apart import apart, forget_peak, peak_bytes, resident_bytes
-from jobs.bench.setting import Setting, environment, rows
+from jobs.bench.apart import apart, forget_peak, resident_bytes
+from jobs.bench.setting import Setting, environment, peak_memory, rows
 from jobs.bench.train import with_steps
 from lorae.trial import Trial
 
@@ -45,7 +45,7 @@ def stack_bytes(trial: Trial, device: str) -> dict[str, int]:
     runs = train_stack(backbone, trial, members, TrainingData(train, train[:1]))
     with Adapters(backbone, trial.method, [trial.member_key(m)["init"] for m in members]):
         predict(backbone, rows(trial, "test"))
-    peak = torch.cuda.max_memory_allocated() if cuda else peak_bytes() - before
+    peak = peak_memory(device) - before
     weights = sum(p.numel() * p.element_size() for p in backbone.lm.parameters())
     adapters = 4 * sum(4 * p.numel() for run in runs for p in run.state.values())
     return {

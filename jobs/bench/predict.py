@@ -12,7 +12,16 @@ from typing import Any
 from jobs.bench.apart import Rounds
 from jobs.bench.limit import bare_forwards
 from jobs.bench.peft_side import adapter_name, load_lm, with_adapters
-from jobs.bench.setting import Setting, environment, median, num_tokens, rows, synchronize, tokenizer
+from jobs.bench.setting import (
+    Setting,
+    environment,
+    median,
+    num_tokens,
+    peak_memory,
+    rows,
+    synchronize,
+    tokenizer,
+)
 from lorae.encoding import Row
 from lorae.trial import Trial
 
@@ -39,6 +48,8 @@ def measure(where: Setting) -> dict[str, Any]:
         limit = Rounds(bare_forwards, trial, where.device, encoded, environment=environment())
         sides["limit"] = processes.enter_context(limit)
         found = in_turns(sides, trial.members, REPETITIONS)
+        for name, process in sides.items():
+            found["sides"][name]["peak_bytes"] = process.call(peak_memory, where.device)
     return {"machine": where.machine, "examples": len(encoded), "tokens": num_tokens(encoded), **found}
 
 
@@ -56,14 +67,7 @@ def in_turns(sides: dict[str, Any], num_members: int, repetitions: int) -> dict[
     ours = seconds["lorae"]
     return {
         "members": num_members,
-        "sides": {
-            name: {
-                "what": what[name],
-                "seconds": median(seconds[name]),
-                **({"peak_bytes": side.peak_bytes()} if isinstance(side, Rounds) else {}),
-            }
-            for name, side in sides.items()
-        },
+        "sides": {name: {"what": what[name], "seconds": median(seconds[name])} for name in sides},
         "ratios": {name: median([b / a for a, b in zip(ours, seconds[name])]) for name in ("peft", "careful")}
         | {"limit": median([a / b for a, b in zip(ours, seconds["limit"])])},
         "logit_difference": max(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.bench.apart import peak_bytes
 from jobs.hosts import ALLOCATOR, known_gpu
 from lorae.encoding import Row, encode
 from lorae.methods import Lora
@@ -107,8 +108,17 @@ def setting(device: str, data_root: str | None) -> Iterator[Setting]:
 
 
 def environment() -> dict[str, str]:
-    """Of every process that is measured, whichever side: what lorae's sweeps start their workers with."""
-    return ALLOCATOR
+    """Of every process that is measured, whichever side: what lorae's sweeps start their workers with, and
+    one GPU, since the Trainer would spread a batch over all it sees."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return ALLOCATOR | {"CUDA_VISIBLE_DEVICES": gpu}
+
+
+def peak_memory(device: str) -> int:
+    """Peak bytes of this process on the device: resident memory, or what tensors took of the GPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
 
 
 def fastest_precision(device: str) -> tuple[Any, str]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,9 +196,8 @@ def full_demo(name: str, parts: dict[str, float]) -> float:
 def overhead(trial: Trial, folder: Path, data_root: str | None) -> dict[str, Any]:
     """Seconds beyond training, on a model so small that little else is left."""
     budget = Budget(batch_size=8, steps=STACK_STEPS, max_tokens=128)
-    one = Sweep(base=replace(trial, budget=budget), zero_shot=False)
-    many = replace(one, axes={"seed": list(range(STACKS))})
-    single = one_stack(one, folder / "one", data_root)
+    many = Sweep(base=replace(trial, budget=budget), axes={"seed": list(range(STACKS))}, zero_shot=False)
+    single = one_stack(replace(many, axes={"members": [1]}), folder / "one", data_root)
     workers = {
         n: apart(
             run_stacks, many, folder / f"workers{n}", n, data_root, environment=environment() | LOCALHOST
@@ -217,22 +217,17 @@ def overhead(trial: Trial, folder: Path, data_root: str | None) -> dict[str, Any
 
 
 def one_stack(sweep: Sweep, folder: Path, data_root: str | None) -> dict[str, float]:
-    """`lorae sweep` of one stack: seconds to its first step, and those that are no training or prediction."""
+    """`lorae sweep` of one member: seconds to its first step, and those beyond training and prediction."""
     file, storage = sweep_file(folder, sweep), folder / "storage"
-    words = ["-m", "jobs.cli", "sweep", str(file), "--storage", str(storage)]
+    root = ["--data-root", data_root] if data_root else []
+    words = ["jobs.cli", "sweep", str(file), "--storage", str(storage), *root]
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *words, *(["--data-root", data_root] if data_root else [])],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | environment() | LOCALHOST,
-    )
-    while process.poll() is None and not list(storage.glob("checkpoints/*.json")):
-        time.sleep(0.01)  # a stack is noted there just before its first step
-    first = time.perf_counter() - started
-    if process.wait():
-        raise RuntimeError(f"lorae sweep {file} exited with {process.returncode}")
-    wall = time.perf_counter() - started
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(command, words)
+        while not running.done() and not list(storage.glob("checkpoints/*.json")):
+            time.sleep(0.01)  # a stack is noted there just before its first step
+        first = time.perf_counter() - started
+        wall = running.result()
     work = sum(sum(seconds) for seconds, _ in _stacks(Store(str(storage))))
     return {"seconds": wall, "first_step_seconds": first, "overhead_seconds": wall - work}
 
@@ -348,7 +343,7 @@ def text(found: dict[str, Any]) -> str:
         f"\nbeyond training, on a random model of three small layers, stacks of 4, {STACK_STEPS} steps"
     )
     lines.append(
-        f"`lorae sweep` of one stack: first step after {single['first_step_seconds']:.1f} s; beyond "
+        f"`lorae sweep` of one member: first step after {single['first_step_seconds']:.1f} s; beyond "
     )
     lines[-1] += f"training and prediction {single['overhead_seconds']:.1f} of {single['seconds']:.1f} s"
     for workers, at in over["workers"].items():

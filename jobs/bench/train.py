@@ -21,6 +21,7 @@ from jobs.bench.setting import (
     environment,
     median,
     num_tokens,
+    peak_memory,
     rows,
 )
 from lorae.trial import Trial
@@ -60,6 +61,8 @@ def compare(trial: Trial, device: str, repetitions: int) -> dict[str, Any]:
         limit = Rounds(bare_forwards, trial, device, timed, environment=environment())
         started["limit"] = processes.enter_context(limit)
         found = in_turns(started, repetitions)
+        for name, process in started.items():
+            found["sides"][name]["peak_bytes"] = process.call(peak_memory, device)
     return {"rows": len(timed), "tokens": num_tokens(timed), "steps": trial.budget.steps, **found}
 
 
@@ -84,9 +87,6 @@ def in_turns(sides: dict[str, Any], repetitions: int) -> dict[str, Any]:
         "what": "twice " + what["limit"],
         "tokens_per_second": median([tokens / seconds for seconds, tokens in passes]),
     }
-    for name, side in sides.items():
-        if isinstance(side, Rounds):
-            found[name]["peak_bytes"] = side.peak_bytes()
     ours, theirs = found["lorae"]["mean_losses"], found["loop"]["mean_losses"]
     return {
         "sides": found,
@@ -150,7 +150,7 @@ def text(found: dict[str, Any]) -> str:
         lines += [f"  {title}: {task['sides'][key]['what']}" for key, title in SIDES.items()]
         lines.append(
             "examples: of all members; lorae is: times as fast as PEFT, times the limit's seconds; "
-            "peak: resident memory of the side's process; loss: mean over the training"
+            "peak: resident memory of the side's process, or of the GPU; loss: mean over the training"
         )
         lines.append(
             f"the best loop's members and lorae's differ by at most {task['loss_difference']:.1e} in their "
