@@ -186,10 +186,16 @@ def _open(storage: str, sweep: str | None) -> _Stored:
             f"{store.storage.uri} holds no member and no sweep; give the folder that a sweep wrote to"
         )
     kept = [row for row in rows if row["status"] != "pruned"]  # no member of a pruned trial is expected
-    named = dict.fromkeys(f for row in kept for f in [reference_folder(row["reference_id"]), *pool(row)])
+    named = dict.fromkeys(folder for row in kept for folder in _named_folders(row))
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
     return _Stored(store, tuple(rows), tuple(done), tuple(incomplete), tuple(folders), failures)
+
+
+def _named_folders(row: Row) -> list[str]:
+    """Entries that a trial needs; a backbone below members with heads of their own predicts nothing."""
+    reference = [] if row["reference_id"] == "none" else [reference_folder(row["reference_id"])]
+    return [*reference, *pool(row)]
 
 
 def _results(check: str, problems: Iterable[Problem], num_seen: int, seen: str) -> list[Finding]:
@@ -229,7 +235,7 @@ def _missing_files(stored: _Stored, folder: str) -> str | None:
     if not files:
         if store.storage.names(folder):
             return "has no DONE.json that is valid: unfinished, or discarded as damaged; repeat the sweep"
-        count = sum(folder in (reference_folder(row["reference_id"]), *pool(row)) for row in stored.rows)
+        count = sum(folder in _named_folders(row) for row in stored.rows)
         return f"named by {count} trials, but not stored; repeat the sweep"
     needed = (WEIGHTS, ADAPTER_CONFIG, CURVE_FILE, RECORD) if folder.startswith("members/") else ()
     if lacking := [name for name in needed if name not in files]:
@@ -449,11 +455,13 @@ def _first_step(store: Store, member: str) -> tuple[float, float]:
 
 
 def _first_batch(record: dict[str, Any]) -> str:
-    """What a member's first batch and the backbone's NLL on it depend on."""
+    """What a member's first batch and the NLL on it before training depend on: the backbone, and with a head
+    its initialisation."""
     recipe = record["recipe"]
     shared = {name: recipe[name] for name in ("backbone", "precision", "task")}
     budget = {name: recipe["budget"][name] for name in ("batch_size", "max_tokens")}
-    return digest(shared | budget | {"order": record["streams"]["order"]})
+    streams = ["order", "init"] if recipe["task"]["scoring"]["type"] == "Head" else ["order"]
+    return digest(shared | budget | {name: record["streams"][name] for name in streams})
 
 
 def members_differ_after_training(stored: _Stored) -> list[Finding]:

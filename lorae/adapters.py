@@ -23,6 +23,7 @@ from lorae.noise import Noise
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
 HEAD = "head.weight", "head.bias"  # (M, C, D), (M, C)
+HEAD_STD = 0.02  # `initializer_range` of transformers' ViT, DeiT, AST, BERT and RoBERTa
 
 
 class StackedLora(nn.Module):
@@ -95,7 +96,8 @@ class Adapters:
         method: what is trained.
         init_keys: one init stream key for each member, in order.
         noise: on what the trained parts read, while it is set.
-        answer_ids: tokens of the classes, whose rows of the language model's head `LastLayer` trains.
+        answer_ids: tokens of the classes, whose rows of the language model's head `LastLayer` trains; on an
+            encoder, where every method trains a classification head, the classes.
 
     Attributes:
         parameters: trained tensors, members leading, fp32: "<layer>.<factor>" of an adapter, HEAD, or every
@@ -114,12 +116,7 @@ class Adapters:
         self.layers = adapted_layers(method, backbone.linears, backbone.name)
         self.scale = method.scale if isinstance(method, Lora) else 1.0
         self.parameters: dict[str, nn.Parameter] = {}
-        if isinstance(method, Full):
-            drawn = [full_state(backbone)] * len(init_keys)
-        elif isinstance(method, LastLayer):
-            drawn = [head_state(method, backbone, answer_ids, key) for key in init_keys]
-        else:
-            drawn = [initial_state(method, self.layers, key) for key in init_keys]
+        drawn = [self._drawn(key, answer_ids) for key in init_keys]
         for name in drawn[0]:
             self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
         self.only: int | None = None  # the one member that is computed now, by `one_by_one`
@@ -130,6 +127,19 @@ class Adapters:
         if isinstance(method, Vera):
             pairs = [projections(method, self.layers, key) for key in init_keys]
             self.projections = tuple(torch.stack(p).to(backbone.device, backbone.dtype) for p in zip(*pairs))
+
+    def _drawn(self, key: seeds.Key, answer_ids: Sequence[int]) -> State:
+        """Parameters of one member before the first step."""
+        backbone, method, state = self.backbone, self.method, {}
+        if isinstance(method, Full):
+            state = full_state(backbone)
+        elif isinstance(method, Adapter):
+            state = initial_state(method, self.layers, key)
+        elif not backbone.is_encoder:
+            state = head_state(method, backbone, answer_ids, key)
+        if backbone.is_encoder:
+            state = state | initial_head(len(answer_ids), backbone.lm.config.hidden_size, key)
+        return state
 
     def __enter__(self) -> Adapters:
         self.backbone.inserted = self
@@ -261,6 +271,12 @@ def head_state(method: LastLayer, backbone: Backbone, answer_ids: Sequence[int],
     drawn = method.draw(weight_CD.cpu().numpy(), key).astype(np.float32)
     state = {HEAD[0]: torch.from_numpy(drawn)}
     return state if bias_C is None else state | {HEAD[1]: bias_C.cpu()}
+
+
+def initial_head(num_classes: int, width: int, key: seeds.Key) -> State:
+    """A member's classification head as transformers begins one: N(0, 0.02^2), and no bias."""
+    drawn = seeds.stream(*key, "head").normal(0.0, HEAD_STD, (num_classes, width)).astype(np.float32)
+    return {HEAD[0]: torch.from_numpy(drawn), HEAD[1]: torch.zeros(num_classes)}
 
 
 def full_state(backbone: Backbone) -> State:

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lorae.encoders import Inputs, body_only, read_inputs
 from lorae.packing import ATTENTION, Packing, register_attention
 from lorae.ranks import Ranks
-from lorae.shapes import linears_of
-from lorae.sources import Source, backbone_folder
+from lorae.shapes import auto_class, kind_of, linears_of
+from lorae.sources import Source, backbone_config, backbone_folder
 
 if TYPE_CHECKING:
     from lorae.adapters import Adapters
@@ -26,9 +27,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(eq=False)
 class Backbone:
-    """A frozen causal LM with its tokenizer on one device, or partitioned over ranks.
+    """A frozen causal LM or encoder on one device, or partitioned over ranks.
 
     Attributes:
+        tokenizer: of a causal LM; the `Inputs` of an encoder.
         ranks: the processes that run it together, each on its share of the rows.
         gathered: context in which parameters that are partitioned over the ranks are whole.
         inserted: the adapters of a stack that are in it now.
@@ -48,11 +50,16 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.lm.get_input_embeddings().weight.device
+        return next(self.lm.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.lm.get_input_embeddings().weight.dtype
+        return next(self.lm.parameters()).dtype
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether members have a classification head of their own on it."""
+        return isinstance(self.tokenizer, Inputs)
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -105,18 +112,25 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
 
 def read_backbone(source: Source, precision: Precision, device: str, recompute: bool) -> Backbone:
     """What `load_backbone` returns, before its head is checked."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    folder = backbone_folder(source)
+    folder, config = backbone_folder(source), backbone_config(source)
+    causal = kind_of(config) == "causal"
     register_attention()
-    lm: Any = AutoModelForCausalLM.from_pretrained(
+    # The backward pass of flash attention on a CPU is slower than that of the eager one for short sequences.
+    attention = ATTENTION if causal else "eager" if device == "cpu" else "sdpa"
+    lm: Any = auto_class(config).from_pretrained(
         folder,
         dtype=DTYPES[precision],
-        attn_implementation=ATTENTION,
+        attn_implementation=attention,
         trust_remote_code=False,
         use_safetensors=True,
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if causal:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    else:
+        tokenizer = read_inputs(folder, config)
+        body_only(lm)
     if recompute:
         recompute_layers(lm)
     return Backbone(source.label, lm.to(torch.device(device)).eval().requires_grad_(False), tokenizer)
@@ -134,7 +148,9 @@ def recompute_layers(lm: nn.Module) -> None:
 
 @torch.no_grad()
 def check_logits(backbone: Backbone) -> None:
-    """Compare `answer_logits` of packed rows with the logits of the model itself, row by row."""
+    """Compare `answer_logits` of packed rows with the logits of a causal LM itself, row by row."""
+    if backbone.is_encoder:
+        return
     rows = [[1, 2, 3, 4], [5, 6], [4, 3, 2, 1, 6, 7]]
     own = []
     backbone.lm.set_attn_implementation("eager")

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from lorae import encoders
 from lorae.backbones import Backbone
+from lorae.encoders import EncoderBatch
+from lorae.media import Audio, Image
 from lorae.methods import Full
 from lorae.packing import Packing
-from lorae.tasks.base import Example, OptionLikelihood, Task
+from lorae.tasks.base import Example, Head, OptionLikelihood, Task
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,13 @@ class Row:
 
     Args:
         tokens: the prompt, for option likelihood followed by the options.
-        answer_ids: token of each class (letters, label words); empty for option likelihood.
+        answer_ids: token of each class (letters, label words), or its place in a head; empty for option
+            likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
-        truncated: tokens of the prompt's beginning that were cut off.
+        truncated: tokens of the prompt's beginning that were cut off; for a head of the end.
+        media: image or sound; only for a head.
+        pool: which tokens' features the head reads; only for a head.
         features: hidden state (D,) that class logits are read from, where the backbone is not run again
             (`lorae.prediction.with_features`).
     """
@@ -42,16 +48,36 @@ class Row:
     segments: tuple[int, ...] = ()
     norms: tuple[float, ...] = ()
     truncated: int = 0
+    media: Image | Audio | None = None
+    pool: Literal["cls", "mean"] | None = None
     features: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
-def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int) -> list[Row]:
+def encode(
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Example],
+    max_tokens: int,
+    classes: tuple[str, ...] | None = None,
+) -> list[Row]:
     """Rows of the examples; a prompt longer than `max_tokens` loses its beginning.
 
+    Args:
+        tokenizer: of a causal LM, or the `Inputs` of an encoder.
+        classes: names of the head's classes, which every row then has; an example with other classes has no
+            label. None: the examples' own.
     Raises:
         ValueError: two classes of an example start with the same token, or an answer does not fit
-        `max_tokens`.
+            `max_tokens`; a damaged image or sound.
     """
+    if isinstance(task.scoring, Head):
+        pool, rows = task.scoring.pool, []
+        numbers = tuple(range(len(classes or examples[0].options)))
+        for e, (tokens, cut) in zip(examples, tokenizer.tokens(task, examples, max_tokens)):
+            label = -1 if e.label is None or classes not in (None, e.options) else e.label
+            row = Row(e.id, label, len(numbers), tokens, numbers, truncated=cut, media=e.media, pool=pool)
+            rows.append(row)
+        return rows
     prompts = [task.prompt(e) for e in examples]
     # An answer's tokens are what follows the prompt's in the tokenisation of both together.
     heads = tokenizer([p.text for p in prompts])["input_ids"]
@@ -74,6 +100,11 @@ def encode(tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: 
                 )
             rows.append(_truncate(replace(row, answer_ids=first), max_tokens))
     return rows
+
+
+def head_classes(task: Task) -> tuple[str, ...] | None:
+    """Names of the classes of heads that are trained on a task; None for other scorings."""
+    return task.examples("train")[0].options if isinstance(task.scoring, Head) else None
 
 
 def _answer_tokens(head: list[int], whole: list[int], example_id: str) -> list[int]:
@@ -118,8 +149,12 @@ class Batch:
     features: torch.Tensor | None = None  # (rows, D)
 
 
-def collate(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1) -> Batch:
+def collate(
+    rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1
+) -> Batch | EncoderBatch:
     """Rows of so many members, members first and as many of each, on the backbone's device."""
+    if backbone.is_encoder:
+        return encoders.collate(rows, backbone)
 
     def on_device(values: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values)).to(backbone.device, non_blocking=True)
@@ -186,8 +221,11 @@ def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> t
     return inserted.one_by_one(lambda batch: class_logits(backbone, batch), parts)
 
 
-def features(backbone: Backbone, batch: Batch) -> torch.Tensor:
-    """Hidden state (rows, D) of each row's last token, from which its class logits are read."""
+def features(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
+    """Hidden state (rows, D) of each row's last token, or of an encoder's pooled ones, from which its class
+    logits are read."""
+    if isinstance(batch, EncoderBatch):
+        return encoders.features(backbone, batch)
     return _hidden(backbone, batch)[batch.packing.ends]
 
 
@@ -196,8 +234,10 @@ def _hidden(backbone: Backbone, batch: Batch) -> torch.Tensor:
     return backbone.hidden(batch.input_ids, batch.position_ids, batch.packing).flatten(0, 1)
 
 
-def class_logits(backbone: Backbone, batch: Batch) -> torch.Tensor:
+def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
+    if isinstance(batch, EncoderBatch):
+        return encoders.class_logits(backbone, batch)
     inserted = backbone.inserted
     if inserted and inserted.noise:
         inserted.noise.locate(batch.packing.rows, batch.packing.places)

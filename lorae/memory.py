@@ -13,12 +13,16 @@ from typing import Any
 
 from lorae.methods import Adapter, BatchEnsemble, Full, LastLayer, Vera, adapted_layers
 from lorae.regularizers import AdapterDropout, EarlyStopping, Masksembles
-from lorae.shapes import linear_shapes, num_backbone_parameters
+from lorae.shapes import kind_of, linear_shapes, num_backbone_parameters
 from lorae.trial import Trial
 
 BYTES = {"fp32": 4, "bf16": 2}
 QK_NORM = ("qwen3", "gemma3_text", "olmo2")
-SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # layers that read one tensor
+SAME_INPUT = {  # layers that read one tensor
+    **dict.fromkeys(("k_proj", "v_proj"), "q_proj"),
+    **dict.fromkeys(("key", "value"), "query"),
+    "up_proj": "gate_proj",
+}
 # Padded tokens of one forward pass of `predict`, members included; no result depends on it
 PREDICT_TOKENS = 4096
 
@@ -44,11 +48,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Texts:
-    """Sizes of the longest example in tokens: the whole row, and of it the answers that are scored by the
-    full vocabulary (0 for letters and label words)."""
+    """Sizes of the longest example in tokens: the whole row (of an image or sound its patches), and of it the
+    answers that are scored by the full vocabulary (0 but for option likelihood); the classes of a head."""
 
     longest: int
     answers: int = 0
+    classes: int = 0
 
 
 def stack_memory(
@@ -70,7 +75,8 @@ def stack_memory(
     if not num_members:
         return Memory(_backbone_bytes(trial, config, max(1, gpus)), 0, prediction)
     layers = adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
-    adapters = _adapter_bytes(trial, config, layers, num_members, on_cpu=not gpus)
+    head = texts.classes * (config["hidden_size"] + 1)
+    adapters = _adapter_bytes(trial, config, layers, head, num_members, on_cpu=not gpus)
     if isinstance(trial.method, LastLayer):  # trained on features, which prediction alone computes
         return Memory(_backbone_bytes(trial, config, max(1, gpus)), adapters, prediction)
     tokens = num_members * rows * texts.longest
@@ -96,6 +102,7 @@ class _Shape:
     key_value_heads: int
     head_dim: int
     qk_norm: bool
+    encoder: bool
     vocabulary: int
 
     @classmethod
@@ -111,7 +118,8 @@ class _Shape:
             key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or hidden // heads,
             qk_norm=config["model_type"] in QK_NORM,
-            vocabulary=config["vocab_size"],
+            encoder=kind_of(config) != "causal",
+            vocabulary=config.get("vocab_size", 0),
         )
 
     def kept_bytes(self, tokens: int, length: int) -> int:
@@ -148,7 +156,8 @@ def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int) -> int:
     if shards == 1:
         return whole
     linears = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values())
-    layer, embedding = linears // config["num_hidden_layers"], config["vocab_size"] * config["hidden_size"]
+    layer = linears // config["num_hidden_layers"]
+    embedding = config.get("vocab_size", 0) * config["hidden_size"]
     return -(-whole // shards) + max(2 * layer, embedding) * BYTES[trial.precision]
 
 
@@ -161,12 +170,13 @@ def _adapter_bytes(
     trial: Trial,
     config: dict[str, Any],
     layers: dict[str, tuple[int, int]],
+    head: int,
     num_members: int,
     *,
     on_cpu: bool,
 ) -> int:
     """Parameters, gradients, two moments; early stopping's best state (in host memory), VeRA's projections,
-    the cast to bf16. The few rows of `LastLayer` are not counted."""
+    the cast to bf16. A classification head has `head` parameters; `LastLayer`'s few rows are not counted."""
     size, method = BYTES[trial.precision], trial.method
     trained = num_backbone_parameters(config) if isinstance(method, Full) else 0
     if isinstance(method, Adapter):
@@ -177,7 +187,7 @@ def _adapter_bytes(
     if isinstance(method, Vera):
         d_ins, d_outs = zip(*layers.values())
         frozen = size * method.rank * (max(d_ins) + max(d_outs))
-    return num_members * (4 * copies * trained + casts + frozen)
+    return num_members * (4 * copies * (trained + head) + casts + frozen)
 
 
 def _branch_bytes(trial: Trial, layers: dict[str, tuple[int, int]], tokens: int) -> int:

@@ -8,12 +8,21 @@ arXiv:2002.06715.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from lorae import seeds
+
+# What the query, key, value and output projections of attention are called in transformers' models
+ROLES = {
+    "q": ("q_proj", "query", "query_proj", "q_lin"),
+    "k": ("k_proj", "key", "key_proj", "k_lin"),
+    "v": ("v_proj", "value", "value_proj", "v_lin"),
+    "o": ("o_proj", "out_proj", "out_lin", "attention.output.dense", "attention.dense"),
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,8 @@ class Lora:
     Args:
         rank: >= 1 and at most the smaller side of every adapted layer.
         alpha: scaling numerator, > 0; None = h = W0 x + B A x, as in LoRA-Ensemble (arXiv:2405.14438).
-        targets: names of the adapted `nn.Linear`s, matched against the last part(s) of the module path.
+        targets: names of the adapted `nn.Linear`s, matched against the last part(s) of the module path; "q",
+            "k", "v" and "o" are the projections of attention, whatever an architecture calls them.
         init: distribution of A.
         b_std: standard deviation of a random B; 0 keeps B = 0, so that every member starts as the backbone.
     """
@@ -326,7 +336,8 @@ def adapted_layers(
     """The linear layers that `method` adapts, name -> (d_in, d_out), in the backbone's order; none for
     `LastLayer` and `Full`.
 
-    A target matches a layer whose path is it or ends in `.target`. The output head is never adapted.
+    A target matches a layer whose path is it or ends in `.target`; "q", "k", "v" and "o" match every name in
+    `ROLES`. The output head is never adapted.
 
     Raises:
         ValueError: a target matches nothing, or the rank exceeds a layer's smaller side.
@@ -350,4 +361,11 @@ def adapted_layers(
 
 
 def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
+    return any(name == known or name.endswith("." + known) for known in (target, *ROLES.get(target, ())))
+
+
+def target_modules(method: Adapter, layers: Iterable[str]) -> list[str]:
+    """The targets as other libraries know them: of a role, the names that `layers` have."""
+    dotted = [f".{name}" for name in layers]
+    known = [name for target in method.targets for name in (target, *ROLES.get(target, ()))]
+    return [name for name in known if any(layer.endswith(f".{name}") for layer in dotted)]

@@ -18,9 +18,11 @@ import safetensors
 import safetensors.numpy
 
 from lorae.identity import canonical
-from lorae.methods import Lora, Method, Vera
-from lorae.sources import Hub, Source
+from lorae.methods import Lora, Method, Vera, target_modules
+from lorae.shapes import classifier_path
+from lorae.sources import Hub, Source, backbone_config
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder, snapshot_file
+from lorae.tasks.base import Head, Scoring
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,8 @@ _NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "d": "vera_lambda_d", "b":
 _FACTORS = {name: factor for factor, name in _NAMES.items()}
 _PREFIX = "base_model.model."
 _PROJECTIONS = "base_model.vera_A", "base_model.vera_B"
-_SAME_INPUT = {"q_proj", "k_proj", "v_proj"}  # of an attention block
+_SAME_INPUT = {"q_proj", "k_proj", "v_proj", "query", "key", "value"}  # of an attention block
+_HEADS = ("head", f"{_PREFIX}classifier", f"{_PREFIX}classifier.dense")  # where a head may be stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +56,12 @@ def adapter_files(
     backbone: Source,
     state: State,
     projections: tuple[torch.Tensor, torch.Tensor] | None = None,
+    scoring: Scoring | None = None,
 ) -> dict[str, bytes]:
     """adapter_config.json and adapter_model.safetensors of one member.
+
+    A classification head is stored as the classifier of transformers' own class, with which PEFT predicts
+    what we do; where that class computes its logits otherwise (all texts, mean pooling), under "head.".
 
     Args:
         state: its parameters, as `Adapters.state` names them.
@@ -63,14 +70,28 @@ def adapter_files(
     if not isinstance(method, (Lora, Vera)):
         content = {"lorae_method": canonical(method), **_base(backbone)}
         return {ADAPTER_CONFIG: json.dumps(content, indent=1).encode(), WEIGHTS: state_bytes(state)}
-    tensors = {}
+    tensors, layers, classifier = {}, {}, None
+    if isinstance(scoring, Head):
+        classifier = classifier_path(backbone_config(backbone), scoring.pool)
     for name, value in state.items():
         layer, factor = name.rsplit(".", 1)
-        tensors[f"{_PREFIX}{layer}.{_NAMES[factor]}"] = value.contiguous().numpy()
+        if layer == "head":
+            name = f"{_PREFIX}{classifier}.{factor}" if classifier else name
+        else:
+            layers[layer] = None
+            name = f"{_PREFIX}{layer}.{_NAMES[factor]}"
+        tensors[name] = value.contiguous().numpy()
+    if classifier == "classifier.dense":  # of AST, after a norm, which our features have gone through
+        width = state["head.weight"].shape[1]
+        for name, value in (("weight", np.ones), ("bias", np.zeros)):
+            tensors[f"{_PREFIX}classifier.layernorm.{name}"] = value(width, np.float32)
     if projections:
         tensors |= {name: value.contiguous().numpy() for name, value in zip(_PROJECTIONS, projections)}
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-    return {ADAPTER_CONFIG: json.dumps(_config(method, backbone), indent=1).encode(), WEIGHTS: weights}
+    config = _config(method, backbone, list(layers))
+    if isinstance(scoring, Head):
+        config |= {"task_type": None, "modules_to_save": ["classifier"] if classifier else None}
+    return {ADAPTER_CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
 
 
 def state_bytes(state: State) -> bytes:
@@ -88,7 +109,9 @@ def read_state(weights: bytes) -> State:
 
     tensors = _tensors(weights)
     if any(name.startswith(_PREFIX) for name in tensors):
-        tensors = _parameters(weights)
+        places = [(f"{path}.{name}", f"head.{name}") for path in _HEADS for name in ("weight", "bias")]
+        head = {ours: tensors[stored] for stored, ours in places if stored in tensors}
+        tensors = _parameters(weights) | head
     return {name: torch.from_numpy(value) for name, value in tensors.items()}
 
 
@@ -162,11 +185,11 @@ def _base(backbone: Source) -> dict[str, Any]:
     }
 
 
-def _config(method: Lora | Vera, backbone: Source) -> dict[str, Any]:
+def _config(method: Lora | Vera, backbone: Source, layers: list[str]) -> dict[str, Any]:
     common = _base(backbone) | {
         "task_type": "CAUSAL_LM",
         "r": method.rank,
-        "target_modules": list(method.targets),
+        "target_modules": target_modules(method, layers),
         "bias": "none",
         "inference_mode": True,
     }

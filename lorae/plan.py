@@ -16,11 +16,11 @@ from lorae.memory import BYTES, Memory, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, LastLayer
 from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
-from lorae.shapes import num_backbone_parameters
+from lorae.shapes import num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, prediction_file, reference_folder
-from lorae.tasks.base import OptionLikelihood, Split, Task
+from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
 
 Host = Literal["local", "tune", "zero"]
@@ -197,7 +197,8 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
 def _checked(trial: Trial) -> Any:
     """What `check_trial` looks at."""
     masks = trial.regularizer(Masksembles)
-    return trial.backbone, trial.task, trial.method, trial.budget, trial.optimizer.cycles, masks
+    recipe = (trial.task, trial.method, trial.budget, trial.optimizer.cycles, masks)
+    return trial.backbone, recipe, trial.members == 0
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
@@ -214,12 +215,6 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
         task.examples("test")
     config = backbone_config(trial.backbone)
     check_recipe(trial, ood, config)
-    longest = config.get("max_position_embeddings")
-    if longest and trial.budget.max_tokens > longest:
-        raise ValueError(
-            f"max_tokens={trial.budget.max_tokens}: {trial.backbone.label} reads at most {longest}; "
-            f"write Budget(max_tokens={longest})"
-        )
 
 
 def _lacking_members(
@@ -436,7 +431,7 @@ def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
 def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     trial, num, gpus = stack.trial, len(stack.members), max(1, where.gpus)
     parameters = num_backbone_parameters(backbone_config(trial.backbone))
-    train = _lengths(trial.task, "train", trial.budget.max_tokens)
+    train = _lengths(trial.task, "train", *_token_limits(trial))
     steps, batch = trial.budget.num_steps(train.num), trial.budget.batch_size
     train_tokens = int(num * steps * batch * train.total / train.num)
     ways = [replace(trial, draws=s.draws).num_draws for s in stack.eval_sets().values()]
@@ -464,8 +459,16 @@ class _Lengths:
     answers: int
 
 
+def _token_limits(trial: Trial) -> tuple[int, int]:
+    """Tokens that a text has at most, and that every image or piece of audio has (0 for texts)."""
+    return trial.budget.max_tokens, num_tokens(backbone_config(trial.backbone))
+
+
 @functools.lru_cache(maxsize=1024)
-def _lengths(task: Task, split: Split, max_tokens: int) -> _Lengths:
+def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _Lengths:
+    if media_tokens:
+        num = len(task.examples(split))
+        return _Lengths(num, num * media_tokens, media_tokens, 0)
     rows, answers = [], [0]
     for example in task.examples(split):
         prompt = task.prompt(example)
@@ -478,12 +481,14 @@ def _lengths(task: Task, split: Split, max_tokens: int) -> _Lengths:
 
 
 def _eval_lengths(stack: Stack) -> list[_Lengths]:
-    most = stack.trial.budget.max_tokens
-    return [_lengths(s.task, s.split, most) for s in stack.eval_sets().values()]
+    limits = _token_limits(stack.trial)
+    return [_lengths(s.task, s.split, *limits) for s in stack.eval_sets().values()]
 
 
 def _longest(stack: Stack) -> Texts:
     """Sizes of the longest row that is trained on or predicted."""
-    task, most = stack.trial.task, stack.trial.budget.max_tokens
-    every = [_lengths(task, "train", most), *_eval_lengths(stack)]
-    return Texts(max(lengths.longest for lengths in every), max(lengths.answers for lengths in every))
+    task = stack.trial.task
+    every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
+    longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
+    head = isinstance(task.scoring, Head)
+    return Texts(longest, answers, len(task.examples("train")[0].options) if head else 0)

@@ -39,6 +39,13 @@ METHODS = (Lora, Vera, BatchEnsemble, LastLayer, Full, Kaiming, Gaussian, Xavier
 SPECS = (Hub, Files, Wheel, *METHODS, Masksembles)
 SCORINGS = (Letters, LabelWords, OptionLikelihood, Head)
 STACK_MEMBERS = 16  # predicted in one pass
+
+
+def _class_names(value: Any) -> bool:
+    """A shape: names of a head's classes, or nothing."""
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
 RECORD = {  # what is relied on in a member.json
     "member_id": str,
     "recipe": {
@@ -50,6 +57,7 @@ RECORD = {  # what is relied on in a member.json
         "regularizers": [{"type": str}],
     },
     "streams": {"init": list},
+    "classes": _class_names,
 }
 
 
@@ -61,6 +69,7 @@ class _Group:
     source: Source
     scoring: Scoring
     template: str
+    classes: tuple[str, ...] | None  # of the members' heads
     members: dict[str, dict[str, Key]]  # id -> its named streams
 
     @property
@@ -108,14 +117,15 @@ def predict_task(
     num_predicted = 0
     for group, own in zip(groups, tasks):
         name = own.eval_set("test")
-        folders = [reference_folder(group.reference_id), *map(member_folder, group.members)]
+        reference = reference_folder(group.reference_id)
+        folders = [*([] if group.classes else [reference]), *map(member_folder, group.members)]
         lacking = [f for f in folders if prediction_file(name) not in store.files(f)]
         if not lacking:
             continue
         model = load_backbone(group.source, group.recipe["precision"], device)
-        rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens)
-        if folders[0] in lacking:
-            _store(store, folders[0], own, rows, predict(model, rows))
+        rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens, group.classes)
+        if reference in lacking:
+            _store(store, reference, own, rows, predict(model, rows))
         ids = [m for m in group.members if member_folder(m) in lacking]
         for start in range(0, len(ids), STACK_MEMBERS):
             stack = ids[start : start + STACK_MEMBERS]
@@ -138,7 +148,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
         recipe = record["recipe"]
         same = [recipe[name] for name in ("backbone", "precision", "method")]
         same += [recipe["budget"]["max_tokens"], recipe["task"]["scoring"], record["prompt_template"]]
-        same += [_masks(recipe), recipe.get("optimizer", {}).get("cycles")]
+        same += [record.get("classes"), _masks(recipe), recipe.get("optimizer", {}).get("cycles")]
         pools.setdefault(canonical_json(same), []).append(record)
     for records in pools.values():
         recipe = records[0]["recipe"]
@@ -147,6 +157,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
             _found(backbone or spec_of(records[0]["source"], SPECS), recipe),
             spec_of(recipe["task"]["scoring"], SCORINGS),
             records[0]["prompt_template"],
+            tuple(records[0].get("classes") or ()) or None,
             {r["member_id"]: {k: tuple(v) for k, v in r["streams"].items()} for r in records},
         )
 

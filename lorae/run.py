@@ -24,7 +24,7 @@ import lorae
 from lorae import peft_format, untrusted
 from lorae.adapters import Adapters, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone
-from lorae.encoding import Row, encode
+from lorae.encoding import Row, encode, head_classes
 from lorae.identity import canonical
 from lorae.methods import Full, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
@@ -173,7 +173,9 @@ class _Job:
         name = task.eval_set(split)
         if name not in self.rows:
             max_tokens = self.stack.trial.budget.max_tokens
-            self.rows[name] = encode(self.backbone.tokenizer, task, task.examples(split), max_tokens)
+            classes = head_classes(self.stack.trial.task)
+            tokenizer, examples = self.backbone.tokenizer, task.examples(split)
+            self.rows[name] = encode(tokenizer, task, examples, max_tokens, classes)
         return self.rows[name]
 
     def trained_rows(self, task: Task, split: Split) -> list[Row]:
@@ -285,7 +287,8 @@ def _store_members(
             failed[member_id] = str(error)
             continue
         frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
-        files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen)
+        scoring = trial.task.scoring
+        files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, scoring)
         for k, state in enumerate(run.snapshots):
             files[snapshot_file(k)] = peft_format.state_bytes(state)
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
@@ -358,9 +361,11 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
 
 
 def _ensure_reference(job: _Job) -> None:
-    """Store the backbone's own predictions, once for all stacks; a stack that comes second waits for the
-    first."""
+    """Store the backbone's own predictions, if it has any, once for all stacks; a stack that comes second
+    waits for the first."""
     reference_id, sets = job.stack.trial.reference_id(), job.stack.reference_sets()
+    if not sets:
+        return
     with contextlib.ExitStack() as locks:
         missing = job.ranks.once(_missing_reference, job, locks)
         if not missing:
@@ -394,6 +399,7 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "streams": canonical(trial.member_key(run.member)),
         "source": {"type": type(trial.backbone).__name__, **vars(trial.backbone)},
         "prompt_template": trial.task.prompt_template(),
+        "classes": head_classes(trial.task),
         "best_step": run.best_step,
         "cost": {
             "train_tokens": run.train_tokens,

@@ -1,20 +1,49 @@
-"""Shapes of a backbone's linear layers from its config.json alone, so that a plan needs neither weights nor
-torch."""
+"""What a backbone is, and the shapes of its linear layers, from its config.json alone, so that a plan needs
+neither weights nor torch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+Kind = Literal["causal", "text", "image", "audio"]  # a causal LM, or an encoder of one modality
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
+VIT_LIKE = {"vit": "vit", "deit": "deit", "audio-spectrogram-transformer": "audio_spectrogram_transformer"}
+BERT_LIKE = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
+_HEADS: dict[str, Kind] = {
+    "ForImageClassification": "image",
+    "ForAudioClassification": "audio",
+    "ForSequenceClassification": "text",
+    "ForMaskedLM": "text",
+}
+
+
+def kind_of(config: dict[str, Any]) -> Kind:
+    """Whether a backbone is a causal LM or an encoder, and of what; an architecture that is not written out
+    here is what its checkpoint's class says."""
+    model = config.get("model_type")
+    if model in BERT_LIKE:
+        return "text"
+    if model in VIT_LIKE:
+        return "audio" if model == "audio-spectrogram-transformer" else "image"
+    if model in (*LLAMA_LIKE, "gpt_neox"):
+        return "causal"
+    architecture = (config.get("architectures") or [""])[0]
+    kinds: list[Kind] = [kind for suffix, kind in _HEADS.items() if architecture.endswith(suffix)]
+    return kinds[0] if kinds else "causal"
 
 
 def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Path of every `nn.Linear` below the output head -> (d_in, d_out), in the model's order.
 
-    Llama-like and GPT-NeoX models are written out here; any other causal LM is built without weights on
-    torch's meta device.
+    Llama-like, GPT-NeoX, ViT-like and BERT-like models are written out here; any other model is built without
+    weights on torch's meta device. An encoder's pooler is below no head of ours and is left out.
     """
     kind = config.get("model_type")
+    if kind in VIT_LIKE:
+        return _per_layer(config, f"{VIT_LIKE[kind]}.layers", _vit_layer(config))
+    if kind in BERT_LIKE:
+        return _per_layer(config, f"{BERT_LIKE[kind]}.encoder.layer", _bert_layer(config))
     if kind in LLAMA_LIKE:
         return _per_layer(config, "model.layers", _llama_layer(config))
     if kind == "gpt_neox":
@@ -44,6 +73,21 @@ def _llama_layer(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
+def _vit_layer(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    attention = {f"attention.{name}_proj": (hidden, hidden) for name in "qkvo"}
+    return attention | {"mlp.fc1": (hidden, inner), "mlp.fc2": (inner, hidden)}
+
+
+def _bert_layer(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    square = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    return dict.fromkeys(square, (hidden, hidden)) | {
+        "intermediate.dense": (hidden, inner),
+        "output.dense": (inner, hidden),
+    }
+
+
 def _per_layer(
     config: dict[str, Any], prefix: str, layer: dict[str, tuple[int, int]]
 ) -> dict[str, tuple[int, int]]:
@@ -56,28 +100,98 @@ def _per_layer(
 
 def _meta_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     settings = {k: v for k, v in config.items() if k != "model_type"}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **settings))
+        model = auto_class(config).from_config(AutoConfig.for_model(config["model_type"], **settings))
     return linears_of(model)
 
 
+def auto_class(config: dict[str, Any]) -> Any:
+    """The class of transformers that builds a backbone; an encoder's own classifier is not used."""
+    import transformers
+
+    return {
+        "causal": transformers.AutoModelForCausalLM,
+        "text": transformers.AutoModelForSequenceClassification,
+        "image": transformers.AutoModelForImageClassification,
+        "audio": transformers.AutoModelForAudioClassification,
+    }[kind_of(config)]
+
+
 def linears_of(model: Any) -> dict[str, tuple[int, int]]:
-    """Path of every `nn.Linear` of a loaded causal LM except its output head -> (d_in, d_out)."""
+    """Path of every `nn.Linear` of a loaded backbone below its output head -> (d_in, d_out)."""
     import torch
 
-    head = model.get_output_embeddings()
+    head, body = model.get_output_embeddings(), f"{model.base_model_prefix}."
     return {
         name: (module.in_features, module.out_features)
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear)
+        and module is not head
+        and (head is not None or (name.startswith(body) and not name.startswith(f"{body}pooler.")))
     }
 
 
 def num_backbone_parameters(config: dict[str, Any]) -> int:
-    """Numbers in the linear layers, the embedding and, if it is not tied, the output head."""
+    """Numbers in the linear layers and the embeddings, and in a causal LM's output head if it is not tied."""
     linears = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values())
-    embedding = config["vocab_size"] * config["hidden_size"]
-    return linears + embedding * (1 if config.get("tie_word_embeddings") else 2)
+    kind, hidden = kind_of(config), config["hidden_size"]
+    if kind == "causal":
+        return linears + config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    if kind == "text":
+        return linears + hidden * (config["vocab_size"] + config.get("max_position_embeddings", 0))
+    patch = _pair(config["patch_size"])
+    channels = config.get("num_channels", 3) if kind == "image" else 1
+    return linears + hidden * (channels * patch[0] * patch[1] + num_tokens(config))
+
+
+def num_prefix_tokens(config: dict[str, Any]) -> int:
+    """Tokens of an image or spectrogram before its patches: the class token, and the distillation token of
+    DeiT and AST."""
+    return 2 if config["model_type"] in ("deit", "audio-spectrogram-transformer") else 1
+
+
+def num_pooled_tokens(config: dict[str, Any]) -> int:
+    """Tokens whose mean `Head("cls")` reads, as the model's own classifier does: the class token; for AST
+    and for DeiT with its teacher's head both prefix tokens."""
+    both = (config.get("architectures") or [""])[0].endswith("WithTeacher")
+    return 2 if both or config["model_type"] == "audio-spectrogram-transformer" else 1
+
+
+def classifier_path(config: dict[str, Any], pool: str) -> str | None:
+    """The linear layer of transformers' class for classification that a member's head is, None if that class
+    computes its logits otherwise."""
+    if pool != "cls" or config["model_type"] not in VIT_LIKE:
+        return None
+    if config["model_type"] == "audio-spectrogram-transformer":
+        return "classifier.dense"
+    return "classifier" if num_pooled_tokens(config) == 1 else None
+
+
+def num_tokens(config: dict[str, Any]) -> int:
+    """Tokens of every image or spectrogram: its patches and the prefix; 0 for texts, whose lengths differ."""
+    kind = kind_of(config)
+    if kind == "image":
+        size, patch = _pair(config["image_size"]), _pair(config["patch_size"])
+        return (size[0] // patch[0]) * (size[1] // patch[1]) + num_prefix_tokens(config)
+    if kind == "audio":
+        patch = config["patch_size"]
+        bins = (config["num_mel_bins"] - patch) // config["frequency_stride"] + 1
+        frames = (config["max_length"] - patch) // config["time_stride"] + 1
+        return bins * frames + num_prefix_tokens(config)
+    return 0
+
+
+def most_tokens(config: dict[str, Any]) -> int | None:
+    """Tokens of the longest text that a backbone reads, None if its config does not say. RoBERTa's positions
+    begin after that of the padding token."""
+    longest = config.get("max_position_embeddings")
+    if longest and BERT_LIKE.get(config["model_type"]) == "roberta":
+        return longest - config.get("pad_token_id", 1) - 1
+    return longest
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

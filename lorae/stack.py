@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lorae.draws import MCDropout, drawn_set
 from lorae.identity import digest
 from lorae.regularizers import KL
-from lorae.tasks.base import Split, Task
+from lorae.tasks.base import Head, Split, Task
 from lorae.trial import Trial
 
 
@@ -49,7 +49,10 @@ class Stack:
         return {s.name: s for draws in ways for s in self._splits(draws)}
 
     def reference_sets(self) -> dict[str, EvalSet]:
-        """Prediction sets of the backbone itself; KL adds the training split."""
+        """Prediction sets of the backbone itself; KL adds the training split. None if members have heads: the
+        backbone has no classes then."""
+        if isinstance(self.trial.task.scoring, Head):
+            return {}
         sets = self._splits()
         if self.trial.regularizer(KL):
             sets.append(EvalSet(self.trial.task, "train"))

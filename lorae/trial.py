@@ -26,7 +26,7 @@ from lorae.regularizers import (
 )
 from lorae.search import Optuna, Search, Uniform
 from lorae.sources import Source, resolve
-from lorae.tasks.base import Split, Task
+from lorae.tasks.base import Head, Split, Task
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,11 @@ class Trial:
             self, "regularizers", tuple(sorted(self.regularizers, key=lambda r: type(r).__name__))
         )
         self._check_draws()
+        if self.regularizer(KL) and isinstance(self.task.scoring, Head):
+            raise ValueError(
+                f"KL with {self.task.scoring}: the backbone has no class distribution to stay close to, as "
+                "every member has a head of its own; leave KL out, or score by LabelWords() on a causal LM"
+            )
         decay = self.regularizer(DecayB)
         if decay and not self.method.zero_factor:
             raise ValueError(
@@ -292,7 +297,10 @@ class Trial:
         return [short_hash(f"{before}{key}{after}") for key in keys]
 
     def reference_id(self) -> str:
-        """Identity of the untouched backbone, under which its own predictions are stored."""
+        """Identity of the untouched backbone, under which its own predictions are stored; "none" if it has no
+        classes, as every member has a head of its own."""
+        if isinstance(self.task.scoring, Head):
+            return "none"
         return backbone_id(self.backbone, self.precision, self.budget.max_tokens)
 
     def factors(self) -> dict[str, str | int | float]:
@@ -360,7 +368,7 @@ class Sweep:
         axes: field of Trial, or dotted path into one (`"method.rank"`, `"regularizers.DecayB.strength"`), to
             its values, or to the `Uniform` or `LogUniform` range that a search samples.
         ood: tasks that the members also predict; their prompt template must be the trained task's.
-        zero_shot: add the backbone itself as a row for each task.
+        zero_shot: add the backbone itself as a row for each task; it has none where members have heads.
         companions: add the single adapters that every ensemble must beat, see `companions`.
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
     """
@@ -400,7 +408,11 @@ class Sweep:
         for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]
         zero = (
-            [replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None) for t in grid]
+            [
+                replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None)
+                for t in grid
+                if not isinstance(t.task.scoring, Head)
+            ]
             if self.zero_shot
             else []
         )

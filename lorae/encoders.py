@@ -1,0 +1,236 @@
+"""Encoders of images, audio and text: what they read, their pooled features, and the class logits of the
+members' own heads.
+
+Images and audio go through the model's own processor, one example at a time and only when a batch needs them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lorae.media import Audio, Image
+from lorae.shapes import kind_of, num_pooled_tokens, num_prefix_tokens, num_tokens
+from lorae.tasks.base import Example, Task
+
+if TYPE_CHECKING:
+    from lorae.backbones import Backbone
+    from lorae.encoding import Row
+
+# Processed media that are kept in memory, 1,780 images of 224 x 224 or 2,048 pieces of audio for AST: one
+# takes 7 or 60 ms of a core (measured), and every member reads each of them in every epoch.
+CACHE_BYTES = 2**30
+# Samples of a frame of a spectrogram and between two frames, at 16 kHz, in transformers' ASTFeatureExtractor
+FRAME, HOP = 400, 160
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """How examples become what an encoder reads; it takes the place of a causal LM's tokenizer.
+
+    Args:
+        config: the backbone's config.json.
+        processor: its own tokenizer, image processor or feature extractor.
+    """
+
+    config: dict[str, Any]
+    processor: Any
+    cache: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict, repr=False)
+
+    def tokens(
+        self, task: Task, examples: Sequence[Example], max_tokens: int
+    ) -> list[tuple[tuple[int, ...], int]]:
+        """Tokens of each example, and how many of its end were cut off.
+
+        Of a text they are its tokens with the special ones. Of an image or sound they are as many zeros as it
+        has patches and prefixes; each is decoded here once, so that a damaged one ends a stack in time.
+
+        Raises:
+            ValueError: an image or sound that this backbone cannot read, with the example's id.
+        """
+        if kind_of(self.config) == "text":
+            texts = [task.prompt(e).text for e in examples]
+            whole = self.processor(texts)["input_ids"]
+            long = [text for text, ids in zip(texts, whole) if len(ids) > max_tokens]
+            cut = self.processor(long, truncation=True, max_length=max_tokens)["input_ids"] if long else []
+            rest = iter(cut)
+            kept = [ids if len(ids) <= max_tokens else next(rest) for ids in whole]
+            return [(tuple(ids), len(all_ids) - len(ids)) for ids, all_ids in zip(kept, whole)]
+        tokens = (0,) * num_tokens(self.config)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return [(tokens, cut) for cut in pool.map(lambda e: self._checked(task, e), examples)]
+
+    def _checked(self, task: Task, example: Example) -> int:
+        """Decode an example; frames of a sound that are beyond what the backbone reads."""
+        try:
+            if isinstance(example.media, Image):
+                example.media.pixels()
+                return 0
+            assert isinstance(example.media, Audio), f"check_backbone refuses {task.modality} here"
+            samples, patch = self._samples(example.media), self.config["patch_size"]
+            frames = 1 + (len(samples) - FRAME) // HOP
+            if frames < patch:
+                raise ValueError(
+                    f"the audio has {len(samples)} samples, a patch of the backbone "
+                    f"{FRAME + (patch - 1) * HOP}; leave it out or pad it"
+                )
+            return max(0, frames - self.config["max_length"])
+        except ValueError as error:
+            raise ValueError(f"{task.name} {example.id}: {error}") from error
+
+    def _samples(self, audio: Audio) -> np.ndarray:
+        return audio.waveform(self.processor.sampling_rate)
+
+    def processed(self, media: Image | Audio) -> np.ndarray:
+        """What the model's own processor makes of an image (C, H, W) or of audio (frames, bins), fp32."""
+        if isinstance(media, Image):
+            made = self.processor(
+                images=[media.pixels()], input_data_format="channels_last", return_tensors="np"
+            )
+        else:
+            rate = self.processor.sampling_rate
+            made = self.processor(self._samples(media), sampling_rate=rate, return_tensors="np")
+        return made[self.processor.model_input_names[0]][0]
+
+    def media_batch(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Processed media of the rows; each one that several members read is processed and moved once."""
+        distinct = {row.media.digest: row.media for row in rows if row.media}
+        missing = [digest for digest in distinct if digest not in self.cache]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            made = dict(zip(missing, pool.map(self.processed, [distinct[digest] for digest in missing])))
+        arrays = [made[digest] if digest in made else self.cache[digest] for digest in distinct]
+        self._keep(dict(zip(distinct, arrays)))
+        return torch.from_numpy(np.stack(arrays))
+
+    def _keep(self, arrays: dict[str, np.ndarray]) -> None:
+        """Keep what was used last, as much as `CACHE_BYTES` hold."""
+        for digest, array in arrays.items():
+            self.cache[digest] = array
+            self.cache.move_to_end(digest)
+        size = next(iter(arrays.values())).nbytes  # all are of one shape
+        while len(self.cache) * size > CACHE_BYTES:
+            self.cache.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class EncoderBatch:
+    """Rows on the device, members first; `class_logits` turns it into logits (rows, C)."""
+
+    inputs: dict[str, torch.Tensor]  # of the model's forward; none if the features are there
+    pooled: torch.Tensor  # (rows, T), True at the tokens whose mean the head reads
+    features: torch.Tensor | None = None  # (rows, D)
+
+
+def read_inputs(folder: Path, config: dict[str, Any]) -> Inputs:
+    """The processor of an encoder's folder.
+
+    Raises:
+        ValueError: the folder has none, or it makes no inputs of the size that the model reads.
+    """
+    import transformers
+
+    kind = kind_of(config)
+    auto: Any = {
+        "text": transformers.AutoTokenizer,
+        "image": transformers.AutoImageProcessor,
+        "audio": transformers.AutoFeatureExtractor,
+    }[kind]
+    try:
+        inputs = Inputs(config, auto.from_pretrained(folder, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        what = "tokenizer" if kind == "text" else "preprocessor_config.json"
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder} has no {what} that can be read ({first}); copy it there") from error
+    if kind == "image":
+        _check_size(inputs, Image.raw(np.zeros((64, 64, 3), np.uint8)), folder)
+    elif kind == "audio":
+        rate = inputs.processor.sampling_rate
+        _check_size(inputs, Audio.raw(np.linspace(-0.1, 0.1, rate, dtype=np.float32), rate), folder)
+    return inputs
+
+
+def _check_size(inputs: Inputs, probe: Image | Audio, folder: Path) -> None:
+    config, made = inputs.config, inputs.processed(probe).shape
+    if isinstance(probe, Image):
+        size = config["image_size"]
+        read = (config.get("num_channels", 3), *([size] * 2 if isinstance(size, int) else size))
+    else:
+        read = (config["max_length"], config["num_mel_bins"])
+    if made != tuple(read):
+        raise ValueError(
+            f"{folder}: its processor makes inputs of shape {made}, its model reads {tuple(read)}; correct "
+            "preprocessor_config.json"
+        )
+
+
+def body_only(lm: Any) -> None:
+    """Take out the model's own classifier and pooler, which members' heads do not use."""
+    for name, _ in list(lm.named_children()):
+        if name != lm.base_model_prefix:
+            setattr(lm, name, torch.nn.Identity())
+    if getattr(lm.base_model, "pooler", None) is not None:
+        lm.base_model.pooler = None
+
+
+def collate(rows: Sequence[Row], backbone: Backbone) -> EncoderBatch:
+    """Rows as one batch on the backbone's device; texts are right-padded."""
+    encoder: Inputs = backbone.tokenizer
+    if rows[0].features is not None:
+        features = torch.from_numpy(np.array([row.features for row in rows])).to(backbone.device)
+        return EncoderBatch({}, torch.ones(len(rows), 1, dtype=torch.bool), features)
+    if rows[0].media is None:
+        inputs, real = _text_batch(rows, encoder.processor.pad_token_id)
+    else:
+        name, order = encoder.processor.model_input_names[0], {}
+        index = [order.setdefault(row.media.digest, len(order)) for row in rows if row.media]
+        media = encoder.media_batch(rows).to(backbone.device, backbone.dtype)
+        inputs, real = {name: media[torch.tensor(index, device=backbone.device)]}, None
+    length = len(rows[0].tokens) if real is None else real.shape[1]
+    pooled = torch.zeros(len(rows), length, dtype=torch.bool)
+    if rows[0].pool == "cls":
+        pooled[:, : num_pooled_tokens(encoder.config)] = True
+    elif real is not None:
+        pooled |= real
+    else:
+        pooled[:, num_prefix_tokens(encoder.config) :] = True
+    inputs = {key: value.to(backbone.device) for key, value in inputs.items()}
+    return EncoderBatch(inputs, pooled.to(backbone.device))
+
+
+def _text_batch(rows: Sequence[Row], padding: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Inputs of the model, and which tokens are real."""
+    lengths = torch.tensor([len(row.tokens) for row in rows])
+    input_ids = torch.full((len(rows), int(lengths.max())), padding)
+    for n, row in enumerate(rows):
+        input_ids[n, : len(row.tokens)] = torch.tensor(row.tokens)
+    real = torch.arange(input_ids.shape[1]) < lengths[:, None]
+    return {"input_ids": input_ids, "attention_mask": real.long()}, real
+
+
+def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
+    """Pooled features (rows, D) in fp32, which the heads read."""
+    hidden = backbone.lm.base_model(**batch.inputs).last_hidden_state  # (rows, T, D)
+    weights = batch.pooled[:, None].to(hidden.dtype)
+    mean = torch.bmm(weights, hidden)[:, 0].float() / batch.pooled.sum(1, keepdim=True)
+    if kind_of(backbone.tokenizer.config) == "audio":  # the head of AST begins with a norm
+        return F.layer_norm(mean, mean.shape[-1:], eps=backbone.lm.config.layer_norm_eps)
+    return mean
+
+
+def class_logits(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
+    """Class logits (rows, C) of the inserted members' heads, in fp32."""
+    inserted = backbone.inserted
+    assert inserted is not None, "an encoder has no classes of its own"
+    if inserted.noise:
+        num, length = batch.pooled.shape
+        rows, places = (torch.arange(n, device=batch.pooled.device) for n in (num, length))
+        inserted.noise.locate(rows[:, None].expand(num, length), places.expand(num, length))
+    return inserted.head_logits(features(backbone, batch) if batch.features is None else batch.features)
