@@ -96,8 +96,8 @@ class Adapters:
         method: what is trained.
         init_keys: one init stream key for each member, in order.
         noise: on what the trained parts read, while it is set.
-        answer_ids: tokens of the classes, whose rows of a causal LM's head `LastLayer` trains.
-        num_classes: of the head that every member has on an encoder, whatever the method.
+        answer_ids: tokens of the classes, whose rows of the language model's head `LastLayer` trains; on an
+            encoder, where every method trains a classification head, the classes.
 
     Attributes:
         parameters: trained tensors, members leading, fp32: "<layer>.<factor>" of an adapter, HEAD, or every
@@ -117,17 +117,7 @@ class Adapters:
         self.layers = adapted_layers(method, backbone.linears, backbone.name)
         self.scale = method.scale if isinstance(method, Lora) else 1.0
         self.parameters: dict[str, nn.Parameter] = {}
-        if isinstance(method, Full):
-            drawn = [full_state(backbone) for _ in init_keys]
-        elif isinstance(method, LastLayer):
-            drawn = [
-                answer_head(method, backbone, answer_ids, key) if answer_ids else {} for key in init_keys
-            ]
-        else:
-            drawn = [initial_state(method, self.layers, key) for key in init_keys]
-        if backbone.is_encoder:
-            width = backbone.lm.config.hidden_size
-            drawn = [state | initial_head(num_classes, width, key) for state, key in zip(drawn, init_keys)]
+        drawn = [self._drawn(key, answer_ids) for key in init_keys]
         for name in drawn[0]:
             self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
         self.only: int | None = None  # the one member that is computed now, by `one_by_one`
@@ -138,6 +128,19 @@ class Adapters:
         if isinstance(method, Vera):
             pairs = [projections(method, self.layers, key) for key in init_keys]
             self.projections = tuple(torch.stack(p).to(backbone.device, backbone.dtype) for p in zip(*pairs))
+
+    def _drawn(self, key: seeds.Key, answer_ids: Sequence[int]) -> State:
+        """Parameters of one member before the first step."""
+        backbone, method, state = self.backbone, self.method, {}
+        if isinstance(method, Full):
+            state = full_state(backbone)
+        elif isinstance(method, Adapter):
+            state = initial_state(method, self.layers, key)
+        elif not backbone.is_encoder:
+            state = head_state(method, backbone, answer_ids, key)
+        if backbone.is_encoder:
+            state = state | initial_head(len(answer_ids), backbone.lm.config.hidden_size, key)
+        return state
 
     def __enter__(self) -> Adapters:
         self.backbone.inserted = self
@@ -272,9 +275,9 @@ def answer_head(method: LastLayer, backbone: Backbone, answer_ids: Sequence[int]
 
 
 def initial_head(num_classes: int, width: int, key: seeds.Key) -> State:
-    """A member's classification head as transformers begins one, N(0, 0.02^2) and no bias."""
-    weight = seeds.stream(*key, "head").normal(0.0, HEAD_STD, (num_classes, width))
-    return dict(zip(HEAD, (torch.from_numpy(weight.astype(np.float32)), torch.zeros(num_classes))))
+    """A member's classification head as transformers begins one: N(0, 0.02^2), and no bias."""
+    drawn = seeds.stream(*key, "head").normal(0.0, HEAD_STD, (num_classes, width)).astype(np.float32)
+    return {HEAD[0]: torch.from_numpy(drawn), HEAD[1]: torch.zeros(num_classes)}
 
 
 def full_state(backbone: Backbone) -> State:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lorae.encoders import Inputs, read_inputs
+from lorae.encoders import Inputs, body_only, read_inputs
 from lorae.packing import ATTENTION, Packing, register_attention
 from lorae.ranks import Ranks
 from lorae.shapes import auto_class, kind_of, linears_of
@@ -117,10 +117,12 @@ def read_backbone(source: Source, precision: Precision, device: str, recompute: 
     folder, config = backbone_folder(source), backbone_config(source)
     causal = kind_of(config) == "causal"
     register_attention()
+    # The backward pass of flash attention on a CPU is slower than that of the eager one for short sequences.
+    attention = ATTENTION if causal else "eager" if device == "cpu" else "sdpa"
     lm: Any = auto_class(config).from_pretrained(
         folder,
         dtype=DTYPES[precision],
-        attn_implementation=ATTENTION if causal else "eager" if device == "cpu" else "sdpa",
+        attn_implementation=attention,
         trust_remote_code=False,
         use_safetensors=True,
     )
@@ -128,6 +130,7 @@ def read_backbone(source: Source, precision: Precision, device: str, recompute: 
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     else:
         tokenizer = read_inputs(folder, config)
+        body_only(lm)
     if recompute:
         recompute_layers(lm)
     return Backbone(source.label, lm.to(torch.device(device)).eval().requires_grad_(False), tokenizer)

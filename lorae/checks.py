@@ -9,7 +9,7 @@ from lorae import seeds
 from lorae.memory import full_member_bytes
 from lorae.methods import Full, LastLayer, adapted_layers
 from lorae.regularizers import Masksembles
-from lorae.shapes import kind_of, linear_shapes
+from lorae.shapes import kind_of, linear_shapes, most_tokens
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.trial import Trial
 
@@ -25,8 +25,9 @@ def check_recipe(trial: Trial, ood: Sequence[Task], config: dict[str, Any]) -> N
         ood: tasks that its members also predict.
         config: the backbone's config.json.
     Raises:
-        ValueError: targets or a rank that do not fit, a backbone too large for `Full`, examples without
-            common answers for `LastLayer`, more cycles than steps, masks that do not exist.
+        ValueError: a backbone that does not read the task's examples or fit its scoring, targets or a rank
+            that do not fit, a backbone too large for `Full`, examples without common answers for `LastLayer`,
+            more cycles than steps, masks that do not exist.
     """
     _check_backbone(trial, config)
     linears = linear_shapes(config)
@@ -41,6 +42,31 @@ def check_recipe(trial: Trial, ood: Sequence[Task], config: dict[str, Any]) -> N
         widths = {d_in for d_in, _ in layers.values()} or {config["hidden_size"]}
         for width in widths:
             masks.generate(width, seeds.stream("masks", width))
+
+
+def _check_backbone(trial: Trial, config: dict[str, Any]) -> None:
+    task, kind, name = trial.task, kind_of(config), trial.backbone.label
+    what = "causal LM" if kind == "causal" else f"{kind} encoder"
+    if task.modality != ("text" if kind == "causal" else kind):
+        raise ValueError(
+            f"{name} is a {what}, {task.name} has {task.modality} examples; take a backbone for "
+            f"{task.modality}, or another task"
+        )
+    if (kind != "causal") != isinstance(task.scoring, Head):
+        fit = "Letters(), LabelWords() or OptionLikelihood()" if kind == "causal" else "Head()"
+        raise ValueError(f"{task.name} is scored by {task.scoring}, {name} is a {what}; write scoring={fit}")
+    if isinstance(task.scoring, Head) and trial.members == 0:
+        raise ValueError(f"members=0: {name} has no head for {task.name}; write members=1 or more")
+    if kind == "image" and (channels := config.get("num_channels", 3)) != 3:
+        raise ValueError(
+            f"{name} reads images of {channels} channels, examples have 3 (RGB); take another backbone"
+        )
+    longest = most_tokens(config)
+    if longest and trial.budget.max_tokens > longest:
+        raise ValueError(
+            f"max_tokens={trial.budget.max_tokens}: {name} reads at most {longest}; "
+            f"write Budget(max_tokens={longest})"
+        )
 
 
 def _check_full(trial: Trial, config: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lorae.encoding import Row
 
 # Processed media that are kept in memory, 1,780 images of 224 x 224 or 2,048 pieces of audio for AST: one
-# takes 7 or 60 ms of a core to process (measured), and every member reads each of them in every epoch.
+# takes 7 or 60 ms of a core (measured), and every member reads each of them in every epoch.
 CACHE_BYTES = 2**30
 # Samples of a frame of a spectrogram and between two frames, at 16 kHz, in transformers' ASTFeatureExtractor
 FRAME, HOP = 400, 160
@@ -122,17 +122,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class EncoderBatch:
-    """Rows on the device; `class_logits` turns it into logits (rows, C)."""
+    """Rows on the device, members first; `class_logits` turns it into logits (rows, C)."""
 
-    inputs: dict[str, torch.Tensor]  # of the model's forward
+    inputs: dict[str, torch.Tensor]  # of the model's forward; none if the features are there
     pooled: torch.Tensor  # (rows, T), True at the tokens whose mean the head reads
-    labels: torch.Tensor  # (rows,)
-
-    @property
-    def tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and place of each token, (rows, T) each."""
-        rows, places = (torch.arange(n, device=self.pooled.device) for n in self.pooled.shape)
-        return rows[:, None].expand_as(self.pooled), places.expand_as(self.pooled)
+    features: torch.Tensor | None = None  # (rows, D)
 
 
 def read_inputs(folder: Path, config: dict[str, Any]) -> Inputs:
@@ -177,9 +171,21 @@ def _check_size(inputs: Inputs, probe: Image | Audio, folder: Path) -> None:
         )
 
 
+def body_only(lm: Any) -> None:
+    """Take out the model's own classifier and pooler, which members' heads do not use."""
+    for name, _ in list(lm.named_children()):
+        if name != lm.base_model_prefix:
+            setattr(lm, name, torch.nn.Identity())
+    if getattr(lm.base_model, "pooler", None) is not None:
+        lm.base_model.pooler = None
+
+
 def collate(rows: Sequence[Row], backbone: Backbone) -> EncoderBatch:
     """Rows as one batch on the backbone's device; texts are right-padded."""
     encoder: Inputs = backbone.tokenizer
+    if rows[0].features is not None:
+        features = torch.from_numpy(np.array([row.features for row in rows])).to(backbone.device)
+        return EncoderBatch({}, torch.ones(len(rows), 1, dtype=torch.bool), features)
     if rows[0].media is None:
         inputs, real = _text_batch(rows, encoder.processor.pad_token_id)
     else:
@@ -196,8 +202,7 @@ def collate(rows: Sequence[Row], backbone: Backbone) -> EncoderBatch:
     else:
         pooled[:, num_prefix_tokens(encoder.config) :] = True
     inputs = {key: value.to(backbone.device) for key, value in inputs.items()}
-    labels = torch.tensor([row.label for row in rows])
-    return EncoderBatch(inputs, pooled.to(backbone.device), labels.to(backbone.device))
+    return EncoderBatch(inputs, pooled.to(backbone.device))
 
 
 def _text_batch(rows: Sequence[Row], padding: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -218,3 +223,14 @@ def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
     if kind_of(backbone.tokenizer.config) == "audio":  # the head of AST begins with a norm
         return F.layer_norm(mean, mean.shape[-1:], eps=backbone.lm.config.layer_norm_eps)
     return mean
+
+
+def class_logits(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
+    """Class logits (rows, C) of the inserted members' heads, in fp32."""
+    inserted = backbone.inserted
+    assert inserted is not None, "an encoder has no classes of its own"
+    if inserted.noise:
+        num, length = batch.pooled.shape
+        rows, places = (torch.arange(n, device=batch.pooled.device) for n in (num, length))
+        inserted.noise.locate(rows[:, None].expand(num, length), places.expand(num, length))
+    return inserted.head_logits(features(backbone, batch) if batch.features is None else batch.features)

@@ -29,13 +29,14 @@ class Row:
 
     Args:
         tokens: the prompt, for option likelihood followed by the options.
-        answer_ids: token of each class (letters, label words); empty for option likelihood.
+        answer_ids: token of each class (letters, label words), or its place in a head; empty for option
+            likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
         truncated: tokens of the prompt's beginning that were cut off; for a head of the end.
         media: image or sound; only for a head.
         pool: which tokens' features the head reads; only for a head.
-        features: (D,) that class logits are read from, where the backbone is not run again
+        features: hidden state (D,) that class logits are read from, where the backbone is not run again
             (`lorae.prediction.with_features`).
     """
 
@@ -67,14 +68,15 @@ def encode(
             label. None: the examples' own.
     Raises:
         ValueError: two classes of an example start with the same token, or an answer does not fit
-        `max_tokens`; a damaged image or sound.
+            `max_tokens`; a damaged image or sound.
     """
     if isinstance(task.scoring, Head):
         pool, rows = task.scoring.pool, []
+        numbers = tuple(range(len(classes or examples[0].options)))
         for e, (tokens, cut) in zip(examples, tokenizer.tokens(task, examples, max_tokens)):
             label = -1 if e.label is None or classes not in (None, e.options) else e.label
-            num_classes = len(classes or e.options)
-            rows.append(Row(e.id, label, num_classes, tokens, truncated=cut, media=e.media, pool=pool))
+            row = Row(e.id, label, len(numbers), tokens, numbers, truncated=cut, media=e.media, pool=pool)
+            rows.append(row)
         return rows
     prompts = [task.prompt(e) for e in examples]
     # An answer's tokens are what follows the prompt's in the tokenisation of both together.
@@ -226,8 +228,8 @@ def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> t
 
 
 def features(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
-    """What class logits are read from, (rows, D): the hidden state of each row's last token, or an encoder's
-    pooled features."""
+    """Hidden state (rows, D) of each row's last token, or of an encoder's pooled ones, from which its class
+    logits are read."""
     if isinstance(batch, EncoderBatch):
         return encoders.features(backbone, batch)
     return _hidden(backbone, batch)[batch.packing.ends]
@@ -240,6 +242,8 @@ def _hidden(backbone: Backbone, batch: Batch) -> torch.Tensor:
 
 def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
+    if isinstance(batch, EncoderBatch):
+        return encoders.class_logits(backbone, batch)
     inserted = backbone.inserted
     if inserted and inserted.noise:
         inserted.noise.locate(*batch.tokens)

@@ -19,14 +19,8 @@ from lorae.trial import Trial
 BYTES = {"fp32": 4, "bf16": 2}
 QK_NORM = ("qwen3", "gemma3_text", "olmo2")
 SAME_INPUT = {  # layers that read one tensor
-    **{
-        "k_proj": "q_proj",
-        "v_proj": "q_proj",
-        "key": "query",
-        "value": "query",
-        "k_lin": "q_lin",
-        "v_lin": "q_lin",
-    },
+    **dict.fromkeys(("k_proj", "v_proj"), "q_proj"),
+    **dict.fromkeys(("key", "value"), "query"),
     "up_proj": "gate_proj",
 }
 # Padded tokens of one forward pass of `predict`, members included; no result depends on it
@@ -162,10 +156,8 @@ def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int) -> int:
     if shards == 1:
         return whole
     linears = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values())
-    layer, embedding = (
-        linears // config["num_hidden_layers"],
-        config.get("vocab_size", 0) * config["hidden_size"],
-    )
+    layer = linears // config["num_hidden_layers"]
+    embedding = config.get("vocab_size", 0) * config["hidden_size"]
     return -(-whole // shards) + max(2 * layer, embedding) * BYTES[trial.precision]
 
 
@@ -183,8 +175,8 @@ def _adapter_bytes(
     *,
     on_cpu: bool,
 ) -> int:
-    """Parameters (`head` of them in a classification head), gradients, two moments; early stopping's best
-    state (in host memory), VeRA's projections, the cast to bf16."""
+    """Parameters, gradients, two moments; early stopping's best state (in host memory), VeRA's projections,
+    the cast to bf16. A classification head has `head` parameters; `LastLayer`'s few rows are not counted."""
     size, method = BYTES[trial.precision], trial.method
     trained = num_backbone_parameters(config) if isinstance(method, Full) else 0
     if isinstance(method, Adapter):

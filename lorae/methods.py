@@ -364,13 +364,8 @@ def _matches(name: str, target: str) -> bool:
     return any(name == known or name.endswith("." + known) for known in (target, *ROLES.get(target, ())))
 
 
-def target_modules(method: Method, layers: Iterable[str]) -> list[str]:
+def target_modules(method: Adapter, layers: Iterable[str]) -> list[str]:
     """The targets as other libraries know them: of a role, the names that `layers` have."""
-    names = list(layers)
-    found = dict.fromkeys(
-        known
-        for target in method.targets
-        for known in (target, *ROLES.get(target, ()))
-        if any(name == known or name.endswith("." + known) for name in names)
-    )
-    return list(found)
+    dotted = [f".{name}" for name in layers]
+    known = [name for target in method.targets for name in (target, *ROLES.get(target, ()))]
+    return [name for name in known if any(layer.endswith(f".{name}") for layer in dotted)]

@@ -82,10 +82,8 @@ def adapter_files(
             layers[layer] = None
             name = f"{_PREFIX}{layer}.{_NAMES[factor]}"
         tensors[name] = value.contiguous().numpy()
-    if (
-        classifier == "classifier.dense"
-    ):  # AST's is a norm and this layer; ours has the norm before it, as begun
-        width = len(state["head.weight"][0])
+    if classifier == "classifier.dense":  # of AST, after a norm, which our features have gone through
+        width = state["head.weight"].shape[1]
         for name, value in (("weight", np.ones), ("bias", np.zeros)):
             tensors[f"{_PREFIX}classifier.layernorm.{name}"] = value(width, np.float32)
     if projections:
@@ -112,8 +110,9 @@ def read_state(weights: bytes) -> State:
 
     tensors = _tensors(weights)
     if any(name.startswith(_PREFIX) for name in tensors):
-        heads = {f"{path}.{name}": f"head.{name}" for path in _HEADS for name in ("weight", "bias")}
-        tensors = _parameters(weights) | {heads[n]: value for n, value in tensors.items() if n in heads}
+        places = [(f"{path}.{name}", f"head.{name}") for path in _HEADS for name in ("weight", "bias")]
+        head = {ours: tensors[stored] for stored, ours in places if stored in tensors}
+        tensors = _parameters(weights) | head
     return {name: torch.from_numpy(value) for name, value in tensors.items()}
 
 

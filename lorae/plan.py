@@ -16,7 +16,7 @@ from lorae.memory import BYTES, Memory, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, LastLayer
 from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
-from lorae.shapes import most_tokens, num_backbone_parameters, num_tokens
+from lorae.shapes import num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, prediction_file, reference_folder
@@ -197,7 +197,8 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
 def _checked(trial: Trial) -> Any:
     """What `check_trial` looks at."""
     masks = trial.regularizer(Masksembles)
-    return trial.backbone, trial.task, trial.method, trial.budget, trial.optimizer.cycles, masks
+    recipe = (trial.task, trial.method, trial.budget, trial.optimizer.cycles, masks)
+    return trial.backbone, recipe, trial.members == 0
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
@@ -214,12 +215,6 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
         task.examples("test")
     config = backbone_config(trial.backbone)
     check_recipe(trial, ood, config)
-    longest = most_tokens(config)
-    if longest and trial.budget.max_tokens > longest:
-        raise ValueError(
-            f"max_tokens={trial.budget.max_tokens}: {trial.backbone.label} reads at most {longest}; "
-            f"write Budget(max_tokens={longest})"
-        )
 
 
 def _lacking_members(
@@ -494,7 +489,6 @@ def _longest(stack: Stack) -> Texts:
     """Sizes of the longest row that is trained on or predicted."""
     task = stack.trial.task
     every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
-    classes = len(task.examples("train")[0].options) if isinstance(task.scoring, Head) else 0
-    return Texts(
-        max(lengths.longest for lengths in every), max(lengths.answers for lengths in every), classes
-    )
+    longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
+    head = isinstance(task.scoring, Head)
+    return Texts(longest, answers, len(task.examples("train")[0].options) if head else 0)

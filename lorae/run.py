@@ -287,9 +287,8 @@ def _store_members(
             failed[member_id] = str(error)
             continue
         frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
-        files |= peft_format.adapter_files(
-            trial.method, trial.backbone, run.state, frozen, trial.task.scoring
-        )
+        scoring = trial.task.scoring
+        files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, scoring)
         for k, state in enumerate(run.snapshots):
             files[snapshot_file(k)] = peft_format.state_bytes(state)
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))

@@ -210,6 +210,11 @@ class Trial:
                 "every member has a head of its own; leave KL out, or score by LabelWords() on a causal LM"
             )
         self._check_draws()
+        if self.regularizer(KL) and isinstance(self.task.scoring, Head):
+            raise ValueError(
+                f"KL with {self.task.scoring}: the backbone has no class distribution to stay close to, as "
+                "every member has a head of its own; leave KL out, or score by LabelWords() on a causal LM"
+            )
         decay = self.regularizer(DecayB)
         if decay and not self.method.zero_factor:
             raise ValueError(

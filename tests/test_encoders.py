@@ -28,11 +28,11 @@ from transformers import (
 )
 
 from lorae import metrics, peft_format
-from lorae.adapters import Adapters
+from lorae.adapters import Adapters, initial_head
 from lorae.backbones import Backbone, load_backbone
 from lorae.encoding import class_logits, collate, encode
 from lorae.media import Audio, Image
-from lorae.methods import Lora, Vera, Xavier
+from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera, Xavier
 from lorae.order import DataOrder
 from lorae.plan import Devices, check_trial, make_plan
 from lorae.prediction import predict
@@ -241,11 +241,19 @@ def test_member_of_a_stack_equals_the_member_trained_alone(encoder_trial, model)
     assert largest_difference(together[0], together[1]) > 1e-3
 
 
-def test_vera_on_an_encoder_is_exact_too(encoder_trial):
-    trial = encoder_trial("vit", method=Vera(rank=8, targets=("q", "v")))
+@pytest.mark.parametrize(
+    "method",
+    [Vera(rank=8, targets=("q", "v")), BatchEnsemble(targets=("q", "v")), LastLayer(), Full()],
+    ids=lambda method: method.label,
+)
+def test_every_method_is_exact_on_an_encoder_and_trains_its_head(encoder_trial, method):
+    rough = AdamW(lr=1e-2, eps=1e-4)  # the gradient of a key's bias is zero but for rounding
+    trial = encoder_trial("bert", method=method, regularizers=(AdapterDropout(0.1),), optimizer=rough)
     backbone, data = prepared(trial)
     together = train_stack(backbone, trial, [1, 0], data)
     assert largest_difference(together[0], train_stack(backbone, trial, [1], data)[0]) < 1e-5
+    begun = initial_head(3, 32, trial.member_key(1)["init"])
+    assert all((together[0].state[name] - value).abs().max() > 1e-3 for name, value in begun.items())
 
 
 @pytest.mark.parametrize("model", ["vit", AST])
@@ -269,7 +277,7 @@ def test_lora_member_equals_a_plain_peft_loop_with_the_models_own_classifier(enc
             theirs[f"head.{name.rsplit('.', 1)[1]}"] = p
         elif p.requires_grad:
             p.requires_grad_(False)  # the norm of AST's classifier
-    with torch.no_grad(), Adapters(backbone, trial.method, [key["init"]], num_classes=3) as adapters:
+    with torch.no_grad(), Adapters(backbone, trial.method, [key["init"]], answer_ids=range(3)) as adapters:
         for name, value in adapters.state(0).items():
             theirs[name].copy_(value)
     optimizer = torch.optim.AdamW(theirs.values(), lr=1e-2, weight_decay=0.0)
@@ -296,7 +304,7 @@ def test_step_zero_differs_from_the_backbone_by_nothing_but_the_head(encoder_tri
     classifier = AutoModelForImageClassification.from_pretrained(trial.backbone.path).eval()
     before = {name: p.clone() for name, p in backbone.lm.named_parameters()}
     keys = [trial.member_key(m)["init"] for m in range(2)]
-    with Adapters(backbone, trial.method, keys, num_classes=3) as adapters:
+    with Adapters(backbone, trial.method, keys, answer_ids=range(3)) as adapters:
         heads = [adapters.state(m) for m in range(2)]
         ours_MNC = predict(backbone, data.validation)
     pixels = np.stack([backbone.tokenizer.processed(r.media) for r in data.validation])
@@ -317,7 +325,7 @@ def test_a_texts_prediction_does_not_depend_on_the_others_of_its_batch(encoder_t
     rows = encode(backbone.tokenizer, task, task.examples("test"), 64)
     rows.sort(key=lambda r: len(r.tokens))
     assert len(rows[-1].tokens) > len(rows[0].tokens) + 3
-    with torch.no_grad(), Adapters(backbone, trial.method, [(0, 0, "init")], num_classes=3):
+    with torch.no_grad(), Adapters(backbone, trial.method, [(0, 0, "init")], answer_ids=range(3)):
         alone = class_logits(backbone, collate(rows[:1], 3, backbone))
         padded = class_logits(backbone, collate([rows[0], rows[-1]], 3, backbone))[:1]
         assert torch.allclose(alone, padded, atol=1e-5)
@@ -330,7 +338,7 @@ def test_mean_pooling_is_that_of_sentence_embeddings(encoder_trial):
     task = replace(trial.task, scoring=Head(pool="mean"))
     backbone, _ = prepared(trial)
     rows = encode(backbone.tokenizer, task, task.examples("test")[:3], 64)
-    with torch.no_grad(), Adapters(backbone, trial.method, [(0, 0, "init")], num_classes=3) as adapters:
+    with torch.no_grad(), Adapters(backbone, trial.method, [(0, 0, "init")], answer_ids=range(3)) as adapters:
         ours = class_logits(backbone, collate(rows, 3, backbone))
         head = adapters.state(0)
     bert = AutoModelForSequenceClassification.from_pretrained(trial.backbone.path).base_model.eval()
@@ -383,7 +391,7 @@ def test_exported_member_has_the_same_logits_in_peft(encoder_trial, tmp_path, mo
     files = peft_format.adapter_files(trial.method, trial.backbone, run.state, scoring=trial.task.scoring)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with Adapters(backbone, trial.method, [key], num_classes=3) as adapters:
+    with Adapters(backbone, trial.method, [key], answer_ids=range(3)) as adapters:
         adapters.load([run.state])
         ours = predict(backbone, data.validation)[0]
     auto: Any = AutoModelForImageClassification if model == "vit" else AutoModelForAudioClassification
@@ -405,7 +413,7 @@ def test_a_texts_adapter_loads_in_peft_and_its_head_is_beside_it(encoder_trial, 
         (tmp_path / name).write_bytes(content)
     restored = peft_format.read_state(files[peft_format.WEIGHTS])
     assert all(torch.equal(restored[name], value) for name, value in run.state.items())
-    with Adapters(backbone, trial.method, [(0, 0, "init")], num_classes=3) as adapters:
+    with Adapters(backbone, trial.method, [(0, 0, "init")], answer_ids=range(3)) as adapters:
         adapters.load([run.state])
         ours = predict(backbone, data.validation)[0]
     whole = AutoModelForSequenceClassification.from_pretrained(trial.backbone.path)

@@ -94,7 +94,7 @@ def test_axes_are_checked_against_the_fields(tiny_trial):
     "change,message",
     [
         ({"method": Lora(rank=33)}, "rank=33 exceeds the smaller side"),
-        ({"method": Lora(targets=("q",))}, "matches no Linear of .*; it has q_proj, k_proj"),
+        ({"method": Lora(targets=("w",))}, "matches no Linear of .*; it has q_proj, k_proj"),
         ({"budget": Budget(epochs=1, max_tokens=10**6)}, "reads at most"),
         ({"task": "greys"}, "can only be an OOD task"),
     ],
