@@ -111,7 +111,6 @@ class Adapters:
         init_keys: Sequence[seeds.Key],
         noise: Noise | None = None,
         answer_ids: Sequence[int] = (),
-        num_classes: int = 0,
     ) -> None:
         self.backbone, self.method, self.noise = backbone, method, noise
         self.layers = adapted_layers(method, backbone.linears, backbone.name)
@@ -266,8 +265,8 @@ def initial_state(method: Adapter, layers: dict[str, tuple[int, int]], key: seed
     return state
 
 
-def answer_head(method: LastLayer, backbone: Backbone, answer_ids: Sequence[int], key: seeds.Key) -> State:
-    """Rows of a causal LM's head for these tokens, with a member's noise; and their bias, if any."""
+def head_state(method: LastLayer, backbone: Backbone, answer_ids: Sequence[int], key: seeds.Key) -> State:
+    """Rows of the language model's head for these tokens, with a member's noise; and their bias, if any."""
     weight_CD, bias_C = backbone.answer_rows(torch.tensor(answer_ids, device=backbone.device))
     drawn = method.draw(weight_CD.cpu().numpy(), key).astype(np.float32)
     state = {HEAD[0]: torch.from_numpy(drawn)}

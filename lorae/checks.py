@@ -99,23 +99,3 @@ def _check_answers(trial: Trial, ood: Sequence[Task]) -> None:
                     f"{first[1]} has {first[0]}; one head has the same classes for all examples, so take a "
                     "task whose examples share them, or write Lora()"
                 )
-
-
-def _check_backbone(trial: Trial, config: dict[str, Any]) -> None:
-    """Refuse a backbone that cannot read the task, or cannot be scored as it asks."""
-    task, kind, name = trial.task, kind_of(config), trial.backbone.label
-    what = "causal LM" if kind == "causal" else f"{kind} encoder"
-    if task.modality != ("text" if kind == "causal" else kind):
-        raise ValueError(
-            f"{name} is a {what}, {task.name} has {task.modality} examples; take a backbone for "
-            f"{task.modality}, or another task"
-        )
-    if (kind != "causal") != isinstance(task.scoring, Head):
-        fit = "Letters(), LabelWords() or OptionLikelihood()" if kind == "causal" else "Head()"
-        raise ValueError(f"{task.name} is scored by {task.scoring}, {name} is a {what}; write scoring={fit}")
-    if isinstance(task.scoring, Head) and trial.members == 0:
-        raise ValueError(f"members=0: {name} has no head for {task.name}; write members=1 or more")
-    if kind == "image" and (channels := config.get("num_channels", 3)) != 3:
-        raise ValueError(
-            f"{name} reads images of {channels} channels, examples have 3 (RGB); take another backbone"
-        )

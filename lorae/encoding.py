@@ -146,11 +146,7 @@ class Batch:
     answer_ids: torch.Tensor | None = None  # (rows, C)
     scored: tuple[torch.Tensor, ...] = ()  # K predictions: place in the packed (M * S), token, row, class
     norms: torch.Tensor | None = None  # (rows, C)
-
-    @property
-    def tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and place of each token, (M, S) each."""
-        return self.packing.rows, self.packing.places
+    features: torch.Tensor | None = None  # (rows, D)
 
 
 def collate(
@@ -176,6 +172,7 @@ def collate(
         packing=packing,
         labels=on_device([r.label for r in rows]),
         class_mask=by_class([[True] * r.num_classes for r in rows], bool, False),
+        features=None if rows[0].features is None else on_device(np.array([r.features for r in rows])),
     )
     if not rows[0].segments:
         return replace(batch, answer_ids=by_class([r.answer_ids for r in rows], np.int64, 0))
@@ -217,9 +214,6 @@ def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> t
     """Class logits (rows, C) of the inserted stack, each member's rows together; one forward pass of all, or
     of each member where all weights are its own."""
     inserted = backbone.inserted
-    if inserted and rows[0].features is not None:
-        features_ND = torch.from_numpy(np.stack([row.features for row in rows if row.features is not None]))
-        return backbone.capped(inserted.head_logits(features_ND.to(backbone.device)))
     if inserted is None or not isinstance(inserted.method, Full):
         return class_logits(backbone, collate(rows, num_classes, backbone, backbone.num_members))
     size = len(rows) // inserted.num_members
@@ -246,12 +240,9 @@ def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tenso
         return encoders.class_logits(backbone, batch)
     inserted = backbone.inserted
     if inserted and inserted.noise:
-        inserted.noise.locate(*batch.tokens)
-    if isinstance(batch, EncoderBatch):
-        assert inserted is not None, "an encoder has no classes of its own"
-        return inserted.head_logits(features(backbone, batch))
+        inserted.noise.locate(batch.packing.rows, batch.packing.places)
     if batch.answer_ids is not None:
-        read = features(backbone, batch)
+        read = features(backbone, batch) if batch.features is None else batch.features
         if inserted and inserted.has_head:
             logits = backbone.capped(inserted.head_logits(read))
         else:

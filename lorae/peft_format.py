@@ -66,7 +66,6 @@ def adapter_files(
     Args:
         state: its parameters, as `Adapters.state` names them.
         projections: for VeRA the frozen A (R, D) and B (E, R), which PEFT stores beside the vectors.
-        scoring: of the member's task.
     """
     if not isinstance(method, (Lora, Vera)):
         content = {"lorae_method": canonical(method), **_base(backbone)}

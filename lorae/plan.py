@@ -423,7 +423,7 @@ def _busiest_seconds(seconds: Iterable[float], num: int) -> float:
 
 
 def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
-    """Memory and time of a stack from the backbone's config and the lengths of its inputs."""
+    """Memory and time of a stack from the backbone's config and the lengths of the texts."""
     return _estimate(_typical(stack), devices, replace(where, reason=""))
 
 

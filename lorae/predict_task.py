@@ -197,7 +197,7 @@ def _stack_logits(
     noise, inits, drawn = make_noise(group.masks, streams), [s["init"] for s in streams], []
     if isinstance(group.method, LastLayer):
         rows = with_features(model, rows)
-    with Adapters(model, group.method, inits, noise, rows[0].answer_ids, rows[0].num_classes) as adapters:
+    with Adapters(model, group.method, inits, noise, rows[0].answer_ids) as adapters:
         for states in read_stages(store, members):
             adapters.load(states)
             drawn.append(predict_draws(model, rows))

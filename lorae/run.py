@@ -311,10 +311,9 @@ def _predict_sets(
     started, trial, sets = time.perf_counter(), job.stack.trial, job.stack.eval_sets()
     streams = [trial.member_key(m) for m in members]
     noise = make_noise(trial.regularizers, streams)
-    first, inits = job.encoded(trial.task, "test")[0], [s["init"] for s in streams]
+    answer_ids = job.encoded(trial.task, "test")[0].answer_ids
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in sets}
-    parts = Adapters(job.backbone, trial.method, inits, noise, first.answer_ids, first.num_classes)
-    with parts as adapters:
+    with Adapters(job.backbone, trial.method, [s["init"] for s in streams], noise, answer_ids) as adapters:
         for states in stages:
             adapters.load(states)
             for number, (name, wanted) in enumerate(sets.items()):
@@ -322,7 +321,7 @@ def _predict_sets(
                 job.on_progress(Progress("predict", number, len(sets)))
                 rows = job.trained_rows(wanted.task, wanted.split)
                 drawn[name].append(predict_draws(job.backbone, rows, wanted.draws))
-    logits = {name: np.concatenate(logits_MKNC, axis=1) for name, logits_MKNC in drawn.items()}
+    logits = {name: np.concatenate(parts, axis=1) for name, parts in drawn.items()}
     return logits, time.perf_counter() - started
 
 

@@ -128,9 +128,8 @@ def train_stack(
     active = list(range(len(runs)))  # positions in `runs` of the members still training
     ranks, noise = backbone.ranks, make_noise(trial.regularizers, keys)
     inits, answer_ids = [k["init"] for k in keys], data.train[0].answer_ids
-    num_classes = data.num_classes
 
-    with Adapters(backbone, trial.method, inits, noise, answer_ids, num_classes) as adapters:
+    with Adapters(backbone, trial.method, inits, noise, answer_ids) as adapters:
         optimizer = make_optimizer(adapters, trial.optimizer, decay)
         step = 0
         if checkpoints and (saved := ranks.once(checkpoints.load)):

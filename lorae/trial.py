@@ -204,11 +204,6 @@ class Trial:
         object.__setattr__(
             self, "regularizers", tuple(sorted(self.regularizers, key=lambda r: type(r).__name__))
         )
-        if self.regularizer(KL) and isinstance(self.task.scoring, Head):
-            raise ValueError(
-                f"KL with {self.task.scoring}: the backbone has no class distribution to stay close to, as "
-                "every member has a head of its own; leave KL out, or score by LabelWords() on a causal LM"
-            )
         self._check_draws()
         if self.regularizer(KL) and isinstance(self.task.scoring, Head):
             raise ValueError(
