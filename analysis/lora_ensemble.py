@@ -1,0 +1,37 @@
+"""What every sweep of LoRA-Ensemble on an encoder shows, after the tables and figures of arXiv:2405.14438."""
+
+from __future__ import annotations
+
+from analysis.data import Trials
+from analysis.differences import ensembling, same_compute, same_parameters
+from analysis.figures import standard_figures
+from analysis.figures_setting import metric_against_setting
+from analysis.figures_sweep import diversity_against_gain, quality_against_cost
+from analysis.resampling import resample
+from analysis.script import Content
+from analysis.table import comparison
+from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
+from lorae.results import OOD_SEPARATOR
+
+
+def content(trials: Trials) -> Content:
+    """All rivals by accuracy, macro F1, NLL, calibration (10 bins, as the paper, and 15) and OOD detection,
+    with their costs; matched baselines; diversity in function and in weight space."""
+    ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in ("auroc_msp", "aupr_msp")]
+    metrics = ["acc", "f1", "ensemble_nll", "ece10", "ece15", "brier", *ood, "ts_ensemble_nll", "ts_ece15"]
+    resampling = resample(trials, metrics)
+    updated, notes = with_updates(trials, max_entries=MAX_REPORT_ENTRIES)
+    tables = [
+        comparison(trials, resampling, metrics),
+        ensembling(trials, resampling),
+        same_parameters(trials, resampling),
+        same_compute(trials, resampling),
+        weight_table(updated, notes),
+    ]
+    plots = [
+        *standard_figures(trials),
+        *metric_against_setting(trials, "rank", "ensemble_nll"),
+        *diversity_against_gain(trials),
+        *quality_against_cost(trials),
+    ]
+    return Content(tables, plots)

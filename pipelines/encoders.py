@@ -1,0 +1,31 @@
+"""Does LoRA-Ensemble hold for a sentence encoder? Against the rivals of its reviewers, on a laptop, in minutes.
+
+    lorae sweep pipelines/encoders.py        # 16 trials, 26 members
+    python -m analysis.encoders lorae-results
+
+MiniLM-L6 on Rotten Tomatoes sentiment with a classification head per member, by the recipe of
+arXiv:2405.14438: Xavier-uniform A with gain 10, no alpha / r, cosine with warm-up. The OOD set is plot
+summaries of the same films' world.
+"""
+
+from lorae.methods import Lora, Xavier
+from lorae.regularizers import DecayB
+from lorae.tasks import Head, PlotSummaries, RottenTomatoes
+from lorae.trial import AdamW, Budget, Sweep, Trial
+from pipelines._common import ATTENTION, MINILM_L6, encoder_smoke, rivals
+
+LORA = Trial(
+    backbone=MINILM_L6,
+    task=RottenTomatoes(scoring=Head(pool="mean")).subset(train=256, validation=100, test=500),
+    method=Lora(rank=8, alpha=None, targets=ATTENTION, init=Xavier(gain=10)),
+    optimizer=AdamW(lr=2e-4, schedule="cosine"),
+    budget=Budget(batch_size=16, epochs=6, max_tokens=64),
+    precision="fp32",
+)
+SWEEP = Sweep(
+    base=LORA,
+    axes={"regularizers": [(), (DecayB(strength=100.0),)], "members": [1, 2, 4]},
+    rivals=rivals(LORA, 4, full_lr=5e-5, small_lr=1e-2),
+    ood=[PlotSummaries(num_test=300)],
+)
+SMOKE = encoder_smoke(LORA)
