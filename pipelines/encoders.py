@@ -1,4 +1,4 @@
-"""Does LoRA-Ensemble hold for a sentence encoder? Against the rivals of its reviewers, on a laptop, in minutes.
+"""Does LoRA-Ensemble hold for a sentence encoder? Against its reviewers' rivals, on a laptop, in minutes.
 
     lorae sweep pipelines/encoders.py        # 16 trials, 26 members
     python -m analysis.encoders lorae-results
