@@ -1,7 +1,8 @@
 """Peak memory of a stack from the backbone's config alone: neither weights nor torch are loaded.
 
-Counted tensor by tensor for a Llama-like decoder with frozen weights, in which autograd keeps no input of a
-frozen linear layer and nothing below the first adapted one. Other decoders are counted as if they were one.
+Counted tensor by tensor for a Llama-like decoder, and for an encoder with LayerNorm and GELU, with frozen
+weights, in which autograd keeps no input of a frozen linear layer and nothing below the first adapted one.
+Other decoders are counted as if they were Llama-like.
 The attention is that of `lorae.packing`: written out on a CPU, scaled_dot_product_attention on a GPU.
 """
 
@@ -123,13 +124,13 @@ class _Shape:
         )
 
     def kept_bytes(self, tokens: int, length: int) -> int:
-        """What autograd keeps of one layer: two norms' inputs in fp32; queries, keys and values;
-        softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
-        activations (gate, SiLU of it, up)."""
+        """What autograd keeps of one layer: two norms' inputs, an RMS norm's in fp32; queries, keys and
+        values; softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
+        activations (gate, SiLU of it, up; of an encoder GELU's input)."""
         attention, key_value = self.heads * self.head_dim, self.key_value_heads * self.head_dim
-        norms = 4 * (2 * self.hidden + 2 * self.qk_norm * attention)
+        norms = (self.size if self.encoder else 4) * (2 * self.hidden + 2 * self.qk_norm * attention)
         scores = attention * self.size if self.fused else self.heads * length * (4 + 2 * (self.size == 2))
-        inner = (3 if self.gated else 2) * self.inner * self.size
+        inner = (3 if self.gated else 1 if self.encoder else 2) * self.inner * self.size
         return tokens * (norms + (attention + 2 * key_value) * self.size + scores + inner)
 
     def backward_bytes(self, tokens: int, rows: int, texts: Texts) -> int:
