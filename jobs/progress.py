@@ -66,12 +66,13 @@ class ProgressLine:
             f"stacks {done}/{len(self.stacks)}, members {members}/{sum(len(s.members) for s in self.stacks)}"
         )
         head = [f"{_clock(elapsed)} {counts}{remaining}", *filter(None, [note])]
+        width, line = columns or sys.maxsize, ""
         for num in range(len(running), -1, -1):
             more = [f"{len(running) - num} more"] if num < len(running) else []
             line = " | ".join([*head, *running[:num], *more])
-            if columns is None or len(line) < columns:
+            if len(line) < width:
                 return line
-        return line[: columns - 1]
+        return line[: width - 1]
 
     def _print(self, final: bool = False, note: str = "") -> None:
         self.printed = time.monotonic()
