@@ -130,6 +130,9 @@ def text(found: dict[str, Any]) -> str:
                 + "".join(f"{100 * share:>16.0f} %" for share in at["shares"].values())
                 + (f"  {100 * at['peak_flops_frac']:.0f} % of peak FLOPs" if at["peak_flops_frac"] else "")
             )
+        if end[title] == found[kind][-1][title]:
+            lines.append(f"tokens per second still grow at the largest {title}")
+            continue
         lines.append(
             f"less than {100 * (GAIN - 1):.0f} % more tokens per second at each size beyond {title} "
             f"{end[title]}, where frozen products, of which a larger batch has as many for each token, take "

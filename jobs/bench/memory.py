@@ -1,7 +1,7 @@
 """`lorae bench memory`: peak memory of training and predicting with a stack of ten members, and with one.
 
-Each stack has a process of its own. What the process held before the backbone was loaded (interpreter and
-libraries) is left out; on CUDA the figures are those of the GPU.
+Each stack has a process of its own. What the process holds beside the weights once the backbone is loaded
+(interpreter and libraries) is left out; on CUDA the figures are those of the GPU.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def stack_bytes(trial: Trial, device: str) -> dict[str, int]:
 
     cuda = device == "cuda"
     train, members = rows(trial, "train"), range(trial.members)
-    before = 0 if cuda else resident_bytes()
     backbone = load_backbone(trial.backbone, trial.precision, device)
+    weights = sum(p.numel() * p.element_size() for p in backbone.lm.parameters())
+    before = 0 if cuda else resident_bytes() - weights
     torch.cuda.reset_peak_memory_stats() if cuda else forget_peak()
     runs = train_stack(backbone, trial, members, TrainingData(train, train[:1]))
     with Adapters(backbone, trial.method, [trial.member_key(m)["init"] for m in members]):
         predict(backbone, rows(trial, "test"))
     peak = peak_memory(device) - before
-    weights = sum(p.numel() * p.element_size() for p in backbone.lm.parameters())
     adapters = 4 * sum(4 * p.numel() for run in runs for p in run.state.values())
     return {
         "members": trial.members,
