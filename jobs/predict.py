@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.request import load_module
 from lorae import tasks
+from lorae.draws import MCDropout, read_draws
 from lorae.results import read_trials
 from lorae.sources import Files
 from lorae.store import Store
@@ -24,8 +25,10 @@ def run_predict(
         ValueError: no such task or member, or as `lorae.predict_task.predict_task`.
     """
     store, located = Store(storage), read_task(task).located(Path(data_root) if data_root else None)
-    members = sorted(m for m in _members(store, sweep) if store.is_member(m))
-    if not members:
+    members = {
+        draws: sorted(m for m in ids if store.is_member(m)) for draws, ids in _members(store, sweep).items()
+    }
+    if not any(members.values()):
         raise ValueError(f"{store.storage.uri} has no stored members; run a sweep first")
     import torch
 
@@ -33,13 +36,20 @@ def run_predict(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = Files(backbone) if backbone else None
-    return predict_task(store, members, located, device=device, backbone=source, on_progress=print)
+    return sum(
+        predict_task(store, ids, located, draws=draws, device=device, backbone=source, on_progress=print)
+        for draws, ids in members.items()
+    )
 
 
-def _members(store: Store, sweep: str | None) -> set[str]:
+def _members(store: Store, sweep: str | None) -> dict[MCDropout | None, set[str]]:
+    """Ids by the way in which a sweep's trials predict with them; without a sweep all that are stored."""
     if sweep is None:
-        return set(store.storage.names("members"))
-    return {m for members in read_trials(store, sweep)["member_ids"].to_pylist() for m in members}
+        return {None: set(store.storage.names("members"))}
+    found: dict[MCDropout | None, set[str]] = {}
+    for row in read_trials(store, sweep).select(["draws", "member_ids"]).to_pylist():
+        found.setdefault(read_draws(row["draws"]), set()).update(row["member_ids"])
+    return found
 
 
 def read_task(text: str) -> Task:

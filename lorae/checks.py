@@ -39,7 +39,8 @@ def check_recipe(trial: Trial, ood: Sequence[Task], config: dict[str, Any]) -> N
     if isinstance(trial.method, LastLayer) and not isinstance(trial.task.scoring, Head):
         _check_answers(trial, ood)
     if masks := trial.regularizer(Masksembles):
-        widths = {d_in for d_in, _ in layers.values()} or {config["hidden_size"]}
+        head = isinstance(trial.task.scoring, Head) or isinstance(trial.method, LastLayer)
+        widths = {d_in for d_in, _ in layers.values()} | ({config["hidden_size"]} if head else set())
         for width in widths:
             masks.generate(width, seeds.stream("masks", width))
 

@@ -27,6 +27,12 @@ class MCDropout:
         return f"mc-{self.passes}"
 
 
+def read_draws(label: str) -> MCDropout | None:
+    """The draws that a row of a table names; None for those that a member has by its training alone."""
+    kind, _, passes = label.partition("-")
+    return MCDropout(int(passes)) if kind == "mc" and passes.isdecimal() else None
+
+
 def drawn_set(eval_set: str, draws: MCDropout | None) -> str:
     """Name of a prediction set with these draws beside the plain one, `<task>__<split>__<hash>`."""
     return eval_set if draws is None else f"{eval_set}-{draws.label}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from lorae.adapters import Adapters
 from lorae.backbones import Backbone, load_backbone
+from lorae.draws import MCDropout, drawn_set
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
 from lorae.methods import (
@@ -27,7 +28,7 @@ from lorae.methods import (
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
-from lorae.regularizers import Masksembles
+from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.seeds import Key
 from lorae.sources import Files, Hub, Source, Wheel
 from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
@@ -36,7 +37,7 @@ from lorae.trial import backbone_id
 from lorae.untrusted import count
 
 METHODS = (Lora, Vera, BatchEnsemble, LastLayer, Full, Kaiming, Gaussian, Xavier, Orthogonal)
-SPECS = (Hub, Files, Wheel, *METHODS, Masksembles)
+SPECS = (Hub, Files, Wheel, *METHODS, AdapterDropout, Masksembles)
 SCORINGS = (Letters, LabelWords, OptionLikelihood, Head)
 STACK_MEMBERS = 16  # predicted in one pass
 
@@ -77,8 +78,14 @@ class _Group:
         return spec_of(self.recipe["method"], SPECS)
 
     @property
-    def masks(self) -> tuple[Masksembles, ...]:
-        return tuple(spec_of(spec, SPECS) for spec in _masks(self.recipe))
+    def noise(self) -> tuple[Regularizer, ...]:
+        """What the members were trained with, and may predict with."""
+        return tuple(spec_of(spec, SPECS) for spec in _noise(self.recipe))
+
+    @property
+    def stack_members(self) -> int:
+        """Members that predict in one pass; those that share no weights do so one after another anyway."""
+        return 1 if isinstance(self.method, Full) else STACK_MEMBERS
 
     @property
     def max_tokens(self) -> int:
@@ -94,6 +101,7 @@ def predict_task(
     members: Sequence[str],
     task: Task,
     *,
+    draws: MCDropout | None = None,
     device: str = "cpu",
     backbone: Source | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
@@ -105,32 +113,36 @@ def predict_task(
     Args:
         members: ids of stored members.
         task: with its source fixed (`Task.located`).
+        draws: several predictions of each member, beside the plain ones; None = those.
         backbone: where the members' backbone is now; None = where it was when they were trained.
     Returns:
         The number of members that lacked the prediction set.
     Raises:
-        ValueError: another prompt template than the members' own task has, another backbone than theirs, or a
-            member that cannot be read.
+        ValueError: another prompt template than the members' own task has, another backbone than theirs,
+            draws by a dropout that they were not trained with, or a member that cannot be read.
     """
     groups = list(_groups(store, members, backbone))
     tasks = [_scored_alike(task, group) for group in groups]
+    if draws and any(not isinstance(spec, AdapterDropout) for g in groups for spec in g.noise or [None]):
+        raise ValueError(f"draws={draws}: some members were trained without AdapterDropout; leave them out")
     num_predicted = 0
     for group, own in zip(groups, tasks):
-        name = own.eval_set("test")
+        plain, name = own.eval_set("test"), drawn_set(own.eval_set("test"), draws)
         reference = reference_folder(group.reference_id)
-        folders = [*([] if group.classes else [reference]), *map(member_folder, group.members)]
-        lacking = [f for f in folders if prediction_file(name) not in store.files(f)]
+        wanted = {} if group.classes else {reference: plain}
+        wanted |= {member_folder(m): name for m in group.members}
+        lacking = [f for f, wanted_set in wanted.items() if prediction_file(wanted_set) not in store.files(f)]
         if not lacking:
             continue
         model = load_backbone(group.source, group.recipe["precision"], device)
         rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens, group.classes)
         if reference in lacking:
-            _store(store, reference, own, rows, predict(model, rows))
+            _store(store, reference, plain, own, rows, predict(model, rows))
         ids = [m for m in group.members if member_folder(m) in lacking]
-        for start in range(0, len(ids), STACK_MEMBERS):
-            stack = ids[start : start + STACK_MEMBERS]
-            for member, logits_KNC in zip(stack, _stack_logits(store, group, stack, model, rows)):
-                _store(store, member_folder(member), own, rows, logits_KNC)
+        for start in range(0, len(ids), group.stack_members):
+            stack = ids[start : start + group.stack_members]
+            for member, logits_KNC in zip(stack, _stack_logits(store, group, stack, model, rows, draws)):
+                _store(store, member_folder(member), name, own, rows, logits_KNC)
             on_progress(f"{name}: {start + len(stack)} of {len(ids)} members of {group.source.label}")
         num_predicted += len(ids)
     return num_predicted
@@ -148,7 +160,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
         recipe = record["recipe"]
         same = [recipe[name] for name in ("backbone", "precision", "method")]
         same += [recipe["budget"]["max_tokens"], recipe["task"]["scoring"], record["prompt_template"]]
-        same += [record.get("classes"), _masks(recipe), recipe.get("optimizer", {}).get("cycles")]
+        same += [record.get("classes"), _noise(recipe), recipe.get("optimizer", {}).get("cycles")]
         pools.setdefault(canonical_json(same), []).append(record)
     for records in pools.values():
         recipe = records[0]["recipe"]
@@ -162,9 +174,10 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
         )
 
 
-def _masks(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """The regularisers that a prediction depends on."""
-    return [spec for spec in recipe["regularizers"] if spec["type"] == Masksembles.__name__]
+def _noise(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The regularisers that a prediction may depend on."""
+    kinds = (AdapterDropout.__name__, Masksembles.__name__)
+    return [spec for spec in recipe["regularizers"] if spec["type"] in kinds]
 
 
 def _found(source: Source, recipe: dict[str, Any]) -> Source:
@@ -190,22 +203,30 @@ def _scored_alike(task: Task, group: _Group) -> Task:
 
 
 def _stack_logits(
-    store: Store, group: _Group, members: Sequence[str], model: Backbone, rows: Sequence[Row]
+    store: Store,
+    group: _Group,
+    members: Sequence[str],
+    model: Backbone,
+    rows: Sequence[Row],
+    draws: MCDropout | None,
 ) -> np.ndarray:
     """Logits (M, K, N, C) of some of a group's members."""
     streams = [group.members[m] for m in members]
-    noise, inits, drawn = make_noise(group.masks, streams), [s["init"] for s in streams], []
+    noise, inits, drawn = make_noise(group.noise, streams), [s["init"] for s in streams], []
     if isinstance(group.method, LastLayer):
         rows = with_features(model, rows)
     with Adapters(model, group.method, inits, noise, rows[0].answer_ids) as adapters:
         for states in read_stages(store, members):
             adapters.load(states)
-            drawn.append(predict_draws(model, rows))
+            drawn.append(predict_draws(model, rows, draws))
     return np.concatenate(drawn, axis=1)
 
 
-def _store(store: Store, folder: str, task: Task, rows: Sequence[Row], logits_KNC: np.ndarray) -> None:
-    name, template = task.eval_set("test"), task.prompt_template()
+def _store(
+    store: Store, folder: str, name: str, task: Task, rows: Sequence[Row], logits_KNC: np.ndarray
+) -> None:
+    """Store an entry's predictions on the task's test split as the set `name`."""
+    template = task.prompt_template()
     ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
     entry = folder.rpartition("/")[2]
     lock = entry if folder.startswith("members/") else f"reference-{entry}"

@@ -24,6 +24,8 @@ from lorae.prediction import pooled_draws, predict_draws, with_features
 from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.trial import AdamW, Trial
 
+MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of what AdamW keeps of a parameter's gradients
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -339,8 +341,8 @@ def checkpoint(
     tensors: dict[str, torch.Tensor] = {}
     for name, p in adapters.parameters.items():
         tensors[f"parameter/{name}"] = p.detach()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{moment}/{name}"] = optimizer.state[p][moment]
+        for moment in MOMENTS:  # a weight that the class logits do not depend on has none
+            tensors |= {f"{moment}/{name}": optimizer.state[p][moment]} if optimizer.state[p] else {}
     for position, run in enumerate(runs):
         for folder, state in [("state", run.state), *_numbered(run.snapshots)]:
             tensors |= {f"{folder}/{position}/{name}": value for name, value in state.items()}
@@ -369,11 +371,9 @@ def restore(
     keep_members(adapters, optimizer, active)
     for name, p in adapters.parameters.items():
         p.data.copy_(tensors[f"parameter/{name}"])
-        optimizer.state[p] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": tensors[f"exp_avg/{name}"].to(p.device),
-            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(p.device),
-        }
+        if f"{MOMENTS[0]}/{name}" in tensors:
+            moments = {moment: tensors[f"{moment}/{name}"].to(p.device) for moment in MOMENTS}
+            optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
     return step, active
 
 

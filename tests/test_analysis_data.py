@@ -240,3 +240,21 @@ def test_another_schema_says_which_version_reads_it(storage):
     Store(storage).write_table("sweeps/older/trials.parquet", table.drop_columns(["scoring"]))
     with pytest.raises(ValueError, match=r"no column scoring.*repeat the sweep"):
         load_trials(storage, "older")
+
+
+@pytest.mark.parametrize(
+    "method,draws,members,name",
+    [
+        ("lora", "none", 1, "single LoRA"),
+        ("lora", "none", 4, "LoRA ensemble of 4"),
+        ("lora", "mc-10", 1, "MC dropout x10"),
+        ("full", "mc-10", 1, "MC dropout x10 (full fine-tuning)"),
+        ("lora", "masks-4x2.5", 1, "Masksembles of 4, scale 2.5"),
+        ("vera", "snapshots-5", 2, "VeRA ensemble of 2, each a snapshot ensemble of 5"),
+        ("full", "none", 4, "explicit ensemble of 4"),
+        ("last-layer", "none", 4, "last-layer ensemble of 4"),
+        ("batchensemble", "none", 4, "BatchEnsemble of 4"),
+    ],
+)
+def test_models_have_the_names_of_the_field(method, draws, members, name):
+    assert Cell({"method": method, "draws": draws, "members": members}, ()).name == name

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from test_methods import Recorder
 from test_training import largest_difference
 from toys import OPTIONS, WORDS, Colours, Greys, write_split
 from transformers import (
@@ -254,6 +255,16 @@ def test_every_method_is_exact_on_an_encoder_and_trains_its_head(encoder_trial, 
     assert largest_difference(together[0], train_stack(backbone, trial, [1], data)[0]) < 1e-5
     begun = initial_head(3, 32, trial.member_key(1)["init"])
     assert all((together[0].state[name] - value).abs().max() > 1e-3 for name, value in begun.items())
+
+
+def test_full_fine_tuning_resumes_to_the_same_bytes_though_the_pooler_learns_nothing(encoder_trial):
+    trial = encoder_trial("bert", method=Full(), budget=Budget(batch_size=4, steps=4))
+    backbone, data = prepared(trial)
+    recorder = Recorder()
+    run = train_stack(backbone, trial, [0], data, checkpoints=recorder)[0]
+    again = train_stack(backbone, trial, [0], data, checkpoints=Recorder(recorder.all[2]))[0]
+    assert any("pooler" in name for name in run.state)
+    assert largest_difference(run, again) == 0
 
 
 @pytest.mark.parametrize("model", ["vit", AST])

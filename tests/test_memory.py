@@ -13,7 +13,7 @@ import pytest
 from toys import Colours
 
 from lorae.memory import Memory, Texts, stack_memory
-from lorae.methods import Lora
+from lorae.methods import BatchEnsemble, Full, Lora
 from lorae.plan import USABLE_FRAC, Devices, Placement, Plan, memory, place, placed
 from lorae.regularizers import AdapterDropout, EarlyStopping
 from lorae.shapes import num_backbone_parameters
@@ -47,7 +47,7 @@ PROBE = """
 import gc, json, sys
 import numpy as np, torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from test_memory import trial
+from test_memory import METHODS, trial
 from lorae.backbones import Backbone
 from lorae.encoding import Row
 from lorae.packing import ATTENTION, register_attention
@@ -62,21 +62,25 @@ lm = AutoModelForCausalLM.from_config(
 ).eval().requires_grad_(False)
 backbone = Backbone("probe", lm, None)
 
-def train(members, batch, tokens):
+def train(members, batch, tokens, method="lora"):
     rows = [Row(str(n), 0, 3, (7,) * tokens, (1, 2, 3)) for n in range(2 * batch)]
-    train_stack(backbone, trial(batch), range(members), TrainingData(rows, rows[:1]))
+    recipe = trial(batch, method=METHODS[method])
+    train_stack(backbone, recipe, range(members), TrainingData(rows, rows[:1]))
 
 def status(field):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(field))
 
 train(1, 1, 4)
-for members, batch in shapes:
+for members, batch, method in shapes:
     gc.collect()
     before = status("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")
-    train(members, batch, tokens)
+    train(members, batch, tokens, method)
     print(status("VmHWM") - before)
 """
+
+
+METHODS = {method.label: method for method in (Lora(), BatchEnsemble(), Full())}
 
 
 def trial(batch_size: int, **changes) -> Trial:
@@ -89,16 +93,18 @@ def trial(batch_size: int, **changes) -> Trial:
 def test_computed_memory_is_the_measured_peak(config):
     """Every tensor in a mapping of its own, so that what is resident is what is in use: glibc's heap keeps
     holes between tensors, up to as much again."""
-    shapes, tokens = [(1, 4), (1, 8), (4, 2)], 128  # members, batch
+    shapes = [(1, 4, "lora"), (1, 8, "lora"), (4, 2, "lora"), (2, 4, "batchensemble"), (2, 4, "full")]
+    tokens = 128
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", PROBE, json.dumps([config, shapes, tokens])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     ratios = {}
-    for (members, batch), measured in zip(shapes, done.stdout.split(), strict=True):
-        computed = stack_memory(trial(batch), config, members, batch, Texts(tokens))
-        ratios[members, batch] = (computed.adapters + computed.activations) / int(measured)
+    for (members, batch, method), measured in zip(shapes, done.stdout.split(), strict=True):
+        recipe = trial(batch, method=METHODS[method])
+        computed = stack_memory(recipe, config, members, batch, Texts(tokens))
+        ratios[members, batch, method] = (computed.adapters + computed.activations) / int(measured)
     assert all(ratio == pytest.approx(1.0, abs=0.15) for ratio in ratios.values()), ratios
 
 

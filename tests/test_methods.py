@@ -133,13 +133,13 @@ def test_last_layer_runs_the_backbone_once_for_all_members_and_steps(tiny_trial)
     backbone, data = prepared(trial)
     calls: list[int] = []
     hook = backbone.lm.base_model.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append(len(kwargs["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs, output: calls.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     try:
         runs = train_stack(backbone, trial, range(4), data)
     finally:
         hook.remove()
-    assert sum(calls) == len(data.train) + len(data.validation)
+    assert sum(calls) == sum(len(row.tokens) for row in (*data.train, *data.validation))
     assert {name: tuple(v.shape) for name, v in runs[0].state.items()} == {"head.weight": (3, 32)}
 
 
@@ -300,11 +300,11 @@ def test_a_later_prediction_equals_the_sweeps_and_rows_have_their_draws(
             peft_format.read_update(*(store.read(folders[0], name) for name in (ADAPTER_CONFIG, WEIGHTS)))
 
 
-def test_one_training_serves_plain_and_mc_predictions(tiny_trial, tmp_path):
+def test_one_training_serves_plain_and_mc_predictions(tiny_trial, data_root, tmp_path):
     trial = tiny_trial(regularizers=(AdapterDropout(0.2),), budget=Budget(batch_size=4, steps=4), members=2)
     mc = replace(trial, draws=MCDropout(3))
     assert mc.member_ids() == trial.member_ids()
-    store = Store(str(tmp_path))
+    store = Store(str(tmp_path / "store"))
     sweep = Sweep(base=trial, axes={"draws": [None, MCDropout(3)]})
     plan = make_plan(sweep, store, ONE_CPU)
     assert len(plan.stacks) == 1 and plan.num_to_train == 2
@@ -321,6 +321,13 @@ def test_one_training_serves_plain_and_mc_predictions(tiny_trial, tmp_path):
     assert {prediction_file(plain), prediction_file(own)} <= store.files(folder)
     assert plain_set(own) == plain == plain_set(plain)
     assert len(store.predictions([folder], own).logits_MNC) == 3
+    greys = Greys().located(data_root)
+    at_once = Stack(trial, (0, 1), (greys,), draws=(MCDropout(3),))
+    assert predict_task(store, trial.member_ids(), greys, draws=MCDropout(3)) == 2
+    later = store.predictions([folder], mc.eval_set(greys, "test")).logits_MNC
+    run_stack(at_once, str(tmp_path / "at-once"))
+    expected = Store(str(tmp_path / "at-once")).predictions([folder], mc.eval_set(greys, "test")).logits_MNC
+    np.testing.assert_array_equal(later, expected)
     more = make_plan(replace(sweep, axes={"draws": [MCDropout(2)]}), store, ONE_CPU)
     assert more.num_to_train == 0 and len(more.stacks) == 1, "the members only predict"
 
