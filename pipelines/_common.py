@@ -51,6 +51,7 @@ def smoke(sweep: Sweep, axes: dict[str, Any] | None = None, search: Search | Non
         task=RottenTomatoes().subset(train=32, validation=50, test=64),
         optimizer=AdamW(lr=2e-3),
         budget=Budget(batch_size=8, epochs=2, max_tokens=128),
+        precision="fp32",
     )
     kept = {axis: values for axis, values in sweep.axes.items() if axis not in ("task", "seed")}
     ood = [PlotSummaries(num_test=64)] if sweep.ood else ()

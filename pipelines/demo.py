@@ -21,6 +21,7 @@ SWEEP = Sweep(
         method=Lora(rank=8, alpha=16),
         optimizer=AdamW(lr=2e-3),
         budget=Budget(batch_size=8, epochs=4, max_tokens=128),
+        precision="fp32",  # any CPU has it, and members are exact to rounding
     ),
     axes={
         "regularizers": [(), (KL(beta=0.3),), (DecayB(strength=50.0),)],
