@@ -71,7 +71,7 @@ class ProgressLine:
             line = " | ".join([*head, *running[:num], *more])
             if columns is None or len(line) < columns:
                 return line
-        return line[: columns - 1]
+        return line[: columns and columns - 1]
 
     def _print(self, final: bool = False, note: str = "") -> None:
         self.printed = time.monotonic()
