@@ -257,13 +257,12 @@ def test_every_method_is_exact_on_an_encoder_and_trains_its_head(encoder_trial, 
     assert all((together[0].state[name] - value).abs().max() > 1e-3 for name, value in begun.items())
 
 
-def test_full_fine_tuning_resumes_to_the_same_bytes_though_the_pooler_learns_nothing(encoder_trial):
+def test_full_fine_tuning_of_an_encoder_resumes_to_the_same_bytes(encoder_trial):
     trial = encoder_trial("bert", method=Full(), budget=Budget(batch_size=4, steps=4))
     backbone, data = prepared(trial)
     recorder = Recorder()
     run = train_stack(backbone, trial, [0], data, checkpoints=recorder)[0]
     again = train_stack(backbone, trial, [0], data, checkpoints=Recorder(recorder.all[2]))[0]
-    assert any("pooler" in name for name in run.state)
     assert largest_difference(run, again) == 0
 
 

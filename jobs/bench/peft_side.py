@@ -46,7 +46,7 @@ def lora_config(trial: Trial) -> Any:
     assert isinstance(trial.method, Lora)
     return LoraConfig(
         r=trial.method.rank,
-        lora_alpha=int(trial.method.alpha),
+        lora_alpha=int(trial.method.alpha or trial.method.rank),
         target_modules=list(trial.method.targets),
         task_type="CAUSAL_LM",
     )
@@ -72,6 +72,7 @@ def with_adapters(lm: Any, trial: Trial) -> Any:
 @torch.no_grad()
 def reset(model: Any, trial: Trial, member: int, layers: dict[str, tuple[int, int]]) -> None:
     """Set a member's adapter to its initialisation."""
+    assert isinstance(trial.method, Lora)
     state = initial_state(trial.method, layers, trial.member_key(member)["init"])
     for name, value in state.items():
         layer, _, factor = name.rpartition(".")
