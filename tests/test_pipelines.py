@@ -8,15 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_encoders import MORE, SIZES, write_tokenizer
 from toys import Colours, Greys
 
 from jobs.driver import run_sweep
 from jobs.request import Request
 from lorae.results import OOD_SEPARATOR
+from lorae.sources import Files
 from lorae.store import Store
-from lorae.trial import Budget, Sweep
+from lorae.tasks.base import Head, LabelWords
+from lorae.trial import Budget, Sweep, Trial
 
-NAMES = sorted(p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("[!_]*.py"))
+ENCODERS = ("cifar100", "digits", "encoders", "esc50", "ham10000", "sst2")
+NAMES = sorted(
+    p.stem
+    for p in (Path(__file__).parent.parent / "pipelines").glob("[!_]*.py")
+    if p.stem not in ENCODERS or p.stem in ("encoders", "ham10000")  # the others' small variants are alike
+)
 TABLES = {  # beside the comparison
     "regularization": {"ensembling", "regularising"},
     "efficiency": {"ensembling", "same-parameters", "same-compute"},
@@ -27,6 +35,7 @@ TABLES = {  # beside the comparison
     "rank": {"ensembling"},
     "initialization": {"ensembling"},
     "search": {"best"},
+    **{name: {"ensembling", "same-parameters", "same-compute", "weights"} for name in ENCODERS},
 }
 FIGURES = {
     "demo": {"ensemble_nll-members", "ece15-members"},
@@ -39,20 +48,33 @@ FIGURES = {
 }
 
 
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory) -> Files:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    BertForSequenceClassification(BertConfig(**SIZES, **MORE["bert"])).save_pretrained(folder)
+    write_tokenizer(folder)
+    return Files(str(folder))
+
+
 @pytest.fixture
-def tiny(tiny_trial, data_root):
-    """A sweep on the tiny model and the toy task, a few steps a member; axes stay."""
+def tiny(tiny_llama, tiny_bert, data_root):
+    """A sweep on a tiny model and the toy task, a few steps a member; axes stay."""
 
     def shrink(sweep: Sweep) -> Sweep:
-        small = tiny_trial()
-        base = replace(
-            sweep.base,
-            backbone=small.backbone,
-            task=Colours().located(data_root),
-            precision="fp32",
-            budget=Budget(batch_size=4, steps=4, max_tokens=64),
-        )
-        return replace(sweep, base=base, ood=[Greys().located(data_root)] if sweep.ood else ())
+        scoring = sweep.base.task.scoring
+        encoder = isinstance(scoring, Head)
+        budget = Budget(batch_size=4, steps=4, max_tokens=32)
+
+        def fit(trial: Trial) -> Trial:
+            task = Colours(scoring=scoring if encoder else LabelWords()).located(data_root)
+            times = (trial.budget.epochs or 1) // (sweep.base.budget.epochs or 1)
+            backbone = tiny_bert if encoder else tiny_llama
+            return replace(trial, backbone=backbone, task=task, precision="fp32", budget=budget.times(times))
+
+        ood = [Greys().located(data_root)] if sweep.ood else ()
+        return replace(sweep, base=fit(sweep.base), rivals=tuple(map(fit, sweep.rivals)), ood=ood)
 
     return shrink
 
