@@ -7,6 +7,7 @@ from analysis.differences import ensembling, same_compute, same_parameters
 from analysis.figures import standard_figures
 from analysis.figures_setting import metric_against_setting
 from analysis.figures_sweep import diversity_against_gain, quality_against_cost
+from analysis.paths import path_figures
 from analysis.resampling import resample
 from analysis.script import Content
 from analysis.table import comparison
@@ -33,5 +34,6 @@ def content(trials: Trials) -> Content:
         *metric_against_setting(trials, "rank", "ensemble_nll"),
         *diversity_against_gain(trials),
         *quality_against_cost(trials),
+        *path_figures(trials),
     ]
     return Content(tables, plots)

@@ -38,6 +38,7 @@ from lorae.stack import Stack
 from lorae.storage import Storage
 from lorae.store import (
     CURVE,
+    PATH_FILE,
     Store,
     member_folder,
     parquet_bytes,
@@ -253,6 +254,7 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
         on_step=lambda step, num_steps: job.on_progress(Progress("train", step, num_steps)),
         evaluate_every=every,
         on_evaluation=evaluated,
+        path=job.stack.paths,
     )
     good = [run for run in runs if run.error is None]
     failed = {trial.member_id(run.member): run.error for run in runs if run.error is not None}
@@ -291,6 +293,10 @@ def _store_members(
         files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, scoring)
         for k, state in enumerate(run.snapshots):
             files[snapshot_file(k)] = peft_format.state_bytes(state)
+        if run.path:
+            logits_KNC = torch.stack([point["logits"] for point in run.path]).numpy()
+            name = next(n for n, wanted in job.stack.eval_sets().items() if wanted.split == "validation")
+            files[PATH_FILE] = _prediction_files(job, member_id, {name: logits_KNC})[prediction_file(name)]
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
         files["member.json"] = _member_json(job, run, len(runs), seconds)
         stored[member_id] = files

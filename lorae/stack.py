@@ -35,6 +35,7 @@ class Stack:
         micro_batch: examples of each member per forward pass, None = the whole batch; no part of any
             identity.
         draws: ways in which each member predicts; None among them = plainly. () = the trial's own.
+        paths: store how each member's predictions on validation change while it is trained.
     """
 
     trial: Trial
@@ -42,6 +43,7 @@ class Stack:
     eval_tasks: tuple[Task, ...] = ()
     micro_batch: int | None = None
     draws: tuple[MCDropout | None, ...] = ()
+    paths: bool = False
 
     def eval_sets(self) -> dict[str, EvalSet]:
         """Prediction sets that every member has at the end, by name."""

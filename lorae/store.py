@@ -35,7 +35,7 @@ from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, MAX_VALUES, count
 from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-RECORD, CURVE_FILE = "member.json", "curve.parquet"
+RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
 _TEMPLATE = b"lorae_template"
 _META = {b"lorae_schema": str(SCHEMA_VERSION).encode()}
 
@@ -272,6 +272,17 @@ class Store:
             ValueError: it is missing, damaged, or another table.
         """
         return untrusted.table(self.read(folder, name), f"{folder}/{name}", PREDICTIONS)
+
+    def path(self, folder: str) -> np.ndarray | None:
+        """Class logits (K, N, C) of a member on validation along its training, a draw for each point; None if
+        none were recorded.
+
+        Raises:
+            ValueError: the file is damaged or no such table.
+        """
+        if PATH_FILE not in self.files(folder):
+            return None
+        return _draws(self.prediction_table(folder, PATH_FILE), f"{folder}/{PATH_FILE}")[1]
 
     def template(self, folder: str, eval_set: str) -> str:
         """The template of the prompts of an entry's prediction set; "" if its file does not say."""

@@ -25,6 +25,7 @@ from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.trial import AdamW, Trial
 
 MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of what AdamW keeps of a parameter's gradients
+PATH_PARTS = 10  # of the training, between which a member's path has points
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class MemberRun:
     Attributes:
         state: its parameters; of the best step under early stopping, else of the last one.
         snapshots: under a cyclic schedule those at the ends of the cycles before the last.
+        path: class logits {"logits": (N, C)} on the validation rows at the steps that were asked for.
         error: None, or why it failed, with step and example ids.
         best_step: number of optimiser steps behind `state`.
         curve: one record for each step and evaluation: step, split, loss, nll, acc, lr, grad_norm, seconds.
@@ -64,6 +66,7 @@ class MemberRun:
     member: int
     state: State = field(default_factory=dict)
     snapshots: list[State] = field(default_factory=list)
+    path: list[State] = field(default_factory=list)
     error: str | None = None
     best_step: int = 0
     best_nll: float = math.inf
@@ -92,6 +95,7 @@ def train_stack(
     on_step: Callable[[int, int], None] = lambda step, num_steps: None,
     evaluate_every: int | None = None,
     on_evaluation: Callable[[int, int, float], None] = lambda step, num_steps, nll: None,
+    path: bool = False,
 ) -> list[MemberRun]:
     """Train members `members` of `trial` together and return their parameters, curves and costs, in order.
 
@@ -109,6 +113,8 @@ def train_stack(
         evaluate_every: steps between calls of `on_evaluation`, the last step left out; None = no calls.
         on_evaluation: called with the steps done, their total and the validation NLL of the ensemble of the
             members still training. A search may end the stack there: it has been checkpointed.
+        path: record the members' predictions on the validation rows, before the first step and after each
+            tenth of them.
     """
     keys = [trial.member_key(m) for m in members]
     kl, decay = trial.regularizer(KL), trial.regularizer(DecayB)
@@ -119,6 +125,7 @@ def train_stack(
         data = data.with_features(backbone)
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
+    path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}
     every = stopping and (stopping.every or trial.budget.steps_per_epoch(len(data.train)))
     labels_N = torch.tensor([r.label for r in data.train], device=backbone.device)
     class_weight_C = torch.ones(data.num_classes, device=backbone.device)
@@ -136,6 +143,9 @@ def train_stack(
         step = 0
         if checkpoints and (saved := ranks.once(checkpoints.load)):
             step, active = restore(*saved, runs, adapters, optimizer)
+            path = path and bool(runs[0].path)  # half a path is none
+        elif path:
+            record_path(backbone, data.validation, runs)
 
         while step < num_steps and active:
             started = time.perf_counter()
@@ -224,6 +234,10 @@ def train_stack(
             if step in snapshot_steps:
                 for i, m in enumerate(active):
                     runs[m].snapshots.append(adapters.state(i))
+
+            # A point of each member's way through function space
+            if path and step in path_steps:
+                record_path(backbone, data.validation, [runs[m] for m in active])
 
             # Members that failed or stopped leave; the rest goes on
             if leaving := {*failed, *stopped}:
@@ -322,6 +336,12 @@ def validation_nll(backbone: Backbone, rows: Sequence[Row]) -> float:
     return metrics.ensemble_nll(pooled_NC, np.array([r.label for r in rows]))
 
 
+def record_path(backbone: Backbone, rows: Sequence[Row], runs: Sequence[MemberRun]) -> None:
+    """Add a point to the paths of the members that are in the backbone."""
+    for run, logits_NC in zip(runs, pooled_draws(predict_draws(backbone, rows))):
+        run.path.append({"logits": torch.from_numpy(logits_NC)})
+
+
 def keep_members(adapters: Adapters, optimizer: torch.optim.AdamW, staying: list[int]) -> None:
     """Shrink parameters and optimiser state to the members that go on."""
     before = list(adapters.parameters.values())
@@ -344,10 +364,14 @@ def checkpoint(
         for moment in MOMENTS:  # a weight that the class logits do not depend on has none
             tensors |= {f"{moment}/{name}": optimizer.state[p][moment]} if optimizer.state[p] else {}
     for position, run in enumerate(runs):
-        for folder, state in [("state", run.state), *_numbered(run.snapshots)]:
+        numbered = [*_numbered("snapshot", run.snapshots), *_numbered("path", run.path)]
+        for folder, state in [("state", run.state), *numbered]:
             tensors |= {f"{folder}/{position}/{name}": value for name, value in state.items()}
-    left_out = {"state": {}, "snapshots": []}  # their tensors are not for JSON
-    header = [asdict(replace(run, **left_out)) | {"snapshots": len(run.snapshots)} for run in runs]
+    left_out = {"state": {}, "snapshots": [], "path": []}  # their tensors are not for JSON
+    header = [
+        asdict(replace(run, **left_out)) | {"snapshots": len(run.snapshots), "path": len(run.path)}
+        for run in runs
+    ]
     return tensors, {"step": step, "active": active, "runs": header}
 
 
@@ -368,6 +392,7 @@ def restore(
         vars(run).update(saved)
         run.state = saved_state(f"state/{position}/")
         run.snapshots = [saved_state(f"snapshot-{k}/{position}/") for k in range(saved["snapshots"])]
+        run.path = [saved_state(f"path-{k}/{position}/") for k in range(saved["path"])]
     keep_members(adapters, optimizer, active)
     for name, p in adapters.parameters.items():
         p.data.copy_(tensors[f"parameter/{name}"])
@@ -377,8 +402,8 @@ def restore(
     return step, active
 
 
-def _numbered(snapshots: list[State]) -> list[tuple[str, State]]:
-    return [(f"snapshot-{k}", state) for k, state in enumerate(snapshots)]
+def _numbered(name: str, states: list[State]) -> list[tuple[str, State]]:
+    return [(f"{name}-{k}", state) for k, state in enumerate(states)]
 
 
 def _record(

@@ -374,6 +374,7 @@ class Sweep:
         companions: add the single adapters that every ensemble must beat, see `companions`.
         rivals: other recipes beside the grid's, with their own number of members; of the axes they have those
             that are no part of a recipe (`SHARED`).
+        paths: store each member's predictions on validation along its training, see `analysis.paths`.
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
     """
 
@@ -383,6 +384,7 @@ class Sweep:
     zero_shot: bool = True
     companions: bool = False
     rivals: tuple[Trial, ...] | list[Trial] = ()
+    paths: bool = False
     search: Search | None = None
 
     def __post_init__(self) -> None:

@@ -104,4 +104,6 @@ def encoder_smoke(lora: Trial) -> Sweep:
     budget = Budget(batch_size=16, epochs=2, max_tokens=64)
     base = replace(lora, **small, budget=budget, precision="fp32")
     grid = {"members": [1, 2]}
-    return Sweep(base=base, axes=grid, rivals=rivals(base, 2, full_lr=1e-4, small_lr=1e-2), ood=[ood])
+    return Sweep(
+        base=base, axes=grid, rivals=rivals(base, 2, full_lr=1e-4, small_lr=1e-2), ood=[ood], paths=True
+    )

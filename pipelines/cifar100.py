@@ -29,5 +29,6 @@ SWEEP = Sweep(
     },
     rivals=rivals(LORA, 16, full_lr=1e-5, small_lr=1e-3),
     ood=[SVHN(), CIFAR10()],
+    paths=True,
 )
 SMOKE = encoder_smoke(LORA)

@@ -31,5 +31,6 @@ SWEEP = Sweep(
     },
     rivals=rivals(LORA, 8, full_lr=1e-4, small_lr=1e-2),
     ood=[LfwPatches()],
+    paths=True,
 )
 SMOKE = encoder_smoke(LORA)

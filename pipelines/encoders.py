@@ -27,5 +27,6 @@ SWEEP = Sweep(
     axes={"regularizers": [(), (DecayB(strength=100.0),)], "members": [1, 2, 4]},
     rivals=rivals(LORA, 4, full_lr=5e-5, small_lr=1e-2),
     ood=[PlotSummaries(num_test=300)],
+    paths=True,
 )
 SMOKE = encoder_smoke(LORA)

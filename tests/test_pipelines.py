@@ -45,6 +45,7 @@ FIGURES = {
     "efficiency": {"cost"},
     "search": {"validation_nll-lr"},
     "ood": {"ood-roc-greys", "risk-coverage"},
+    **{name: {"cost", "paths"} for name in ENCODERS},
 }
 
 

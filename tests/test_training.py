@@ -338,3 +338,20 @@ def test_learning_rate_schedule():
     assert [learning_rate(spec, s, 10) for s in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.125])
     cosine = AdamW(lr=1.0, warmup_frac=0.0, schedule="cosine")
     assert [learning_rate(cosine, s, 4) for s in (0, 2)] == pytest.approx([1.0, 0.5])
+
+
+def test_a_path_leads_from_the_backbone_to_the_trained_member(tiny_trial):
+    trial = tiny_trial(budget=Budget(batch_size=4, steps=20))
+    backbone, data = prepared(trial)
+    plain = train_stack(backbone, trial, [0, 1], data)
+    runs = train_stack(backbone, trial, [0, 1], data, path=True)
+    untouched = torch.from_numpy(predict(backbone, data.validation)[0])
+    for run, same in zip(runs, plain):
+        assert largest_difference(run, same) == 0, "looking changes nothing"
+        assert len(run.path) == 11
+        assert torch.allclose(run.path[0]["logits"], untouched, atol=1e-5)
+        with Adapters(backbone, trial.method, [trial.member_key(run.member)["init"]]) as adapters:
+            adapters.load([run.state])
+            trained = torch.from_numpy(predict(backbone, data.validation)[0])
+        assert torch.allclose(run.path[-1]["logits"], trained, atol=1e-5)
+        assert not torch.allclose(run.path[5]["logits"], trained, atol=1e-2)
