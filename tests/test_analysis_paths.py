@@ -1,4 +1,4 @@
-"""Paths in function space: the projection keeps what lies in a plane; members that stand still are a point."""
+"""Paths in function space: the projection keeps what lies in a plane; who stands still is one point."""
 
 from __future__ import annotations
 
