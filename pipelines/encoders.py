@@ -16,17 +16,17 @@ from pipelines._common import ATTENTION, MINILM_L6, encoder_smoke, rivals
 
 LORA = Trial(
     backbone=MINILM_L6,
-    task=RottenTomatoes(scoring=Head(pool="mean")).subset(train=256, validation=100, test=500),
+    task=RottenTomatoes(scoring=Head(pool="mean")).subset(train=200, validation=80, test=400),
     method=Lora(rank=8, alpha=None, targets=ATTENTION, init=Xavier(gain=10)),
     optimizer=AdamW(lr=2e-4, schedule="cosine"),
-    budget=Budget(batch_size=16, epochs=6, max_tokens=64),
+    budget=Budget(batch_size=16, epochs=5, max_tokens=64),
     precision="fp32",
 )
 SWEEP = Sweep(
     base=LORA,
     axes={"regularizers": [(), (DecayB(strength=100.0),)], "members": [1, 2, 4]},
     rivals=rivals(LORA, 4, full_lr=5e-5, small_lr=1e-2),
-    ood=[PlotSummaries(num_test=300)],
+    ood=[PlotSummaries(num_test=200)],
     paths=True,
 )
 SMOKE = encoder_smoke(LORA)
