@@ -56,8 +56,6 @@ def _check_backbone(trial: Trial, config: dict[str, Any]) -> None:
     if (kind != "causal") != isinstance(task.scoring, Head):
         fit = "Letters(), LabelWords() or OptionLikelihood()" if kind == "causal" else "Head()"
         raise ValueError(f"{task.name} is scored by {task.scoring}, {name} is a {what}; write scoring={fit}")
-    if isinstance(task.scoring, Head) and trial.members == 0:
-        raise ValueError(f"members=0: {name} has no head for {task.name}; write members=1 or more")
     if kind == "image" and (channels := config.get("num_channels", 3)) != 3:
         raise ValueError(
             f"{name} reads images of {channels} channels, examples have 3 (RGB); take another backbone"

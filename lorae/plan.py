@@ -197,8 +197,7 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
 def _checked(trial: Trial) -> Any:
     """What `check_trial` looks at."""
     masks = trial.regularizer(Masksembles)
-    recipe = (trial.task, trial.method, trial.budget, trial.optimizer.cycles, masks)
-    return trial.backbone, recipe, trial.members == 0
+    return trial.backbone, trial.task, trial.method, trial.budget, trial.optimizer.cycles, masks
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:

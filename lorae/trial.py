@@ -205,6 +205,11 @@ class Trial:
             self, "regularizers", tuple(sorted(self.regularizers, key=lambda r: type(r).__name__))
         )
         self._check_draws()
+        if self.members == 0 and isinstance(self.task.scoring, Head):
+            raise ValueError(
+                f"members=0 with {self.task.scoring}: the backbone has no head for {self.task.name}; write "
+                "members=1 or more"
+            )
         if self.regularizer(KL) and isinstance(self.task.scoring, Head):
             raise ValueError(
                 f"KL with {self.task.scoring}: the backbone has no class distribution to stay close to, as "
@@ -291,7 +296,7 @@ class Trial:
     def member_ids(self) -> list[str]:
         """Identities of the trial's M members, in order."""
         before, after = _around_streams(
-            replace(self, seed=0, members=0, diversity=Diversity(), combine="probs", draws=None)
+            replace(self, seed=0, members=1, diversity=Diversity(), combine="probs", draws=None)
         )
         keys = (canonical_json(self.member_key(i)) for i in range(self.members))
         return [short_hash(f"{before}{key}{after}") for key in keys]
@@ -513,8 +518,10 @@ def _check_search(sweep: Sweep) -> None:
             f"search={search} has no continuous axis; write axes={{'optimizer.lr': LogUniform(1e-5, 1e-3)}}, "
             "or search=ASHA() for a grid"
         )
-    if search and (sweep.companions or sweep.rivals):
-        raise ValueError("companions or rivals with a search: compare what it finds in a sweep without one")
+    if search and sweep.companions:
+        raise ValueError("companions=True with a search: compare what it finds in a sweep without search")
+    if search and sweep.rivals:
+        raise ValueError("rivals with a search: compare what it finds with them in a sweep without search")
     if search and len(seeds := sweep.axes.get("seed", [0])) > 1:
         raise ValueError(
             f"axis 'seed' has {seeds}: a search has one seed; write seed=[{seeds[0]}], and compare what it "

@@ -14,9 +14,10 @@ from toys import Colours
 
 from jobs import cli
 from jobs.bench import everything, growth, memory, naive_sweep, predict, sweep, train
+from jobs.bench.apart import apart
 from jobs.bench.limit import bare_forwards, ways
 from jobs.bench.peft_side import best_loop, hf_trainer, load_lm, lora_config
-from jobs.bench.setting import batches, rows
+from jobs.bench.setting import batches, environment, rows
 from lorae.methods import Lora
 from lorae.regularizers import KL, DecayB
 from lorae.store import Store
@@ -176,9 +177,10 @@ def test_naive_members_learn(tiny_trial):
 @pytest.mark.ray
 def test_stacks_on_one_worker(tiny_trial, data_root, tmp_path):
     base = replace(tiny_trial(budget=Budget(batch_size=4, steps=3), members=2), task=Colours())
-    found = sweep.run_stacks(
-        Sweep(base=base, axes={"seed": [0, 1]}, zero_shot=False), tmp_path / "two", 1, str(data_root)
-    )
+    two = Sweep(base=base, axes={"seed": [0, 1]}, zero_shot=False)
+    found = apart(
+        sweep.run_stacks, two, tmp_path / "two", 1, str(data_root), environment=environment()
+    ).result
     assert found["seconds"] > found["further_stack_seconds"] > 0
 
 

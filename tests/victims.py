@@ -7,6 +7,7 @@ import functools
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -78,6 +79,7 @@ def stack_process(stack: Stack, storage: Path, log: Path, **settings: object) ->
 def _run_stack(stack: Stack, storage: str, log: Path, retry_seconds: float = 60.0) -> None:
     from lorae.run import run_stack
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     _redirect(log.with_suffix(".err"))
     Storage.retry_seconds = retry_seconds
     Storage.write = _noting(Storage.write, log)
@@ -114,6 +116,7 @@ def _lorae(words: list[str], log: Path, retry_seconds: float, environment: dict[
 
     from jobs.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     _redirect(log.with_suffix(".err"))
     os.environ.update(environment)
     torch.set_num_threads(1)  # as many as a stack gets under Ray on two CPUs
