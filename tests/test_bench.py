@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,9 +179,9 @@ def test_naive_members_learn(tiny_trial):
 def test_stacks_on_one_worker(tiny_trial, data_root, tmp_path):
     base = replace(tiny_trial(budget=Budget(batch_size=4, steps=3), members=2), task=Colours())
     two = Sweep(base=base, axes={"seed": [0, 1]}, zero_shot=False)
-    found = apart(
-        sweep.run_stacks, two, tmp_path / "two", 1, str(data_root), environment=environment()
-    ).result
+    tests = Path(__file__).parent
+    variables = environment() | {"PYTHONPATH": f"{tests.parent}:{tests}"}
+    found = apart(sweep.run_stacks, two, tmp_path / "two", 1, str(data_root), environment=variables).result
     assert found["seconds"] > found["further_stack_seconds"] > 0
 
 
