@@ -199,6 +199,18 @@ def laptop(folder: Path, hosts: list[ssh_hosts.Host], data_root: Path) -> Laptop
     return Laptop(home, file)
 
 
+NODES = """
+import time, ray
+ray.init(address="auto", log_to_driver=False)
+for _ in range(240):
+    if sum(node["Alive"] for node in ray.nodes()) == 2:
+        break
+    time.sleep(1)
+else:
+    raise SystemExit("the worker has not come")
+"""
+
+
 @pytest.mark.slow
 def test_ray_up_submit_and_down_on_two_hosts(two_hosts, tiny_llama, data_root):
     """The README's commands over ssh; both hosts train, and nothing is left on them at the end."""
@@ -207,6 +219,8 @@ def test_ray_up_submit_and_down_on_two_hosts(two_hosts, tiny_llama, data_root):
     (folder / "demo.py").write_text(DEMO.format(backbone=tiny_llama.path))
     user = laptop(folder, hosts, data_root)
     user.ray("up", "-y", user.file)
+    (folder / "nodes.py").write_text(NODES)
+    user.ray("exec", user.file, f"python {folder}/nodes.py")  # `ray up` does not wait for the worker
 
     submit = ("submit", user.file, "jobs/sweep.py", "--", str(folder / "demo.py"), "--json", "--storage")
     changed = hosts[0].home / "lorae-checkout/lorae/uris.py"
