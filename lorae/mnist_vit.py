@@ -1,6 +1,6 @@
 """A small ViT pre-trained on MNIST: a vision backbone that needs nothing but the package index.
 
-It is trained on first use, in one or two minutes on one core: 4 layers of width 64 on patches of 7 x 7
+It is trained on first use, in two to three minutes on one core: 4 layers of width 64 on patches of 7 x 7
 pixels, on the images of `Mnist` that are not its test set, turned, scaled and shifted a little at random.
 """
 

@@ -312,7 +312,7 @@ def _pretrained_vit() -> Path:
     def pretrain(folder: Path) -> None:
         from lorae.mnist_vit import pretrain
 
-        LOG.info("pre-training a small ViT on MNIST, once; one or two minutes on one core")
+        LOG.info("pre-training a small ViT on MNIST, once; two to three minutes on one core")
         accuracy = pretrain(folder)
         LOG.info("the ViT has an accuracy of %.3f on MNIST images that it was not trained on", accuracy)
 
