@@ -124,9 +124,8 @@ class Inputs:
 class EncoderBatch:
     """Rows on the device, members first; `class_logits` turns it into logits (rows, C)."""
 
-    inputs: dict[str, torch.Tensor]  # of the model's forward; none if the features are there
+    inputs: dict[str, torch.Tensor]  # of the model's forward
     pooled: torch.Tensor  # (rows, T), True at the tokens whose mean the head reads
-    features: torch.Tensor | None = None  # (rows, D)
 
 
 def read_inputs(folder: Path, config: dict[str, Any]) -> Inputs:
@@ -183,9 +182,6 @@ def body_only(lm: Any) -> None:
 def collate(rows: Sequence[Row], backbone: Backbone) -> EncoderBatch:
     """Rows as one batch on the backbone's device; texts are right-padded."""
     encoder: Inputs = backbone.tokenizer
-    if rows[0].features is not None:
-        features = torch.from_numpy(np.array([row.features for row in rows])).to(backbone.device)
-        return EncoderBatch({}, torch.ones(len(rows), 1, dtype=torch.bool), features)
     if rows[0].media is None:
         inputs, real = _text_batch(rows, encoder.processor.pad_token_id)
     else:
@@ -233,4 +229,4 @@ def class_logits(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
         num, length = batch.pooled.shape
         rows, places = (torch.arange(n, device=batch.pooled.device) for n in (num, length))
         inserted.noise.locate(rows[:, None].expand(num, length), places.expand(num, length))
-    return inserted.head_logits(features(backbone, batch) if batch.features is None else batch.features)
+    return inserted.head_logits(features(backbone, batch))

@@ -146,7 +146,6 @@ class Batch:
     answer_ids: torch.Tensor | None = None  # (rows, C)
     scored: tuple[torch.Tensor, ...] = ()  # K predictions: place in the packed (M * S), token, row, class
     norms: torch.Tensor | None = None  # (rows, C)
-    features: torch.Tensor | None = None  # (rows, D)
 
 
 def collate(
@@ -172,11 +171,11 @@ def collate(
         packing=packing,
         labels=on_device([r.label for r in rows]),
         class_mask=by_class([[True] * r.num_classes for r in rows], bool, False),
-        features=None if rows[0].features is None else on_device(np.array([r.features for r in rows])),
     )
     if not rows[0].segments:
         return replace(batch, answer_ids=by_class([r.answer_ids for r in rows], np.int64, 0))
     positions, visible, entries = zip(*(_options_layout(r, packing.shape[1]) for r in rows))
+    padded = np.stack([np.pad(p, (0, packing.shape[1] - len(p))) for p in positions])
     first = np.cumsum([0, *(len(r.tokens) for r in rows)])  # of each row's tokens in packing.order
     scored = [
         (packing.order[first[n] + place], token, n, option)
@@ -186,7 +185,7 @@ def collate(
     return replace(
         batch,
         position_ids=packing.pack([p for of_row in positions for p in of_row]),
-        packing=replace(packing, visible=on_device(np.stack(visible))),
+        packing=replace(packing, visible=on_device(np.stack(visible)), positions=on_device(padded)),
         scored=tuple(on_device(column) for column in zip(*scored)),
         norms=by_class([r.norms for r in rows], np.float32, 1.0),
     )
@@ -212,8 +211,11 @@ def _options_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list
 
 def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> torch.Tensor:
     """Class logits (rows, C) of the inserted stack, each member's rows together; one forward pass of all, or
-    of each member where all weights are its own."""
+    of each member where all weights are its own; of the heads alone where rows have features."""
     inserted = backbone.inserted
+    if inserted and rows[0].features is not None:
+        features_ND = torch.from_numpy(np.array([row.features for row in rows])).to(backbone.device)
+        return backbone.capped(inserted.head_logits(features_ND))
     if inserted is None or not isinstance(inserted.method, Full):
         return class_logits(backbone, collate(rows, num_classes, backbone, backbone.num_members))
     size = len(rows) // inserted.num_members
@@ -242,7 +244,7 @@ def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tenso
     if inserted and inserted.noise:
         inserted.noise.locate(batch.packing.rows, batch.packing.places)
     if batch.answer_ids is not None:
-        read = features(backbone, batch) if batch.features is None else batch.features
+        read = features(backbone, batch)
         if inserted and inserted.has_head:
             logits = backbone.capped(inserted.head_logits(read))
         else:

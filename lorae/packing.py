@@ -29,6 +29,7 @@ class Packing:
         ends: (R,) place of each sequence's last token in the packed (M * S).
         shape: R and T.
         visible: (R, T, T) which tokens a token attends to; None = all before it, and itself.
+        positions: (R, T) of padded tokens, from which a sliding window counts; None = their index.
     """
 
     to_padded: Reordering
@@ -39,6 +40,7 @@ class Packing:
     ends: torch.Tensor
     shape: tuple[int, int]
     visible: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
 
     @classmethod
     def of(cls, lengths: Sequence[int], num_members: int, device: torch.device) -> Packing:
@@ -128,8 +130,7 @@ def attention(
     q, k, v = (t.transpose(1, 2) for t in x)
     visible = packing.visible[:, None] if packing and packing.visible is not None else None
     if sliding_window is not None and sliding_window < q.shape[2]:
-        near = _causal(q).triu(1 - sliding_window)
-        visible = near if visible is None else visible & near
+        visible = (_causal(q) if visible is None else visible) & _near(q, packing, sliding_window)
     if q.is_cuda and not softcap:
         out = F.scaled_dot_product_attention(
             q, k, v, visible, is_causal=visible is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
@@ -144,6 +145,14 @@ def attention(
 def _causal(q: torch.Tensor) -> torch.Tensor:
     length = q.shape[2]
     return torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+
+
+def _near(q: torch.Tensor, packing: Packing | None, window: int) -> torch.Tensor:
+    """Whether a token is less than `window` positions away, (R or 1, 1, T, T)."""
+    positions = packing.positions if packing else None
+    if positions is None:
+        positions = torch.arange(q.shape[2], device=q.device)[None]
+    return (positions[:, :, None] - positions[:, None] < window)[:, None]
 
 
 def _written_out(

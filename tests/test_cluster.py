@@ -233,13 +233,13 @@ def test_ray_up_submit_and_down_on_two_hosts(two_hosts, tiny_llama, data_root):
     assert f"node worker does not see the driver's storage {private}/results" in refused
     changed.write_text(original)
 
-    printed = user.ray(*submit, str(folder / "results"), "--set", "members=1")
+    printed = user.ray(*submit, str(folder / "results"))
     outcome = json.loads(printed[printed.rindex("\n{") : printed.rindex("}") + 1])
-    assert (outcome["trials"], outcome["trained"], outcome["incomplete"]) == (4, 3, 0), printed
-    rows = pq.read_table(folder / "results/sweeps/demo-members-1/trials.parquet").to_pylist()
-    assert [row["status"] for row in rows] == 4 * ["done"]
+    assert (outcome["trials"], outcome["trained"], outcome["incomplete"]) == (10, 12, 0), printed
+    rows = pq.read_table(folder / "results/sweeps/demo/trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == 10 * ["done"]
     members = [json.loads(f.read_text())["provenance"] for f in folder.glob("results/members/*/member.json")]
-    assert {m["host"] for m in members} == {"head", "worker"} and len(members) == 3
+    assert {m["host"] for m in members} == {"head", "worker"} and len(members) == 12
     assert {m["threads"] for m in members} == {2}, "4 CPUs for 2 stacks, though `ray submit` exports 1"
     assert not list(folder.glob("results/locks/driver-*"))
 
@@ -284,10 +284,10 @@ def test_from_no_worker_to_as_many_as_the_plan_counts_on(one_host, tiny_llama, d
     start = "ray start --head --num-cpus=0 --autoscaling-config=~/ray_bootstrap_config.yaml"
     assert (started := head.run(start)).returncode == 0, started.stdout
 
-    words = f"{folder}/demo.py --storage {folder}/results --set members=1"
+    words = f"{folder}/demo.py --storage {folder}/results"
     done = head.run(f"python {ROOT}/jobs/sweep.py {words}")
     assert done.returncode == 0, done.stdout
-    assert "3 members trained" in done.stdout
+    assert "12 members trained" in done.stdout
 
 
 def test_a_local_sweep_listens_on_this_machine_alone(tiny_llama, data_root, tmp_path):
