@@ -57,7 +57,7 @@ def test_stacked_member_is_the_one_trained_alone_and_has_moved(trial):
 def test_options_that_share_their_question_are_scored_as_if_apart(trial):
     task = replace(trial.task, scoring=OptionLikelihood())
     backbone, _ = prepared(trial)
-    examples = task.examples("test")[:4]
+    examples = [replace(e, options=tuple(f"{o} w1 w2" for o in e.options)) for e in task.examples("test")[:4]]
     rows = encode(backbone.tokenizer, task, examples, 64)
     ours = class_logits(backbone, collate(rows, 3, backbone))
     backbone.lm.set_attn_implementation("eager")  # transformers' own
