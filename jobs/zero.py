@@ -106,7 +106,7 @@ def load_partitioned(
     import torch.distributed as dist
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    from lorae.backbones import check_logits, read_backbone
+    from lorae.backbones import check_packed, read_backbone
     from lorae.ranks import Ranks
 
     if device == "cpu":
@@ -122,7 +122,7 @@ def load_partitioned(
     whole.lm.base_model.register_forward_pre_hook(lambda *_: gather.reset_step(), prepend=True)
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     backbone = replace(whole, ranks=ranks, gathered=deepspeed.zero.GatheredParameters)
-    check_logits(backbone)
+    check_packed(backbone)
     return backbone
 
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lorae.encoders import Inputs, body_only, read_inputs
 from lorae.packing import ATTENTION, Packing, register_attention
 from lorae.ranks import Ranks
-from lorae.shapes import auto_class, kind_of, linears_of
+from lorae.shapes import BERT_LIKE, auto_class, first_position, kind_of, linears_of
 from lorae.sources import Source, backbone_config, backbone_folder
 
 if TYPE_CHECKING:
@@ -102,23 +102,24 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
     Args:
         recompute: compute a layer's activations again in the backward pass instead of keeping them.
     Raises:
-        ValueError: files are missing, or its logits are not those of its output head (an architecture whose
-            head has a scaling that lorae does not know).
+        ValueError: files are missing, or packed rows do not give its logits (an architecture whose head has a
+            scaling that lorae does not know).
     """
     backbone = read_backbone(source, precision, device, recompute)
-    check_logits(backbone)
+    check_packed(backbone)
     return backbone
 
 
 def read_backbone(source: Source, precision: Precision, device: str, recompute: bool) -> Backbone:
-    """What `load_backbone` returns, before its head is checked."""
+    """What `load_backbone` returns, before it is checked."""
     from transformers import AutoTokenizer
 
     folder, config = backbone_folder(source), backbone_config(source)
     causal = kind_of(config) == "causal"
     register_attention()
+    packs = causal or config["model_type"] in BERT_LIKE
     # The backward pass of flash attention on a CPU is slower than that of the eager one for short sequences.
-    attention = ATTENTION if causal else "eager" if device == "cpu" else "sdpa"
+    attention = ATTENTION if packs else "eager" if device == "cpu" else "sdpa"
     lm: Any = auto_class(config).from_pretrained(
         folder,
         dtype=DTYPES[precision],
@@ -147,24 +148,31 @@ def recompute_layers(lm: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_logits(backbone: Backbone) -> None:
-    """Compare `answer_logits` of packed rows with the logits of a causal LM itself, row by row."""
-    if backbone.is_encoder:
+def check_packed(backbone: Backbone) -> None:
+    """Compare packed rows with the model itself, row by row: `answer_logits` with a causal LM's logits, an
+    encoder's hidden states with its own. A model that does not run packed has nothing to compare."""
+    lm, causal = backbone.lm, not backbone.is_encoder
+    if lm.config._attn_implementation != ATTENTION:
         return
-    rows = [[1, 2, 3, 4], [5, 6], [4, 3, 2, 1, 6, 7]]
-    own = []
-    backbone.lm.set_attn_implementation("eager")
-    for row in rows:
-        ids = torch.tensor([row], device=backbone.device)
-        own.append(backbone.lm(input_ids=ids, use_cache=False).logits[0, -1, :8].float())
-    backbone.lm.set_attn_implementation(ATTENTION)
-    packed = Packing.of([len(row) for row in rows], 1, backbone.device)
-    ids = packed.pack([token for row in rows for token in row])
-    hidden_ND = backbone.hidden(ids, packed.places, packed)[0, packed.ends]
-    ours = backbone.answer_logits(hidden_ND, torch.arange(8, device=backbone.device).expand(len(rows), -1))
-    difference, scale = (ours - torch.stack(own)).abs().max(), torch.stack(own).abs().max().clamp(min=1.0)
+    rows = [[2, 3, 4, 5], [2, 7], [2, 4, 3, 2, 7, 6]]
+    lm.set_attn_implementation("eager")
+    each = [torch.tensor([row], device=backbone.device) for row in rows]
+    if causal:
+        own = torch.stack([lm(input_ids=ids, use_cache=False).logits[0, -1, :8] for ids in each])
+    else:
+        own = torch.stack([lm.base_model(input_ids=ids).last_hidden_state[0, -1] for ids in each])
+    lm.set_attn_implementation(ATTENTION)
+    tokens = [token for row in rows for token in row]
+    packed = Packing.of([len(row) for row in rows], 1, backbone.device, shared=int(causal))
+    if not causal:
+        packed = packed.bidirectional()
+    positions = packed.places + first_position(lm.config.to_dict())
+    ours = backbone.hidden(packed.pack(tokens), positions, packed)[0, packed.ends]
+    if causal:
+        ours = backbone.answer_logits(ours, torch.arange(8, device=backbone.device).expand(len(rows), -1))
+    difference, scale = (ours - own).float().abs().max(), own.float().abs().max().clamp(min=1.0)
     if not difference <= scale * (1e-4 if backbone.dtype == torch.float32 else 2e-2):
         raise ValueError(
-            f"{backbone.name}: the logits of {type(backbone.lm).__name__} are not its output head's times "
-            "the last hidden state of causal attention alone; this architecture is not supported"
+            f"{backbone.name}: what {type(lm).__name__} computes is not what its layers, its attention to "
+            "tokens alone and its output head give; this architecture is not supported"
         )

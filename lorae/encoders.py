@@ -18,7 +18,8 @@ import torch
 from torch.nn import functional as F
 
 from lorae.media import Audio, Image
-from lorae.shapes import kind_of, num_pooled_tokens, num_prefix_tokens, num_tokens
+from lorae.packing import ATTENTION, Packing
+from lorae.shapes import first_position, kind_of, num_pooled_tokens, num_prefix_tokens, num_tokens
 from lorae.tasks.base import Example, Task
 
 if TYPE_CHECKING:
@@ -124,8 +125,13 @@ class Inputs:
 class EncoderBatch:
     """Rows on the device, members first; `class_logits` turns it into logits (rows, C)."""
 
-    inputs: dict[str, torch.Tensor]  # of the model's forward
+    inputs: dict[str, Any]  # of the model's forward
     pooled: torch.Tensor  # (rows, T), True at the tokens whose mean the head reads
+
+    @property
+    def packing(self) -> Packing | None:
+        """How texts are packed; None where every row of the inputs is an example."""
+        return self.inputs.get("packing")
 
 
 def read_inputs(folder: Path, config: dict[str, Any]) -> Inputs:
@@ -179,41 +185,41 @@ def body_only(lm: Any) -> None:
         lm.base_model.pooler = None
 
 
-def collate(rows: Sequence[Row], backbone: Backbone) -> EncoderBatch:
-    """Rows as one batch on the backbone's device; texts are right-padded."""
+def collate(rows: Sequence[Row], backbone: Backbone, num_members: int) -> EncoderBatch:
+    """Rows of so many members, members first and as many of each, on the backbone's device; texts are packed
+    where the model runs packed, else right-padded."""
     encoder: Inputs = backbone.tokenizer
-    if rows[0].media is None:
-        inputs, real = _text_batch(rows, encoder.processor.pad_token_id)
-    else:
+    lengths = torch.tensor([len(row.tokens) for row in rows])
+    real = torch.arange(int(lengths.max())) < lengths[:, None]
+    inputs: dict[str, Any]
+    if rows[0].media is not None:
         name, order = encoder.processor.model_input_names[0], {}
         index = [order.setdefault(row.media.digest, len(order)) for row in rows if row.media]
         media = encoder.media_batch(rows).to(backbone.device, backbone.dtype)
-        inputs, real = {name: media[torch.tensor(index, device=backbone.device)]}, None
-    length = len(rows[0].tokens) if real is None else real.shape[1]
-    pooled = torch.zeros(len(rows), length, dtype=torch.bool)
-    if rows[0].pool == "cls":
-        pooled[:, : num_pooled_tokens(encoder.config)] = True
-    elif real is not None:
-        pooled |= real
+        inputs = {name: media[torch.tensor(index, device=backbone.device)]}
+    elif backbone.lm.config._attn_implementation == ATTENTION:
+        packing = Packing.of(lengths.tolist(), num_members, backbone.device).bidirectional()
+        positions = packing.places + first_position(encoder.config)
+        ids = packing.pack([token for row in rows for token in row.tokens])
+        inputs = {"input_ids": ids, "position_ids": positions, "packing": packing}
     else:
-        pooled[:, num_prefix_tokens(encoder.config) :] = True
-    inputs = {key: value.to(backbone.device) for key, value in inputs.items()}
+        ids = torch.full(real.shape, encoder.processor.pad_token_id)
+        ids[real] = torch.tensor([token for row in rows for token in row.tokens])
+        mask = real.long()
+        inputs = {"input_ids": ids.to(backbone.device), "attention_mask": mask.to(backbone.device)}
+    pooled = real.clone()
+    if rows[0].pool == "cls":
+        pooled[:, num_pooled_tokens(encoder.config) :] = False
+    elif rows[0].media is not None:
+        pooled[:, : num_prefix_tokens(encoder.config)] = False
     return EncoderBatch(inputs, pooled.to(backbone.device))
-
-
-def _text_batch(rows: Sequence[Row], padding: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Inputs of the model, and which tokens are real."""
-    lengths = torch.tensor([len(row.tokens) for row in rows])
-    input_ids = torch.full((len(rows), int(lengths.max())), padding)
-    for n, row in enumerate(rows):
-        input_ids[n, : len(row.tokens)] = torch.tensor(row.tokens)
-    real = torch.arange(input_ids.shape[1]) < lengths[:, None]
-    return {"input_ids": input_ids, "attention_mask": real.long()}, real
 
 
 def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
     """Pooled features (rows, D) in fp32, which the heads read."""
-    hidden = backbone.lm.base_model(**batch.inputs).last_hidden_state  # (rows, T, D)
+    hidden = backbone.lm.base_model(**batch.inputs).last_hidden_state
+    if batch.packing:
+        hidden = batch.packing.padded(hidden)  # (rows, T, D)
     weights = batch.pooled[:, None].to(hidden.dtype)
     mean = torch.bmm(weights, hidden)[:, 0].float() / batch.pooled.sum(1, keepdim=True)
     if kind_of(backbone.tokenizer.config) == "audio":  # the head of AST begins with a norm
@@ -226,7 +232,7 @@ def class_logits(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
     inserted = backbone.inserted
     assert inserted is not None, "an encoder has no classes of its own"
     if inserted.noise:
-        num, length = batch.pooled.shape
-        rows, places = (torch.arange(n, device=batch.pooled.device) for n in (num, length))
-        inserted.noise.locate(rows[:, None].expand(num, length), places.expand(num, length))
+        each = (torch.arange(n, device=backbone.device) for n in batch.pooled.shape)
+        packing, (rows, places) = batch.packing, torch.meshgrid(*each, indexing="ij")
+        inserted.noise.locate(*((packing.rows, packing.places) if packing else (rows, places)))
     return inserted.head_logits(features(backbone, batch))

@@ -7,6 +7,7 @@ question and to itself only and its positions continue the question's, so the qu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -153,7 +154,7 @@ def collate(
 ) -> Batch | EncoderBatch:
     """Rows of so many members, members first and as many of each, on the backbone's device."""
     if backbone.is_encoder:
-        return encoders.collate(rows, backbone)
+        return encoders.collate(rows, backbone, num_members)
 
     def on_device(values: Any) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values)).to(backbone.device, non_blocking=True)
@@ -164,7 +165,9 @@ def collate(
             padded[n, : len(of_row)] = of_row
         return on_device(padded)
 
-    packing = Packing.of([len(r.tokens) for r in rows], num_members, backbone.device)
+    noisy = backbone.inserted and backbone.inserted.noise  # then what a row begins with is its own
+    shared = 0 if noisy else common_beginning(rows)
+    packing = Packing.of([len(r.tokens) for r in rows], num_members, backbone.device, shared)
     batch = Batch(
         input_ids=packing.pack([t for r in rows for t in r.tokens]),
         position_ids=packing.places,
@@ -189,6 +192,14 @@ def collate(
         scored=tuple(on_device(column) for column in zip(*scored)),
         norms=by_class([r.norms for r in rows], np.float32, 1.0),
     )
+
+
+def common_beginning(rows: Sequence[Row]) -> int:
+    """Tokens that all prompts begin with, the last one of each left out: every row goes on by itself."""
+    prompts = [r.tokens[: r.segments.count(-1)] if r.segments else r.tokens for r in rows]
+    low, high = min(prompts), max(prompts)  # what these two have in common, all have
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high))
+    return min(len(list(same)), min(map(len, prompts)) - 1)
 
 
 def _options_layout(row: Row, length: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:

@@ -1,14 +1,15 @@
-"""Rows without padding: the sequences of each member follow one another in one packed row of tokens.
+"""Rows without padding: the sequences of each member follow one another in one packed row of tokens, and what
+they begin with in common is there once.
 
-Everything in a decoder but attention treats tokens one by one, so only attention sees sequences: it puts its
-queries, keys and values into padded rows, and the result back. transformers knows it by the name `ATTENTION`;
-models that go through its attention interface run packed as they are.
+Everything in a transformer but attention treats tokens one by one, so only attention sees sequences: it puts
+its queries, keys and values into padded rows, and the result back. transformers knows it by the name
+`ATTENTION`; models that go through its attention interface run packed as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ class Packing:
 
     Attributes:
         to_padded, to_packed: the two reorderings, between (M * S, ...) and (R * T, ...).
-        rows, places: (M, S) sequence of each token, and its index in that sequence.
+        rows, places: (M, S) sequence of each token, and its index in that sequence; of shared ones the last.
         order: place in the packed (M * S) of every token, sequence after sequence.
         ends: (R,) place of each sequence's last token in the packed (M * S).
         shape: R and T.
-        visible: (R, T, T) which tokens a token attends to; None = all before it, and itself.
+        shared: tokens that all sequences begin with, once in the row of each member.
+        visible: (R, T or 1, T) which tokens a token attends to; None = all before it, and itself.
         positions: (R, T) of padded tokens, from which a sliding window counts; None = their index.
     """
 
@@ -39,17 +41,22 @@ class Packing:
     order: np.ndarray
     ends: torch.Tensor
     shape: tuple[int, int]
+    shared: int = 0
     visible: torch.Tensor | None = None
     positions: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], num_members: int, device: torch.device) -> Packing:
-        """Sequences of these lengths in order, as many of each member, members first."""
+    def of(cls, lengths: Sequence[int], num_members: int, device: torch.device, shared: int = 0) -> Packing:
+        """Sequences of these lengths in order, as many of each member, members first; all of them begin with
+        the same `shared` tokens, and go on."""
         length_MB = np.asarray(lengths).reshape(num_members, -1)
-        width, longest = int(length_MB.sum(1).max()), int(length_MB.max())
-        begin_MB = np.cumsum(length_MB, axis=1) - length_MB + width * np.arange(num_members)[:, None]
+        own_MB, longest = length_MB - shared, int(length_MB.max())
+        width = shared + int(own_MB.sum(1).max())
+        first_MB = np.zeros_like(own_MB) + width * np.arange(num_members)[:, None]  # of each member
+        begin_MB = first_MB + np.cumsum(own_MB, axis=1) - own_MB  # of each sequence, were its beginning there
         row, place = np.nonzero(np.arange(longest) < length_MB.reshape(-1, 1))  # of each token
-        packed, padded = begin_MB.ravel()[row] + place, row * longest + place
+        packed = place + np.where(place < shared, first_MB.ravel()[row], begin_MB.ravel()[row])
+        padded = row * longest + place
         rows, places = np.zeros((2, num_members * width), np.int64)
         rows[packed], places[packed] = row, place
 
@@ -69,7 +76,27 @@ class Packing:
             packed,
             on_device((begin_MB + length_MB - 1).ravel()),
             (length_MB.size, longest),
+            shared,
         )
+
+    def bidirectional(self) -> Packing:
+        """The same sequences, where a token attends to its whole sequence."""
+        real = torch.ones(self.shape, dtype=torch.bool, device=self.ends.device)
+        real.view(-1).index_fill_(0, self.to_padded.empty, False)
+        return replace(self, visible=real[:, None])
+
+    def padded(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (M, S, D) as sequences (R, T, D), zero where these are filled up."""
+        return _Pad.apply(x.flatten(0, 1), self).view(*self.shape, -1)
+
+    def shared_of_packed(self, x: torch.Tensor) -> torch.Tensor:
+        """View (M, shared, D) of the shared tokens in packed ones."""
+        return x.view(*self.places.shape, -1)[:, : self.shared]
+
+    def shared_of_others(self, x: torch.Tensor) -> torch.Tensor:
+        """View (M, R / M - 1, shared, D) of the shared tokens in padded ones, without each member's last
+        sequence, from which packed ones come."""
+        return x.view(len(self.places), -1, self.shape[1], x.shape[-1])[:, :-1, : self.shared]
 
     def pack(self, values: Sequence[int]) -> torch.Tensor:
         """(M, S) values of the tokens, given sequence after sequence; zero where a row is filled up."""
@@ -89,17 +116,40 @@ class Reordering:
         return x.index_select(0, self.index).index_fill_(0, self.empty, 0)
 
 
-class _Reordered(torch.autograd.Function):
-    """A reordering that takes every token once, so that its gradient is a reordering, too."""
+class _Pad(torch.autograd.Function):
+    """Packed tokens (M * S, D) to padded ones (R * T, D): a shared beginning to every sequence, which sends
+    it a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, there: Reordering, back: Reordering) -> torch.Tensor:
-        ctx.back = back
-        return there.of(x)
+    def forward(ctx: Any, x: torch.Tensor, packing: Packing) -> torch.Tensor:
+        ctx.packing = packing
+        return packing.to_padded.of(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return ctx.back.of(grads[0]), None, None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        packing: Packing = ctx.packing
+        grad = packing.to_packed.of(grads[0])
+        if packing.shared:
+            packing.shared_of_packed(grad).add_(packing.shared_of_others(grads[0]).sum(1))
+        return grad, None
+
+
+class _Pack(torch.autograd.Function):
+    """Padded tokens (R * T, D) to packed ones (M * S, D): a shared beginning from one sequence of each
+    member."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, packing: Packing) -> torch.Tensor:
+        ctx.packing = packing
+        return packing.to_packed.of(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        packing: Packing = ctx.packing
+        grad = packing.to_padded.of(grads[0])
+        if packing.shared:
+            packing.shared_of_others(grad).zero_()
+        return grad, None
 
 
 def attention(
@@ -114,7 +164,7 @@ def attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention in each sequence, (M, S, heads, d), of packed queries, keys, values (M, heads, S, d).
+    """Attention in each sequence, (M, S, heads, d), of packed queries, keys, values (M, heads, S, d).
 
     On a GPU by scaled_dot_product_attention; on a CPU written out, as the backward pass of flash attention is
     slower there for the short sequences of classification. Without a packing every row is a sequence.
@@ -122,10 +172,7 @@ def attention(
     num, heads, length, width = query.shape
     x = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (M, S, heads, d)
     if packing:
-        x = [
-            _Reordered.apply(t.reshape(-1, t.shape[2] * width), packing.to_padded, packing.to_packed)
-            for t in x
-        ]
+        x = [_Pad.apply(t.reshape(-1, t.shape[2] * width), packing) for t in x]
         x = [t.view(*packing.shape, -1, width) for t in x]  # (R, T, heads, d)
     q, k, v = (t.transpose(1, 2) for t in x)
     visible = packing.visible[:, None] if packing and packing.visible is not None else None
@@ -138,7 +185,7 @@ def attention(
     else:
         out = _written_out(q, k, v, _causal(q) if visible is None else visible, scaling, softcap)
     if packing:
-        out = _Reordered.apply(out.reshape(-1, heads * width), packing.to_packed, packing.to_padded)
+        out = _Pack.apply(out.reshape(-1, heads * width), packing)
     return out.reshape(num, length, heads, width), None
 
 
@@ -170,7 +217,7 @@ def _written_out(
     scores = (q @ k.transpose(2, 3) * scaling).view(num, shared, -1, length, length)
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~visible.view(-1, 1, 1, length, length), torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(~visible[..., None, :, :], torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
     out = weights.view(num, shared, -1, length) @ v  # (R, key heads, queries * T, d)
     return out.view(num, heads, length, width).transpose(1, 2)

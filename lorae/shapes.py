@@ -185,12 +185,14 @@ def num_tokens(config: dict[str, Any]) -> int:
 
 
 def most_tokens(config: dict[str, Any]) -> int | None:
-    """Tokens of the longest text that a backbone reads, None if its config does not say. RoBERTa's positions
-    begin after that of the padding token."""
+    """Tokens of the longest text that a backbone reads, None if its config does not say."""
     longest = config.get("max_position_embeddings")
-    if longest and BERT_LIKE.get(config["model_type"]) == "roberta":
-        return longest - config.get("pad_token_id", 1) - 1
-    return longest
+    return longest and longest - first_position(config)
+
+
+def first_position(config: dict[str, Any]) -> int:
+    """Position of a text's first token; RoBERTa's begin after that of the padding token."""
+    return config.get("pad_token_id", 1) + 1 if BERT_LIKE.get(config["model_type"]) == "roberta" else 0
 
 
 def _pair(size: int | list[int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from peft import get_peft_model
 from toys import Colours
 
 from jobs import cli
-from jobs.bench import everything, growth, memory, naive_sweep, predict, sweep, train
+from jobs.bench import everything, growth, memory, naive_sweep, overhead, predict, sweep, train
 from jobs.bench.apart import apart
 from jobs.bench.limit import bare_forwards, ways
 from jobs.bench.peft_side import best_loop, hf_trainer, load_lm, lora_config
@@ -181,13 +181,13 @@ def test_stacks_on_one_worker(tiny_trial, data_root, tmp_path):
     two = Sweep(base=base, axes={"seed": [0, 1]}, zero_shot=False)
     tests = Path(__file__).parent
     variables = environment() | {"PYTHONPATH": f"{tests.parent}:{tests}"}
-    found = apart(sweep.run_stacks, two, tmp_path / "two", 1, str(data_root), environment=variables).result
+    found = apart(overhead.run_stacks, two, tmp_path / "two", 1, str(data_root), environment=variables).result
     assert found["seconds"] > found["further_stack_seconds"] > 0
 
 
 def test_plans_are_timed(tiny_trial, tmp_path):
-    assert sweep.plan_many(tiny_trial(), str(tmp_path / "empty"), 16) > 0
-    assert sweep.plan_stored(tiny_trial(), str(tmp_path / "stored"), 8) > 0
+    assert overhead.plan_many(tiny_trial(), str(tmp_path / "empty"), 16) > 0
+    assert overhead.plan_stored(tiny_trial(), str(tmp_path / "stored"), 8) > 0
     assert len(Store(str(tmp_path / "stored")).storage.names("members")) == 8
 
 

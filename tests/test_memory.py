@@ -63,7 +63,7 @@ lm = AutoModelForCausalLM.from_config(
 backbone = Backbone("probe", lm, None)
 
 def train(members, batch, tokens, method="lora"):
-    rows = [Row(str(n), 0, 3, (7,) * tokens, (1, 2, 3)) for n in range(2 * batch)]
+    rows = [Row(str(n), 0, 3, (n, *(7,) * (tokens - 1)), (1, 2, 3)) for n in range(2 * batch)]
     recipe = trial(batch, method=METHODS[method])
     train_stack(backbone, recipe, range(members), TrainingData(rows, rows[:1]))
 

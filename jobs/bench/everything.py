@@ -19,10 +19,10 @@ def measure(where: Setting) -> dict[str, Any]:
     for name, part in PARTS.items():
         if name == "sweep" and where.device != "cpu":
             continue  # the naive sweep is written for a CPU
-        print(f"lorae bench {name} ...", file=sys.stderr, flush=True)
         started = time.perf_counter()
         found[name] = part.measure(where)
         seconds[name] = time.perf_counter() - started
+        print(f"== {name}\n{part.text(found[name])}\n", file=sys.stderr, flush=True)
     return found | {"seconds": seconds, "ratios": ratios(found)}
 
 

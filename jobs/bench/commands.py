@@ -1,0 +1,45 @@
+"""Sweeps as commands of their own, start-up included."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jobs.bench.setting import environment
+from lorae.trial import Sweep
+
+LOCALHOST = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def sweep_file(folder: Path, sweep: Sweep) -> Path:
+    """A sweep as a file that both sides read."""
+    folder.mkdir(parents=True)
+    task = type(sweep.base.task)
+    path = folder / "bench.py"
+    path.write_text(
+        "from lorae.methods import *\nfrom lorae.regularizers import *\nfrom lorae.sources import *\n"
+        "from lorae.tasks.base import *\nfrom lorae.trial import *\n"
+        f"from {task.__module__} import {task.__name__}\n\nSWEEP = {sweep!r}\n"
+    )
+    return path
+
+
+def command(words: list[str]) -> float:
+    """Seconds of `python -m WORDS`.
+
+    Raises:
+        RuntimeError: it failed; what it wrote to stderr.
+    """
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment() | LOCALHOST,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} exited with {done.returncode}:\n{done.stderr[-2000:]}")
+    return time.perf_counter() - started
