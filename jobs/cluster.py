@@ -8,7 +8,7 @@ import logging
 import platform
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 
 import jobs
 import lorae
+from lorae.sources import Files
+from lorae.stack import Stack
 from lorae.storage import Storage
 
 LOG = logging.getLogger("lorae")
@@ -88,12 +90,14 @@ def _await_workers(num: int) -> None:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What every node must share with the driver: the storage, where it wrote `token`, and the software."""
+    """What every node must share with the driver: the storage, where it wrote `token`; the software; and the
+    local copies of models and datasets."""
 
     storage: str
     name: str
     token: str
     software: dict[str, str]
+    folders: tuple[str, ...] = ()
 
     def broken(self, retry_seconds: float = 0.0) -> str | None:
         """What this node does not share, a line each, or None.
@@ -104,11 +108,18 @@ class Agreement:
         where, own = platform.node(), software()
         different = [
             f"node {where} has {package} {own[package]}, the driver {wanted}; install the same on every node "
-            "(setup_commands of cluster.yaml, with constraints.txt) and `ray up` again"
+            "(setup_commands of cluster.yaml, with constraints.txt) and `ray up` again; if the code was changed "
+            "while the sweep ran, repeat the command"
             for package, wanted in self.software.items()
             if own[package] != wanted
         ]
-        return "\n".join([*different, *self._storage_broken(where, retry_seconds)]) or None
+        missing = [
+            f"node {where} has no folder {folder}, which the driver reads; put it on a disk that all nodes "
+            "mount, or name a Hub or Wheel source, which each node fetches"
+            for folder in self.folders
+            if not Path(folder).is_dir()
+        ]
+        return "\n".join([*different, *missing, *self._storage_broken(where, retry_seconds)]) or None
 
     def _storage_broken(self, where: str, retry_seconds: float) -> list[str]:
         storage = Storage(self.storage)
@@ -139,14 +150,14 @@ def software() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def agreement(storage_uri: str) -> Iterator[Agreement]:
+def agreement(storage_uri: str, stacks: Sequence[Stack]) -> Iterator[Agreement]:
     """Write a token into the storage that nodes look for, and ask every node that is there.
 
     Raises:
-        ValueError: a node sees another storage, or has other software.
+        ValueError: a node sees another storage, has other software, or lacks a folder that the stacks read.
     """
     storage, name = Storage(storage_uri), f"locks/driver-{secrets.token_hex(8)}"
-    agreed = Agreement(storage_uri, name, secrets.token_hex(16), software())
+    agreed = Agreement(storage_uri, name, secrets.token_hex(16), software(), _folders(stacks))
     storage.write(name, agreed.token.encode())
     try:
         if broken := [answer for answer in _answers(agreed) if answer]:
@@ -154,6 +165,14 @@ def agreement(storage_uri: str) -> Iterator[Agreement]:
         yield agreed
     finally:
         storage.delete(name)
+
+
+def _folders(stacks: Sequence[Stack]) -> tuple[str, ...]:
+    """Local copies of models and datasets that the stacks read."""
+    sources = [
+        x for s in stacks for x in (s.trial.backbone, s.trial.task.source, *(t.source for t in s.eval_tasks))
+    ]
+    return tuple(sorted({source.path for source in sources if isinstance(source, Files)}))
 
 
 def _answers(agreed: Agreement) -> list[str | None]:

@@ -288,7 +288,7 @@ def run_tune(
     at_once = max(1, devices.num // max(1, *(place.gpus for place in plan.placements)))
     line = ProgressLine(plan.stacks, plan.estimates)
     with contextlib.ExitStack() as open_:
-        agreed = open_.enter_context(cluster.agreement(request.storage))
+        agreed = open_.enter_context(cluster.agreement(request.storage, plan.stacks))
         # Tune's own notes; only this process reads them, since the store has the stacks' checkpoints
         scratch = open_.enter_context(
             tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)

@@ -200,7 +200,7 @@ def test_table_of_ratios_says_what_falls_short():
     }
     table = everything.ratios(found)
     assert [row["met"] for row in table] == [True, False, False, True, False, True, True]
-    text = everything.table_text({"ratios": table, "seconds": {"train": 60.0}})
+    text = everything.text({"ratios": table, "seconds": {"train": 60.0}})
     assert text.count("falls short") == 3 and "at least 1.8" in text and "1 min in all" in text
 
 

@@ -103,6 +103,9 @@ def test_a_node_with_other_software_or_another_storage_says_so(tmp_path):
     elsewhere = replace(agreed, storage=str(tmp_path / "other"))
     assert f"does not see the driver's storage {tmp_path}/other" in str(elsewhere.broken())
     assert "does not see" in str(replace(agreed, token="of another driver").broken())
+    assert replace(agreed, folders=(str(tmp_path),)).broken() is None
+    lacking = replace(agreed, folders=(str(tmp_path / "model"),))
+    assert f"has no folder {tmp_path}/model" in str(lacking.broken())
     older = replace(agreed, software=software() | {"torch": "2.0.0"})
     assert f"has torch {software()['torch']}, the driver 2.0.0" in str(older.broken())
 

@@ -13,7 +13,8 @@ PARTS = {"train": train, "predict": predict, "sweep": sweep, "memory": memory, "
 
 
 def measure(where: Setting) -> dict[str, Any]:
-    """The figures of every part, the seconds they took, and the table of ratios."""
+    """The figures of every part, the seconds they took, and the table of ratios. Each part's tables go to
+    stderr as soon as they are there."""
     found: dict[str, Any] = {}
     seconds = {}
     for name, part in PARTS.items():
@@ -60,12 +61,6 @@ def ratios(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def text(found: dict[str, Any]) -> str:
-    """Every part's tables, then the ratios."""
-    parts = [f"== {name}\n{PARTS[name].text(found[name])}" for name in PARTS if name in found]
-    return "\n\n".join([*parts, table_text(found)])
-
-
-def table_text(found: dict[str, Any]) -> str:
     """The table of ratios."""
     width = max(len(row["what"]) for row in found["ratios"])
     lines = [f"{'':<{width}} {'measured':>9} {'wanted':>13}"]

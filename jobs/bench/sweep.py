@@ -38,7 +38,10 @@ def measure(where: Setting) -> dict[str, Any]:
             base, backbone=random_llama(f"{folder}/tiny", TINY, "fp32"), precision="fp32", members=4
         )
         demo = against_naive(sweep, Path(folder) / "demo", where.data_root)
-        print(demo_text(demo), file=sys.stderr, flush=True)  # minutes before the rest
+        seconds = ", ".join(f"{side} {seconds:.0f} s" for side, seconds in demo["seconds"].items())
+        print(
+            f"the demo's grid: {seconds}; now what a sweep costs beyond training", file=sys.stderr, flush=True
+        )
         beyond = overhead.measure(tiny, Path(folder) / "overhead", where.data_root)
     return {"machine": where.machine, "demo": demo, "overhead": beyond}
 
