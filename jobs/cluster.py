@@ -108,8 +108,8 @@ class Agreement:
         where, own = platform.node(), software()
         different = [
             f"node {where} has {package} {own[package]}, the driver {wanted}; install the same on every node "
-            "(setup_commands of cluster.yaml, with constraints.txt) and `ray up` again; if the code was changed "
-            "while the sweep ran, repeat the command"
+            "(setup_commands of cluster.yaml, with constraints.txt) and `ray up` again; where the code has "
+            "changed since the sweep began, repeat the command"
             for package, wanted in self.software.items()
             if own[package] != wanted
         ]

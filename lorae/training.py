@@ -290,14 +290,16 @@ def make_optimizer(adapters: Adapters, spec: AdamW, decay: DecayB | None) -> tor
         {"params": [p for g in groups if g["weight_decay"] == wd for p in g["params"]], "weight_decay": wd}
         for wd in dict.fromkeys(g["weight_decay"] for g in groups)
     ]
-    return torch.optim.AdamW(merged, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    return torch.optim.AdamW(merged, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
 
 
 def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
     """Scale each member's gradient to at most `max_norm` by its own global norm; returns the norms (M,)
     before."""
     grads = adapters.gradients()
-    norms_M = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
+    norms_M = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]), dim=0
+    )
     if max_norm is not None:
         scale_M = (max_norm / (norms_M + 1e-6)).clamp(max=1.0)
         for g in grads:
@@ -398,7 +400,7 @@ def restore(
         p.data.copy_(tensors[f"parameter/{name}"])
         if f"{MOMENTS[0]}/{name}" in tensors:
             moments = {moment: tensors[f"{moment}/{name}"].to(p.device) for moment in MOMENTS}
-            optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
+            optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **moments}
     return step, active
 
 
