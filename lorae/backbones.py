@@ -154,7 +154,8 @@ def check_packed(backbone: Backbone) -> None:
     lm, causal = backbone.lm, not backbone.is_encoder
     if lm.config._attn_implementation != ATTENTION:
         return
-    rows = [[2, 3, 4, 5], [2, 7], [2, 4, 3, 2, 7, 6]]
+    # Not the first tokens: activations of special ones are so large that rounding shows
+    rows = [[31, 32, 33, 34], [31, 36], [31, 33, 32, 31, 36, 37]]
     lm.set_attn_implementation("eager")
     each = [torch.tensor([row], device=backbone.device) for row in rows]
     if causal:
