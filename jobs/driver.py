@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -51,12 +52,14 @@ def run_sweep(
     store.storage.check_writable()
     store.storage.retry_seconds = patience
     say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
-    again = "training goes on; MLflow is tried again at its end"
-    _tracked(tracking.prepare, store, tracking_uri, again)  # once, before trials could race to create it
-    if search:
-        found = run_search(search, plan, request, store, local=local, address=address)
-    else:
-        found = _run_grid(plan, request, store, local, address)
+    with ThreadPoolExecutor(1) as meanwhile:  # MLflow takes as long to be there as Ray does
+        again = "training goes on; MLflow is tried again at its end"
+        prepared = meanwhile.submit(_tracked, tracking.prepare, store, tracking_uri, again)
+        if search:
+            found = run_search(search, plan, request, store, local=local, address=address)
+        else:
+            found = _run_grid(plan, request, store, local, address)
+        prepared.result()
     table = trials_table(store, request.name, found.plan.trials, provenance(request), found.pruned)
     try:
         store.write_table(f"sweeps/{request.name}/trials.parquet", table)
