@@ -28,7 +28,8 @@ from lorae.trial import Trial
 MEMBERS = (1, 2, 5, 10, 20)
 LENGTHS = (32, 64, 128, 256, 512)
 STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # of each member, where lengths are compared
-STEPS = 3  # timed; one more is not, and one more is profiled
+LENGTH_MEMBERS = 2  # where lengths are compared
+STEPS = 2  # timed; one more is not, and one more is profiled
 GAIN = 1.05  # less than this from one size to the next is none
 PRODUCTS = {
     "frozen products": ("aten::mm", "aten::addmm"),
@@ -45,7 +46,7 @@ def measure(where: Setting) -> dict[str, Any]:
 
 
 def grow(trial: Trial, device: str, sizes: tuple[int, ...], lengths: tuple[int, ...]) -> dict[str, Any]:
-    """Steps of stacks of these sizes, then of the trial's stack on rows of these lengths."""
+    """Steps of stacks of these sizes, then of a stack on rows of these lengths."""
     by_members = []
     for members in sizes:
         many = replace(with_steps(trial, STEPS + 1), members=members)
@@ -54,7 +55,7 @@ def grow(trial: Trial, device: str, sizes: tuple[int, ...], lengths: tuple[int, 
     for length in lengths:
         size = STEP_TOKENS[device] // length
         budget = replace(trial.budget, epochs=None, steps=STEPS + 1, batch_size=size)
-        long = replace(trial, budget=budget)
+        long = replace(trial, budget=budget, members=LENGTH_MEMBERS)
         by_length.append(
             {"length": length, "batch_size": size, **timed(long, of_length(trial, length, size), device)}
         )
@@ -119,7 +120,9 @@ def text(found: dict[str, Any]) -> str:
     """The figures as two small tables."""
     lines = [found["machine"]]
     for (kind, title), end in zip((("members", "members"), ("lengths", "length")), found["limits"]):
-        what = "real batches of 8" if kind == "members" else f"5 members, {found['step_tokens']} tokens each"
+        what = "real batches of 8"
+        if kind == "lengths":
+            what = f"{LENGTH_MEMBERS} members, {found['step_tokens']} tokens each"
         lines.append(f"\ntime of a member's step, {what}; shares of the time by the profiler")
         lines.append(
             f"{title:>8} {'ms':>8} {'tokens/s':>9}" + "".join(f"{name:>18}" for name in (*PRODUCTS, "rest"))
