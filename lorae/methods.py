@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -136,6 +136,10 @@ class Lora:
     @property
     def init_label(self) -> str:
         return self.init.label + (f"+b-{self.b_std:g}" if self.b_std else "")
+
+    def times(self, factor: int) -> Lora:
+        """`factor` times as many parameters, by a rank as much larger, with equal scaling."""
+        return replace(self, rank=factor * self.rank, alpha=self.alpha and factor * self.alpha)
 
     def num_parameters(self, d_in: int, d_out: int) -> int:
         """Trained numbers of one member in one layer."""

@@ -498,9 +498,7 @@ def companions(trial: Trial) -> list[Trial]:
     single = replace(trial, members=1)
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
     if isinstance(trial.method, Lora):
-        rank = trial.members * trial.method.rank
-        alpha = trial.method.alpha and trial.members * trial.method.alpha
-        found.append(replace(single, method=replace(trial.method, rank=rank, alpha=alpha)))
+        found.append(replace(single, method=trial.method.times(trial.members)))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lorae.draws import MCDropout
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora
-from lorae.regularizers import AdapterDropout, DecayB, Masksembles
+from lorae.regularizers import AdapterDropout, DecayB, Masksembles, Regularizer
 from lorae.search import Search
 from lorae.sources import Hub, MnistVit, Wheel
 from lorae.tasks import Digits, Head, LfwPatches, OpenBookQA, PlotSummaries, RottenTomatoes, Task
@@ -76,18 +76,21 @@ def rivals(lora: Trial, members: int, full_lr: float, small_lr: float) -> list[T
     optimizer = lora.optimizer
     full = replace(lora, method=Full(), optimizer=replace(optimizer, lr=full_lr))
     few = replace(lora, optimizer=replace(optimizer, lr=small_lr))
-    wide = replace(lora, method=replace(lora.method, rank=members * lora.method.rank))
-    dropout = (AdapterDropout(0.2),)
+    wide = replace(lora, method=lora.method.times(members))
+
+    def regularized(trial: Trial, *regularizers: Regularizer, **changes: Any) -> Trial:
+        return replace(trial, regularizers=(*lora.regularizers, *regularizers), **changes)
+
     return [
         full,
         replace(full, members=members),
         replace(few, method=BatchEnsemble(targets=lora.method.targets), members=members),
         replace(few, method=LastLayer(), members=members),
         replace(lora, optimizer=replace(optimizer, schedule="cyclic", cycles=members)),
-        replace(lora, regularizers=dropout, draws=MCDropout(members)),
-        replace(lora, regularizers=(Masksembles(masks=members, scale=2.0),)),
+        regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
+        regularized(lora, Masksembles(masks=members, scale=2.0)),
         wide,
-        replace(wide, regularizers=(DecayB(0.02 / optimizer.lr),)),
+        regularized(wide, DecayB(0.02 / optimizer.lr)),
         replace(lora, budget=lora.budget.times(members)),
     ]
 

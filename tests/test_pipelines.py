@@ -13,11 +13,13 @@ from toys import Colours, Greys
 
 from jobs.driver import run_sweep
 from jobs.request import Request
+from lorae.methods import Lora
 from lorae.results import OOD_SEPARATOR
 from lorae.sources import Files
 from lorae.store import Store
 from lorae.tasks.base import Head, LabelWords
 from lorae.trial import Budget, Sweep, Trial
+from pipelines._common import rivals
 
 ENCODERS = ("cifar100", "digits", "encoders", "esc50", "ham10000", "sst2")
 NAMES = sorted(
@@ -108,6 +110,14 @@ def test_a_paper_file_and_its_twin_run_end_to_end(name, tiny, tracking_uri, tmp_
         assert float(row["auroc_msp__greys" if name == "ood" else "ensemble_nll"]) >= 0
     for table in tables:
         assert (out / f"{table}.md").read_text().count("\n| ") > 1, f"{table} has lines"
+
+
+def test_rivals_train_by_the_same_recipe():
+    """Every rival has LoRA's class weights, and the wide LoRA its scaling."""
+    lora = replace(importlib.import_module("pipelines.ham10000").LORA, method=Lora(rank=4, alpha=8.0))
+    found = rivals(lora, 16, full_lr=1e-5, small_lr=1e-3)
+    assert all(set(lora.regularizers) <= set(rival.regularizers) for rival in found)
+    assert {r.method.scale for r in found if isinstance(r.method, Lora)} == {2.0}
 
 
 def test_sets_predicted_later_are_columns_of_the_ood_table(tiny, data_root, tracking_uri, tmp_path):
