@@ -102,8 +102,9 @@ class BranchMasks(_Located):
         self._masks: dict[tuple[int | str, int], torch.Tensor] = {}  # layer, width -> (M * K, D)
 
     def train(self, step: int, rows: Sequence[int]) -> None:
-        """Masks of a training step on these rows of each member's batch."""
-        self._set([b % self.spec.masks for b in rows])
+        """Masks of a training step on these rows of each member's batch: each is used as often as the others,
+        however few the rows, and on short texts as on long ones, which rows are ordered by."""
+        self._set([(step + b) % self.spec.masks for b in rows])
 
     def predict(self, draw: int, example_ids: Sequence[str]) -> None:
         """The mask of one draw on examples that all members predict."""

@@ -110,8 +110,8 @@ class AdapterDropout:
 class Masksembles:
     """Fixed binary masks, instead of random ones, on what `AdapterDropout` acts on.
 
-    Example b of a batch is trained with mask b mod `masks`; a member predicts once with each mask, which
-    gives that many draws. Kept inputs are not rescaled: every mask keeps as many.
+    Row b of the batch of step t is trained with mask (t + b) mod `masks`; a member predicts once with each
+    mask, which gives that many draws. Kept inputs are not rescaled: every mask keeps as many.
 
     Args:
         masks: number of masks K, >= 2.

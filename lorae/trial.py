@@ -280,7 +280,8 @@ class Trial:
         if self.regularizer(AdapterDropout):
             keys["dropout"] = (self.seed, index, "dropout")
         if self.regularizer(Masksembles):
-            keys["masks"] = (self.seed, index, "masks")
+            # Another name than "masks", whose members trained each mask on fixed rows of every batch
+            keys["masks"] = (self.seed, index, "rotated-masks")
         return keys
 
     def recipe(self) -> dict[str, Any]:

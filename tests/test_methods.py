@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from lorae.adapters import Adapters, StackedBatchEnsemble
 from lorae.draws import MCDropout, plain_set
 from lorae.memory import full_member_bytes
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
-from lorae.noise import make_noise
+from lorae.noise import BranchMasks, make_noise
 from lorae.order import DataOrder
 from lorae.plan import Devices, Plan, make_plan, placed
 from lorae.predict_task import predict_task
@@ -232,6 +233,16 @@ def test_masks_overlap_as_their_scale_says(masks, scale):
     overlaps = [(a & b).sum() / size for a, b in itertools.combinations(drawn, 2)]
     assert np.mean(overlaps) == pytest.approx(1 / scale, abs=0.1)
     assert np.array_equal(drawn, spec.generate(width, seeds.stream("test")))
+
+
+def test_every_row_is_trained_with_every_mask_equally_often():
+    """Rows are ordered by length, and a batch may have fewer of them than there are masks."""
+    noise = BranchMasks(Masksembles(masks=4), [(0, 0, "masks")])
+    used = []
+    for step in range(8):
+        noise.train(step, range(2))
+        used.append(noise.row_masks.tolist())
+    assert all(Counter(of_row) == dict.fromkeys(range(4), 2) for of_row in zip(*used))
 
 
 def test_masks_that_do_not_exist_are_refused_by_the_plan(tiny_trial, tmp_path):
