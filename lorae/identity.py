@@ -66,10 +66,15 @@ def spec_of(value: Any, types: Sequence[type]) -> Any:
         raise ValueError(f"{canonical_json(value)} is no {kind.__name__} of this lorae ({error})") from error
 
 
-def fields_of(spec: Any) -> dict[str, Any]:
+def fields_of(spec: Any, base: type | None = None) -> dict[str, Any]:
     """Canonical values of a dataclass's fields, without those declared with `metadata={"identity": False}`,
-    and without those declared with `IF_SET` that have their default."""
-    values = ((f, getattr(spec, f.name)) for f in dataclasses.fields(spec))
+    and without those declared with `IF_SET` that have their default.
+
+    Args:
+        base: a dataclass that `spec` is derived from, whose fields are left out.
+    """
+    inherited = {f.name for f in dataclasses.fields(base)} if base else ()
+    values = ((f, getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.name not in inherited)
     return {
         f.name: canonical(value)
         for f, value in values

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lorae.tasks
-from lorae.identity import canonical_json
+from lorae.identity import canonical_json, digest
 from lorae.sources import Files, Hub
 from lorae.tasks import (
     MMLU,
@@ -40,6 +40,7 @@ from lorae.tasks import (
     Task,
     WinoGrande,
 )
+from lorae.tasks.base import LETTERS_TEMPLATE
 from lorae.tasks.data import parquet
 from lorae.tasks.mmlu import GROUPS, SUBJECTS
 from lorae.tasks.plot_summaries import first_sentence
@@ -373,6 +374,14 @@ def test_the_member_fingerprint_changes_with_what_changes_a_member(arc: Callable
     class NewPrompt(ArcEasy):
         prompt_version = 2
 
+    @dataclass(frozen=True, kw_only=True)
+    class Cut(ArcEasy):
+        max_chars: int = 100
+        note: str = field(default="", metadata={"identity": False})
+
+    class NewTemplate(Cut):
+        template = "{question} Answer:"
+
     task = arc()
     variants = [
         task,
@@ -383,15 +392,25 @@ def test_the_member_fingerprint_changes_with_what_changes_a_member(arc: Callable
         replace(task, scoring=OptionLikelihood("chars")),
         replace(task, option_seed=0),
         NewPrompt(source=task.source),
+        *(Cut(source=task.source, max_chars=n) for n in (100, 200)),
+        *(c(source=task.source, scoring=OptionLikelihood(), note="a") for c in (Cut, NewTemplate)),
         arc(train=[arc_row("train", n, answerKey="C") for n in range(60)]),
     ]
+    assert canonical_json(variants[8]) == canonical_json(replace(variants[8], note="b"))
     assert len({canonical_json(v) for v in variants}) == len(variants)
     by_test = {v.eval_set("test") for v in variants[:4]}
     assert by_test == {task.eval_set("test")}, "the test set does not depend on the training set"
-    assert len({v.eval_set("test") for v in variants[4:8]} | by_test) == 5
+    assert len({v.eval_set("test") for v in variants[4:12]} | by_test) == 9
     other_test = arc(test=[arc_row("test", n, answerKey="C") for n in range(30)])
     assert other_test.eval_set("test") != task.eval_set("test")
     assert canonical_json(other_test) != canonical_json(task), "train leaves out what stands in test"
+
+
+def test_templates_of_our_own_tasks_change_with_prompt_version() -> None:
+    """They are in no identity: after an edit of one, raise that task's prompt_version and correct this."""
+    own = [task for task in vars(lorae.tasks).values() if isinstance(task, type) and issubclass(task, Task)]
+    prompts = {task.__name__: [task.prompt_version, task.template] for task in own}
+    assert digest([prompts, LETTERS_TEMPLATE]) == "3558686d60a8ccc5"
 
 
 def test_a_group_of_mmlu_covers_every_file_it_reads(tmp_path: Path) -> None:

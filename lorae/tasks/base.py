@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from lorae.identity import canonical, digest
+from lorae.identity import canonical, digest, fields_of
 from lorae.media import Audio, Image
 from lorae.sources import DataSource, Hub, Wheel, resolve
 from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
@@ -135,6 +135,11 @@ class Task:
     hub's validation split. An OOD set has `train = None`.
 
     A task of images or audio has that `modality`, examples with `media`, and is scored by `Head()`.
+
+    The template and the fields that a subclass adds are part of what its members are; code is not: raise
+    `prompt_version` when `rows`, `example` or `prompt` begin to make other examples of the same files, or
+    stored members are taken for those of the new ones. Fields that change no example are declared with
+    `metadata={"identity": False}`.
 
     Args:
         scoring: how class logits are read from the backbone.
@@ -285,6 +290,14 @@ def _content(task: Task, split: Split) -> dict[str, Any]:
         "split": split,
         "size": getattr(task, f"num_{split}"),
     }
+    try:
+        own = fields_of(task, base=Task)
+    except TypeError as error:
+        raise ValueError(f"{type(task).__name__} has a field without identity: {error}") from error
+    if own:
+        content["fields"] = own
+    if not type(task).__module__.startswith("lorae."):  # lorae's own templates change with prompt_version
+        content["template"] = task.prompt_template()
     if split != "test" and task.train is not None:
         content["data"]["train"] = data_fingerprint(task.source, task.train)
         content["val_frac"] = canonical(task.val_frac)

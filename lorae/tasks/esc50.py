@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from lorae.media import Audio
@@ -40,7 +40,7 @@ class ESC50(Task):
         fold: the fold that is test, 1 to 5.
     """
 
-    fold: int
+    fold: int = field(metadata={"identity": False})  # the task's name has it
     _: KW_ONLY
     scoring: Scoring = Head()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -57,7 +57,7 @@ class MMLU(Task):
         subject: one of 57 ("college_chemistry"), or a group: "stem", "social_science", "humanities", "other".
     """
 
-    subject: str
+    subject: str = field(metadata={"identity": False})  # the task's name has it
 
     home = Hub("cais/mmlu")
 
