@@ -232,10 +232,12 @@ def trial_metrics(
 
 def _cost(store: Store, trial: Trial, pool: list[str]) -> dict[str, Any]:
     """Summed over the trial's distinct members; zero for the backbone itself. Members of `LastLayer` share
-    one forward pass of the backbone."""
+    the backbone's forward passes: one over each training row, and one per prediction."""
     folders = list(dict.fromkeys(pool)) if trial.members else []
     costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
     total = {name: sum(c[name] for c in costs) for name in _SUMMED}
     stored = sum(store.size_bytes(folder) for folder in folders)
-    forwards = 1 if isinstance(trial.method, LastLayer) else max(1, trial.members * trial.num_draws)
+    forwards = max(1, trial.members * trial.num_draws)
+    if isinstance(trial.method, LastLayer):
+        forwards, total["train_tokens"] = 1, max((c["train_tokens"] for c in costs), default=0)
     return total | {"forwards_per_prediction": forwards, "stored_bytes": stored}

@@ -164,6 +164,7 @@ class _Job:
     should_stop: Callable[[], bool]
     early_end: EarlyEnd | None
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    feature_seconds: dict[str, float] = field(default_factory=dict)
 
     def stop_if_asked(self) -> None:
         if self.should_stop():
@@ -183,7 +184,9 @@ class _Job:
         """The same, with the backbone's features where members are trained on those alone."""
         name, rows = task.eval_set(split), self.encoded(task, split)
         if isinstance(self.stack.trial.method, LastLayer) and rows[0].features is None:
+            started = time.perf_counter()
             self.rows[name] = with_features(self.backbone, rows)
+            self.feature_seconds[name] = time.perf_counter() - started
         return self.rows[name]
 
 
@@ -231,10 +234,12 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     trial, backbone = job.stack.trial, job.backbone
     job.on_progress(Progress("train"))
     train, validation = job.trained_rows(trial.task, "train"), job.trained_rows(trial.task, "validation")
-    reference = None
+    data = TrainingData(train, validation, feature_seconds=sum(job.feature_seconds.values()))
+    job.feature_seconds.clear()  # they are part of one training's cost
     if trial.regularizer(KL):
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(job.store.predictions, folders, name).logits_MNC[0]
+        data = replace(data, reference_logits_NC=reference)
     stack_id = replace(job.stack, members=tuple(members)).id
     job.ranks.once(job.store.begin, stack_id, [trial.member_id(m) for m in members])
     checkpoints = _StackCheckpoints(job.store.storage, stack_id, job.checkpoint_seconds, job.should_stop)
@@ -248,7 +253,7 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
         backbone,
         trial,
         members,
-        TrainingData(train, validation, reference),
+        data,
         micro_batch=job.stack.micro_batch,
         checkpoints=checkpoints,
         on_step=lambda step, num_steps: job.on_progress(Progress("train", step, num_steps)),

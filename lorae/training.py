@@ -30,12 +30,17 @@ PATH_PARTS = 10  # of the training, between which a member's path has points
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded training and validation rows, and for KL the backbone's class logits (N, C) on the training
-    rows."""
+    """Encoded training and validation rows.
+
+    Attributes:
+        reference_logits_NC: for KL, the backbone's class logits on the training rows.
+        feature_seconds: what computing the rows' features took, which belongs to the training.
+    """
 
     train: Sequence[Row]
     validation: Sequence[Row]
     reference_logits_NC: np.ndarray | None = None
+    feature_seconds: float = 0.0
 
     @property
     def num_classes(self) -> int:
@@ -45,8 +50,12 @@ class TrainingData:
         """The same rows with the frozen backbone's features, see `with_features`."""
         if self.train[0].features is not None:
             return self
+        started = time.perf_counter()
         rows = with_features(backbone, [*self.train, *self.validation])
-        return replace(self, train=rows[: len(self.train)], validation=rows[len(self.train) :])
+        train, validation = rows[: len(self.train)], rows[len(self.train) :]
+        return replace(
+            self, train=train, validation=validation, feature_seconds=time.perf_counter() - started
+        )
 
 
 @dataclass
@@ -60,7 +69,8 @@ class MemberRun:
         error: None, or why it failed, with step and example ids.
         best_step: number of optimiser steps behind `state`.
         curve: one record for each step and evaluation: step, split, loss, nll, acc, lr, grad_norm, seconds.
-        train_tokens, train_seconds: non-padding tokens; its equal share of the stack's wall time.
+        train_tokens: non-padding tokens that the backbone read; with `LastLayer` each row's once.
+        train_seconds: its equal share of the stack's wall time.
     """
 
     member: int
@@ -133,7 +143,12 @@ def train_stack(
         class_weight_C.copy_(torch.from_numpy(weights.weights(labels_N.tolist(), data.num_classes)))
     lengths = np.array([len(r.tokens) for r in data.train])
     orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
-    runs = [MemberRun(m) for m in members]
+    runs = [MemberRun(m, train_seconds=data.feature_seconds / len(members)) for m in members]
+    step_tokens_N = lengths  # that a step reads
+    if isinstance(trial.method, LastLayer):  # the features have been read, by no step
+        step_tokens_N = np.zeros_like(lengths)
+        for run in runs:
+            run.train_tokens = int(lengths.sum())
     active = list(range(len(runs)))  # positions in `runs` of the members still training
     ranks, noise = backbone.ranks, make_noise(trial.regularizers, keys)
     inits, answer_ids = [k["init"] for k in keys], data.train[0].answer_ids
@@ -207,7 +222,7 @@ def train_stack(
             seconds = (time.perf_counter() - started) / len(active)
             for i, (loss, nll, acc, norm) in enumerate(torch.stack(columns, 1).tolist()):
                 run = runs[active[i]]
-                run.train_tokens += int(lengths[chosen_MB[i]].sum())
+                run.train_tokens += int(step_tokens_N[chosen_MB[i]].sum())
                 run.train_seconds += seconds
                 run.best_step = step if not stopping else run.best_step
                 run.curve.append(_record(step, "train", loss, nll, acc, lr, norm, seconds))

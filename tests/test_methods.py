@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -142,6 +143,20 @@ def test_last_layer_runs_the_backbone_once_for_all_members_and_steps(tiny_trial)
         hook.remove()
     assert sum(calls) == sum(len(row.tokens) for row in (*data.train, *data.validation))
     assert {name: tuple(v.shape) for name, v in runs[0].state.items()} == {"head.weight": (3, 32)}
+
+
+def test_last_layers_row_has_the_cost_of_its_features(tiny_trial, tmp_path, monkeypatch):
+    def slow(*args):
+        time.sleep(0.4)
+        return with_features(*args)
+
+    monkeypatch.setattr("lorae.run.with_features", slow)
+    trial = tiny_trial(method=LastLayer(std=0.1), members=2, budget=Budget(steps=1))
+    run_stack(Stack(trial, (0, 1)), str(tmp_path))
+    (row,) = trials_table(Store(str(tmp_path)), "toy", [(trial, ())], {}).to_pylist()
+    assert row["train_tokens"] == sum(len(r.tokens) for r in prepared(trial)[1].train)
+    assert row["train_seconds"] > 2 * 0.4, "of the training and of the validation rows"
+    assert row["forwards_per_prediction"] == 1
 
 
 def test_examples_with_other_answers_have_no_common_head(tiny_trial):
