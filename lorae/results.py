@@ -236,6 +236,7 @@ def _cost(store: Store, trial: Trial, pool: list[str]) -> dict[str, Any]:
     folders = list(dict.fromkeys(pool)) if trial.members else []
     costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
     total = {name: sum(c[name] for c in costs) for name in _SUMMED}
+    total["trainable_parameters"] *= trial.optimizer.cycles or 1  # a state is stored of each cycle
     stored = sum(store.size_bytes(folder) for folder in folders)
     forwards = max(1, trial.members * trial.num_draws)
     if isinstance(trial.method, LastLayer):

@@ -26,6 +26,7 @@ from lorae.memory import full_member_bytes
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
 from lorae.noise import BranchMasks, make_noise
 from lorae.order import DataOrder
+from lorae.peft_format import read_stages
 from lorae.plan import Devices, Plan, make_plan, placed
 from lorae.predict_task import predict_task
 from lorae.prediction import predict, predict_draws, with_features
@@ -318,6 +319,8 @@ def test_a_later_prediction_equals_the_sweeps_and_rows_have_their_draws(
     (row,) = trials_table(store, "toy", [(trial, (greys,))], {}).to_pylist()
     assert row["status"] == "done" and row["draws"] == draws
     assert row["forwards_per_prediction"] == forwards and row["rank"] == trial.method.rank
+    states = [tensors for stages in read_stages(store, trial.member_ids()) for tensors in stages]
+    assert row["trainable_parameters"] == sum(v.numel() for state in states for v in state.values())
     if not isinstance(trial.method, Lora):
         assert "peft_type" not in store.read(folders[0], ADAPTER_CONFIG).decode()
         with pytest.raises(ValueError, match="no PEFT adapter"):
