@@ -127,6 +127,11 @@ class Budget:
     def label(self) -> str:
         return f"{self.batch_size}x{self.epochs}ep" if self.epochs else f"{self.batch_size}x{self.steps}st"
 
+    @property
+    def length(self) -> int:
+        """Epochs or steps, whichever is given."""
+        return self.epochs or self.steps or 0
+
     def times(self, factor: int) -> Budget:
         """`factor` times as many epochs or steps."""
         return replace(
@@ -379,7 +384,8 @@ class Sweep:
         zero_shot: add the backbone itself as a row for each task; it has none where members have heads.
         companions: add the single adapters that every ensemble must beat, see `companions`.
         rivals: other recipes beside the grid's, with their own number of members; of the axes they have those
-            that are no part of a recipe (`SHARED`).
+            of `SHARED` and the dotted paths into them. One that is trained k times as long as the base stays
+            so where an axis changes the budget.
         paths: store each member's predictions on validation along its training, see `analysis.paths`.
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
     """
@@ -403,6 +409,7 @@ class Sweep:
             for value in values:
                 with_value(point, axis, value)
             point = with_value(point, axis, values[0])
+        self._rivals()
         _check_search(self)
 
     @property
@@ -434,10 +441,30 @@ class Sweep:
             (t.backbone, t.task, t.precision, t.budget.max_tokens): t for t in reversed(zero)
         }
         matched = [c for t in grid for c in companions(t)] if self.companions else []
-        rivals = list(self.rivals)
-        for axis in (a for a in self.grid if a in SHARED):
-            rivals = [with_value(rival, axis, value) for rival in rivals for value in self.grid[axis]]
-        return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid, *rivals, *matched]))
+        return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid, *self._rivals(), *matched]))
+
+    def _rivals(self) -> list[Trial]:
+        """The rivals at every point of the axes that they share.
+
+        Raises:
+            ValueError: an axis of budgets beside a rival whose budget is no multiple of the base's.
+        """
+        shared = {axis: values for axis, values in self.grid.items() if axis.split(".")[0] in SHARED}
+        ours, found = self.base.budget, []
+        for rival in self.rivals:
+            points, factor = [rival], 1
+            if axis := next((a for a in shared if a.split(".")[0] == "budget"), None):
+                factor = max(1, rival.budget.length // ours.length)
+                if rival.budget != ours.times(factor):
+                    raise ValueError(
+                        f"axis {axis!r} beside a rival of {rival.budget}: it is no multiple of the base's "
+                        f"{ours}, so its value is not known; write a sweep without the axis for each value"
+                    )
+                points = [replace(rival, budget=ours)]
+            for axis, values in shared.items():
+                points = [with_value(point, axis, value) for point in points for value in values]
+            found += [replace(point, budget=point.budget.times(factor)) for point in points]
+        return found
 
     def space(self, trial: Trial) -> dict[str, Uniform]:
         """The continuous axes that a trial has: one without `DecayB` has no strength of it to be tuned."""

@@ -288,6 +288,24 @@ def test_class_weights_weigh_the_loss(tiny_trial):
     assert record["loss"] == pytest.approx((weights * nll).mean().item(), abs=1e-5)
 
 
+def test_rivals_have_the_axes_that_they_share(tiny_trial):
+    base = tiny_trial(budget=Budget(batch_size=4, epochs=2))
+    rivals = [replace(base, method=Full()), replace(base, budget=base.budget.times(3))]
+    axes = {"task.num_train": [10, 20], "budget.epochs": [1, 4], "members": [1, 2]}
+    trials = Sweep(base=base, axes=axes, rivals=rivals, zero_shot=False).trials()
+    longest = [(t.task.num_train, t.budget.epochs) for t in trials if t.budget.epochs not in (1, 4)]
+    assert longest == [(10, 3), (10, 12), (20, 3), (20, 12)]
+    full = [(t.task.num_train, t.budget.epochs) for t in trials if isinstance(t.method, Full)]
+    assert full == [(10, 1), (10, 4), (20, 1), (20, 4)]
+
+    whole = {"budget": [Budget(batch_size=8, steps=5)]}
+    trials = Sweep(base=base, axes=whole, rivals=rivals, zero_shot=False).trials()
+    assert [t.budget.steps for t in trials] == [5, 5, 15]
+    other = replace(base, budget=Budget(batch_size=8, epochs=2))
+    with pytest.raises(ValueError, match=r"axis 'budget' beside a rival .* is no multiple"):
+        Sweep(base=base, axes=whole, rivals=[other])
+
+
 # In the store ----------------------------------------------------------------------------------------------
 
 
