@@ -260,7 +260,7 @@ def place(stack: Stack, devices: Devices, host: Host = "tune") -> Placement:
     node as suffice.
 
     Raises:
-        ValueError: it fits nowhere; what to do.
+        ValueError: it fits nowhere, or its backbone cannot be parted; what to do.
     """
     return _place(_typical(stack), devices, host)
 
@@ -274,6 +274,11 @@ def _typical(stack: Stack) -> Stack:
 @functools.lru_cache(maxsize=4096)
 def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
     asked = devices.stack_devices
+    if asked and stack.members and isinstance(stack.trial.method, Full):
+        raise ValueError(
+            f"--zero {asked} with Full(): its members are copies of the whole backbone, of which each worker "
+            "has a part; leave --zero out, or write another method"
+        )
     if asked and devices.memory_bytes is None:
         return Placement("zero", asked, None, f"asked for, {asked} workers per stack")
     if devices.memory_bytes is None:

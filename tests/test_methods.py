@@ -412,6 +412,10 @@ def test_the_plan_refuses_what_cannot_be_trained(tiny_trial, tmp_path, monkeypat
     scored = replace(tiny_trial().task, scoring=OptionLikelihood())
     with pytest.raises(ValueError, match="not classes of one head"):
         planned(method=LastLayer(), task=scored)
+    for devices in (ONE_CPU, Devices("cuda", 2, 1, memory_bytes=2**34, per_node=2)):
+        with pytest.raises(ValueError, match=r"--zero 2 with Full.*leave --zero out"):
+            parted = replace(devices, stack_devices=2)
+            make_plan(Sweep(base=tiny_trial(method=Full())), Store(str(tmp_path)), parted)
     with pytest.raises(ValueError, match=r"cycles=3.*fewer"):
         planned(optimizer=CYCLIC, budget=Budget(steps=2))
     trial = tiny_trial(method=Full())
