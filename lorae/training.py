@@ -159,6 +159,8 @@ def train_stack(
         if checkpoints and (saved := ranks.once(checkpoints.load)):
             step, active = restore(*saved, runs, adapters, optimizer)
             path = path and bool(runs[0].path)  # half a path is none
+            for run in () if path else runs:
+                run.path = []
         elif path:
             record_path(backbone, data.validation, runs)
 

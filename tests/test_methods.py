@@ -238,6 +238,16 @@ def test_a_snapshot_is_the_member_stopped_there_and_survives_a_restart(tiny_tria
             assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("before,after,points", [(True, True, 11), (True, False, 0), (False, True, 0)])
+def test_half_a_path_is_none(tiny_trial, before, after, points):
+    trial = tiny_trial(budget=Budget(batch_size=4, steps=10))
+    backbone, data = prepared(trial)
+    recorder = Recorder()
+    train_stack(backbone, trial, [0], data, checkpoints=recorder, path=before)
+    (run,) = train_stack(backbone, trial, [0], data, checkpoints=Recorder(recorder.all[6]), path=after)
+    assert len(run.path) == points
+
+
 @pytest.mark.parametrize("masks,scale", [(4, 1.0), (4, 2.0), (2, 3.0), (4, 50.0)])
 def test_masks_overlap_as_their_scale_says(masks, scale):
     spec, width = Masksembles(masks, scale), 128
