@@ -105,6 +105,7 @@ class Lora:
         b_std: standard deviation of a random B; 0 keeps B = 0, so that every member starts as the backbone.
     """
 
+    starts_apart: ClassVar[bool] = True  # members, by their init streams
     factors: ClassVar[tuple[str, ...]] = ("A", "B")
     zero_factor: ClassVar[str | None] = "B"  # that starts at zero; `DecayB` decays it
 
@@ -184,6 +185,10 @@ class Vera:
         return "vera"
 
     @property
+    def starts_apart(self) -> bool:
+        return self.projection == "per_member"
+
+    @property
     def init_label(self) -> str:
         return f"d-{self.d_init:g}+{self.projection}"
 
@@ -237,6 +242,10 @@ class BatchEnsemble:
         return "batchensemble"
 
     @property
+    def starts_apart(self) -> bool:
+        return self.init == "signs" or self.std > 0
+
+    @property
     def init_label(self) -> str:
         return "signs" if self.init == "signs" else f"normal-{self.std:g}"
 
@@ -279,6 +288,10 @@ class LastLayer:
         return "last-layer"
 
     @property
+    def starts_apart(self) -> bool:
+        return self.std > 0
+
+    @property
     def init_label(self) -> str:
         return f"noise-{self.std:g}" if self.std else "head"
 
@@ -295,6 +308,7 @@ class Full:
     Each member has all weights of its own, and a forward pass of its own: nothing is shared in a stack.
     """
 
+    starts_apart: ClassVar[bool] = False
     rank: ClassVar[int] = 0
     targets: ClassVar[tuple[str, ...]] = ()
     zero_factor: ClassVar[str | None] = None

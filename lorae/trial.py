@@ -210,6 +210,7 @@ class Trial:
             self, "regularizers", tuple(sorted(self.regularizers, key=lambda r: type(r).__name__))
         )
         self._check_draws()
+        self._check_members_differ()
         if self.members == 0 and isinstance(self.task.scoring, Head):
             raise ValueError(
                 f"members=0 with {self.task.scoring}: the backbone has no head for {self.task.name}; write "
@@ -231,6 +232,18 @@ class Trial:
                 f"DecayB(strength={decay.strength:g}) with lr={self.optimizer.lr:g}: "
                 "lr * strength must be < 1, or B oscillates; write "
                 f"DecayB(strength={0.1 / self.optimizer.lr:g}) or less"
+            )
+
+    def _check_members_differ(self) -> None:
+        """Refuse members that are one under several identities: they share the data order, and draw nothing
+        of their own. (Sharing the init stream, too, they have one identity, and are trained once.)"""
+        one_order = self.diversity == Diversity(order="shared")
+        noise = self.regularizer(AdapterDropout) or self.regularizer(Masksembles)
+        drawn = self.method.starts_apart or isinstance(self.task.scoring, Head) or noise
+        if self.members > 1 and one_order and not drawn:
+            raise ValueError(
+                f'members={self.members} of {self.method} with order="shared" would be identical: nothing '
+                "of them is drawn at random; write Diversity(), a method with a random start, or members=1"
             )
 
     def _check_draws(self) -> None:

@@ -36,9 +36,9 @@ from lorae.run import run_stack
 from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder, prediction_file
-from lorae.tasks.base import OptionLikelihood
+from lorae.tasks.base import Head, OptionLikelihood
 from lorae.training import learning_rate, train_stack
-from lorae.trial import AdamW, Budget, Sweep, companions
+from lorae.trial import AdamW, Budget, Diversity, Sweep, companions
 
 RIVALS = [BatchEnsemble(init="signs"), BatchEnsemble(std=0.1), LastLayer(std=0.02), Full()]
 CYCLIC = AdamW(lr=1e-2, schedule="cyclic", cycles=3)
@@ -387,6 +387,24 @@ def test_one_training_serves_plain_and_mc_predictions(tiny_trial, data_root, tmp
     np.testing.assert_array_equal(later, expected)
     more = make_plan(replace(sweep, axes={"draws": [MCDropout(2)]}), store, ONE_CPU)
     assert more.num_to_train == 0 and len(more.stacks) == 1, "the members only predict"
+
+
+@pytest.mark.parametrize("method", [Full(), LastLayer(), BatchEnsemble(std=0), Vera(projection="shared")])
+def test_members_that_would_be_identical_are_refused(tiny_trial, method):
+    """In one data order; not where they are one member, nor where something of them is random."""
+    trial = tiny_trial(method=method, diversity=Diversity(order="shared"), budget=Budget(steps=1))
+    backbone, data = prepared(trial)
+    assert largest_difference(*train_stack(backbone, trial, [0, 1], data)) == 0
+    with pytest.raises(ValueError, match=r'members=2 of .* with order="shared" would be identical'):
+        replace(trial, members=2)
+    for differing in [
+        {"diversity": Diversity(init="shared", order="shared")},
+        {"diversity": Diversity()},
+        {"method": Lora()},
+        {"regularizers": (AdapterDropout(),)},
+        {"task": replace(trial.task, scoring=Head())},
+    ]:
+        assert replace(trial, **({"members": 2} | differing)).members == 2
 
 
 # Refusals --------------------------------------------------------------------------------------------------
