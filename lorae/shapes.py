@@ -15,12 +15,30 @@ _HEADS: dict[str, Kind] = {
     "ForAudioClassification": "audio",
     "ForSequenceClassification": "text",
     "ForMaskedLM": "text",
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
 }
+
+
+def with_common_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with the names that are read here, too, of a model that has others: DistilBERT's `dim` is
+    `hidden_size`. Only those of models that are not written out are asked of transformers."""
+    model = config.get("model_type", "")
+    if model in (*LLAMA_LIKE, "gpt_neox", *VIT_LIKE, *BERT_LIKE):
+        return config
+    from transformers import CONFIG_MAPPING
+
+    names = CONFIG_MAPPING[model].attribute_map if model in CONFIG_MAPPING else {}
+    return config | {common: config[own] for common, own in names.items() if own in config}
 
 
 def kind_of(config: dict[str, Any]) -> Kind:
     """Whether a backbone is a causal LM or an encoder, and of what; an architecture that is not written out
-    here is what its checkpoint's class says."""
+    here is what its checkpoint's class says.
+
+    Raises:
+        ValueError: that class says nothing.
+    """
     model = config.get("model_type")
     if model in BERT_LIKE:
         return "text"
@@ -29,8 +47,14 @@ def kind_of(config: dict[str, Any]) -> Kind:
     if model in (*LLAMA_LIKE, "gpt_neox"):
         return "causal"
     architecture = (config.get("architectures") or [""])[0]
-    kinds: list[Kind] = [kind for suffix, kind in _HEADS.items() if architecture.endswith(suffix)]
-    return kinds[0] if kinds else "causal"
+    for suffix, kind in _HEADS.items():
+        if architecture.endswith(suffix):
+            return kind
+    raise ValueError(
+        f"a backbone of model_type {model!r} with the architecture {architecture!r} may be anything; its "
+        f"config.json must name one that ends in {', '.join(_HEADS)}; take such a checkpoint, or name its "
+        "class for that in a copy"
+    )
 
 
 def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lorae.shapes import with_common_names
 from lorae.uris import shown
 
 LOG = logging.getLogger("lorae")
@@ -203,17 +204,20 @@ def backbone_folder(source: Source) -> Path:
 
 
 def backbone_config(source: Source) -> dict[str, Any]:
-    """config.json of a backbone, without its weights (of a hub repository only that file is fetched)."""
+    """config.json of a backbone, without its weights (of a hub repository only that file is fetched), see
+    `with_common_names`."""
+    return with_common_names(json.loads(_config_file(source).read_text()))
+
+
+def _config_file(source: Source) -> Path:
     if isinstance(source, Hub):
         from huggingface_hub import hf_hub_download
 
         try:
-            return json.loads(
-                Path(hf_hub_download(source.id, "config.json", revision=source.revision)).read_text()
-            )
+            return Path(hf_hub_download(source.id, "config.json", revision=source.revision))
         except Exception as error:
             raise ValueError(unreachable(source, "model", error)) from error
-    return json.loads((backbone_folder(source) / "config.json").read_text())
+    return backbone_folder(source) / "config.json"
 
 
 def _hub_snapshot(source: Hub) -> Path:

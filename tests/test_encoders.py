@@ -40,7 +40,7 @@ from lorae.prediction import predict
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.results import trials_table
 from lorae.run import run_stack
-from lorae.shapes import linear_shapes, linears_of, num_backbone_parameters, num_tokens
+from lorae.shapes import kind_of, linear_shapes, linears_of, num_backbone_parameters, num_tokens
 from lorae.sources import Files, Hub, Wheel, backbone_config
 from lorae.stack import Stack
 from lorae.store import Store, member_folder
@@ -63,6 +63,7 @@ MORE = {
     "audio-spectrogram-transformer": {"max_length": 36, "num_mel_bins": 16, "patch_size": 8},
     "bert": {"vocab_size": 60},
     "roberta": {"vocab_size": 60, "pad_token_id": 1, "max_position_embeddings": 40},
+    "distilbert": {"vocab_size": 60, "hidden_dim": 64},  # has dim, n_layers, n_heads
 }
 AST = "audio-spectrogram-transformer"
 SHADES = ("dark", "grey", "light")
@@ -494,7 +495,22 @@ def test_base_models_of_the_field_have_their_known_sizes():
     assert num_backbone_parameters(ast) == pytest.approx(86.6e6, rel=0.01)
 
 
+def test_a_config_with_names_of_its_own_is_planned(encoder_trial, tmp_path):
+    trial = encoder_trial("distilbert", members=2)
+    devices = Devices("cuda", 1, 1, memory_bytes=2**33)
+    plan = make_plan(Sweep(base=trial), Store(str(tmp_path)), devices)
+    assert plan.num_to_train == 2 and plan.estimates[0].train_seconds > 0
+
+
 # What bad input gets
+
+
+@pytest.mark.parametrize("model", ["DistilBertModel", "Dinov2Model", None])
+def test_an_architecture_that_may_be_anything_is_refused_by_name(model):
+    config = {"model_type": "dinov2", "architectures": [model] if model else None}
+    with pytest.raises(ValueError, match=rf"'dinov2' .*'{model or ''}' may be anything.*ForCausalLM"):
+        kind_of(config)
+    assert kind_of({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}) == "causal"
 
 
 def test_a_backbone_that_cannot_read_the_task_is_refused_by_the_plan(encoder_trial, tiny_trial):
