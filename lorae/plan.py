@@ -196,8 +196,9 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
 
 def _checked(trial: Trial) -> Any:
     """What `check_trial` looks at."""
+    cycles = trial.optimizer.cycles, trial.optimizer.warmup_frac
     masks = trial.regularizer(Masksembles)
-    return trial.backbone, trial.task, trial.method, trial.budget, trial.optimizer.cycles, masks
+    return trial.backbone, trial.task, trial.method, trial.budget, cycles, masks
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:

@@ -446,6 +446,10 @@ def test_the_plan_refuses_what_cannot_be_trained(tiny_trial, tmp_path, monkeypat
             make_plan(Sweep(base=tiny_trial(method=Full())), Store(str(tmp_path)), parted)
     with pytest.raises(ValueError, match=r"cycles=3.*fewer"):
         planned(optimizer=CYCLIC, budget=Budget(steps=2))
+    warm = {"optimizer.warmup_frac": [0.5, 0.0]}  # two of four steps are left for three cycles, or all
+    with pytest.raises(ValueError, match=r"cycles=3.*fewer"):
+        base = tiny_trial(optimizer=CYCLIC, budget=Budget(steps=4))
+        make_plan(Sweep(base=base, axes=warm), Store(str(tmp_path)), ONE_CPU)
     trial = tiny_trial(method=Full())
     needed = full_member_bytes(backbone_config(trial.backbone))
     monkeypatch.setattr(checks, "MAX_FULL_BYTES", needed - 1)
