@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorae.draws import MCDropout
-from lorae.methods import BatchEnsemble, Full, LastLayer, Lora
+from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Method
 from lorae.regularizers import AdapterDropout, DecayB, Masksembles, Regularizer
 from lorae.search import Search
 from lorae.sources import Hub, MnistVit, Wheel
@@ -61,7 +61,7 @@ def smoke(sweep: Sweep, axes: dict[str, Any] | None = None, search: Search | Non
 ATTENTION = ("q", "k", "v", "o")
 
 
-def rivals(lora: Trial, members: int, full_lr: float, small_lr: float) -> list[Trial]:
+def rivals(lora: Trial, members: int, full_lr: float, scales_lr: float, head_lr: float) -> list[Trial]:
     """What the reviewers of arXiv:2405.14438 asked LoRA-Ensemble to be compared with, at `members` forward
     passes per prediction.
 
@@ -70,22 +70,24 @@ def rivals(lora: Trial, members: int, full_lr: float, small_lr: float) -> list[T
 
     Args:
         lora: the recipe of one LoRA member.
-        full_lr, small_lr: learning rates of full fine-tuning, and of methods that train few numbers.
+        full_lr, scales_lr, head_lr: learning rates of full fine-tuning, BatchEnsemble and last layers.
     """
     assert isinstance(lora.method, Lora)
     optimizer = lora.optimizer
-    full = replace(lora, method=Full(), optimizer=replace(optimizer, lr=full_lr))
-    few = replace(lora, optimizer=replace(optimizer, lr=small_lr))
+
+    def at(lr: float, method: Method, members: int = 1) -> Trial:
+        return replace(lora, method=method, optimizer=replace(optimizer, lr=lr), members=members)
+
     wide = replace(lora, method=lora.method.times(members))
 
     def regularized(trial: Trial, *regularizers: Regularizer, **changes: Any) -> Trial:
         return replace(trial, regularizers=(*lora.regularizers, *regularizers), **changes)
 
     return [
-        full,
-        replace(full, members=members),
-        replace(few, method=BatchEnsemble(targets=lora.method.targets), members=members),
-        replace(few, method=LastLayer(), members=members),
+        at(full_lr, Full()),
+        at(full_lr, Full(), members),
+        at(scales_lr, BatchEnsemble(targets=lora.method.targets), members),
+        at(head_lr, LastLayer(), members),
         replace(lora, optimizer=replace(optimizer, schedule="cyclic", cycles=members)),
         regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
         regularized(lora, Masksembles(masks=members, scale=2.0)),
@@ -108,5 +110,9 @@ def encoder_smoke(lora: Trial) -> Sweep:
     base = replace(lora, **small, budget=budget, precision="fp32")
     grid = {"members": [1, 2]}
     return Sweep(
-        base=base, axes=grid, rivals=rivals(base, 2, full_lr=1e-4, small_lr=1e-2), ood=[ood], paths=True
+        base=base,
+        axes=grid,
+        rivals=rivals(base, 2, full_lr=1e-4, scales_lr=1e-2, head_lr=1e-2),
+        ood=[ood],
+        paths=True,
     )

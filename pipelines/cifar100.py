@@ -27,7 +27,7 @@ SWEEP = Sweep(
         "diversity": [Diversity(order="shared"), Diversity()],
         "seed": [0, 1, 2],
     },
-    rivals=rivals(LORA, 16, full_lr=1e-5, small_lr=1e-3),
+    rivals=rivals(LORA, 16, full_lr=1e-5, scales_lr=1e-3, head_lr=1e-3),
     ood=[SVHN(), CIFAR10()],
     paths=True,
 )

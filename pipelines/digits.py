@@ -29,7 +29,7 @@ SWEEP = Sweep(
         "members": [1, 4, 8],
         "seed": [0, 1, 2],
     },
-    rivals=rivals(LORA, 8, full_lr=1e-4, small_lr=1e-2),
+    rivals=rivals(LORA, 8, full_lr=1e-4, scales_lr=1e-2, head_lr=1e-2),
     ood=[LfwPatches()],
     paths=True,
 )

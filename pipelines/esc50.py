@@ -23,7 +23,7 @@ LORA = Trial(
 SWEEP = Sweep(
     base=LORA,
     axes={"task": [ESC50(fold=fold) for fold in (1, 2, 3, 4, 5)], "members": [1, 2, 4, 8], "seed": [0, 1, 2]},
-    rivals=rivals(LORA, 8, full_lr=1e-5, small_lr=1e-3),
+    rivals=rivals(LORA, 8, full_lr=1e-5, scales_lr=1e-3, head_lr=1e-3),
     paths=True,
 )
 SMOKE = encoder_smoke(LORA)

@@ -25,7 +25,7 @@ LORA = Trial(
 SWEEP = Sweep(
     base=LORA,
     axes={"members": [1, 2, 4, 8, 16], "seed": [0, 1, 2]},
-    rivals=rivals(LORA, 16, full_lr=1e-5, small_lr=1e-3),
+    rivals=rivals(LORA, 16, full_lr=1e-5, scales_lr=1e-3, head_lr=1e-3),
     paths=True,
 )
 SMOKE = encoder_smoke(LORA)

@@ -23,7 +23,7 @@ LORA = Trial(
 SWEEP = Sweep(
     base=LORA,
     axes={"members": [1, 2, 4, 8, 16], "seed": [0, 1, 2]},
-    rivals=rivals(LORA, 16, full_lr=2e-5, small_lr=1e-3),
+    rivals=rivals(LORA, 16, full_lr=2e-5, scales_lr=1e-3, head_lr=1e-3),
     ood=[PlotSummaries()],
     paths=True,
 )

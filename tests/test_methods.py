@@ -136,13 +136,13 @@ def test_last_layer_runs_the_backbone_once_for_all_members_and_steps(tiny_trial)
     backbone, data = prepared(trial)
     calls: list[int] = []
     hook = backbone.lm.base_model.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append(kwargs["input_ids"].numel()), with_kwargs=True
+        lambda module, args, kwargs, output: calls.append(kwargs["packing"].shape[0]), with_kwargs=True
     )
     try:
         runs = train_stack(backbone, trial, range(4), data)
     finally:
         hook.remove()
-    assert sum(calls) == sum(len(row.tokens) for row in (*data.train, *data.validation))
+    assert sum(calls) == len(data.train) + len(data.validation)
     assert {name: tuple(v.shape) for name, v in runs[0].state.items()} == {"head.weight": (3, 32)}
 
 

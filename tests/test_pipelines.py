@@ -115,7 +115,7 @@ def test_a_paper_file_and_its_twin_run_end_to_end(name, tiny, tracking_uri, tmp_
 def test_rivals_train_by_the_same_recipe():
     """Every rival has LoRA's class weights, and the wide LoRA its scaling."""
     lora = replace(importlib.import_module("pipelines.ham10000").LORA, method=Lora(rank=4, alpha=8.0))
-    found = rivals(lora, 16, full_lr=1e-5, small_lr=1e-3)
+    found = rivals(lora, 16, full_lr=1e-5, scales_lr=1e-3, head_lr=1e-3)
     assert all(set(lora.regularizers) <= set(rival.regularizers) for rival in found)
     assert {r.method.scale for r in found if isinstance(r.method, Lora)} == {2.0}
 
