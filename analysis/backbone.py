@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,57 +12,86 @@ from typing import Any
 import numpy as np
 
 from lorae.metrics import left_singular_vectors
+from lorae.shapes import VIT_LIKE
 from lorae.sources import Files, cache_dir
+from lorae.storage import Storage
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # numpy has no bfloat16: its bits
+RENAMED = (  # what transformers 5 renames, one after the other, when it loads a ViT, DeiT or AST
+    ("encoder.layer.", "layers."),
+    ("attention.query", "q_proj"),
+    ("attention.key", "k_proj"),
+    ("attention.value", "v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)
+
+
+class LacksLayer(ValueError):
+    """A backbone's files have no weight of a layer, or only a quantised one."""
 
 
 @dataclass(frozen=True)
 class Stored:
     """Where a tensor lies in a safetensors file."""
 
-    path: Path
+    storage: Storage
+    file: str
     start: int  # bytes from the beginning of the file
     dtype: str  # as the file names it
     shape: tuple[int, ...]
 
+    def read(self) -> np.ndarray:
+        """Its values in float32; nothing else of the file is read.
+
+        Raises:
+            LacksLayer: it is quantised.
+        """
+        path = self.storage.path(self.file)
+        if self.dtype not in FLOATS:
+            raise LacksLayer(
+                f"{path} has a tensor of {self.dtype}; allowed are {', '.join(FLOATS)}; "
+                "give an unquantised copy"
+            )
+        with self.storage.filesystem.open_input_file(path) as stream:
+            content = stream.read_at(
+                math.prod(self.shape) * np.dtype(FLOATS[self.dtype]).itemsize, self.start
+            )
+        values = np.frombuffer(content, FLOATS[self.dtype])
+        if self.dtype == "BF16":  # the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32).reshape(self.shape)
+
 
 @dataclass(frozen=True, eq=False)
 class BackboneWeights:
-    """The linear layers of a backbone by their path, `model.layers.0.self_attn.q_proj`."""
+    """The linear layers of a backbone by their path in the loaded model, `model.layers.0.self_attn.q_proj`.
+
+    A file of the bare encoder lacks the path's first part ("bert", "vit"), which loading adds.
+    """
 
     folder: Path
     tensors: dict[str, Stored]
     left: dict[str, np.ndarray] = field(default_factory=dict)  # layer -> its singular vectors, once needed
 
-    @property
-    def d_in(self) -> dict[str, int]:
-        """Layer -> width of its input."""
-        weights = {name: stored.shape for name, stored in self.tensors.items() if len(stored.shape) == 2}
-        return {name.removesuffix(".weight"): shape[1] for name, shape in weights.items()}
+    @functools.cached_property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Layer -> (d_in, d_out)."""
+        shapes = {name: stored.shape for name, stored in self.tensors.items() if len(stored.shape) == 2}
+        return {name.removesuffix(".weight"): (d_in, d_out) for name, (d_out, d_in) in shapes.items()}
 
-    def num_entries(self, targets: Sequence[str]) -> int:
-        """Entries of the weights whose names end in one of the targets."""
-        ends = tuple(f".{target}.weight" for target in targets)
-        return sum(math.prod(stored.shape) for name, stored in self.tensors.items() if name.endswith(ends))
+    def d_in(self, layer: str) -> int:
+        """Width of a layer's input; errors as of `read`."""
+        return self._stored(layer).shape[1]
 
     def read(self, layer: str) -> np.ndarray:
         """The weight W (d_out, d_in) in float32.
 
         Raises:
-            ValueError: the backbone has no such layer, or has it in a quantised form.
+            LacksLayer: the backbone has no such layer, or has it in a quantised form.
         """
-        stored = self._stored(layer)
-        if stored.dtype not in FLOATS:
-            raise ValueError(
-                f"{layer} of {self.folder} is stored as {stored.dtype}; allowed are {', '.join(FLOATS)}; "
-                "give an unquantised copy"
-            )
-        size = math.prod(stored.shape)
-        values = np.fromfile(stored.path, FLOATS[stored.dtype], size, offset=stored.start)
-        if stored.dtype == "BF16":  # the upper half of a float32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32).reshape(stored.shape)
+        return self._stored(layer).read()
 
     def left_singular_vectors(self, layer: str) -> np.ndarray:
         """Those of `read(layer)`; kept, as every member is compared with them (4 d_out^2 bytes or less)."""
@@ -71,32 +100,43 @@ class BackboneWeights:
         return self.left[layer]
 
     def _stored(self, layer: str) -> Stored:
-        try:
-            return self.tensors[f"{layer}.weight"]
-        except KeyError:
-            raise ValueError(f"{self.folder} has no weight of {layer}; give the members' backbone") from None
+        for name in (layer, layer.partition(".")[2]):
+            if stored := self.tensors.get(f"{name}.weight"):
+                return stored
+        raise LacksLayer(f"{self.folder} has no weight of {layer}; give the members' backbone")
 
 
 def open_backbone(folder: Path) -> BackboneWeights:
-    """The weights of a folder in hub layout; only the headers of its files are read.
+    """The weights of a folder in hub layout; only config.json and the headers of its files are read.
 
     Raises:
         ValueError: it has no safetensors files.
     """
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
         raise ValueError(f"{folder} has no *.safetensors; give the folder of a hub repository's copy")
-    return BackboneWeights(folder, {name: stored for path in paths for name, stored in _header(path).items()})
+    renamed = json.loads((folder / "config.json").read_text()).get("model_type") in VIT_LIKE
+    tensors = {name: t for file in files for name, t in stored_tensors(Storage(str(folder)), file).items()}
+    return BackboneWeights(folder, {_loaded(n) if renamed else n: tensor for n, tensor in tensors.items()})
 
 
-def _header(path: Path) -> dict[str, Stored]:
+def _loaded(name: str) -> str:
+    """The name of a ViT's tensor in the loaded model; a file may have that already."""
+    for old, new in RENAMED:
+        name = name.replace(old, new)
+    return name
+
+
+def stored_tensors(storage: Storage, file: str) -> dict[str, Stored]:
     """Name -> place of every tensor. The file: 8 bytes of length, so long a JSON header, then the data."""
-    with path.open("rb") as stream:
+    with storage.filesystem.open_input_file(storage.path(file)) as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     return {
-        name: Stored(path, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        name: Stored(
+            storage, file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"])
+        )
         for name, entry in header.items()
     }
 
@@ -119,6 +159,8 @@ def folder_at_hand(backbone: dict[str, Any], given: Path | None) -> Path:
         found = cache_dir() / "backbones" / backbone["sha256"][:16]
     elif backbone["type"] == "Hub":
         found = _cached_snapshot(backbone["id"], backbone["revision"])
+    elif backbone["type"] == "Files":
+        found = _made_here(backbone)
     if not found or not found.is_dir():
         name = backbone.get("id", f"from {backbone['type']}")
         raise ValueError(f"the backbone {name} is not in this machine's cache; give its folder by --backbone")
@@ -133,3 +175,12 @@ def _cached_snapshot(repository: str, commit: str) -> Path | None:
         return Path(snapshot_download(repository, revision=commit, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+
+
+def _made_here(backbone: dict[str, Any]) -> Path | None:
+    """The backbone of local files that lorae made itself and keeps in its cache, such as the ViT of MNIST."""
+    for folder in sorted((cache_dir() / "backbones").glob("*/")):
+        same_names = all((folder / name).is_file() for name in backbone["sha256"])
+        if same_names and Files(str(folder)).fingerprint() == backbone:
+            return folder
+    return None

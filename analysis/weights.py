@@ -12,6 +12,7 @@ the backbone's weights, and an SVD of each adapted one, which takes long for a l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.backbone import BackboneWeights, folder_at_hand, open_backbone
+from analysis.backbone import BackboneWeights, LacksLayer, folder_at_hand, open_backbone
 from analysis.columns import Column
 from analysis.data import Row, Trials, load_trials
 from analysis.gain import correlations, with_gains
 from analysis.render import markdown, save_table
 from analysis.table import Table, cell_columns, cell_line, made_by, mean_entry, setting
 from lorae import metrics
+from lorae.methods import Lora, adapted_layers
 from lorae.metrics import Undefined
 from lorae.peft_format import Update, read_update
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
@@ -52,6 +54,7 @@ def with_updates(
     backbones, notes = _backbones(trials.rows, backbone)
     known: dict[tuple[str, ...], Measures] = {}
     lacking: list[str] = []
+    without: dict[str, int] = {}  # why there are no intruder dimensions -> of how many trials
     rows: list[Row] = []
     if _num_entries(trials.rows, backbones) > max_entries:
         command = f"python -m analysis.weights {trials.store.storage.uri} --sweep {trials.sweep}"
@@ -61,10 +64,12 @@ def with_updates(
         measures: Measures = {}
         try:
             if row["members"]:
-                measures = ensemble_measures(trials.store, row, backbones.get(_backbone_of(row)), known)
+                measures, why = _measured(trials.store, row, backbones.get(_backbone_of(row)), known)
+                without |= {why: without.get(why, 0) + 1} if why else {}
         except ValueError as error:
             lacking.append(str(error))
         rows.append(row | dict.fromkeys(WEIGHT_SPACE) | measures)
+    notes += [f"no intruder dimensions of {count} trials: {why}" for why, count in without.items()]
     if lacking:
         notes.append(f"no updates of {len(lacking)} trials, first: {lacking[0]}")
     return replace(trials, rows=tuple(rows)), tuple(notes)
@@ -96,6 +101,16 @@ MEANING = (
 
 
 # Updates ---------------------------------------------------------------------------------------------------
+
+
+def _measured(
+    store: Store, row: Row, backbone: BackboneWeights | None, known: dict[tuple[str, ...], Measures]
+) -> tuple[Measures, str]:
+    """`ensemble_measures`; without intruder dimensions where the backbone's files lack a layer, and why."""
+    try:
+        return ensemble_measures(store, row, backbone, known), ""
+    except LacksLayer as error:
+        return ensemble_measures(store, row, None, known), str(error)
 
 
 def ensemble_measures(
@@ -204,13 +219,16 @@ def _backbones(rows: Sequence[Row], given: Path | None) -> tuple[dict[str, Backb
 
 
 def _num_entries(rows: Sequence[Row], backbones: dict[str, BackboneWeights]) -> int:
-    """Entries of the weights that intruder dimensions would decompose: one for each update and layer."""
+    """Entries of the weights that intruder dimensions would decompose, one for each update and layer."""
     entries: dict[tuple[str, ...], int] = {}  # of each member and of each ensemble's mean update
     for row in rows:
         ids, weights = tuple(row["member_ids"]), backbones.get(_backbone_of(row))
-        if ids and weights:
-            adapted = weights.num_entries(json.loads(row["recipe"])["method"].get("targets", ()))
-            entries |= dict.fromkeys([ids, *((member,) for member in ids)], adapted)
+        targets = tuple(json.loads(row["recipe"])["method"].get("targets", ()))
+        if ids and weights and targets:
+            with contextlib.suppress(ValueError):  # the files lack a target, and nothing is decomposed
+                adapted = adapted_layers(Lora(rank=1, targets=targets), weights.linears, row["backbone"])
+                size = sum(d_in * d_out for d_in, d_out in adapted.values())
+                entries |= dict.fromkeys([ids, *((member,) for member in ids)], size)
     return sum(entries.values())
 
 

@@ -9,7 +9,7 @@ adapter_config.json then has no `peft_type`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,12 +126,12 @@ def read_stages(store: Store, members: Sequence[str]) -> list[list[State]]:
     return [[read_state(store.read(member_folder(m), name)) for m in members] for name in names]
 
 
-def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = None) -> Update:
+def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None = None) -> Update:
     """A member's update from the contents of its adapter_config.json and adapter_model.safetensors.
 
     Args:
-        d_in: layer -> width of its input. VeRA's layers share one A, which has the largest, and store no
-            width; without `d_in` they are taken to have it all.
+        d_in: layer -> width of its input, asked for VeRA only. Its layers share one A, which has the
+            largest, and store no width; without `d_in` they are taken to have it all.
     Raises:
         ValueError: neither LoRA nor VeRA, or VeRA on layers whose widths may differ, without `d_in`.
     """
@@ -154,7 +154,7 @@ def read_update(config: bytes, weights: bytes, d_in: Mapping[str, int] | None = 
 
     def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
         d_R, b_E = parameters[f"{layer}.d"], parameters[f"{layer}.b"]
-        width = A_RD.shape[1] if d_in is None else d_in[layer]
+        width = A_RD.shape[1] if d_in is None else d_in(layer)
         return b_E[:, None] * B_ER[: len(b_E)], d_R[:, None] * A_RD[:, :width]
 
     return Update(layers, factors)

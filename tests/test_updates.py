@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from peft.tuners.lora.intruders import reduce_intruder_dimension
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import ASTConfig, AutoModelForCausalLM, BertConfig, DeiTConfig, ViTConfig
 
-from analysis.backbone import open_backbone
+from analysis.backbone import BackboneWeights, LacksLayer, folder_at_hand, open_backbone
 from analysis.data import load_trials
 from analysis.weights import WEIGHT_SPACE, main, mean_update, stored_update, update_measures, with_updates
 from lorae import metrics
@@ -26,6 +28,7 @@ from lorae.metrics import Undefined
 from lorae.peft_format import read_update
 from lorae.results import trials_table
 from lorae.run import run_stack
+from lorae.shapes import auto_class, linear_shapes
 from lorae.stack import Stack
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 from lorae.trial import AdamW, Sweep
@@ -103,7 +106,11 @@ def test_planted_intruders_are_counted_and_others_are_none():
 
 # Stored members --------------------------------------------------------------------------------------------
 
+TINY = {
+    "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2
+}  # fmt: skip
 TARGETS = ("q_proj", "v_proj", "down_proj")  # inputs of 32 and 64
+DOWN = "model.layers.0.mlp.down_proj"
 LORA, VERA = Lora(rank=3, alpha=5, targets=TARGETS), Vera(rank=24, targets=TARGETS)
 
 
@@ -166,21 +173,54 @@ def test_vera_of_unknown_widths_and_other_adapters_are_refused(make_members):
     trial, storage = make_members(VERA)
     with pytest.raises(ValueError, match="down_proj, q_proj, v_proj stores no layer's width"):
         stored_update(Store(storage), trial.member_id(0))
+    unknown = BackboneWeights(Path("elsewhere"), {})
+    with pytest.raises(LacksLayer, match="elsewhere has no weight of"):
+        mean_update([stored_update(Store(storage), trial.member_id(0), unknown)]).factors(DOWN)
     with pytest.raises(ValueError, match="IA3 has no low-rank update"):
         read_update(json.dumps({"peft_type": "IA3"}).encode(), safetensors.numpy.save({}))
 
 
 def test_a_backbone_in_bfloat16_is_read_as_torch_reads_it(tmp_path):
     weight = torch.randn(5, 7).bfloat16()
-    from safetensors.torch import save_file
-
     save_file({"other": torch.ones(3), "layer.weight": weight}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
     backbone = open_backbone(tmp_path)
-    assert np.array_equal(backbone.read("layer"), weight.float().numpy()) and backbone.d_in == {"layer": 7}
+    assert np.array_equal(backbone.read("layer"), weight.float().numpy()) and backbone.d_in("layer") == 7
     with pytest.raises(ValueError, match=r"no weight of model\.q_proj; give the members' backbone"):
         backbone.read("model.q_proj")
     with pytest.raises(ValueError, match=r"has no \*\.safetensors"):
         open_backbone(tmp_path.parent)
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["whole", "bare"])
+@pytest.mark.parametrize(
+    "config, body",
+    [
+        (ViTConfig(**TINY, image_size=8, patch_size=4), "vit"),
+        (
+            DeiTConfig(**TINY, image_size=8, patch_size=4, architectures=["DeiTForImageClassification"]),
+            "deit",
+        ),
+        (ASTConfig(**TINY, max_length=32, num_mel_bins=16), "audio_spectrogram_transformer"),
+        (BertConfig(**TINY, vocab_size=9), "bert"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_encoders_weights_are_found_by_their_names_in_the_model(tmp_path, config, body, bare):
+    model = auto_class(config.to_dict()).from_config(config)
+    (getattr(model, body) if bare else model).save_pretrained(tmp_path)  # under the names of the hub's files
+    layers = linear_shapes(json.loads((tmp_path / "config.json").read_text()))
+    assert len(layers) == 12
+
+    def check():
+        backbone = open_backbone(tmp_path)
+        for layer, (d_in, _) in layers.items():
+            weight = model.get_submodule(layer).weight.detach().numpy()
+            assert np.array_equal(backbone.read(layer), weight) and backbone.d_in(layer) == d_in
+
+    check()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")  # under those in the model
+    check()
 
 
 # The command -----------------------------------------------------------------------------------------------
@@ -224,6 +264,29 @@ def test_the_command_says_what_it_needs_and_finds_it_in_a_given_folder(swept, tm
     assert "is not the backbone that the members were trained on" in capsys.readouterr().err
 
 
+def test_a_layer_that_the_files_lack_costs_the_intruder_dimensions_alone(swept, tmp_path):
+    trial, storage = swept
+    shutil.copytree(trial.backbone.path, tmp_path / "copy")
+    (file,) = (tmp_path / "copy").glob("*.safetensors")
+    save_file({k: v for k, v in load_file(file).items() if k != f"{DOWN}.weight"}, file)
+    trials = load_trials(storage, "toy")
+    rows = [row | {"recipe": row["recipe"].replace('"Files"', '"Hub"')} for row in trials.rows]
+    measured, (note,) = with_updates(replace(trials, rows=tuple(rows)), tmp_path / "copy")
+    assert f"no intruder dimensions of 2 trials: {tmp_path / 'copy'} has no weight of {DOWN}" in note
+    (row,) = [row for row in measured.rows if row["members"] == 2]
+    assert {name for name in WEIGHT_SPACE if row[name] is None} == {
+        "num_intruder_dimensions", "mean_update_num_intruder_dimensions"
+    }  # fmt: skip
+
+
+def test_a_backbone_that_lorae_made_is_found_in_its_cache_by_its_content(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAE_CACHE", str(tmp_path))
+    for name in ("another", "made"):
+        shutil.copytree(tiny_llama.path, tmp_path / "backbones" / name)
+    (tmp_path / "backbones" / "another" / "config.json").write_text("{}")
+    assert folder_at_hand(tiny_llama.fingerprint(), None) == tmp_path / "backbones" / "made"
+
+
 def test_intruders_beyond_the_limit_and_members_that_are_not_stored_are_named(swept, tmp_path):
     trial, storage = swept
     trials = load_trials(storage, "toy")
@@ -232,6 +295,9 @@ def test_intruders_beyond_the_limit_and_members_that_are_not_stored_are_named(sw
     assert with_updates(trials, backbone, max_entries=entries)[1] == ()
     limited, (note,) = with_updates(trials, backbone, max_entries=entries - 1)
     assert "python -m analysis.weights" in note and limited.rows[-1]["num_intruder_dimensions"] is None
+    roles = [row | {"recipe": row["recipe"].replace('"q_proj","v_proj"', '"q","v"')} for row in trials.rows]
+    (note,) = with_updates(replace(trials, rows=tuple(roles)), backbone, max_entries=entries - 1)[1]
+    assert "python -m analysis.weights" in note
     shutil.copytree(storage, tmp_path / "copy")
     Store(str(tmp_path / "copy")).discard(member_folder(trial.member_id(1)))
     rows, notes = with_updates(load_trials(str(tmp_path / "copy"), "toy"), backbone)
