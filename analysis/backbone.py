@@ -69,17 +69,19 @@ class BackboneWeights:
     """The linear layers of a backbone by their path in the loaded model, `model.layers.0.self_attn.q_proj`.
 
     A file of the bare encoder lacks the path's first part ("bert", "vit"), which loading adds.
+
+    Args:
+        precision: in which it was loaded; "bf16" rounds the weights.
     """
 
     folder: Path
     tensors: dict[str, Stored]
+    precision: str = "fp32"
     left: dict[str, np.ndarray] = field(default_factory=dict)  # layer -> its singular vectors, once needed
 
     @functools.cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Layer -> (d_in, d_out)."""
-        shapes = {name: stored.shape for name, stored in self.tensors.items() if len(stored.shape) == 2}
-        return {name.removesuffix(".weight"): (d_in, d_out) for name, (d_out, d_in) in shapes.items()}
+        return linears_in(self.tensors)
 
     def d_in(self, layer: str) -> int:
         """Width of a layer's input; errors as of `read`."""
@@ -91,7 +93,8 @@ class BackboneWeights:
         Raises:
             LacksLayer: the backbone has no such layer, or has it in a quantised form.
         """
-        return self._stored(layer).read()
+        weight = self._stored(layer).read()
+        return weight if self.precision == "fp32" else _rounded_to_bf16(weight)
 
     def left_singular_vectors(self, layer: str) -> np.ndarray:
         """Those of `read(layer)`; kept, as every member is compared with them (4 d_out^2 bytes or less)."""
@@ -106,7 +109,13 @@ class BackboneWeights:
         raise LacksLayer(f"{self.folder} has no weight of {layer}; give the members' backbone")
 
 
-def open_backbone(folder: Path) -> BackboneWeights:
+def _rounded_to_bf16(values: np.ndarray) -> np.ndarray:
+    """The nearest numbers whose float32 has 16 lower bits of zero, of two equally near ones the even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def open_backbone(folder: Path, precision: str = "fp32") -> BackboneWeights:
     """The weights of a folder in hub layout; only config.json and the headers of its files are read.
 
     Raises:
@@ -117,7 +126,8 @@ def open_backbone(folder: Path) -> BackboneWeights:
         raise ValueError(f"{folder} has no *.safetensors; give the folder of a hub repository's copy")
     renamed = json.loads((folder / "config.json").read_text()).get("model_type") in VIT_LIKE
     tensors = {name: t for file in files for name, t in stored_tensors(Storage(str(folder)), file).items()}
-    return BackboneWeights(folder, {_loaded(n) if renamed else n: tensor for n, tensor in tensors.items()})
+    loaded = {_loaded(name) if renamed else name: tensor for name, tensor in tensors.items()}
+    return BackboneWeights(folder, loaded, precision)
 
 
 def _loaded(name: str) -> str:
@@ -125,6 +135,12 @@ def _loaded(name: str) -> str:
     for old, new in RENAMED:
         name = name.replace(old, new)
     return name
+
+
+def linears_in(tensors: dict[str, Stored]) -> dict[str, tuple[int, int]]:
+    """Layer -> (d_in, d_out) of every matrix."""
+    shapes = {name: stored.shape for name, stored in tensors.items() if len(stored.shape) == 2}
+    return {name.removesuffix(".weight"): (d_in, d_out) for name, (d_out, d_in) in shapes.items()}
 
 
 def stored_tensors(storage: Storage, file: str) -> dict[str, Stored]:

@@ -7,6 +7,10 @@ A member's update is all its adapted layers' dW in one vector. Ranks and intrude
 the layers, and over the members. The mean update is that of averaged weights, with which nothing predicts:
 its norm and rank, beside its members', say how much of what they learned they share. Intruder dimensions need
 the backbone's weights, and an SVD of each adapted one, which takes long for a large backbone.
+
+Full fine-tuning changes every weight. So that an explicit ensemble is compared with one of LoRA by the same
+weights, its update is dW = W - W0 of the layers that the low-rank members of the sweep adapt, or of the
+projections of attention where it has none; the rest of what it learned is left out.
 """
 
 from __future__ import annotations
@@ -15,20 +19,30 @@ import argparse
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from analysis.backbone import BackboneWeights, LacksLayer, folder_at_hand, open_backbone
+from analysis.backbone import (
+    BackboneWeights,
+    LacksLayer,
+    Stored,
+    folder_at_hand,
+    linears_in,
+    open_backbone,
+    stored_tensors,
+)
 from analysis.columns import Column
 from analysis.data import Row, Trials, load_trials
 from analysis.gain import correlations, with_gains
 from analysis.render import markdown, save_table
 from analysis.table import Table, cell_columns, cell_line, made_by, mean_entry, setting
 from lorae import metrics
-from lorae.methods import Lora, adapted_layers
+from lorae.identity import canonical
+from lorae.methods import ROLES, Full, Lora, adapted_layers
 from lorae.metrics import Undefined
 from lorae.peft_format import Update, read_update
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
@@ -37,6 +51,8 @@ FUNCTION_SPACE = ("disagreement", "jsd", "mutual_information", "error_correlatio
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
 OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name in OF_UPDATE}
 WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *OF_MEAN_UPDATE.values())
+LOW_RANK = ("Lora", "Vera")  # methods whose members are updates
+ATTENTION = tuple(ROLES)
 MAX_REPORT_ENTRIES = 500_000_000  # of the weights that a report decomposes: half a minute of one core
 
 Measures = dict[str, float | None]
@@ -54,7 +70,8 @@ def with_updates(
     backbones, notes = _backbones(trials.rows, backbone)
     known: dict[tuple[str, ...], Measures] = {}
     lacking: list[str] = []
-    without: dict[str, int] = {}  # why there are no intruder dimensions -> of how many trials
+    targets = _targets(trials.rows)
+    without: Counter[str] = Counter()  # why there are no intruder dimensions -> of how many trials
     rows: list[Row] = []
     if _num_entries(trials.rows, backbones) > max_entries:
         command = f"python -m analysis.weights {trials.store.storage.uri} --sweep {trials.sweep}"
@@ -64,8 +81,9 @@ def with_updates(
         measures: Measures = {}
         try:
             if row["members"]:
-                measures, why = _measured(trials.store, row, backbones.get(_backbone_of(row)), known)
-                without |= {why: without.get(why, 0) + 1} if why else {}
+                weights = backbones.get(_backbone_of(row))
+                measures, why = _measured(trials.store, row, weights, targets, known)
+                without.update(why)
         except ValueError as error:
             lacking.append(str(error))
         rows.append(row | dict.fromkeys(WEIGHT_SPACE) | measures)
@@ -96,7 +114,8 @@ MEANING = (
     "Cosine: mean over pairs of members of the cosine similarity of their updates, all layers in one vector. "
     "Norm: Frobenius norm of the update. Ranks: means over layers. Intruders: mean number per layer of the "
     "first 10 left singular vectors of the adapted weight whose cosine with all of the backbone's is below "
-    "0.5. Those of members are averaged; mean update: the same of the members' averaged update."
+    "0.5. Those of members are averaged; mean update: the same of the members' averaged update. Of full "
+    "fine-tuning the update is W - W0 of the layers that LoRA adapts here, the rest is left out."
 )
 
 
@@ -104,31 +123,37 @@ MEANING = (
 
 
 def _measured(
-    store: Store, row: Row, backbone: BackboneWeights | None, known: dict[tuple[str, ...], Measures]
-) -> tuple[Measures, str]:
+    store: Store,
+    row: Row,
+    backbone: BackboneWeights | None,
+    targets: tuple[str, ...],
+    known: dict[tuple[str, ...], Measures],
+) -> tuple[Measures, list[str]]:
     """`ensemble_measures`; without intruder dimensions where the backbone's files lack a layer, and why."""
     try:
-        return ensemble_measures(store, row, backbone, known), ""
+        return ensemble_measures(store, row, backbone, targets, known), []
     except LacksLayer as error:
-        return ensemble_measures(store, row, None, known), str(error)
+        return ensemble_measures(store, row, None, targets, known), [str(error)]
 
 
 def ensemble_measures(
     store: Store,
     row: Row,
     backbone: BackboneWeights | None,
+    targets: tuple[str, ...],
     known: dict[tuple[str, ...], Measures],
 ) -> Measures:
     """`WEIGHT_SPACE` of a row's ensemble.
 
     Args:
         backbone: None leaves intruder dimensions undefined.
+        targets: the layers to look at of members that have all weights of their own.
         known: measures of mean updates by their members' ids; what is found is added.
     Raises:
-        ValueError: a member is not stored, damaged, or has no low-rank update.
+        ValueError: a member is not stored, damaged, or of a method that has no update.
     """
     ids = tuple(row["member_ids"])
-    updates = [stored_update(store, member, backbone) for member in ids]
+    updates = [stored_update(store, member, backbone, targets) for member in ids]
     for members, of in [*(((m,), [u]) for m, u in zip(ids, updates)), (ids, updates)]:
         if members not in known:
             known[members] = update_measures(mean_update(of), backbone)
@@ -137,24 +162,55 @@ def ensemble_measures(
     return {"update_cosine": _defined(metrics.update_cosine, _products(updates))} | of_members | of_mean
 
 
-def stored_update(store: Store, member: str, backbone: BackboneWeights | None = None) -> Update:
+def stored_update(
+    store: Store, member: str, backbone: BackboneWeights | None = None, targets: tuple[str, ...] = ATTENTION
+) -> Update:
     """A stored member's update.
 
     Args:
-        backbone: knows the widths of VeRA's layers where they differ.
+        backbone: knows the widths of VeRA's layers where they differ, and what full fine-tuning changed.
+        targets: of `full_update`.
     Raises:
         ValueError: as `ensemble_measures`.
     """
     config, weights = (store.read(member_folder(member), name) for name in (ADAPTER_CONFIG, WEIGHTS))
-    return read_update(config, weights, backbone.d_in if backbone else None)
+    if json.loads(config).get("lorae_method") != canonical(Full()):
+        return read_update(config, weights, backbone.d_in if backbone else None)
+    if not backbone:
+        raise ValueError(f"{member} has all weights of its own: its update needs the backbone's weights")
+    tensors = stored_tensors(store.storage, f"{member_folder(member)}/{WEIGHTS}")
+    return full_update(tensors, backbone, targets)
+
+
+def full_update(
+    tensors: dict[str, Stored], backbone: BackboneWeights, targets: tuple[str, ...] = ATTENTION
+) -> Update:
+    """W - W0 of the layers that LoRA would adapt; one layer is read at a time, when it is asked for.
+
+    Args:
+        tensors: of the member's file, by their names in the model.
+        targets: names of the layers, as of `Lora`.
+    Raises:
+        ValueError: a target matches no layer.
+    """
+    layers = tuple(sorted(adapted_layers(Lora(rank=1, targets=targets), linears_in(tensors), "a member")))
+
+    def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
+        W_ED = tensors[f"{layer}.weight"].read()
+        return W_ED - backbone.read(layer), np.eye(W_ED.shape[1], dtype=np.float32)
+
+    return Update(layers, factors)
 
 
 def mean_update(updates: Sequence[Update]) -> Update:
-    """The mean of members' updates of the same layers: their factors side by side."""
+    """The mean of members' updates of the same layers: their factors side by side, or dense where that is
+    smaller."""
 
     def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
         Bs, As = zip(*(update.factors(layer) for update in updates))
-        return np.hstack(Bs) / len(updates), np.vstack(As)
+        B_ER, A_RD = np.hstack(Bs) / len(updates), np.vstack(As)
+        width = A_RD.shape[1]
+        return (B_ER, A_RD) if len(A_RD) <= width else (B_ER @ A_RD, np.eye(width, dtype=A_RD.dtype))
 
     return Update(updates[0].layers, factors)
 
@@ -201,7 +257,15 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _backbone_of(row: Row) -> str:
-    return json.dumps(json.loads(row["recipe"])["backbone"])
+    """A row's backbone, as it was loaded: fingerprint and precision."""
+    return json.dumps([json.loads(row["recipe"])["backbone"], row["precision"]])
+
+
+def _targets(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Names of the layers that the sweep's low-rank members adapt; of attention where it has none."""
+    methods = [json.loads(row["recipe"])["method"] for row in rows if row["members"]]
+    adapted = [target for m in methods if m["type"] in LOW_RANK for target in m["targets"]]
+    return tuple(dict.fromkeys(adapted)) or ATTENTION
 
 
 def _backbones(rows: Sequence[Row], given: Path | None) -> tuple[dict[str, BackboneWeights], list[str]]:
@@ -210,7 +274,8 @@ def _backbones(rows: Sequence[Row], given: Path | None) -> tuple[dict[str, Backb
     notes = []
     for backbone in dict.fromkeys(map(_backbone_of, rows)):
         try:
-            found[backbone] = open_backbone(folder_at_hand(json.loads(backbone), given))
+            fingerprint, precision = json.loads(backbone)
+            found[backbone] = open_backbone(folder_at_hand(fingerprint, given), precision)
         except ValueError as error:
             if given:
                 raise
@@ -223,8 +288,9 @@ def _num_entries(rows: Sequence[Row], backbones: dict[str, BackboneWeights]) -> 
     entries: dict[tuple[str, ...], int] = {}  # of each member and of each ensemble's mean update
     for row in rows:
         ids, weights = tuple(row["member_ids"]), backbones.get(_backbone_of(row))
-        targets = tuple(json.loads(row["recipe"])["method"].get("targets", ()))
-        if ids and weights and targets:
+        method = json.loads(row["recipe"])["method"]
+        if ids and weights and method["type"] in ("Full", *LOW_RANK):
+            targets = tuple(method.get("targets", _targets(rows)))
             with contextlib.suppress(ValueError):  # the files lack a target, and nothing is decomposed
                 adapted = adapted_layers(Lora(rank=1, targets=targets), weights.linears, row["backbone"])
                 size = sum(d_in * d_out for d_in, d_out in adapted.values())

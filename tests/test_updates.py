@@ -23,9 +23,9 @@ from analysis.backbone import BackboneWeights, LacksLayer, folder_at_hand, open_
 from analysis.data import load_trials
 from analysis.weights import WEIGHT_SPACE, main, mean_update, stored_update, update_measures, with_updates
 from lorae import metrics
-from lorae.methods import Lora, Vera
+from lorae.methods import Full, Lora, Vera
 from lorae.metrics import Undefined
-from lorae.peft_format import read_update
+from lorae.peft_format import read_state, read_update
 from lorae.results import trials_table
 from lorae.run import run_stack
 from lorae.shapes import auto_class, linear_shapes
@@ -125,7 +125,8 @@ def make_members(tmp_path_factory, tiny_llama, data_root):
     def make(method):
         trial = Trial(
             backbone=tiny_llama, task=Colours().located(data_root), method=method, members=2,
-            optimizer=AdamW(lr=0.1), budget=Budget(batch_size=4, steps=12), precision="fp32",
+            optimizer=AdamW(lr=0.01 if method == Full() else 0.1), budget=Budget(batch_size=4, steps=12),
+            precision="fp32",
         )  # fmt: skip
         storage = str(tmp_path_factory.mktemp("results"))
         run_stack(Stack(trial, (0, 1)), storage)
@@ -159,6 +160,40 @@ def test_a_stored_members_update_is_that_of_peft(make_members, tmp_path, method)
         assert sum(counts) > 0 and found == pytest.approx(sum(counts) / 9)
 
 
+def test_what_full_fine_tuning_changed_is_looked_at_where_lora_changes_something(make_members, tmp_path):
+    lora, storage = make_members(LORA)
+    full, elsewhere = make_members(Full())
+    shutil.copytree(storage, tmp_path / "both")
+    shutil.copytree(f"{elsewhere}/members", tmp_path / "both" / "members", dirs_exist_ok=True)
+    store, backbone = Store(str(tmp_path / "both")), Path(lora.backbone.path)
+    table = trials_table(store, "both", [(lora, []), (full, [])], {})
+    store.write_table("sweeps/both/trials.parquet", table)
+    trials = load_trials(str(tmp_path / "both"), "both")
+    measured, notes = with_updates(trials, backbone)
+    (row,) = [row for row in measured.rows if row["method"] == "full"]
+    assert notes == ()
+    before = AutoModelForCausalLM.from_pretrained(backbone).state_dict()
+    dense = []
+    for member in full.member_ids():
+        after = read_state(store.read(member_folder(member), WEIGHTS))
+        assert stored_update(store, member, open_backbone(backbone)).layers == tuple(
+            name.removesuffix(".weight") for name in sorted(before) if "self_attn" in name
+        )
+        names = [name for name in before if name.split(".")[-2] in TARGETS]
+        dense.append([(after[name] - before[name]).numpy() for name in names])
+    flat_MN = np.array([np.concatenate([dW.ravel() for dW in member]) for member in dense], np.float64)
+    norm_M = np.linalg.norm(flat_MN, axis=1)
+    assert len(dense[0]) == 9 and norm_M.min() > 1e-3
+    assert row["update_cosine"] == pytest.approx(flat_MN[0] @ flat_MN[1] / norm_M.prod(), abs=1e-5)
+    assert row["update_norm"] == pytest.approx(norm_M.mean(), rel=1e-5)
+    assert row["mean_update_norm"] == pytest.approx(np.linalg.norm(flat_MN.mean(0)), rel=1e-5)
+    stable = [np.sum(dW**2) / np.linalg.norm(dW, 2) ** 2 for member in dense for dW in member]
+    assert row["stable_rank"] == pytest.approx(np.mean(stable), rel=1e-4)
+    assert None not in [row[name] for name in WEIGHT_SPACE]
+    notes = with_updates(trials)[1]
+    assert any("its update needs the backbone's weights" in note for note in notes)
+
+
 def test_the_mean_update_is_the_mean_of_the_dense_ones(make_members):
     trial, storage = make_members(LORA)
     updates = [stored_update(Store(storage), member) for member in trial.member_ids()]
@@ -186,6 +221,10 @@ def test_a_backbone_in_bfloat16_is_read_as_torch_reads_it(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     backbone = open_backbone(tmp_path)
     assert np.array_equal(backbone.read("layer"), weight.float().numpy()) and backbone.d_in("layer") == 7
+    unrounded = torch.cat([torch.randn(999), 1 + torch.arange(9) / 512, -torch.rand(9)]).reshape(-1, 1)
+    save_file({"layer.weight": unrounded}, tmp_path / "model.safetensors")
+    in_bf16 = open_backbone(tmp_path, "bf16").read("layer")
+    assert np.array_equal(in_bf16, unrounded.bfloat16().float().numpy())
     with pytest.raises(ValueError, match=r"no weight of model\.q_proj; give the members' backbone"):
         backbone.read("model.q_proj")
     with pytest.raises(ValueError, match=r"has no \*\.safetensors"):
