@@ -73,12 +73,16 @@ class Cell:
     @property
     def settings(self) -> dict[str, Any]:
         """Factors, with the strength of each regulariser ("KL beta", "DecayB strength") in place of their
-        label."""
+        label, and the number of an initialisation ("Xavier gain", "Gaussian std") in place of its."""
         found = {name: value for name, value in self.factors.items() if name != "regularizers"}
-        for regularizer in json.loads(self.rows[0]["recipe"])["regularizers"] if self.members else ():
-            numbers = [name for name, value in regularizer.items() if isinstance(value, (int, float))]
-            for name in numbers[:1]:
-                found[f"{regularizer['type']} {name}"] = regularizer[name]
+        if not self.members:
+            return found
+        recipe = json.loads(self.rows[0]["recipe"])
+        init = recipe["method"].get("init")
+        if isinstance(init, dict) and (number := _strength(init)) and not recipe["method"].get("b_std"):
+            found = {name: value for name, value in found.items() if name != "init"} | number
+        for regularizer in recipe["regularizers"]:
+            found |= _strength(regularizer)
         return found
 
     def over_seeds(self, column: str) -> OverSeeds | None:
@@ -89,6 +93,12 @@ class Cell:
         if not all(map(math.isfinite, values)):
             return OverSeeds(math.inf, None, len(values))
         return over_seeds(values)
+
+
+def _strength(spec: dict[str, Any]) -> dict[str, float]:
+    """The first number of a spec in canonical JSON by its name, {"KL beta": 0.1}; {} if it has none."""
+    numbers = [name for name, value in spec.items() if isinstance(value, (int, float))]
+    return {f"{spec['type']} {name}": spec[name] for name in numbers[:1]}
 
 
 def draws_name(label: str) -> str:

@@ -1,5 +1,5 @@
-"""Figures of a metric against one setting that an axis varied: the rank, a learning rate, a regulariser's
-strength."""
+"""Figures of a metric against one setting that an axis varied: the rank, a learning rate, the gain of an
+initialisation, a regulariser's strength."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 
 from analysis.columns import title
 from analysis.data import Cell, Trials
-from analysis.plotting import Plot, axes_of, backbone_line, legend_above, look, slug, styled
+from analysis.plotting import MAX_LINES, Plot, axes_of, backbone_line, legend_above, look, slug, styled
 
 FOLLOWS = {"rank": ("alpha",)}  # alpha / rank is usually held, and alpha then no setting of its own
 
@@ -32,8 +32,9 @@ def numeric_settings(trials: Trials) -> list[str]:
 def metric_against_setting(trials: Trials, setting: str, metric: str) -> list[Plot]:
     """A metric against a setting, one line for each ensemble size and what else varies; by test set.
 
-    Points are means over seeds, bars standard errors. Of a regulariser's strength the dotted lines are the
-    same ensembles without any regulariser.
+    A cell that differs from all others in something else is a point of no line and left out; more lines than
+    fit make more figures. Points are means over seeds, bars standard errors. Of a regulariser's strength the
+    dotted lines are the same ensembles without any regulariser.
     """
     plots = []
     groups = trials.by_test_set()
@@ -41,39 +42,55 @@ def metric_against_setting(trials: Trials, setting: str, metric: str) -> list[Pl
         lines = _lines(cells, setting)
         if not any(len(line) > 2 for line in lines.values()):
             continue
-        figure, axes = axes_of()
-        for number, (label, line) in enumerate(lines.items()):
-            _draw(axes, line, setting, metric, label=label, **look(number))
-            plain = _unregularised(cells, line[0]) if setting not in line[0].factors else None
-            if plain and (found := plain.over_seeds(metric)):
-                axes.axhline(found.mean, color=look(number)["color"], linestyle=":", linewidth=0.8)
-        zero_shot = next((cell for cell in cells if not cell.members), None)
-        if zero_shot and (found := zero_shot.over_seeds(metric)):
-            backbone_line(axes, found.mean)
-        values = sorted({cell.settings[setting] for line in lines.values() for cell in line})
-        _scale(axes, values)
-        axes.set(xlabel=title(setting), ylabel=f"{title(metric)} (lower is better)")
-        legend_above(figure, axes)
-        task = f" ({cells[0].factors['task']})" if len(groups) > 1 else ""
-        caption = (
-            f"{title(metric)} against {title(setting)}{task}; bars: standard error over seeds; dotted: "
-            "without a regulariser."
-        )
-        plots.append(Plot(f"{metric}{slug(setting)}{slug(task)}", caption, figure))
+        labels = list(lines)
+        for part, start in enumerate(range(0, len(labels), MAX_LINES), start=1):
+            drawn = {label: lines[label] for label in labels[start : start + MAX_LINES]}
+            words = [cells[0].factors["task"]] if len(groups) > 1 else []
+            words += [f"part {part}"] if len(labels) > MAX_LINES else []
+            plots.append(_figure(cells, drawn, setting, metric, ", ".join(words)))
     return plots
 
 
+def _figure(
+    cells: Sequence[Cell], lines: dict[str, list[Cell]], setting: str, metric: str, label: str
+) -> Plot:
+    figure, axes = axes_of()
+    for number, (name, line) in enumerate(lines.items()):
+        _draw(axes, line, setting, metric, label=name, **look(number))
+        of_regulariser = line[-1].regularised and setting not in line[-1].factors
+        plain = _unregularised(cells, line[-1]) if of_regulariser else None
+        if plain and (found := plain.over_seeds(metric)):
+            axes.axhline(found.mean, color=look(number)["color"], linestyle=":", linewidth=0.8)
+    zero_shot = next((cell for cell in cells if not cell.members), None)
+    if zero_shot and (found := zero_shot.over_seeds(metric)):
+        backbone_line(axes, found.mean)
+    values = sorted({cell.settings[setting] for line in lines.values() for cell in line})
+    _scale(axes, values)
+    axes.set(xlabel=title(setting), ylabel=f"{title(metric)} (lower is better)")
+    legend_above(figure, axes)
+    caption = (
+        f"{title(metric)} against {title(setting)}{f' ({label})' if label else ''}; bars: standard error "
+        "over seeds; dotted: without a regulariser."
+    )
+    return Plot(f"{metric}{slug(setting)}{slug(label)}", caption, figure)
+
+
 def _lines(cells: Sequence[Cell], setting: str) -> dict[str, list[Cell]]:
-    """Cells that have the setting, by the values of all other settings that vary among them."""
+    """Cells that have the setting, two or more in a line, by the values of the other settings in which the
+    lines differ."""
     inside = [cell for cell in cells if cell.members and setting in cell.settings]
     names = dict.fromkeys(name for cell in inside for name in cell.settings)
     others = [n for n in names if n not in (setting, *FOLLOWS.get(setting, ()))]
-    varying = [n for n in others if len({cell.settings.get(n) for cell in inside}) > 1]
-    lines: dict[str, list[Cell]] = {}
+    lines: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in sorted(inside, key=lambda cell: cell.settings[setting]):
-        label = ", ".join(_words(name, cell.settings.get(name, 0)) for name in varying) or "all"
-        lines.setdefault(label, []).append(cell)
-    return lines
+        lines.setdefault(tuple(cell.settings.get(name, 0) for name in others), []).append(cell)
+    kept = {values: line for values, line in lines.items() if len(line) > 1}
+    differing = [n for place, n in enumerate(others) if len({values[place] for values in kept}) > 1]
+    told = [n for n in differing if not any(n in FOLLOWS.get(leader, ()) for leader in differing)]
+    return {
+        ", ".join(_words(name, line[0].settings.get(name, 0)) for name in told) or "all": line
+        for line in kept.values()
+    }
 
 
 def _words(name: str, value: Any) -> str:

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.columns import title
 from analysis.data import Cell, Row, Trials
+from analysis.figures_setting import FOLLOWS
 from analysis.gain import nll_gain
 from analysis.plotting import (
     COLUMN_INCHES,
@@ -175,19 +176,26 @@ def heat_maps(trials: Trials) -> list[Plot]:
     factors = trials.cells[0].factors
     numeric = [name for name in values if len(values[name]) >= (2 if name in factors else 3)]
     numeric = [name for name in numeric if all(isinstance(v, (int, float)) for v in values[name])]
+    numeric = [name for name in numeric if not any(name in FOLLOWS.get(leader, ()) for leader in numeric)]
     if len(numeric) < 2:
         return []
     down, across = sorted(numeric, key=lambda name: -len(values[name]))[:2]
-    others = [name for name in values if name not in (down, across) and len(values[name]) > 1]
-    grids: dict[str, dict[tuple[float, float], list[Cell]]] = {}
+    hidden = (down, across, *FOLLOWS.get(down, ()), *FOLLOWS.get(across, ()))
+    others = [name for name in values if name not in hidden and len(values[name]) > 1]
+    grids: dict[tuple[Any, ...], dict[tuple[float, float], list[Cell]]] = {}
     for cell, found in settings.items():
-        label = ", ".join(f"{name} {found.get(name, 0)}" for name in others)
-        grids.setdefault(label, {}).setdefault((found.get(down, 0), found.get(across, 0)), []).append(cell)
-    return [
-        _heat_map({place: cells[0] for place, cells in grid.items()}, down, across, label)
-        for label, grid in grids.items()
+        grid = grids.setdefault(tuple(found.get(name, 0) for name in others), {})
+        grid.setdefault((found.get(down, 0), found.get(across, 0)), []).append(cell)
+    whole = {
+        key: {place: cells[0] for place, cells in grid.items()}
+        for key, grid in grids.items()
         if all(len({place[side] for place in grid}) > 1 for side in (0, 1))
         and all(len(cells) == 1 for cells in grid.values())  # else they differ in what has no number
+    }
+    told = [place for place in range(len(others)) if len({key[place] for key in whole}) > 1]
+    return [
+        _heat_map(grid, down, across, ", ".join(f"{others[place]} {key[place]}" for place in told))
+        for key, grid in whole.items()
     ]
 
 

@@ -6,13 +6,15 @@ from analysis.data import Trials
 from analysis.differences import ensembling, same_compute, same_parameters
 from analysis.figures import standard_figures
 from analysis.figures_setting import metric_against_setting
-from analysis.figures_sweep import diversity_against_gain, quality_against_cost
+from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
 from analysis.paths import path_figures
 from analysis.resampling import resample
 from analysis.script import Content
 from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import OOD_SEPARATOR
+
+SENSITIVITY = ("Xavier gain", "rank")
 
 
 def content(trials: Trials) -> Content:
@@ -31,7 +33,12 @@ def content(trials: Trials) -> Content:
     ]
     plots = [
         *standard_figures(trials),
-        *metric_against_setting(trials, "rank", "ensemble_nll"),
+        *(
+            plot
+            for setting in SENSITIVITY
+            for plot in metric_against_setting(trials, setting, "ensemble_nll")
+        ),
+        *heat_maps(trials),
         *diversity_against_gain(trials),
         *quality_against_cost(trials),
         *path_figures(trials),

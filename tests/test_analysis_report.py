@@ -21,6 +21,7 @@ from analysis.columns import default_metrics
 from analysis.data import load_trials
 from analysis.differences import ensembling, regularising
 from analysis.figures_scores import ood_roc, risk_coverage
+from analysis.figures_setting import metric_against_setting, numeric_settings
 from analysis.figures_sweep import (
     correlation_text,
     diversity_against_gain,
@@ -35,6 +36,7 @@ from analysis.resampling import resample
 from analysis.significance import Difference
 from analysis.table import comparison
 from jobs import cli
+from lorae.methods import BatchEnsemble, Kaiming, Lora, Xavier
 from lorae.regularizers import KL
 
 AXES = {"regularizers": [(), (KL(),)], "members": [1, 2, 4]}
@@ -157,6 +159,26 @@ def test_heat_maps_need_two_numeric_factors(storage, tmp_path):
     strengths = {"regularizers": [(), (KL(0.1),), (KL(1),)], "members": [1, 2]}
     (plot,) = heat_maps(load_trials(make_sweep(tmp_path / "strengths", strengths), "toy"))
     assert plot.name == "heat-KL-beta-members"
+
+
+def test_sensitivity_to_the_gain_and_the_rank_is_drawn(tmp_path):
+    """A grid of both beside a rival that differs in more than one thing."""
+    inits = [Xavier(gain=gain) for gain in (1, 10, 30)]
+    grid = [Lora(rank=rank, alpha=None, init=init) for rank in (2, 4) for init in inits]
+    rival = [Lora(rank=8, alpha=None, init=Kaiming()), BatchEnsemble()]
+    axes = {"method": [*grid, *rival], "members": [1, 2]}
+    trials = load_trials(make_sweep(tmp_path, axes), "toy")
+    assert numeric_settings(trials) == ["rank", "Xavier gain"]
+    (plot,) = metric_against_setting(trials, "Xavier gain", "ensemble_nll")
+    handles, labels = plot.figure.axes[0].get_legend_handles_labels()
+    lines = dict(zip(labels, handles))
+    assert set(labels) - {"zero-shot"} == {f"rank {r}, M = {m}" for r in (2, 4) for m in (1, 2)}
+    nll = {(r["rank"], r["init"], r["members"]): r["ensemble_nll"] for r in trials.rows}
+    drawn = lines["rank 4, M = 2"].lines[0].get_xydata().tolist()
+    assert drawn == [[gain, nll[4, f"xavier-{gain}", 2]] for gain in (1, 10, 30)]
+    assert not [line for line in plot.figure.axes[0].lines if line.get_linestyle() == ":"]
+    maps = heat_maps(trials)
+    assert [m.name for m in maps] == ["heat-rank-Xavier-gain-members-1", "heat-rank-Xavier-gain-members-2"]
 
 
 def test_curves_end_where_the_metrics_say(storage):
