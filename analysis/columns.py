@@ -48,13 +48,13 @@ class Column:
 
     Args:
         name: as in trials.parquet.
-        kind: "text"; "metric", a fraction or nats with three decimals; "difference" of a metric to a
-            baseline; "estimate", a number with or without its interval; "amount", a cost or a count; "data",
-            a text for machines that appears in CSV only.
+        kind: "text"; "metric", a fraction or nats with three decimals; "pooled", its mean over folds with the
+            standard deviation; "difference" of a metric to a baseline; "estimate", a number with or without
+            its interval; "amount", a cost or a count; "data", a text for machines that appears in CSV only.
     """
 
     name: str
-    kind: Literal["text", "metric", "difference", "estimate", "amount", "data"]
+    kind: Literal["text", "metric", "pooled", "difference", "estimate", "amount", "data"]
 
     @property
     def head(self) -> str:

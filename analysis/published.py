@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import string
 import sys
 from collections.abc import Sequence
@@ -99,11 +100,17 @@ def beside(trials: Trials) -> list[Table]:
     """A table of the published rows of a sweep's tasks, in and out of distribution, if there are any."""
     pairs: dict[tuple[str, str], None] = {}
     for row in trials.rows:
-        task = json.loads(row["recipe"])["task"]["task"]  # the name; the factor `task` has the subset's size
+        # the name, as the factor `task` has the subset's size; published are means over the folds of a task
+        task = dataset(json.loads(row["recipe"])["task"]["task"])
         ood = [name for name in eval_sets(row) if name not in ("test", "validation")]
         pairs |= dict.fromkeys((task, evaluated_on) for evaluated_on in (task, *ood))
     rows = [row for pair in pairs for row in published_rows(*pair)]
     return [published_table(rows)] if rows else []
+
+
+def dataset(task: str) -> str:
+    """A task's name without the fold that is its test set: "esc50" of "esc50/fold3"."""
+    return re.sub(r"/fold\d+$", "", task)
 
 
 def published_table(rows: Sequence[Published]) -> Table:

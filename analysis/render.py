@@ -28,11 +28,12 @@ def text(column: Column, entry: Entry | Difference) -> str:
         return amount(entry.value)
     if column.kind == "estimate":
         return f"{entry.value:+.3f}"
-    if column.kind != "metric":
+    if column.kind not in ("metric", "pooled"):
         return str(entry.value)
     if math.isinf(entry.value):
         return "∞"
-    return f"{entry.value:.3f}" + ("" if entry.stderr is None else f" ± {entry.stderr:.3f}")
+    spread = entry.std if column.kind == "pooled" else entry.stderr
+    return f"{entry.value:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
 
 def parts(column: Column, entry: Entry | Difference) -> tuple[str, str]:
@@ -93,13 +94,19 @@ def _aligned(columns: list[Column], row: list[str], widths: list[int]) -> list[s
 # CSV -------------------------------------------------------------------------------------------------------
 
 INTERVAL = ("lo", "hi", "p_value")
-CSV_PARTS = {"metric": ("stderr", "verdict"), "difference": INTERVAL, "estimate": INTERVAL}
+CSV_PARTS = {
+    "metric": ("stderr", "verdict"),
+    "pooled": ("std",),
+    "difference": INTERVAL,
+    "estimate": INTERVAL,
+}
 
 
 def csv_text(table: Table) -> str:
     """Every column by its name in trials.parquet, in full precision, with columns for its uncertainty.
 
-    A metric has `_stderr` and `_verdict`; a difference or estimate `_lo`, `_hi` and `_p_value` (corrected).
+    A metric has `_stderr` and `_verdict`, over folds `_std`; a difference or estimate `_lo`, `_hi` and
+    `_p_value` (corrected).
     """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")

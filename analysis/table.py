@@ -25,11 +25,13 @@ UNTESTED = "Best value in bold, without a test."
 
 @dataclass(frozen=True)
 class Entry:
-    """A number or text, None where undefined, with its standard error over seeds and its verdict."""
+    """A number or text, None where undefined, with its standard error over seeds and its verdict, or with its
+    standard deviation over folds."""
 
     value: Any
     stderr: float | None = None
     verdict: Verdict | None = None
+    std: float | None = None
 
 
 Line = dict[str, Entry | Difference]  # column name -> entry

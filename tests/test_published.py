@@ -7,18 +7,21 @@ import html
 import io
 import json
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from test_analysis_data import make_sweep
 from test_analysis_report import Page
 from toys import Colours
 
-from analysis import published, report
+from analysis import esc50, published, report
 from analysis.data import load_trials
+from analysis.folds import over_folds
 from analysis.page import table_html
 from analysis.published import Published, beside, published_rows, published_table
 from analysis.render import csv_text, latex, markdown
@@ -214,6 +217,37 @@ def test_the_rows_of_a_sweep_are_those_of_its_tasks(storage):
 
 def test_a_sweep_whose_tasks_nobody_published_has_no_such_table(tmp_path):
     assert beside(load_trials(make_sweep(tmp_path, {"members": [1]}), "toy")) == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold(Colours):
+    """The toy task as one fold of a task of the field."""
+
+    fold: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"esc50/fold{self.fold}"
+
+
+def test_a_cross_validated_task_is_the_mean_over_its_folds_beside_the_published(tmp_path):
+    source = Files(str(tmp_path / "data" / "colours"))
+    folds = [Fold(fold=fold, num_test=60, source=source) for fold in (1, 2, 3)]
+    trials = load_trials(make_sweep(tmp_path, {"task": folds, "members": [1, 3], "seed": [0, 1]}), "toy")
+    content = esc50.content(trials)
+    pooled, published = content.tables[0], content.tables[-1]
+    (line,) = [line for line in pooled.blocks[0] if line["model"].value == "LoRA ensemble of 3"]
+    acc = [
+        np.mean([r["acc"] for r in trials.rows if r["members"] == 3 and r["task"] == f.label]) for f in folds
+    ]
+    assert len(set(acc)) > 1
+    assert (line["acc"].value, line["acc"].std) == pytest.approx((np.mean(acc), statistics.stdev(acc)))
+    assert f"{np.mean(acc):.3f} ± {statistics.stdev(acc):.3f}" in markdown(pooled)
+    assert "acc_std" in csv_text(pooled) and "standard deviation over 3 folds" in pooled.caption
+    assert {line["trained_on"].value for block in published.blocks for line in block} == {"esc50"}
+    rows = tuple(r for r in trials.rows if r["members"] != 3 or "fold2" not in r["task"])
+    lacking = over_folds(replace(trials, rows=rows), ["acc"])
+    assert lacking.notes == ("left out, as it lacks a fold: LoRA ensemble of 3",)
 
 
 def test_our_tables_are_the_same_with_and_without_the_published(storage, tmp_path, monkeypatch):
