@@ -4,21 +4,24 @@ ensembling(trials, resampling)         ensembles minus the single member of the 
 regularising(trials, resampling)       regularised cells minus the unregularised of the same size
 same_parameters(trials, resampling)    ensembles minus the single LoRA of rank M * r
 same_compute(trials, resampling)       ensembles minus the single adapter trained M times as long
+against_rivals(trials, resampling)     the largest LoRA ensemble minus each other way to its accuracy
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from analysis.columns import Column, default_metrics
-from analysis.data import Cell, Trials
+from analysis.columns import COST_COLUMNS, FEW_TASKS, Column, default_metrics, title
+from analysis.data import Cell, Trials, draws_name
+from analysis.render import text
 from analysis.resampling import Resampling
 from analysis.significance import Difference, holm
-from analysis.table import Entry, Line, Table, cell_columns, cell_line, made_by, setting
+from analysis.table import Entry, Line, Table, cell_columns, cell_line, made_by, mean_entry, setting
 from lorae.identity import spec_of
+from lorae.results import OOD_SEPARATOR
 from lorae.trial import Budget
 
 INTERVALS = (
@@ -34,7 +37,7 @@ def ensembling(trials: Trials, resampling: Resampling) -> Table:
         resampling,
         lambda cell: cell.factors | {"members": 1} if cell.members > 1 else None,
         name="ensembling",
-        title="What ensembling changes, against the single member of the same setting",
+        heading="What ensembling changes, against the single member of the same setting",
     )
 
 
@@ -45,7 +48,7 @@ def regularising(trials: Trials, resampling: Resampling) -> Table:
         resampling,
         lambda cell: cell.factors | {"regularizers": "none"} if cell.regularised else None,
         name="regularising",
-        title="What regularising changes, against no regulariser at the same number of members",
+        heading="What regularising changes, against no regulariser at the same number of members",
     )
 
 
@@ -58,8 +61,8 @@ def same_parameters(trials: Trials, resampling: Resampling) -> Table:
         rank, alpha = (cell.members * cell.factors[name] for name in ("rank", "alpha"))
         return cell.factors | {"members": 1, "rank": rank, "alpha": alpha}
 
-    title = "Ensembles against a single adapter with as many parameters (rank M r)"
-    return differences(trials, resampling, larger, name="same-parameters", title=title)
+    heading = "Ensembles against a single adapter with as many parameters (rank M r)"
+    return differences(trials, resampling, larger, name="same-parameters", heading=heading)
 
 
 def same_compute(trials: Trials, resampling: Resampling) -> Table:
@@ -71,8 +74,95 @@ def same_compute(trials: Trials, resampling: Resampling) -> Table:
         budget: Budget = spec_of(json.loads(cell.rows[0]["recipe"])["budget"], [Budget])
         return cell.factors | {"members": 1, "budget": budget.times(cell.members).label}
 
-    title = "Ensembles against a single adapter trained M times as long"
-    return differences(trials, resampling, longer, name="same-compute", title=title)
+    heading = "Ensembles against a single adapter trained M times as long"
+    return differences(trials, resampling, longer, name="same-compute", heading=heading)
+
+
+def against_rivals(trials: Trials, resampling: Resampling) -> Table:
+    """The largest LoRA ensemble minus each of its rivals, with what the rival costs; no lines where a sweep
+    has no rival but single adapters.
+
+    Rivals are the other methods, several draws of one member, the ensemble's own member, and the single
+    adapters of as many parameters or of more training. Of several LoRA ensembles of that size it is the one
+    with which they share most settings.
+    """
+    few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
+    ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
+    columns = [
+        Column(name, "difference") for name in ("ensemble_nll", "ts_ensemble_nll", "ece15", "acc", *ood)
+    ]
+    blocks: list[tuple[Line, ...]] = []
+    ensembles: dict[str, None] = {}
+    for cells in trials.by_test_set().values():
+        ensemble, rivals = _rivals(cells)
+        if ensemble is None or all(_is_plain(rival) for rival in rivals):
+            continue
+        lines: list[Line] = []
+        for rival in rivals:
+            line = cell_line(rival) | {"rival": Entry(_told_apart(rival, ensemble))}
+            line |= {cost: mean_entry(rival, cost) for cost in COST_COLUMNS}
+            line |= {c.name: resampling.difference(ensemble, rival, c.name) or Entry(None) for c in columns}
+            lines.append(line)
+        blocks.append(corrected(lines, columns))
+        costs = ((cost, text(Column(cost, "amount"), mean_entry(ensemble, cost))) for cost in COST_COLUMNS)
+        ensembles[f"{ensemble.name} ({', '.join(f'{title(cost)} {value}' for cost, value in costs)})"] = None
+    of = "; ".join(ensembles)
+    tasks = [Column("task", "text")] if "task" in trials.varying else []
+    return Table(
+        name="rivals",
+        title="The LoRA ensemble against each rival",
+        caption=f"{setting(trials)} {of} minus the rival of the line. {INTERVALS} {made_by(trials)}",
+        columns=(
+            *tasks,
+            Column("rival", "text"),
+            *(Column(cost, "amount") for cost in COST_COLUMNS),
+            *columns,
+        ),
+        blocks=tuple(blocks),
+        notes=resampling.notes,
+    )
+
+
+def _is_plain(cell: Cell) -> bool:
+    """LoRA with one draw of each member."""
+    return cell.factors["method"] == "lora" and not draws_name(cell.factors["draws"])
+
+
+def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
+    """The LoRA ensemble of one test set that is compared, if there is one, and its rivals."""
+    trained = [cell for cell in cells if cell.members]
+    plain = [cell for cell in trained if _is_plain(cell) and not cell.regularised]
+    others = [cell for cell in trained if not _is_plain(cell)]
+    largest = max((cell.members for cell in plain), default=0)
+    if largest < 2:
+        return None, []
+
+    def shared(ensemble: Cell) -> int:
+        return sum(other.factors[f] == value for other in others for f, value in ensemble.factors.items())
+
+    ensemble = max((cell for cell in plain if cell.members == largest), key=shared)
+    return ensemble, [c for c in trained if c in others or _is_single_rival(c, ensemble)]
+
+
+def _is_single_rival(cell: Cell, ensemble: Cell) -> bool:
+    """Whether it is the ensemble's own member, or differs from that in its rank, budget and regulariser."""
+    free = ("members", "rank", "alpha", "budget", "regularizers")
+    same = all(cell.factors[f] == value for f, value in ensemble.factors.items() if f not in free)
+    ranks = (ensemble.factors["rank"], ensemble.members * ensemble.factors["rank"])
+    return _is_plain(cell) and cell.members == 1 and same and cell.factors["rank"] in ranks
+
+
+def _told_apart(rival: Cell, ensemble: Cell) -> str:
+    """A rival's name with the settings that such a name does not say."""
+    words = [rival.name]
+    if _is_plain(rival):
+        if rival.factors["rank"] != ensemble.factors["rank"]:
+            words.append(f"rank {rival.factors['rank']}")
+        if rival.factors["budget"] != ensemble.factors["budget"]:
+            words.append(f"budget {rival.factors['budget']}")
+        if rival.regularised:
+            words.append(rival.factors["regularizers"])
+    return ", ".join(words)
 
 
 def differences(
@@ -80,7 +170,7 @@ def differences(
     resampling: Resampling,
     baseline: Callable[[Cell], dict[str, Any] | None],
     name: str,
-    title: str,
+    heading: str,
 ) -> Table:
     """A table of cells minus their baselines; no lines where no cell has one.
 
@@ -98,7 +188,7 @@ def differences(
             blocks.setdefault(cell.test_set, []).append(cell_line(cell) | found)
     return Table(
         name=name,
-        title=title,
+        title=heading,
         caption=f"{setting(trials)} {INTERVALS} {made_by(trials)}",
         columns=(*cell_columns(trials), *columns),
         blocks=tuple(corrected(lines, columns) for lines in blocks.values()),

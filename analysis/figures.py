@@ -22,6 +22,7 @@ from analysis.plotting import (
     legend_above,
     look,
     panels,
+    slug,
     styled,
 )
 from lorae import metrics
@@ -119,7 +120,7 @@ def reliability_diagram(trials: Trials, panel: Panel, label: str) -> Plot:
         f"Reliability of {of}: accuracy (bars) against confidence in 15 equal-width bins; hatched:"
         " the gap to the confidence; below: the examples in each bin. First seed."
     )
-    return Plot(f"reliability{panel.slug}-{label or 'lora'}", caption, figure)
+    return Plot(f"reliability{panel.slug}{slug(label or 'lora')}", caption, figure)
 
 
 def _reliability(above: Axes, below: Axes, trials: Trials, cell: Cell) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.data import Trials
-from analysis.differences import ensembling, same_compute, same_parameters
+from analysis.differences import against_rivals, ensembling, same_compute, same_parameters
 from analysis.figures import standard_figures
 from analysis.figures_setting import metric_against_setting
 from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
@@ -15,6 +15,7 @@ from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import OOD_SEPARATOR
 
+CHANGES = (against_rivals, ensembling, same_parameters, same_compute)
 SENSITIVITY = ("Xavier gain", "rank")
 
 
@@ -32,9 +33,7 @@ def content(trials: Trials) -> Content:
     updated, notes = with_updates(trials, max_entries=MAX_REPORT_ENTRIES)
     tables = [
         comparison(trials, resampling, metrics),
-        ensembling(trials, resampling),
-        same_parameters(trials, resampling),
-        same_compute(trials, resampling),
+        *(table for make in CHANGES if (table := make(trials, resampling)).blocks),
         weight_table(updated, notes),
         *beside(trials),
     ]

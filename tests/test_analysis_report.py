@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from toys import Colours
 from analysis import report
 from analysis.columns import default_metrics
 from analysis.data import load_trials
-from analysis.differences import ensembling, regularising
+from analysis.differences import against_rivals, ensembling, regularising
 from analysis.figures_scores import ood_roc, risk_coverage
 from analysis.figures_setting import metric_against_setting, numeric_settings
 from analysis.figures_sweep import (
@@ -179,6 +180,37 @@ def test_sensitivity_to_the_gain_and_the_rank_is_drawn(tmp_path):
     assert not [line for line in plot.figure.axes[0].lines if line.get_linestyle() == ":"]
     maps = heat_maps(trials)
     assert [m.name for m in maps] == ["heat-rank-Xavier-gain-members-1", "heat-rank-Xavier-gain-members-2"]
+
+
+def test_the_lora_ensemble_is_compared_with_each_rival(tmp_path):
+    lora, wide = Lora(rank=2, alpha=None), Lora(rank=4, alpha=None)
+    axes = {
+        "method": [lora, Lora(rank=2, alpha=None, init=Xavier()), wide, BatchEnsemble()],
+        "regularizers": [(), (KL(),)],
+        "members": [1, 2],
+    }
+    trials = load_trials(make_sweep(tmp_path, axes), "toy")
+    kept = [
+        "lora 2 none 1",
+        "lora 2 none 2",
+        "lora 4 none 1",
+        "batchensemble 0 none 1",
+        "batchensemble 0 none 2",
+    ]
+    rows = {f"{r['method']} {r['rank']} {r['regularizers']} {r['members']}": r for r in trials.rows[::-1]}
+    rows["gain"] = next(r for r in trials.rows if r["init"] == "xavier-1" and r["members"] == 2)
+    trials = replace(trials, rows=tuple(rows[name] for name in [*kept, "gain", "lora 2 kl-0.1 1"]))
+    (block,) = (table := against_rivals(trials, resample(trials, ["ensemble_nll"]))).blocks
+    assert [line["rival"].value for line in block] == [
+        "single LoRA", "single LoRA, rank 4", "single BatchEnsemble member", "BatchEnsemble of 2",
+        "single LoRA, kl-0.1",
+    ]  # fmt: skip
+    ours = rows["lora 2 none 2"]["ensemble_nll"]
+    theirs = [rows[name]["ensemble_nll"] for name in (kept[0], *kept[2:], "lora 2 kl-0.1 1")]
+    assert [line["ensemble_nll"].value for line in block] == pytest.approx([ours - nll for nll in theirs])
+    assert "LoRA ensemble of 2 (train tokens 2.00k" in table.caption
+    own = replace(trials, rows=tuple(rows[name] for name in kept[:2]))
+    assert against_rivals(own, resample(own, ["ensemble_nll"])).blocks == ()
 
 
 def test_curves_end_where_the_metrics_say(storage):

@@ -19,7 +19,7 @@ from test_analysis_data import make_sweep
 from test_analysis_report import Page
 from toys import Colours
 
-from analysis import esc50, published, report
+from analysis import esc50, lora_ensemble, published, report
 from analysis.data import load_trials
 from analysis.folds import over_folds
 from analysis.page import table_html
@@ -230,7 +230,8 @@ class Fold(Colours):
         return f"esc50/fold{self.fold}"
 
 
-def test_a_cross_validated_task_is_the_mean_over_its_folds_beside_the_published(tmp_path):
+def test_a_cross_validated_task_is_the_mean_over_its_folds_beside_the_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(lora_ensemble, "standard_figures", lambda trials: [])  # drawing takes seconds
     source = Files(str(tmp_path / "data" / "colours"))
     folds = [Fold(fold=fold, num_test=60, source=source) for fold in (1, 2, 3)]
     trials = load_trials(make_sweep(tmp_path, {"task": folds, "members": [1, 3], "seed": [0, 1]}), "toy")
