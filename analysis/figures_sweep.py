@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from analysis.plotting import (
     backbone_line,
     legend_above,
     look,
+    method_name,
     slug,
     styled,
 )
@@ -31,7 +32,7 @@ from analysis.render import amount
 DIVERSITY = ("disagreement", "mutual_information")
 COSTS = ("train_tokens", "forwards_per_prediction")
 QUALITY = "ensemble_nll"
-ALL = "all regularisers"  # the label where they are too many to tell apart
+ALL = "all"  # the label where they are too many to tell apart
 
 
 # Diversity -------------------------------------------------------------------------------------------------
@@ -74,16 +75,24 @@ def correlation_text(x: Sequence[float], y: Sequence[float]) -> str:
 
 
 def _scatter(axes: Axes, rows: Sequence[Row], diversity: str) -> None:
-    for label, style in _groups(rows).items():
-        inside = [row for row in rows if row["regularizers"] == label or label == ALL]
+    kind = _kind(rows)
+    for label, style in _groups(map(kind, rows)).items():
+        inside = [row for row in rows if label in (kind(row), ALL)]
         points = [(row[diversity], nll_gain(row)) for row in inside]
         axes.plot([x for x, _ in points], [y for _, y in points], label=label, **_points(style))
 
 
-def _groups(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """A marker for each regulariser, or one for all where they are too many to tell apart."""
-    labels = list(dict.fromkeys(row["regularizers"] for row in rows))
-    names = labels if len(labels) <= MAX_LINES else [ALL]
+def _kind(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """What a row's marker says: its method where the rows have several, else its regulariser."""
+    if len({row["method"] for row in rows}) > 1:
+        return lambda row: method_name(row["method"])
+    return lambda row: row["regularizers"]
+
+
+def _groups(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A marker for each label, or one for all where they are too many to tell apart."""
+    names = list(dict.fromkeys(labels))
+    names = names if len(names) <= MAX_LINES else [ALL]
     return {label: look(number) for number, label in enumerate(names)}
 
 
@@ -124,8 +133,9 @@ def quality_against_cost(trials: Trials) -> list[Plot]:
 def _cost_axes(axes: Axes, cells: Sequence[Cell], cost: str) -> None:
     found = [(cell, cell.over_seeds(cost), cell.over_seeds(QUALITY)) for cell in cells]
     points = [(cell, x.mean, y.mean) for cell, x, y in found if x and y]
-    for label, style in _groups([cell.rows[0] for cell, _, _ in points]).items():
-        inside = [(x, y) for c, x, y in points if c.factors["regularizers"] == label or label == ALL]
+    kind = _kind([cell.rows[0] for cell, _, _ in points])
+    for label, style in _groups(kind(cell.rows[0]) for cell, _, _ in points).items():
+        inside = [(x, y) for cell, x, y in points if label in (kind(cell.rows[0]), ALL)]
         axes.plot([x for x, _ in inside], [y for _, y in inside], label=label, **_points(style))
     on_front = [points[place] for place in pareto_front([(x, y) for _, x, y in points])]
     for cell, x, y in on_front:

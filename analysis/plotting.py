@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data import Cell, Trials, is_shared
+from analysis.data import METHOD_NAMES, Cell, Trials, is_shared
 
 COLUMN_INCHES = 3.25
 MAX_LINES = 6  # in one figure; more factors than fit make more figures
@@ -103,6 +103,7 @@ def panels(trials: Trials) -> list[Panel]:
     for cells in trials.by_test_set().values():
         for inside in _grouped([cell for cell in cells if cell in trained], panel_factors):
             lines = _grouped(inside, line_factors)
+            told = _telling(lines, line_factors)
             for start in range(0, len(lines), MAX_LINES):
                 part = lines[start : start + MAX_LINES]
                 label = _label(inside[0], panel_factors)
@@ -110,7 +111,7 @@ def panels(trials: Trials) -> list[Panel]:
                     label = ", ".join([*filter(None, [label]), f"part {start // MAX_LINES + 1}"])
                 if label in found:  # test sets that differ in their size only
                     label = ", ".join([*filter(None, [label]), inside[0].test_set])
-                named = {_label(line[0], line_factors): _by_size(line) for line in part}
+                named = {_label(line[0], told): _by_size(line) for line in part}
                 found[label] = Panel(label, named, _backbone(trials, inside[0]))
     return list(found.values())
 
@@ -140,7 +141,26 @@ def _label(cell: Cell, factors: Sequence[str]) -> str:
     return ", ".join(_value(factor, cell.factors[factor]) for factor in factors)
 
 
+def _telling(lines: Sequence[Sequence[Cell]], factors: Sequence[str]) -> list[str]:
+    """The regulariser, and of the other factors those that tell lines apart which agree so far; the method
+    first."""
+    told = [factor for factor in factors if factor == "regularizers"]
+    for factor in factors:
+        known, more = ({_key(line[0], names) for line in lines} for names in (told, [*told, factor]))
+        if len(more) > len(known):
+            told.append(factor)
+    return sorted(told, key=lambda factor: factor != "method")
+
+
+def method_name(method: str) -> str:
+    """What a method is called, whatever the number of members."""
+    single, _ = METHOD_NAMES.get(method, (method, ""))
+    return single.removeprefix("single ").removesuffix(" member")
+
+
 def _value(factor: str, value: Any) -> str:
+    if factor == "method":
+        return method_name(value)
     if isinstance(value, str) and "." not in factor:
         return value
     return f"{factor} {value:g}" if isinstance(value, float) else f"{factor} {value}"

@@ -15,6 +15,7 @@ from analysis.data import load_trials
 from analysis.figures import metric_against_members, reliability_diagram, standard_figures
 from analysis.plotting import MAX_LINES, panels, svg
 from lorae.ensemble import members_curve
+from lorae.methods import BatchEnsemble, Lora
 from lorae.metrics import ensemble_nll
 from lorae.regularizers import KL
 
@@ -80,6 +81,12 @@ def test_more_lines_than_fit_become_more_figures(tmp_path):
     assert all(len(p.lines) == 2 <= MAX_LINES and p.zero_shot for p in found)
     names = [plot.name for plot in standard_figures(trials)]
     assert len(names) == len(set(names)) == 4 * (2 + 2) and "ece15-members-rank-3" in names
+
+
+def test_a_line_is_named_by_what_tells_it_apart(tmp_path):
+    axes = {"method": [Lora(), BatchEnsemble()], "regularizers": [(), (KL(),)], "members": [1, 2]}
+    (panel,) = panels(load_trials(make_sweep(tmp_path, axes), "toy"))
+    assert list(panel.lines) == ["LoRA, none", "LoRA, kl-0.1", "BatchEnsemble, none", "BatchEnsemble, kl-0.1"]
 
 
 def test_the_same_figure_is_the_same_file(storage):
