@@ -137,7 +137,9 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
     """
     settings = json.loads(config)
     if "peft_type" not in settings:
-        raise ValueError(f"{settings.get('lorae_method')} has no low-rank update; LoRA and VeRA have one")
+        method = settings.get("lorae_method")
+        kind = method.get("type") if isinstance(method, dict) else method
+        raise ValueError(f"a member of {kind} has no low-rank update; those of LoRA and VeRA have one")
     kind, parameters = settings["peft_type"], _parameters(weights)
     layers = tuple(sorted({name.rpartition(".")[0] for name in parameters}))
     if kind == "LORA":
