@@ -98,7 +98,8 @@ class Wheel:
 
     @property
     def label(self) -> str:
-        return Path(self.member).name.split(".")[0]
+        stem = Path(self.member).name.split(".")[0]
+        return self.package if stem == "model" else stem
 
     def fingerprint(self) -> dict[str, Any]:
         return {"type": "Wheel", "sha256": self.sha256}
