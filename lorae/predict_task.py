@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -13,32 +13,19 @@ from lorae.backbones import Backbone, load_backbone
 from lorae.draws import MCDropout, drawn_set
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
-from lorae.methods import (
-    BatchEnsemble,
-    Full,
-    Gaussian,
-    Kaiming,
-    LastLayer,
-    Lora,
-    Method,
-    Orthogonal,
-    Vera,
-    Xavier,
-)
+from lorae.methods import Full, Init, LastLayer, Method
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
 from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.seeds import Key
-from lorae.sources import Files, Hub, Source, Wheel
+from lorae.sources import DataSource, Source
 from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
-from lorae.tasks.base import Head, LabelWords, Letters, OptionLikelihood, Scoring, Task
+from lorae.tasks.base import Scoring, Task
 from lorae.trial import backbone_id
 from lorae.untrusted import count
 
-METHODS = (Lora, Vera, BatchEnsemble, LastLayer, Full, Kaiming, Gaussian, Xavier, Orthogonal)
-SPECS = (Hub, Files, Wheel, *METHODS, AdapterDropout, Masksembles)
-SCORINGS = (Letters, LabelWords, OptionLikelihood, Head)
+SPECS = (*get_args(DataSource), *get_args(Method), *get_args(Init), AdapterDropout, Masksembles)
 STACK_MEMBERS = 16  # predicted in one pass
 
 
@@ -167,7 +154,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
         yield _Group(
             recipe,
             _found(backbone or spec_of(records[0]["source"], SPECS), recipe),
-            spec_of(recipe["task"]["scoring"], SCORINGS),
+            spec_of(recipe["task"]["scoring"], get_args(Scoring)),
             records[0]["prompt_template"],
             tuple(records[0].get("classes") or ()) or None,
             {r["member_id"]: {k: tuple(v) for k, v in r["streams"].items()} for r in records},
