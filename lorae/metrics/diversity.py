@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lorae.metrics.probability import Undefined, checked, combine, entropy, log_softmax
+from lorae.metrics.probability import Undefined, at_least_two, checked, combine, entropy, log_softmax
 
 
 def disagreement(logits_MNC: np.ndarray) -> float:
@@ -15,7 +15,7 @@ def disagreement(logits_MNC: np.ndarray) -> float:
     Raises:
         Undefined: fewer than two members; so do all metrics here.
     """
-    num_members = _at_least_two(logits_MNC, "disagreement")
+    num_members = at_least_two(logits_MNC, "disagreement")
     votes_MN = log_softmax(logits_MNC).argmax(axis=2)
     classes_C = np.arange(np.shape(logits_MNC)[2])
     count_NC = np.sum(votes_MN[:, :, None] == classes_C, axis=0)
@@ -41,7 +41,7 @@ def jsd(logits_MNC: np.ndarray) -> float:
 
     H((p + q)/2) - (H(p) + H(q))/2. Source: Lin 1991.
     """
-    num_members = _at_least_two(logits_MNC, "jsd")
+    num_members = at_least_two(logits_MNC, "jsd")
     logp_MNC = log_softmax(logits_MNC)
     p_MNC, entropy_MN = np.exp(logp_MNC), entropy(logp_MNC)
     total = 0.0
@@ -55,7 +55,7 @@ def jsd(logits_MNC: np.ndarray) -> float:
 
 def example_mutual_information(logits_MNC: np.ndarray) -> np.ndarray:
     """H(mean_m p_m) - mean_m H(p_m) of each example, (N,), in nats, in [0, ln M]."""
-    _at_least_two(logits_MNC, "mutual_information")
+    at_least_two(logits_MNC, "mutual_information")
     information_N = entropy(combine(logits_MNC, "probs")) - entropy(log_softmax(logits_MNC)).mean(axis=0)
     return np.maximum(information_N, 0.0)  # Jensen's inequality, up to rounding
 
@@ -76,7 +76,7 @@ def error_correlation(logits_MNC: np.ndarray, labels_N: np.ndarray) -> float:
     Raises:
         Undefined: a member is right on every example or wrong on every example.
     """
-    num_members = _at_least_two(logits_MNC, "error_correlation")
+    num_members = at_least_two(logits_MNC, "error_correlation")
     error_MN = _errors(logits_MNC, labels_N)
     constant = np.flatnonzero(np.ptp(error_MN, axis=1) == 0)
     if constant.size:
@@ -88,9 +88,3 @@ def _errors(logits_MNC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """1.0 where a member's class is not gold, (M, N)."""
     logp_MNC = log_softmax(logits_MNC)
     return (logp_MNC.argmax(axis=2) != checked(logp_MNC[0], labels_N)[1]).astype(np.float64)
-
-
-def _at_least_two(logits_MNC: np.ndarray, metric: str) -> int:
-    if len(logits_MNC) < 2:
-        raise Undefined(metric, f"it compares members, and there is {len(logits_MNC)}")
-    return len(logits_MNC)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lorae.metrics.diversity import example_mutual_information
-from lorae.metrics.probability import Rule, Undefined, combine, entropy, log_softmax, logsumexp
+from lorae.metrics.probability import Rule, at_least_two, combine, entropy, log_softmax, logsumexp
 
 SCORES = ("msp", "entropy", "mutual_information", "energy", "top_prob_variance")
 
@@ -46,8 +46,7 @@ def score_top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
 
     Divided by M, not M - 1. Raises `Undefined` for fewer than two members.
     """
-    if len(logits_MNC) < 2:
-        raise Undefined("top_prob_variance", f"it compares members, and there is {len(logits_MNC)}")
+    at_least_two(logits_MNC, "top_prob_variance")
     top_1N1 = combine(logits_MNC, "probs").argmax(axis=1)[None, :, None]
     top_prob_MN = np.take_along_axis(np.exp(log_softmax(logits_MNC)), top_1N1, axis=2)[:, :, 0]
     return np.round(top_prob_MN.var(axis=0), 12)

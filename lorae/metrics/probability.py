@@ -23,6 +23,17 @@ class Undefined(ValueError):
         self.reason = reason
 
 
+def at_least_two(per_member: np.ndarray, metric: str) -> int:
+    """The number of members of an array that they lead.
+
+    Raises:
+        Undefined: fewer than two, and `metric` compares members.
+    """
+    if len(per_member) < 2:
+        raise Undefined(metric, f"it compares members, and there is {len(per_member)}")
+    return len(per_member)
+
+
 def logsumexp(x: np.ndarray, axis: int) -> np.ndarray:
     """log sum exp(x) along `axis`, without overflow; -inf where all of x is -inf."""
     x = np.ascontiguousarray(np.moveaxis(x, axis, 0))  # numpy is slow at reducing a short last axis

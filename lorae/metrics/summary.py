@@ -11,26 +11,31 @@ from lorae.metrics import calibration, diversity, ood, proper, selective
 from lorae.metrics.probability import Rule, Undefined, combine
 
 Direction = Literal["lower", "higher", "none"]
+Arguments = Literal["pooled", "members", "logits"]
 
+# In-distribution metrics: direction; arguments, as `summary` names them; function
+METRICS: dict[str, tuple[Direction, Arguments, Callable[..., float]]] = {
+    "acc": ("higher", "pooled", proper.acc),
+    "f1": ("higher", "pooled", proper.f1),
+    "ensemble_nll": ("lower", "pooled", proper.ensemble_nll),
+    "mean_member_nll": ("lower", "members", proper.mean_member_nll),
+    "brier": ("lower", "pooled", proper.brier),
+    "ece15": ("lower", "pooled", calibration.ece15),
+    "ece10": ("lower", "pooled", calibration.ece10),
+    "ace15": ("lower", "pooled", calibration.ace15),
+    "mce15": ("lower", "pooled", calibration.mce15),
+    "classwise_ece15": ("lower", "pooled", calibration.classwise_ece15),
+    "signed_gap": ("none", "pooled", calibration.signed_gap),
+    "aurc": ("lower", "pooled", selective.aurc),
+    "acc_at_80_coverage": ("higher", "pooled", selective.acc_at_80_coverage),
+    "disagreement": ("none", "logits", diversity.disagreement),
+    "disagreement_per_error": ("none", "members", diversity.disagreement_per_error),
+    "jsd": ("none", "logits", diversity.jsd),
+    "mutual_information": ("none", "logits", diversity.mutual_information),
+    "error_correlation": ("none", "members", diversity.error_correlation),
+}
 DIRECTION: dict[str, Direction] = {
-    "acc": "higher",
-    "f1": "higher",
-    "ensemble_nll": "lower",
-    "mean_member_nll": "lower",
-    "brier": "lower",
-    "ece15": "lower",
-    "ece10": "lower",
-    "ace15": "lower",
-    "mce15": "lower",
-    "classwise_ece15": "lower",
-    "signed_gap": "none",
-    "aurc": "lower",
-    "acc_at_80_coverage": "higher",
-    "disagreement": "none",
-    "disagreement_per_error": "none",
-    "jsd": "none",
-    "mutual_information": "none",
-    "error_correlation": "none",
+    **{name: direction for name, (direction, _, _) in METRICS.items()},
     **{f"auroc_{score}": "higher" for score in ood.SCORES},
     **{f"aupr_{score}": "higher" for score in ood.SCORES},
     **{f"fpr95_{score}": "lower" for score in ood.SCORES},
@@ -47,28 +52,12 @@ def summary(logits_MNC: np.ndarray, labels_N: np.ndarray, rule: Rule = "probs") 
     Raises:
         ValueError: as `combine` and `checked`.
     """
-    pooled = (combine(logits_MNC, rule), labels_N)
-    members = (logits_MNC, labels_N)
-    return {
-        "acc": proper.acc(*pooled),
-        "f1": proper.f1(*pooled),
-        "ensemble_nll": proper.ensemble_nll(*pooled),
-        "mean_member_nll": proper.mean_member_nll(*members),
-        "brier": proper.brier(*pooled),
-        "ece15": calibration.ece15(*pooled),
-        "ece10": calibration.ece10(*pooled),
-        "ace15": calibration.ace15(*pooled),
-        "mce15": calibration.mce15(*pooled),
-        "classwise_ece15": calibration.classwise_ece15(*pooled),
-        "signed_gap": calibration.signed_gap(*pooled),
-        "aurc": selective.aurc(*pooled),
-        "acc_at_80_coverage": selective.acc_at_80_coverage(*pooled),
-        "disagreement": _or_none(diversity.disagreement, logits_MNC),
-        "disagreement_per_error": _or_none(diversity.disagreement_per_error, *members),
-        "jsd": _or_none(diversity.jsd, logits_MNC),
-        "mutual_information": _or_none(diversity.mutual_information, logits_MNC),
-        "error_correlation": _or_none(diversity.error_correlation, *members),
+    arguments: dict[Arguments, tuple[np.ndarray, ...]] = {
+        "pooled": (combine(logits_MNC, rule), labels_N),
+        "members": (logits_MNC, labels_N),
+        "logits": (logits_MNC,),
     }
+    return {name: _or_none(metric, *arguments[which]) for name, (_, which, metric) in METRICS.items()}
 
 
 def ood_summary(

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lorae.metrics.probability import Undefined
+from lorae.metrics.probability import Undefined, at_least_two
 
 Factors = tuple[np.ndarray, np.ndarray]  # B_ER, A_RD
+NUM_VECTORS = 10  # in which `num_intruder_dimensions` looks for intruders
 
 
 def update_products(factors: Sequence[Factors]) -> np.ndarray:
@@ -42,8 +43,7 @@ def update_cosine(products_MM: np.ndarray) -> float:
         Undefined: fewer than two members, or a member whose update is zero.
     """
     norm_M = np.sqrt(np.diag(products_MM))
-    if len(norm_M) < 2:
-        raise Undefined("update_cosine", f"it compares members, and there is {len(norm_M)}")
+    at_least_two(norm_M, "update_cosine")
     if not norm_M.all():
         raise Undefined("update_cosine", f"member {norm_M.argmin()} does not change the backbone")
     cosine_MM = products_MM / np.outer(norm_M, norm_M)
@@ -101,24 +101,22 @@ def num_intruder_dimensions(
     B_ER: np.ndarray,
     A_RD: np.ndarray,
     left_EK: np.ndarray | None = None,
-    k: int = 10,
     eps: float = 0.5,
 ) -> int:
-    """How many of the first k left singular vectors of W + dW the backbone's weight W does not have.
+    """How many of the first 10 left singular vectors of W + dW the backbone's weight W does not have.
 
     An intruder has an absolute cosine similarity below `eps` with every left singular vector of W.
 
     Args:
         left_EK: `left_singular_vectors` of W, where several updates of one weight are measured.
-        k: looked at; one less than the smaller side of W where that is fewer.
         eps: in (0, 1].
-    Source: Shuttleworth et al. 2024, arXiv:2410.21228, algorithm 1; k and eps are those of PEFT's
-        `reduce_intruder_dimension`.
+    Source: Shuttleworth et al. 2024, arXiv:2410.21228, algorithm 1; 10 (at most one less than the
+        smaller side of W) and eps are those of PEFT's `reduce_intruder_dimension`.
     """
     from scipy.sparse.linalg import svds  # half a second that `import lorae.metrics` need not take
 
     left_EK = left_singular_vectors(W_ED) if left_EK is None else left_EK
     tuned_ED = np.asarray(W_ED + B_ER @ A_RD, np.float32)
     start = np.random.default_rng(0).normal(size=min(tuned_ED.shape)).astype(np.float32)
-    tuned_EK = np.asarray(svds(tuned_ED, min(k, min(tuned_ED.shape) - 1), v0=start)[0])
+    tuned_EK = np.asarray(svds(tuned_ED, min(NUM_VECTORS, min(tuned_ED.shape) - 1), v0=start)[0])
     return int(np.sum(np.abs(tuned_EK.T @ left_EK).max(axis=1) < eps))
