@@ -42,6 +42,7 @@ from lorae.store import (
     member_folder,
     prediction_file,
     reference_folder,
+    trials_file,
 )
 from lorae.untrusted import count, number
 
@@ -171,7 +172,7 @@ def _open(storage: str, sweep: str | None) -> _Stored:
         raise ValueError(f"{store.storage.uri} has no sweep {sweep}; it has: {', '.join(names) or 'none'}")
     rows, done, incomplete = [], [], []
     for name in names if sweep is None else [sweep]:
-        where = f"sweeps/{name}/trials.parquet"
+        where = trials_file(name)
         try:
             rows += read_trials(store, name).to_pylist()
             trials = load_trials(storage, name, allow_missing=True)

@@ -62,7 +62,7 @@ def run_sweep(
         prepared.result()
     table = trials_table(store, request.name, found.plan.trials, provenance(request), found.pruned)
     try:
-        store.write_table(f"sweeps/{request.name}/trials.parquet", table)
+        store.write_table(request.name, table)
     except OSError as error:
         found.failed["the table of trials"] = str(error)
     later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"

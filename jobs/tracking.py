@@ -25,7 +25,7 @@ import pyarrow as pa
 from lorae.identity import digest
 from lorae.results import FACTORS, read_trials
 from lorae.storage import Storage, shown
-from lorae.store import CURVE, Store, member_folder
+from lorae.store import CURVE, Store, member_folder, trials_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -135,7 +135,7 @@ def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
         TrackingError: MLflow cannot be reached or written.
         ValueError: the storage has no sweeps, or one that this version cannot read.
     """
-    sweeps = [s for s in store.storage.names("sweeps") if store.storage.exists(f"sweeps/{s}/trials.parquet")]
+    sweeps = [s for s in store.storage.names("sweeps") if store.storage.exists(trials_file(s))]
     if not sweeps:
         raise ValueError(f"{store.storage.uri} has no sweeps; give the --storage of an earlier `lorae sweep`")
     with _tracking_errors(tracking_uri), store.storage.lock("mlflow", wait=True):

@@ -17,7 +17,7 @@ import pyarrow as pa
 from lorae import SCHEMA_VERSION, ensemble, metrics, untrusted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
-from lorae.store import Predictions, Store, member_folder, reference_folder
+from lorae.store import Predictions, Store, member_folder, reference_folder, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -46,7 +46,6 @@ COST = {
     "stored_bytes": pa.int64(),
 }
 OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
-TRIALS_FILE = "trials.parquet"
 
 _SUMMED = {
     **dict.fromkeys(("train_tokens", "trainable_parameters"), untrusted.count),
@@ -122,8 +121,8 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     Raises:
         ValueError: there is no such sweep, or its table is of an older lorae, damaged or no table of trials.
     """
-    where = f"sweeps/{sweep}/{TRIALS_FILE}"
-    table, expected = store.read_table(where), trial_schema(())
+    where = trials_file(sweep)
+    table, expected = store.read_table(sweep), trial_schema(())
     absent = [name for name in expected.names if name not in table.column_names]
     if absent:
         raise ValueError(

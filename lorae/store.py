@@ -308,16 +308,17 @@ class Store:
         except ValueError as error:
             return str(error)
 
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a table of a sweep, `sweeps/<sweep>/<table>.parquet`."""
-        self.storage.write(name, parquet_bytes(table))
+    def write_table(self, sweep: str, table: pa.Table) -> None:
+        """Write a sweep's table of trials."""
+        self.storage.write(trials_file(sweep), parquet_bytes(table))
 
-    def read_table(self, name: str) -> pa.Table:
+    def read_table(self, sweep: str) -> pa.Table:
         """Read a table written by `write_table`.
 
         Raises:
             ValueError: it is not there, no table, or from another schema.
         """
+        name = trials_file(sweep)
         try:
             table = untrusted.table(self.storage.read(name, MAX_TABLE_BYTES), name)
         except FileNotFoundError:
@@ -339,6 +340,10 @@ def member_folder(member_id: str) -> str:
 
 def reference_folder(reference_id: str) -> str:
     return f"reference/{reference_id}"
+
+
+def trials_file(sweep: str) -> str:
+    return f"sweeps/{sweep}/trials.parquet"
 
 
 def snapshot_file(number: int) -> str:

@@ -51,7 +51,7 @@ def make_sweep(root: Path, axes: dict[str, list[Any]], failing: Sequence[int] = 
 def tabulate(store: Store, trials: Sequence[tuple[Trial, Sequence[Task]]]) -> None:
     """Write the table of the sweep "toy" from what is stored."""
     provenance = {"command": COMMAND, "commit": "abc123"}
-    store.write_table("sweeps/toy/trials.parquet", trials_table(store, "toy", trials, provenance))
+    store.write_table("toy", trials_table(store, "toy", trials, provenance))
 
 
 def toy_trials(root: Path, axes: dict[str, list[Any]]) -> list[tuple[Trial, list[Task]]]:
@@ -171,9 +171,9 @@ def test_an_incomplete_sweep_is_refused_with_what_lacks_and_how_to_fill_it(tmp_p
 
 
 def test_a_seed_that_the_table_does_not_know_is_missing_too(storage, tmp_path):
-    store, table = Store(storage), Store(storage).read_table("sweeps/toy/trials.parquet")
+    store, table = Store(storage), Store(storage).read_table("toy")
     last_kept = table.slice(0, table.num_rows - 1)
-    store.write_table("sweeps/short/trials.parquet", last_kept)
+    store.write_table("short", last_kept)
     with pytest.raises(ValueError, match=r"regularizers=kl-0.1 members=3 seed=2: not in the table"):
         load_trials(storage, "short")
 
@@ -217,8 +217,8 @@ def test_trials_of_a_broken_member_are_named_and_never_left_out_silently(tmp_pat
 
 
 def test_a_trial_that_is_there_twice_is_refused_by_name(storage):
-    table = Store(storage).read_table("sweeps/toy/trials.parquet")
-    Store(storage).write_table("sweeps/twice/trials.parquet", pa.concat_tables([table, table.slice(3, 1)]))
+    table = Store(storage).read_table("toy")
+    Store(storage).write_table("twice", pa.concat_tables([table, table.slice(3, 1)]))
     with pytest.raises(ValueError, match=r"1 trials more than once \(.*members=1 seed=2\)"):
         load_trials(storage, "twice")
 
@@ -231,13 +231,11 @@ def test_a_wrong_place_names_the_sweeps_that_are_there(storage, tmp_path):
 
 
 def test_another_schema_says_which_version_reads_it(storage):
-    table = Store(storage).read_table("sweeps/toy/trials.parquet")
-    Store(storage).write_table(
-        "sweeps/old/trials.parquet", table.replace_schema_metadata({"lorae_schema": "0"})
-    )
+    table = Store(storage).read_table("toy")
+    Store(storage).write_table("old", table.replace_schema_metadata({"lorae_schema": "0"}))
     with pytest.raises(ValueError, match="schema 0"):
         load_trials(storage, "old")
-    Store(storage).write_table("sweeps/older/trials.parquet", table.drop_columns(["scoring"]))
+    Store(storage).write_table("older", table.drop_columns(["scoring"]))
     with pytest.raises(ValueError, match=r"no column scoring.*repeat the sweep"):
         load_trials(storage, "older")
 

@@ -26,7 +26,6 @@ from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, parquet_bytes, prediction_file, reference_folder
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
 
-TABLE = "sweeps/toy/trials.parquet"
 TEST_ROWS = 60
 
 
@@ -58,13 +57,13 @@ class Sound:
 
     def tabulate(self) -> None:
         """Make the table anew, so that it agrees with the logits."""
-        self.store.write_table(TABLE, trials_table(self.store, "toy", self.trials, {}))
+        self.store.write_table("toy", trials_table(self.store, "toy", self.trials, {}))
 
     def edit_rows(self, edit: Callable[[list[dict[str, Any]]], Any]) -> None:
-        table = self.store.read_table(TABLE)
+        table = self.store.read_table("toy")
         rows = table.to_pylist()
         edit(rows)
-        self.store.write_table(TABLE, pa.Table.from_pylist(rows, schema=table.schema))
+        self.store.write_table("toy", pa.Table.from_pylist(rows, schema=table.schema))
 
     def edit_file(self, folder: str, name: str, column: str, edit: Callable[[list[Any]], Any]) -> None:
         """Change a column of an entry's table in place, and the checksum with it."""
@@ -144,7 +143,7 @@ def test_a_sound_storage_passes_every_check(original):
 
 def test_a_check_without_anything_to_look_at_says_so(sound):
     others = [pair for pair in sound.trials if not isinstance(pair[0].method, Vera)]
-    sound.store.write_table("sweeps/lora/trials.parquet", trials_table(sound.store, "lora", others, {}))
+    sound.store.write_table("lora", trials_table(sound.store, "lora", others, {}))
     findings = audit(sound.store.storage.uri, "lora")
     (found,) = [f for f in findings if f.status != "passed"]
     assert (found.check, found.status) == ("VeRA members differ", "not applicable")
@@ -210,7 +209,7 @@ def test_failed_member_is_named_once_with_its_reason(sound):
 
 def test_a_sweep_is_not_blamed_for_the_entries_of_others(sound):
     others = [pair for pair in sound.trials if not isinstance(pair[0].method, Vera)]
-    sound.store.write_table("sweeps/lora/trials.parquet", trials_table(sound.store, "lora", others, {}))
+    sound.store.write_table("lora", trials_table(sound.store, "lora", others, {}))
     sound.store.discard(member_folder(sound.vera.member_id(0)))
     sound.store.write_failure("0123456789abcdef", "loss nan")
     assert sound.faults("lora") == []
@@ -506,8 +505,8 @@ def test_failed_trial_and_missing_seed(sound):
 
 def test_sweep_without_a_table_and_one_of_another_schema(sound):
     path_of(sound, "sweeps/unfinished").mkdir()
-    table = sound.store.read_table(TABLE).replace_schema_metadata({b"lorae_schema": b"99"})
-    sound.store.write_table("sweeps/old/trials.parquet", table)
+    table = sound.store.read_table("toy").replace_schema_metadata({b"lorae_schema": b"99"})
+    sound.store.write_table("old", table)
     faults = {f.where: f for f in sound.faults()}
     assert {f.check for f in faults.values()} == {"trials are complete"}
     assert "schema 99" in faults["sweeps/old/trials.parquet"].what

@@ -103,7 +103,7 @@ def test_a_paper_file_and_its_twin_run_end_to_end(name, tiny, tracking_uri, tmp_
     assert {p.stem for p in out.glob("*.svg")} >= FIGURES.get(name, set())
     with (out / f"{main_table}.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    stored = Store(storage).read_table(f"sweeps/{name}-smoke/trials.parquet").num_rows
+    stored = Store(storage).read_table(f"{name}-smoke").num_rows
     assert len(rows) == stored, "one line for each trial"
     assert stored == len(sweep.trials()) or sweep.search, "a search has more: points that it proposed"
     for row in rows:

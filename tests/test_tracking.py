@@ -90,7 +90,7 @@ def write_member(store: Store, trial: Trial, member: int, num_steps: int) -> Non
 
 def write_sweep(store: Store, sweep: str, trials: Sequence[Trial], provenance: dict = PROVENANCE) -> None:
     table = trials_table(store, sweep, [(t, ()) for t in trials], provenance)
-    store.write_table(f"sweeps/{sweep}/trials.parquet", table)
+    store.write_table(sweep, table)
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +159,7 @@ def the_parent(store: Store, uri: str) -> Run:
 
 
 def rows_of(store: Store, sweep: str = "demo") -> dict[str, dict]:
-    return {row["trial_id"]: row for row in store.read_table(f"sweeps/{sweep}/trials.parquet").to_pylist()}
+    return {row["trial_id"]: row for row in store.read_table(sweep).to_pylist()}
 
 
 def test_runs_show_the_rows(store: Store, uri: str) -> None:

@@ -363,7 +363,7 @@ def whole(tmp_path_factory, tiny_llama, data_root) -> Path:
     )
     run_stack(Stack(trial, (0,)), str(root), num_threads=1)
     store = Store(str(root))
-    store.write_table("sweeps/toy/trials.parquet", trials_table(store, "toy", [(trial, [])], {}))
+    store.write_table("toy", trials_table(store, "toy", [(trial, [])], {}))
     return root
 
 
@@ -459,7 +459,7 @@ def test_trials_with_a_hostile_cell(whole, tmp_path, column, value, said):
     source = read_trials(Store(str(whole)), "toy")
     rows = [row | {column: value} for row in source.to_pylist()]
     store = Store(str(tmp_path))
-    store.write_table("sweeps/toy/trials.parquet", pa.Table.from_pylist(rows, schema=source.schema))
+    store.write_table("toy", pa.Table.from_pylist(rows, schema=source.schema))
     with pytest.raises(ValueError, match=rf"trials\.parquet row 0.*{said}"):
         load_trials(str(tmp_path), "toy")
 
@@ -469,7 +469,7 @@ def test_trials_with_a_column_of_another_type(whole, tmp_path):
     store = Store(str(tmp_path))
     for name in ("seed", "ensemble_nll", "member_ids"):
         place = table.schema.get_field_index(name)
-        store.write_table("sweeps/toy/trials.parquet", table.set_column(place, name, pa.array(["x"])))
+        store.write_table("toy", table.set_column(place, name, pa.array(["x"])))
         with pytest.raises(ValueError, match="columns of other types"):
             load_trials(str(tmp_path), "toy")
 
@@ -479,7 +479,7 @@ def test_trials_that_name_members_elsewhere(whole, tmp_path, member):
     table = read_trials(Store(str(whole)), "toy")
     rows = [row | {"member_ids": [member]} for row in table.to_pylist()]
     store = Store(str(tmp_path))
-    store.write_table("sweeps/toy/trials.parquet", pa.Table.from_pylist(rows, schema=table.schema))
+    store.write_table("toy", pa.Table.from_pylist(rows, schema=table.schema))
     trials = load_trials(str(tmp_path), "toy")
     with pytest.raises(ValueError, match=r"has no predictions|no name of a file"):
         trials.predictions(trials.rows[0])

@@ -270,9 +270,7 @@ def swept(make_members):
     """A sweep of one and two members on the tiny Llama."""
     trial, storage = make_members(LORA)
     sweep, store = Sweep(base=trial, axes={"members": [1, 2]}), Store(storage)
-    store.write_table(
-        "sweeps/toy/trials.parquet", trials_table(store, "toy", [(t, []) for t in sweep.trials()], {})
-    )
+    store.write_table("toy", trials_table(store, "toy", [(t, []) for t in sweep.trials()], {}))
     return trial, storage
 
 

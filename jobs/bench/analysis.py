@@ -37,7 +37,6 @@ GROWTH = (1, 10, 100)
 TABLE_ROWS = 1000
 RESAMPLED_ROWS = (2, 20)
 SWEEP = "bench"
-TRIALS = f"sweeps/{SWEEP}/trials.parquet"
 
 Side = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
 
@@ -155,7 +154,7 @@ def by_torchmetrics(logits_MNC: np.ndarray, labels_N: np.ndarray, ood_MNC: np.nd
 def tabulate(storage: str, trials: Sequence[tuple[Trial, Sequence[Task]]]) -> None:
     """Compute every metric of the trials from their logits, and write trials.parquet."""
     store = Store(storage)
-    store.write_table(TRIALS, trials_table(store, SWEEP, trials, {"command": "lorae bench analysis"}))
+    store.write_table(SWEEP, trials_table(store, SWEEP, trials, {"command": "lorae bench analysis"}))
 
 
 def render(storage: str, num_rows: int) -> None:
