@@ -25,12 +25,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import safetensors
-import safetensors.numpy
 
-from analysis.data import Row, describe, eval_sets, load_trials, pool
+from analysis.data import Row, describe, eval_sets, load_trials, ood_sets, pool
 from lorae.draws import plain_set
 from lorae.identity import digest
+from lorae.peft_format import read_tensors
 from lorae.results import read_trials, trial_metrics
 from lorae.store import (
     ADAPTER_CONFIG,
@@ -362,7 +361,7 @@ def ood_prompts_are_the_tests(stored: _Stored) -> list[Finding]:
     for row in stored.sound:
         folder, sets = pool(row)[0], eval_sets(row)
         expected = stored.store.template(folder, sets["test"])
-        for eval_set in (name for task, name in sets.items() if task not in ("test", "validation")):
+        for eval_set in ood_sets(row).values():
             pairs += 1
             if (found := stored.store.template(folder, eval_set)) != expected:
                 what = f"prompts are {found!r}, those of {sets['test']} are {expected!r}"
@@ -547,10 +546,7 @@ def _hashes(store: Store, member: str) -> dict[str, str]:
 
 def _weights(store: Store, member: str) -> dict[str, np.ndarray]:
     content = store.read(member_folder(member), WEIGHTS)
-    try:
-        return safetensors.numpy.load(content)
-    except (safetensors.SafetensorError, KeyError, TypeError) as error:  # not the format, or an unknown dtype
-        raise ValueError(f"{member_folder(member)}/{WEIGHTS} is no adapter: {error}") from error
+    return read_tensors(content, f"{member_folder(member)}/{WEIGHTS}")
 
 
 def _repeats(stored: _Stored, key: Callable[[Row, str], str]) -> tuple[list[Problem], int]:
@@ -579,8 +575,7 @@ def metrics_come_from_the_logits(stored: _Stored) -> list[Finding]:
         try:
             sets = eval_sets(row)
             predictions = {where: stored.store.predictions(pool(row), name) for where, name in sets.items()}
-            ood = [where for where in sets if where not in ("test", "validation")]
-            found = trial_metrics(predictions, ood, row["combine"])
+            found = trial_metrics(predictions, list(ood_sets(row)), row["combine"])
         except ValueError as error:
             problems.append((_trial(row), str(error)))
             continue

@@ -136,9 +136,7 @@ class Trials:
     @property
     def ood_tasks(self) -> tuple[str, ...]:
         """Tasks on which OOD detection was measured."""
-        return tuple(
-            dict.fromkeys(t for row in self.rows for t in eval_sets(row) if t not in ("test", "validation"))
-        )
+        return tuple(dict.fromkeys(task for row in self.rows for task in ood_sets(row)))
 
     def with_stored_ood(self) -> Trials:
         """The same rows with OOD metrics on every other task that all members of a row have predicted.
@@ -251,6 +249,11 @@ def pool(row: Row) -> list[str]:
 def eval_sets(row: Row) -> dict[str, str]:
     """Prediction sets of a row: "test", "validation" and OOD tasks -> `<task>__<split>__<hash>`."""
     return json.loads(row["eval_sets"])
+
+
+def ood_sets(row: Row) -> dict[str, str]:
+    """The same of its OOD tasks alone."""
+    return {task: name for task, name in eval_sets(row).items() if task not in ("test", "validation")}
 
 
 def describe(row: Row) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.columns import Column, title
-from analysis.data import Trials, eval_sets
+from analysis.data import Trials, ood_sets
 from analysis.render import markdown
 from analysis.table import Entry, Line, Table
 
@@ -102,8 +102,7 @@ def beside(trials: Trials) -> list[Table]:
     for row in trials.rows:
         # the name, as the factor `task` has the subset's size; published are means over the folds of a task
         task = dataset(json.loads(row["recipe"])["task"]["task"])
-        ood = [name for name in eval_sets(row) if name not in ("test", "validation")]
-        pairs |= dict.fromkeys((task, evaluated_on) for evaluated_on in (task, *ood))
+        pairs |= dict.fromkeys((task, evaluated_on) for evaluated_on in (task, *ood_sets(row)))
     rows = [row for pair in pairs for row in published_rows(*pair)]
     return [published_table(rows)] if rows else []
 

@@ -107,7 +107,7 @@ def read_state(weights: bytes) -> State:
     """
     import torch
 
-    tensors = _tensors(weights)
+    tensors = read_tensors(weights)
     if any(name.startswith(_PREFIX) for name in tensors):
         places = [(f"{path}.{name}", f"head.{name}") for path in _HEADS for name in ("weight", "bias")]
         head = {ours: tensors[stored] for stored, ours in places if stored in tensors}
@@ -152,7 +152,7 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
         raise ValueError(
             f"VeRA on {', '.join(sorted(leaves))} stores no layer's width; give the backbone's weights"
         )
-    A_RD, B_ER = (_tensors(weights)[name] for name in _PROJECTIONS)
+    A_RD, B_ER = (read_tensors(weights)[name] for name in _PROJECTIONS)
 
     def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
         d_R, b_E = parameters[f"{layer}.d"], parameters[f"{layer}.b"]
@@ -162,17 +162,24 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
     return Update(layers, factors)
 
 
-def _tensors(weights: bytes) -> dict[str, np.ndarray]:
+def read_tensors(weights: bytes, where: str = WEIGHTS) -> dict[str, np.ndarray]:
+    """Every tensor of adapter_model.safetensors by the name that it has there.
+
+    Args:
+        where: the file's name, for the message.
+    Raises:
+        ValueError: it is not in that format.
+    """
     try:
         return safetensors.numpy.load(weights)
-    except (safetensors.SafetensorError, KeyError) as error:  # KeyError: an unknown dtype
-        raise ValueError(f"{WEIGHTS} is no adapter: {error}; delete it and repeat the sweep") from error
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:  # the latter: an unknown dtype
+        raise ValueError(f"{where} is no adapter: {error}; delete it and repeat the sweep") from error
 
 
 def _parameters(weights: bytes) -> dict[str, np.ndarray]:
     """Trained factors "<layer>.<factor>" of adapter_model.safetensors."""
     found = {}
-    for name, value in _tensors(weights).items():
+    for name, value in read_tensors(weights).items():
         for peft_name, factor in _FACTORS.items():
             if name.endswith("." + peft_name):
                 layer = name.removeprefix(_PREFIX).removesuffix("." + peft_name)

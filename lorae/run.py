@@ -122,15 +122,22 @@ def run_stack(
         torch.set_num_threads(num_threads)
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = stack.trial.precision != "fp32"
-    store = Store(Storage(storage_uri))
+    store = Store(storage_uri)
     on_progress(Progress("load"))
     if isinstance(stack.trial.method, Full):
         recompute = False  # the backward pass would recompute with the backbone's weights, not the member's
     backbone = load(stack.trial.backbone, stack.trial.precision, device, recompute)
     ranks = backbone.ranks
-    recorded = _provenance(provenance, device, ranks)
     job = _Job(
-        stack, store, backbone, ranks, recorded, checkpoint_seconds, on_progress, should_stop, early_end
+        stack=stack,
+        store=store,
+        backbone=backbone,
+        ranks=ranks,
+        provenance=_provenance(provenance, device, ranks),
+        checkpoint_seconds=checkpoint_seconds,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        early_end=early_end,
     )
 
     ranks.once(store.finish_writes)
@@ -283,16 +290,13 @@ def _store_members(
     job: _Job, runs: list[MemberRun], logits: dict[str, np.ndarray], seconds: float
 ) -> dict[str, str]:
     """Store trained members with their predictions; returns member id -> reason of those that failed."""
-    trial, failed = job.stack.trial, {}
-    layers, stored = adapted_layers(trial.method, job.backbone.linears, job.backbone.name), {}
-    for position, run in enumerate(runs):
+    trial = job.stack.trial
+    layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
+    by_id = {trial.member_id(run.member): run for run in runs}
+    stored, failed = _files_by_member(job, list(by_id), logits)
+    for member_id, files in stored.items():
+        run = by_id[member_id]
         key = trial.member_key(run.member)["init"]
-        member_id = trial.member_id(run.member)
-        try:
-            files = _prediction_files(job, member_id, {s: v[position] for s, v in logits.items()})
-        except ValueError as error:
-            failed[member_id] = str(error)
-            continue
         frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
         scoring = trial.task.scoring
         files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, scoring)
@@ -304,7 +308,6 @@ def _store_members(
             files[PATH_FILE] = _prediction_files(job, member_id, {name: logits_KNC})[prediction_file(name)]
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
         files["member.json"] = _member_json(job, run, len(runs), seconds)
-        stored[member_id] = files
     job.store.write_members(stored)
     for member_id in stored:
         job.store.storage.delete(f"failures/{member_id}.json")
@@ -347,16 +350,24 @@ def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
 
 def _add_predictions(job: _Job, ids: Sequence[str], logits: dict[str, np.ndarray]) -> dict[str, str]:
     """Store predictions of stored members; returns member id -> reason of those that failed."""
-    failed = {}
-    for position, member_id in enumerate(ids):
+    found, failed = _files_by_member(job, ids, logits)
+    for member_id, files in found.items():
         folder = member_folder(member_id)
-        try:
-            files = _prediction_files(job, member_id, {s: v[position] for s, v in logits.items()})
-        except ValueError as error:
-            failed[member_id] = str(error)
-            continue
         job.store.write_entry(folder, {k: v for k, v in files.items() if k not in job.store.files(folder)})
     return failed
+
+
+def _files_by_member(
+    job: _Job, ids: Sequence[str], logits: dict[str, np.ndarray]
+) -> tuple[dict[str, dict[str, bytes]], dict[str, str]]:
+    """Prediction files of each member from logits (M, K, N, C) by evaluation set; and why some have none."""
+    found, failed = {}, {}
+    for position, member_id in enumerate(ids):
+        try:
+            found[member_id] = _prediction_files(job, member_id, {s: v[position] for s, v in logits.items()})
+        except ValueError as error:
+            failed[member_id] = str(error)
+    return found, failed
 
 
 def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -> dict[str, bytes]:
