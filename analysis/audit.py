@@ -30,16 +30,15 @@ from analysis.data import Row, describe, eval_sets, load_trials, ood_sets, pool
 from lorae.draws import plain_set
 from lorae.identity import digest
 from lorae.peft_format import read_tensors
+from lorae.predictions import Predictions, prediction_file
 from lorae.results import read_trials, trial_metrics
 from lorae.store import (
     ADAPTER_CONFIG,
     CURVE_FILE,
     RECORD,
     WEIGHTS,
-    Predictions,
     Store,
     member_folder,
-    prediction_file,
     reference_folder,
     trials_file,
 )

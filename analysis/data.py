@@ -18,8 +18,9 @@ from typing import Any
 from analysis.significance import OverSeeds, over_seeds
 from lorae.draws import plain_set
 from lorae.metrics import ood_summary
+from lorae.predictions import Predictions, prediction_sets
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
-from lorae.store import Predictions, Store, member_folder, prediction_sets, reference_folder
+from lorae.store import Store, member_folder, reference_folder
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 

@@ -14,12 +14,13 @@ from lorae.checks import MAX_FULL_BYTES, check_recipe
 from lorae.draws import MCDropout
 from lorae.memory import BYTES, Memory, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, LastLayer
+from lorae.predictions import prediction_file
 from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
 from lorae.shapes import num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, prediction_file, reference_folder
+from lorae.store import WEIGHTS, Store, member_folder, reference_folder
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
 

@@ -17,10 +17,11 @@ from lorae.methods import Full, Init, LastLayer, Method
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
+from lorae.predictions import prediction_file, rows_bytes
 from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.seeds import Key
 from lorae.sources import DataSource, Source
-from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
+from lorae.store import Store, member_folder, reference_folder
 from lorae.tasks.base import Scoring, Task
 from lorae.trial import backbone_id
 from lorae.untrusted import count
@@ -213,10 +214,8 @@ def _store(
     store: Store, folder: str, name: str, task: Task, rows: Sequence[Row], logits_KNC: np.ndarray
 ) -> None:
     """Store an entry's predictions on the task's test split as the set `name`."""
-    template = task.prompt_template()
-    ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
     entry = folder.rpartition("/")[2]
     lock = entry if folder.startswith("members/") else f"reference-{entry}"
     with store.storage.lock(lock, wait=True):
-        content = prediction_bytes(entry, name, ids, labels, classes, logits_KNC, template)
+        content = rows_bytes(entry, name, task, rows, logits_KNC)
         store.write_entry(folder, {prediction_file(name): content})

@@ -14,10 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from lorae import SCHEMA_VERSION, ensemble, metrics, untrusted
+from lorae import ensemble, metrics, untrusted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
-from lorae.store import Predictions, Store, member_folder, reference_folder, trials_file
+from lorae.predictions import SCHEMA, Predictions
+from lorae.store import Store, member_folder, reference_folder, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -78,7 +79,7 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         ("recipe", pa.string()),  # canonical JSON
         ("provenance", pa.string()),  # JSON
     ]
-    return pa.schema(columns, metadata={b"lorae_schema": str(SCHEMA_VERSION).encode()})
+    return pa.schema(columns, metadata=SCHEMA)
 
 
 def trial_id(trial: Trial) -> str:

@@ -30,23 +30,14 @@ from lorae.methods import Full, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
+from lorae.predictions import parquet_bytes, prediction_file, rows_bytes
 from lorae.ranks import Ranks
 from lorae.regularizers import KL
 from lorae.search import EarlyEnd
 from lorae.sources import Source
 from lorae.stack import Stack
 from lorae.storage import Storage
-from lorae.store import (
-    CURVE,
-    PATH_FILE,
-    Store,
-    member_folder,
-    parquet_bytes,
-    prediction_bytes,
-    prediction_file,
-    reference_folder,
-    snapshot_file,
-)
+from lorae.store import CURVE, PATH_FILE, Store, member_folder, reference_folder, snapshot_file
 from lorae.tasks.base import Split, Task
 from lorae.training import MemberRun, TrainingData, train_stack
 
@@ -375,10 +366,7 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
     sets, files = job.stack.reference_sets() | job.stack.eval_sets(), {}
     for name, logits_KNC in logits.items():
         rows = job.encoded(sets[name].task, sets[name].split)
-        ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
-        files[prediction_file(name)] = prediction_bytes(
-            entry_id, name, ids, labels, classes, logits_KNC, sets[name].task.prompt_template()
-        )
+        files[prediction_file(name)] = rows_bytes(entry_id, name, sets[name].task, rows, logits_KNC)
     return files
 
 

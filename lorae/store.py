@@ -16,42 +16,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lorae import SCHEMA_VERSION, untrusted
 from lorae.identity import digest
+from lorae.predictions import (
+    PREDICTIONS,
+    SCHEMA,
+    Predictions,
+    draws_of,
+    parquet_bytes,
+    prediction_file,
+    template_of,
+)
 from lorae.storage import Storage
-from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, MAX_VALUES, count
+from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, count
 from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
-_TEMPLATE = b"lorae_template"
-_META = {b"lorae_schema": str(SCHEMA_VERSION).encode()}
-
-PREDICTIONS = pa.schema(
-    [
-        pa.field("member_id", pa.string(), nullable=False),
-        pa.field("draw", pa.int32(), nullable=False),
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),  # -1: unlabelled
-        pa.field("logits", pa.list_(pa.float32()), nullable=False),  # only the classes that the example has
-    ],
-    metadata=_META,
-)
-
 CURVE = pa.schema(
     [
         ("step", pa.int32()),
@@ -63,21 +52,12 @@ CURVE = pa.schema(
         ("grad_norm", pa.float64()),
         ("seconds", pa.float64()),
     ],
-    metadata=_META,
+    metadata=SCHEMA,
 )
 
 
 Shape = Mapping[Any, Any]
 DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Class logits of the draws of some members on one evaluation set; classes an example lacks are -inf."""
-
-    logits_MNC: np.ndarray
-    labels_N: np.ndarray
-    example_ids: tuple[str, ...]
 
 
 class Store:
@@ -254,7 +234,7 @@ class Store:
         """
         tables = [self.prediction_table(folder, prediction_file(eval_set)) for folder in folders]
         examples, logits = zip(
-            *(_draws(t, f"{f}/{prediction_file(eval_set)}") for f, t in zip(folders, tables))
+            *(draws_of(t, f"{f}/{prediction_file(eval_set)}") for f, t in zip(folders, tables))
         )
         first = examples[0]
         for folder, seen in zip(folders, examples):
@@ -282,12 +262,11 @@ class Store:
         """
         if PATH_FILE not in self.files(folder):
             return None
-        return _draws(self.prediction_table(folder, PATH_FILE), f"{folder}/{PATH_FILE}")[1]
+        return draws_of(self.prediction_table(folder, PATH_FILE), f"{folder}/{PATH_FILE}")[1]
 
     def template(self, folder: str, eval_set: str) -> str:
         """The template of the prompts of an entry's prediction set; "" if its file does not say."""
-        content = self.read(folder, prediction_file(eval_set))
-        return (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(_TEMPLATE, b"").decode()
+        return template_of(self.read(folder, prediction_file(eval_set)))
 
     # Failures, sweeps
     # -------------------------------------------------------------------------------------------------
@@ -349,107 +328,3 @@ def trials_file(sweep: str) -> str:
 def snapshot_file(number: int) -> str:
     """Parameters of a member at the end of a cycle of its learning rate, from 0; the last are WEIGHTS."""
     return f"snapshots/{number}.safetensors"
-
-
-def prediction_file(eval_set: str) -> str:
-    return f"predictions/{eval_set}.parquet"
-
-
-def prediction_sets(files: Iterable[str]) -> set[str]:
-    """Names of the prediction sets among an entry's files."""
-    folder, suffix = prediction_file("").split(".")
-    return {f.removeprefix(folder).removesuffix("." + suffix) for f in files if f.startswith(folder)}
-
-
-def prediction_bytes(
-    member_id: str,
-    eval_set: str,
-    example_ids: Sequence[str],
-    labels: Sequence[int],
-    num_classes: Sequence[int],
-    logits_KNC: np.ndarray,
-    template: str = "",
-) -> bytes:
-    """Parquet file of the K draws of one member on one evaluation set `<task>__<split>__<hash>[-<draws>]`.
-
-    Args:
-        template: of the prompts, kept in the file's metadata: an audit compares those of two sets.
-    Raises:
-        ValueError: a logit of an existing class is not finite, with the example's id.
-    """
-    task, split, _ = eval_set.rsplit("__", 2)
-    num_draws, num_examples, width = logits_KNC.shape
-    total = num_draws * num_examples
-    has_NC = np.arange(width) < np.asarray(num_classes)[:, None]
-    bad_KN = (has_NC & ~np.isfinite(logits_KNC)).any(axis=2)
-    if bad_KN.any():
-        k, n = np.argwhere(bad_KN)[0]
-        row = logits_KNC[k, n, : num_classes[n]].tolist()
-        raise ValueError(f"member {member_id} predicts logits {row} on {example_ids[n]} of {eval_set}")
-    ends = np.cumsum(np.tile(has_NC.sum(axis=1), num_draws))
-    offsets = np.concatenate([[0], ends]).astype(np.int32)
-    logits = pa.ListArray.from_arrays(offsets, logits_KNC[:, has_NC].ravel().astype(np.float32))
-    columns = {
-        "member_id": [member_id] * total,
-        "draw": np.repeat(np.arange(num_draws, dtype=np.int32), num_examples),
-        "task": [task] * total,
-        "split": [split] * total,
-        "example_id": list(example_ids) * num_draws,
-        "label": np.tile(np.asarray(labels, np.int32), num_draws),
-        "logits": logits,
-    }
-    schema = PREDICTIONS.with_metadata(_META | {_TEMPLATE: template.encode()})
-    return parquet_bytes(pa.table(columns, schema=schema))
-
-
-def _examples(table: pa.Table) -> pa.Table:
-    """Id, label and number of classes of each row."""
-    classes = pc.call_function("list_value_length", [table["logits"]])
-    return pa.table({"example_id": table["example_id"], "label": table["label"], "classes": classes})
-
-
-def _draws(table: pa.Table, where: str) -> tuple[pa.Table, np.ndarray]:
-    """The N examples of one entry's table, and its logits (K, N, C) padded with -inf.
-
-    Raises:
-        ValueError: the rows are not the same N examples, each once, for draw 0, 1, ..., with finite logits.
-    """
-    rows, num_draws = _examples(table), table["draw"][-1].as_py() + 1 if len(table) else 0
-    if fault := _fault(table, rows, num_draws):
-        raise ValueError(f"{where} cannot be used: {fault}; delete it and repeat the sweep that made it")
-    classes = rows["classes"].to_numpy()
-    logits = np.full((len(rows), classes.max()), -np.inf, np.float32)
-    logits[np.arange(classes.max()) < classes[:, None]] = (
-        table["logits"].combine_chunks().flatten().to_numpy()
-    )
-    examples = rows.slice(0, len(rows) // num_draws)
-    return examples, logits.reshape(num_draws, len(examples), -1)
-
-
-def _fault(table: pa.Table, rows: pa.Table, num_draws: int) -> str | None:
-    """What is wrong with the rows of a prediction set, or None."""
-    if not 1 <= num_draws <= len(rows) or len(rows) % num_draws:
-        return f"{len(rows)} rows, the last of draw {num_draws - 1}"
-    size = len(rows) // num_draws
-    if not np.array_equal(table["draw"].to_numpy(), np.repeat(np.arange(num_draws), size)):
-        return "the rows of a draw are missing, repeated or not together"
-    if not rows.take(np.tile(np.arange(size), num_draws)).equals(rows):
-        return "the draws saw different examples, or in another order"
-    if pc.call_function("count_distinct", [rows["example_id"]]).as_py() < size:
-        return "an example repeats"
-    labels, classes, logits = rows["label"].to_numpy(), rows["classes"].to_numpy(), table["logits"]
-    if (labels < -1).any() or (labels >= classes).any():
-        return "a label is no class of its example"
-    if len(rows) * int(classes.max()) > MAX_VALUES:
-        return f"{len(rows)} rows of up to {classes.max()} classes, at most {MAX_VALUES} logits are read"
-    values = logits.combine_chunks().flatten()
-    if values.null_count or not np.isfinite(values.to_numpy()).all():
-        return "a logit is not finite"
-    return None
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as a compressed Parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()

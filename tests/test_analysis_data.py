@@ -16,10 +16,11 @@ import scipy.stats
 from toys import Colours, Greys, colour_rows, write_split
 
 from analysis.data import Cell, fill_command, load_trials
+from lorae.predictions import prediction_bytes
 from lorae.regularizers import KL
 from lorae.results import trials_table
 from lorae.sources import Files
-from lorae.store import Store, member_folder, prediction_bytes, reference_folder
+from lorae.store import Store, member_folder, reference_folder
 from lorae.tasks.base import Task
 from lorae.trial import Budget, Sweep, Trial
 

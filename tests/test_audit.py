@@ -19,11 +19,12 @@ from toys import Colours, Greys, colour_rows, write_split
 
 from analysis.audit import Finding, audit, below_chance, text
 from lorae.methods import Lora, Vera
+from lorae.predictions import parquet_bytes, prediction_file
 from lorae.regularizers import KL, AdapterDropout
 from lorae.results import trials_table
 from lorae.run import run_stack
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, parquet_bytes, prediction_file, reference_folder
+from lorae.store import WEIGHTS, Store, member_folder, reference_folder
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
 
 TEST_ROWS = 60

@@ -30,12 +30,13 @@ from lorae.peft_format import read_stages
 from lorae.plan import Devices, Plan, make_plan, placed
 from lorae.predict_task import predict_task
 from lorae.prediction import predict, predict_draws, with_features
+from lorae.predictions import prediction_file
 from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
 from lorae.results import trials_table
 from lorae.run import run_stack
 from lorae.sources import backbone_config
 from lorae.stack import Stack
-from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder, prediction_file
+from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 from lorae.tasks.base import Head, OptionLikelihood
 from lorae.training import learning_rate, train_stack
 from lorae.trial import AdamW, Budget, Diversity, Sweep, companions

@@ -23,12 +23,13 @@ from jobs.hosts import GPUS, cpu_has_bf16, known_gpu, ray_devices
 from jobs.simulate import Simulation, simulate
 from lorae.methods import Lora
 from lorae.plan import Devices, Estimate, Placement, Plan, make_plan, placed
+from lorae.predictions import prediction_file
 from lorae.regularizers import KL, DecayB
 from lorae.results import trials_table
 from lorae.run import run_stack
 from lorae.shapes import LLAMA_LIKE, linear_shapes, linears_of, num_backbone_parameters
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, prediction_file
+from lorae.store import WEIGHTS, Store, member_folder
 from lorae.tasks import OpenBookQA
 from lorae.trial import AdamW, Budget, Diversity, Sweep
 

@@ -16,10 +16,11 @@ from victims import SERVER, exit_code, wait_until
 
 from lorae.methods import Lora, Vera
 from lorae.plan import Devices, make_plan
+from lorae.predictions import prediction_file
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.run import run_stack
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, prediction_file, reference_folder
+from lorae.store import WEIGHTS, Store, member_folder, reference_folder
 from lorae.trial import AdamW, Budget, Sweep, Trial
 
 ONE_CPU = Devices("cpu", 1, 2)

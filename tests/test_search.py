@@ -33,11 +33,12 @@ from lorae.encoding import encode
 from lorae.methods import Lora
 from lorae.metrics import combine, ensemble_nll
 from lorae.plan import USABLE_FRAC, Devices, make_plan, memory, placed
+from lorae.predictions import prediction_file
 from lorae.regularizers import KL, DecayB
 from lorae.run import run_stack
 from lorae.search import ASHA, LogUniform, MedianStopping, Optuna, Uniform
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, prediction_file
+from lorae.store import WEIGHTS, Store, member_folder
 from lorae.training import TrainingData, train_stack
 from lorae.trial import AdamW, Budget, Sweep, with_value
 

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from lorae.predictions import prediction_bytes, prediction_file
 from lorae.storage import Storage
-from lorae.store import Store, member_folder, prediction_bytes, prediction_file
+from lorae.store import Store, member_folder
 
 SET = "colours__test__12345678"
 

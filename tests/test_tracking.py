@@ -34,19 +34,12 @@ from jobs.tracking import (
     rebuild,
     record_sweep,
 )
+from lorae.predictions import parquet_bytes, prediction_bytes, prediction_file
 from lorae.regularizers import KL
 from lorae.results import FACTORS, trials_table
 from lorae.sources import Files
 from lorae.storage import Storage
-from lorae.store import (
-    CURVE,
-    Store,
-    member_folder,
-    parquet_bytes,
-    prediction_bytes,
-    prediction_file,
-    reference_folder,
-)
+from lorae.store import CURVE, Store, member_folder, reference_folder
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 

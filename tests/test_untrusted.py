@@ -25,20 +25,12 @@ from analysis.data import load_trials
 from jobs.export import export_member
 from lorae import untrusted
 from lorae.peft_format import read_state
+from lorae.predictions import PREDICTIONS, parquet_bytes, prediction_bytes, prediction_file
 from lorae.results import read_trials, trials_table
 from lorae.run import _StackCheckpoints, run_stack
 from lorae.stack import Stack
 from lorae.storage import Storage
-from lorae.store import (
-    CURVE,
-    PREDICTIONS,
-    WEIGHTS,
-    Store,
-    member_folder,
-    parquet_bytes,
-    prediction_bytes,
-    prediction_file,
-)
+from lorae.store import CURVE, WEIGHTS, Store, member_folder
 from lorae.trial import Budget
 
 SET = "colours__test__12345678"

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lorae.predictions import prediction_bytes, prediction_file
 from lorae.sources import Hub
-from lorae.store import Store, member_folder, prediction_bytes, prediction_file, reference_folder
+from lorae.store import Store, member_folder, reference_folder
 from lorae.tasks import CommonsenseQA, OpenBookQA
 from lorae.tasks.base import Task
 from lorae.trial import Sweep, Trial
