@@ -184,9 +184,9 @@ def look(number: int) -> dict[str, Any]:
     return {"color": COLOURS[n], "marker": MARKERS[n], "linestyle": DASHES[n]}
 
 
-def axes_of(width: float = COLUMN_INCHES, height: float = 2.2) -> tuple[Figure, Axes]:
-    """A figure of one plot; inches."""
-    figure = Figure((width, height), layout="constrained")
+def axes_of(height: float = 2.2) -> tuple[Figure, Axes]:
+    """A figure of one plot, as wide as a paper's column; inches."""
+    figure = Figure((COLUMN_INCHES, height), layout="constrained")
     return figure, figure.add_subplot()
 
 

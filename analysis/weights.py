@@ -35,7 +35,7 @@ from analysis.backbone import (
     open_backbone,
     stored_tensors,
 )
-from analysis.columns import Column
+from analysis.columns import DIVERSITY_METRICS, Column
 from analysis.data import Row, Trials, load_trials
 from analysis.gain import correlations, with_gains
 from analysis.render import markdown, save_table
@@ -47,7 +47,6 @@ from lorae.metrics import Undefined
 from lorae.peft_format import Update, read_update
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 
-FUNCTION_SPACE = ("disagreement", "jsd", "mutual_information", "error_correlation")
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
 OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name in OF_UPDATE}
 WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *OF_MEAN_UPDATE.values())
@@ -95,7 +94,7 @@ def with_updates(
 
 def weight_table(trials: Trials, notes: Sequence[str]) -> Table:
     """Diversity of each trained cell in function space and in weight space; of trials `with_updates`."""
-    shown = [Column(name, "metric") for name in (*FUNCTION_SPACE, *WEIGHT_SPACE)]
+    shown = [Column(name, "metric") for name in (*DIVERSITY_METRICS, *WEIGHT_SPACE)]
     blocks = []
     for cells in trials.by_test_set().values():
         lines = [cell_line(c) | {x.name: mean_entry(c, x.name) for x in shown} for c in cells if c.members]

@@ -26,12 +26,16 @@ HEAD = "head.weight", "head.bias"  # (M, C, D), (M, C)
 HEAD_STD = 0.02  # `initializer_range` of transformers' ViT, DeiT, AST, BERT and RoBERTa
 
 
-class StackedLora(nn.Module):
-    """h = W0 x + (alpha / rank) B_m A_m x for each member m of a stack."""
+class Stacked(nn.Module):
+    """Layer `layer`, the `number`-th adapted one, with what the members of a stack add to it."""
 
-    def __init__(self, base: nn.Module, adapters: Adapters, layer: str, number: int) -> None:
+    def __init__(self, base: nn.Linear, adapters: Adapters, layer: str, number: int) -> None:
         super().__init__()
         self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
+
+
+class StackedLora(Stacked):
+    """h = W0 x + (alpha / rank) B_m A_m x for each member m of a stack."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
         A_MRD, B_MER = self.adapters.factors(self.layer)
@@ -43,13 +47,9 @@ class StackedLora(nn.Module):
         return torch.baddbmm(y_MNE, h, B_MRE, alpha=self.adapters.scale).view_as(y)
 
 
-class StackedVera(nn.Module):
+class StackedVera(Stacked):
     """h = W0 x + b_m * B_m (d_m * A_m x); A_m and B_m are leading blocks of the member's frozen
     projections."""
-
-    def __init__(self, base: nn.Module, adapters: Adapters, layer: str, number: int) -> None:
-        super().__init__()
-        self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
         d_MR, b_ME = self.adapters.factors(self.layer)
@@ -62,12 +62,8 @@ class StackedVera(nn.Module):
         return y + branch.view_as(y)
 
 
-class StackedBatchEnsemble(nn.Module):
+class StackedBatchEnsemble(Stacked):
     """y = (W (x * r_m)) * s_m + bias for each member m of a stack."""
-
-    def __init__(self, base: nn.Linear, adapters: Adapters, layer: str, number: int) -> None:
-        super().__init__()
-        self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
         r_MD, s_ME = self.adapters.factors(self.layer)
@@ -80,7 +76,7 @@ class StackedBatchEnsemble(nn.Module):
             return ((y_MNE - bias) * s_M1E + bias).view_as(y)
 
 
-MODULES: dict[type, type[StackedLora | StackedVera | StackedBatchEnsemble]] = {
+MODULES: dict[type, type[Stacked]] = {
     Lora: StackedLora,
     Vera: StackedVera,
     BatchEnsemble: StackedBatchEnsemble,
@@ -121,9 +117,8 @@ class Adapters:
             self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
         self.only: int | None = None  # the one member that is computed now, by `one_by_one`
         self.hooks: list[Any] = []
-        self.projections: tuple[
-            torch.Tensor, ...
-        ] = ()  # VeRA: A (M, R, D), B (M, E, R), in the backbone's dtype
+        # VeRA: A (M, R, D), B (M, E, R), in the backbone's dtype
+        self.projections: tuple[torch.Tensor, ...] = ()
         if isinstance(method, Vera):
             pairs = [projections(method, self.layers, key) for key in init_keys]
             self.projections = tuple(torch.stack(p).to(backbone.device, backbone.dtype) for p in zip(*pairs))

@@ -142,7 +142,6 @@ class Batch:
     input_ids: torch.Tensor  # (M, S)
     position_ids: torch.Tensor  # (M, S)
     packing: Packing
-    labels: torch.Tensor  # (rows,)
     class_mask: torch.Tensor  # (rows, C), True where the class exists
     answer_ids: torch.Tensor | None = None  # (rows, C)
     scored: tuple[torch.Tensor, ...] = ()  # K predictions: place in the packed (M * S), token, row, class
@@ -172,7 +171,6 @@ def collate(
         input_ids=packing.pack([t for r in rows for t in r.tokens]),
         position_ids=packing.places,
         packing=packing,
-        labels=on_device([r.label for r in rows]),
         class_mask=by_class([[True] * r.num_classes for r in rows], bool, False),
     )
     if not rows[0].segments:

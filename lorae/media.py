@@ -122,13 +122,13 @@ class Audio:
     resample: bool = False
 
     @classmethod
-    def raw(cls, samples: np.ndarray, sampling_rate: int, resample: bool = False) -> Self:
+    def raw(cls, samples: np.ndarray, sampling_rate: int) -> Self:
         """Audio from an array (n,) of floats in [-1, 1]."""
         if samples.ndim != 1 or samples.dtype.kind != "f":
             raise ValueError(
                 f"audio of shape {samples.shape} and {samples.dtype}; must be (n,) of floats in [-1, 1]"
             )
-        return cls(samples.astype("<f4").tobytes(), sampling_rate, resample)
+        return cls(samples.astype("<f4").tobytes(), sampling_rate)
 
     @classmethod
     def of(cls, cell: Any, resample: bool = False) -> Self:

@@ -105,6 +105,7 @@ class Lora:
         b_std: standard deviation of a random B; 0 keeps B = 0, so that every member starts as the backbone.
     """
 
+    label = "lora"
     starts_apart: ClassVar[bool] = True  # members, by their init streams
     factors: ClassVar[tuple[str, ...]] = ("A", "B")
     zero_factor: ClassVar[str | None] = "B"  # that starts at zero; `DecayB` decays it
@@ -120,14 +121,7 @@ class Lora:
         _check_targets(self)
         if self.alpha is not None:
             _positive("Lora", "alpha", self.alpha)
-        if self.b_std < 0:
-            raise ValueError(
-                f"b_std={self.b_std}: must be >= 0; write Lora(b_std=0) to start as the backbone"
-            )
-
-    @property
-    def label(self) -> str:
-        return "lora"
+        _not_negative("Lora", "b_std", self.b_std)
 
     @property
     def scale(self) -> float:
@@ -165,6 +159,7 @@ class Vera:
             the same, so that only their data order differs.
     """
 
+    label = "vera"
     factors: ClassVar[tuple[str, ...]] = ("d", "b")
     zero_factor: ClassVar[str | None] = "b"
 
@@ -179,10 +174,6 @@ class Vera:
         _positive("Vera", "d_init", self.d_init)
         if self.projection not in ("per_member", "shared"):
             raise ValueError(f'projection={self.projection!r}: must be "per_member" or "shared"')
-
-    @property
-    def label(self) -> str:
-        return "vera"
 
     @property
     def starts_apart(self) -> bool:
@@ -223,6 +214,7 @@ class BatchEnsemble:
         std: of "normal"; 0 starts every member as the backbone.
     """
 
+    label = "batchensemble"
     factors: ClassVar[tuple[str, ...]] = ("r", "s")
     zero_factor: ClassVar[str | None] = None
     rank: ClassVar[int] = 0
@@ -236,10 +228,6 @@ class BatchEnsemble:
         if self.init not in ("signs", "normal"):
             raise ValueError(f'init={self.init!r}: must be "signs" or "normal"')
         _not_negative("BatchEnsemble", "std", self.std)
-
-    @property
-    def label(self) -> str:
-        return "batchensemble"
 
     @property
     def starts_apart(self) -> bool:
@@ -274,6 +262,7 @@ class LastLayer:
             the backbone.
     """
 
+    label = "last-layer"
     rank: ClassVar[int] = 0
     targets: ClassVar[tuple[str, ...]] = ()
     zero_factor: ClassVar[str | None] = None
@@ -282,10 +271,6 @@ class LastLayer:
 
     def __post_init__(self) -> None:
         _not_negative("LastLayer", "std", self.std)
-
-    @property
-    def label(self) -> str:
-        return "last-layer"
 
     @property
     def starts_apart(self) -> bool:
@@ -308,18 +293,11 @@ class Full:
     Each member has all weights of its own, and a forward pass of its own: nothing is shared in a stack.
     """
 
+    label, init_label = "full", "backbone"
     starts_apart: ClassVar[bool] = False
     rank: ClassVar[int] = 0
     targets: ClassVar[tuple[str, ...]] = ()
     zero_factor: ClassVar[str | None] = None
-
-    @property
-    def label(self) -> str:
-        return "full"
-
-    @property
-    def init_label(self) -> str:
-        return "backbone"
 
 
 Adapter = Lora | Vera | BatchEnsemble  # methods that change some linear layers

@@ -451,7 +451,7 @@ class _StackCheckpoints:
         self.name = f"checkpoints/{stack_id}.safetensors"
         self.saved = time.monotonic()
 
-    def due(self, step: int) -> bool:
+    def due(self) -> bool:
         return self.should_stop() or time.monotonic() - self.saved >= self.seconds
 
     def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:

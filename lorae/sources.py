@@ -112,9 +112,7 @@ class MnistVit:
     `resolve` turns it into `Files`: it is identified by its weights, which may differ between machines.
     """
 
-    @property
-    def label(self) -> str:
-        return "mnist-vit"
+    label = "mnist-vit"
 
     def fingerprint(self) -> dict[str, Any]:
         return resolve(self).fingerprint()

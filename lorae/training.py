@@ -91,7 +91,7 @@ class Checkpoints(Protocol):
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: ...
     def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None: ...
-    def due(self, step: int) -> bool: ...
+    def due(self) -> bool: ...
 
 
 def train_stack(
@@ -262,7 +262,7 @@ def train_stack(
                 active = [active[i] for i in staying]
                 keep_members(adapters, optimizer, staying)
             evaluating = active and evaluate_every and step % evaluate_every == 0 and step < num_steps
-            if checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due(step)):
+            if checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due()):
                 checkpoints.save(*checkpoint(step, active, runs, adapters, optimizer))
             if evaluating:
                 on_evaluation(step, num_steps, validation_nll(backbone, data.validation))

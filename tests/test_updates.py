@@ -167,7 +167,7 @@ def test_what_full_fine_tuning_changed_is_looked_at_where_lora_changes_something
     shutil.copytree(f"{elsewhere}/members", tmp_path / "both" / "members", dirs_exist_ok=True)
     store, backbone = Store(str(tmp_path / "both")), Path(lora.backbone.path)
     table = trials_table(store, "both", [(lora, []), (full, [])], {})
-    store.write_table("sweeps/both/trials.parquet", table)
+    store.write_table("both", table)
     trials = load_trials(str(tmp_path / "both"), "both")
     measured, notes = with_updates(trials, backbone)
     (row,) = [row for row in measured.rows if row["method"] == "full"]

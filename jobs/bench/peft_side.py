@@ -28,14 +28,12 @@ from lorae.trial import Trial
 ATTENTION = ("eager", "sdpa")
 
 
-def load_lm(trial: Trial, device: str, attention: str | None = None) -> Any:
-    """transformers' model in the trial's precision; its default attention if none is named."""
+def load_lm(trial: Trial, device: str) -> Any:
+    """transformers' model in the trial's precision, with its default attention."""
     from transformers import AutoModelForCausalLM
 
-    named = {"attn_implementation": attention} if attention else {}
-    lm: Any = AutoModelForCausalLM.from_pretrained(
-        backbone_folder(trial.backbone), dtype=DTYPES[trial.precision], **named
-    )
+    folder, dtype = backbone_folder(trial.backbone), DTYPES[trial.precision]
+    lm: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return lm.to(torch.device(device)).eval()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from jobs.bench.apart import Rounds
@@ -15,7 +16,6 @@ from jobs.bench.peft_side import adapter_name, load_lm, with_adapters
 from jobs.bench.setting import (
     Setting,
     environment,
-    median,
     num_tokens,
     peak_memory,
     rows,

@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -213,10 +212,6 @@ def synchronize(device: str) -> None:
 
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values)
 
 
 def peak_flops(device: str) -> float | None:

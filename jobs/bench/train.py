@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from jobs.bench.apart import Rounds
@@ -19,7 +20,6 @@ from jobs.bench.setting import (
     StepClock,
     batches,
     environment,
-    median,
     num_tokens,
     peak_memory,
     rows,

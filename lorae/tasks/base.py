@@ -38,18 +38,14 @@ class Letters:
     """Score by answer letters: options are listed as `A) ...`, a class logit is that of its letter's
     token."""
 
-    @property
-    def label(self) -> str:
-        return "letters"
+    label = "letters"
 
 
 @dataclass(frozen=True)
 class LabelWords:
     """Score by label words: a class logit is the logit of the first token of the option's text."""
 
-    @property
-    def label(self) -> str:
-        return "words"
+    label = "words"
 
 
 @dataclass(frozen=True)
@@ -455,11 +451,9 @@ def content_id(*parts: str) -> str:
     return CONTENT_ID + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def media_example(
-    media: Image | Audio, classes: tuple[str, ...], label: int | None, group: str | None = None
-) -> Example:
+def media_example(media: Image | Audio, classes: tuple[str, ...], label: int | None) -> Example:
     """Example of an image or piece of audio whose dataset has no ids."""
-    return Example(content_id(media.digest), "", classes, label, group, media)
+    return Example(content_id(media.digest), "", classes, label, media=media)
 
 
 def lettered_example(row: dict[str, Any], question: str) -> Example:
