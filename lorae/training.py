@@ -20,7 +20,7 @@ from lorae.encoding import Row, stack_logits
 from lorae.methods import LastLayer
 from lorae.noise import make_noise
 from lorae.order import DataOrder
-from lorae.prediction import pooled_draws, predict_draws, with_features
+from lorae.prediction import pooled_draws, predict_draws
 from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.trial import AdamW, Trial
 
@@ -30,7 +30,7 @@ PATH_PARTS = 10  # of the training, between which a member's path has points
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded training and validation rows.
+    """Encoded training and validation rows; for `LastLayer` with features.
 
     Attributes:
         reference_logits_NC: for KL, the backbone's class logits on the training rows.
@@ -45,17 +45,6 @@ class TrainingData:
     @property
     def num_classes(self) -> int:
         return max(r.num_classes for r in (*self.train, *self.validation))
-
-    def with_features(self, backbone: Backbone) -> TrainingData:
-        """The same rows with the frozen backbone's features, see `with_features`."""
-        if self.train[0].features is not None:
-            return self
-        started = time.perf_counter()
-        rows = with_features(backbone, [*self.train, *self.validation])
-        train, validation = rows[: len(self.train)], rows[len(self.train) :]
-        return replace(
-            self, train=train, validation=validation, feature_seconds=time.perf_counter() - started
-        )
 
 
 @dataclass
@@ -131,8 +120,6 @@ def train_stack(
     weights, stopping = trial.regularizer(ClassWeights), trial.regularizer(EarlyStopping)
     if kl and data.reference_logits_NC is None:
         raise ValueError("KL needs the backbone's logits on the training rows; give reference_logits_NC")
-    if isinstance(trial.method, LastLayer):
-        data = data.with_features(backbone)
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
     path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}

@@ -30,6 +30,13 @@ def _rays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield
 
 
+@pytest.fixture
+def lorae_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, empty."""
+    monkeypatch.setenv("LORAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")

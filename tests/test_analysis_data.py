@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,80 +12,11 @@ import pyarrow as pa
 import pytest
 import scipy.special
 import scipy.stats
-from toys import Colours, Greys, colour_rows, write_split
+from sweeps import COMMAND, make_sweep, tabulate, toy_trials
 
 from analysis.data import Cell, fill_command, load_trials
-from lorae.predictions import prediction_bytes
 from lorae.regularizers import KL
-from lorae.results import trials_table
-from lorae.sources import Files
-from lorae.store import Store, member_folder, reference_folder
-from lorae.tasks.base import Task
-from lorae.trial import Budget, Sweep, Trial
-
-COMMAND = "lorae sweep pipelines/toy.py --storage results"
-NUM_EXAMPLES = {"colours": 90, "greys": 40}
-
-
-def make_sweep(root: Path, axes: dict[str, list[Any]], failing: Sequence[int] = ()) -> str:
-    """A storage with the sweep "toy" over `axes`, its members' logits random; returns its path.
-
-    Members see the truth through noise of their own and noise that all share; the untouched backbone hardly
-    sees it. The members of the trials at the places `failing` are not stored.
-    """
-    store, trials = Store(str(root / "results")), toy_trials(root, axes)
-    failed = {member for place in failing for member in trials[place][0].member_ids()}
-    for trial, ood in trials:
-        sets = [(trial.task, "validation"), (trial.task, "test"), *((task, "test") for task in ood)]
-        if not trial.members:
-            _store(store, reference_folder(trial.reference_id()), sets, signal=0.3, noise=0.5, tokens=0)
-        for member in set(trial.member_ids()) - failed:
-            noise = 1.0 if trial.regularizers else 2.5
-            _store(store, member_folder(member), sets, signal=3.0, noise=noise, tokens=1000)
-    for member in failed:
-        store.write_failure(member, "NaN at step 3\nin train-7")
-    tabulate(store, trials)
-    return str(root / "results")
-
-
-def tabulate(store: Store, trials: Sequence[tuple[Trial, Sequence[Task]]]) -> None:
-    """Write the table of the sweep "toy" from what is stored."""
-    provenance = {"command": COMMAND, "commit": "abc123"}
-    store.write_table("toy", trials_table(store, "toy", trials, provenance))
-
-
-def toy_trials(root: Path, axes: dict[str, list[Any]]) -> list[tuple[Trial, list[Task]]]:
-    """Trials over `axes` with their OOD tasks, and the data that they need."""
-    (root / "backbone").mkdir(parents=True, exist_ok=True)
-    (root / "backbone" / "config.json").write_text("{}")
-    for number, (name, size) in enumerate(NUM_EXAMPLES.items()):
-        write_split(root / "data" / name, "test", colour_rows("test", size, 2 * number))
-        write_split(root / "data" / name, "train", colour_rows("train", 120, 2 * number + 1))
-    base = Trial(
-        backbone=Files(str(root / "backbone")), task=Colours(), budget=Budget(epochs=1), precision="fp32"
-    )
-    sweep = Sweep(base=base, axes=axes, ood=[Greys()]).located(root / "data")
-    return [(trial, sweep.eval_tasks(trial)) for trial in sweep.trials()]
-
-
-def _store(
-    store: Store, folder: str, sets: Sequence[tuple[Task, Any]], *, signal: float, noise: float, tokens: int
-) -> None:
-    identity = folder.rsplit("/", 1)[-1]
-    rng = np.random.default_rng(int(identity, 16))
-    cost = {"train_tokens": tokens, "train_seconds": 1.5, "predict_seconds": 0.5, "trainable_parameters": 64}
-    files = {"member.json": json.dumps({"cost": cost}).encode()}
-    for task, split in sets:
-        examples = task.examples(split)
-        labels = np.array([-1 if e.label is None else e.label for e in examples])
-        hard_NC = np.random.default_rng(len(examples)).normal(size=(len(examples), 3))  # for all members
-        logits_NC = 1.5 * hard_NC + noise * rng.normal(size=hard_NC.shape)
-        logits_NC += signal * (labels[:, None] == np.arange(3))
-        ids, name = [e.id for e in examples], task.eval_set(split)
-        content = prediction_bytes(identity, name, ids, labels.tolist(), [3] * len(ids), logits_NC[None])
-        files[f"predictions/{name}.parquet"] = content
-    store.write_entry(folder, files)
-
+from lorae.store import Store, member_folder
 
 SEEDS = {"regularizers": [(), (KL(),)], "members": [1, 3], "seed": [0, 1, 2]}
 

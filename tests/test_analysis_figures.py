@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_analysis_data import COMMAND, make_sweep
+from sweeps import COMMAND, make_sweep
 
 from analysis import demo
 from analysis.data import load_trials

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
-from test_analysis_data import make_sweep
+from sweeps import make_sweep
 
 from analysis.data import load_trials
 from analysis.gain import MIN_POOLS, correlation, correlations, with_gains

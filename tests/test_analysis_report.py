@@ -14,7 +14,7 @@ import scipy.special
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from test_analysis_data import COMMAND, make_sweep
+from sweeps import COMMAND, make_sweep
 from toys import Colours
 
 from analysis import report

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 from sklearn.metrics import roc_auc_score
-from test_analysis_data import COMMAND, make_sweep
+from sweeps import COMMAND, make_sweep
 
 from analysis.columns import Column, all_metrics, default_metrics, direction, title
 from analysis.data import load_trials

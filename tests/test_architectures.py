@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import largest_difference, prepared
+from stacks import largest_difference, prepared
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorae.encoding import class_logits, collate, encode

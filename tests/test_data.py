@@ -7,18 +7,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from toys import write_rows
 
 from lorae.sources import Files, Hub, Wheel
 from lorae.tasks import MMLU, ArcEasy, OpenBookQA
 from lorae.tasks.data import DataFiles, _hub_rows, data_fingerprint, local_copy, parquet, read_rows
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("lorae_cache")
 
 
 def arc_row(number: int) -> dict[str, Any]:
@@ -39,23 +35,17 @@ def mmlu_row(subject: str, number: int) -> dict[str, Any]:
     }
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
-
-
 @pytest.mark.parametrize(
     "path", ["ARC-Easy/test-00000-of-00001.parquet", "ARC-Easy/test.parquet", "test.parquet"]
 )
 def test_a_copy_may_have_hub_layout_or_be_flat(tmp_path: Path, path: str) -> None:
-    write(tmp_path / path, [arc_row(1), arc_row(2)])
+    write_rows(tmp_path / path, [arc_row(1), arc_row(2)])
     assert read_rows(Files(str(tmp_path)), ArcEasy.test) == [arc_row(1), arc_row(2)]
 
 
 def test_a_copy_of_the_hubs_parquet_export_is_read_by_split(tmp_path: Path) -> None:
-    write(tmp_path / "default/train/0000.parquet", [arc_row(1)])
-    write(tmp_path / "default/test/0000.parquet", [arc_row(2)])
+    write_rows(tmp_path / "default/train/0000.parquet", [arc_row(1)])
+    write_rows(tmp_path / "default/test/0000.parquet", [arc_row(2)])
     assert read_rows(Files(str(tmp_path)), parquet("default/test/*")) == [arc_row(2)]
 
 
@@ -71,7 +61,7 @@ def test_shards_and_patterns_keep_their_order(tmp_path: Path) -> None:
     for part in ("validation", "dev"):
         for shard in (1, 0):
             rows = [mmlu_row("anatomy", shard), mmlu_row(part, shard)]
-            write(tmp_path / f"anatomy/{part}-{shard:05}-of-00002.parquet", rows)
+            write_rows(tmp_path / f"anatomy/{part}-{shard:05}-of-00002.parquet", rows)
     rows = read_rows(Files(str(tmp_path)), MMLU("anatomy").train)
     assert [r["question"] for r in rows[1::2]] == ["dev 0", "dev 1", "validation 0", "validation 1"]
 
@@ -84,7 +74,7 @@ def test_a_missing_file_is_named_in_every_form_it_may_have(tmp_path: Path) -> No
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "test.parquet", [arc_row(n) for n in range(100)])
+    path = write_rows(tmp_path / "test.parquet", [arc_row(n) for n in range(100)])
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"test\.parquet is damaged or cut off .*; copy the file again"):
         read_rows(Files(str(tmp_path)), ArcEasy.test)
@@ -106,9 +96,9 @@ def test_the_hub_path_reads_the_same_rows_as_the_local_one(
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     repository = tmp_path / "ai2_arc"
-    write(repository / "ARC-Easy/test-00000-of-00002.parquet", [arc_row(1), arc_row(2)])
-    write(repository / "ARC-Easy/test-00001-of-00002.parquet", [arc_row(3)])
-    write(repository / "ARC-Challenge/test-00000-of-00001.parquet", [arc_row(4)])
+    write_rows(repository / "ARC-Easy/test-00000-of-00002.parquet", [arc_row(1), arc_row(2)])
+    write_rows(repository / "ARC-Easy/test-00001-of-00002.parquet", [arc_row(3)])
+    write_rows(repository / "ARC-Challenge/test-00000-of-00001.parquet", [arc_row(4)])
     features = datasets.Features(
         question=datasets.Value("string"),
         subject=datasets.Value("string"),
@@ -142,17 +132,17 @@ def test_a_hub_without_the_file_says_what_to_do(tmp_path: Path, monkeypatch: pyt
 def test_the_fingerprint_is_the_content_of_every_file_in_any_layout(tmp_path: Path) -> None:
     flat, hub = tmp_path / "flat", tmp_path / "hub"
     for part, rows in (("dev", [mmlu_row("anatomy", 1)]), ("validation", [mmlu_row("anatomy", 2)])):
-        write(flat / f"{part}.parquet", rows)
-        write(hub / f"anatomy/{part}-00000-of-00001.parquet", rows)
+        write_rows(flat / f"{part}.parquet", rows)
+        write_rows(hub / f"anatomy/{part}-00000-of-00001.parquet", rows)
     files = MMLU("anatomy").train
     before = data_fingerprint(Files(str(flat)), files)
     assert before == data_fingerprint(Files(str(hub)), files)
-    write(flat / "validation.parquet", [mmlu_row("anatomy", 3)])
+    write_rows(flat / "validation.parquet", [mmlu_row("anatomy", 3)])
     assert before != data_fingerprint(Files(str(flat)), files)
 
 
 def test_a_wheel_and_a_copy_of_its_file_have_one_fingerprint(tmp_path: Path) -> None:
-    path = write(tmp_path / "copy" / "toy.parquet", [arc_row(1)])
+    path = write_rows(tmp_path / "copy" / "toy.parquet", [arc_row(1)])
     wheel = Wheel("toy", "1.0", "toy/toy.parquet", sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     files = DataFiles(("toy.parquet",))
     assert data_fingerprint(wheel, files) == data_fingerprint(Files(str(path.parent)), files)

@@ -17,8 +17,7 @@ import pytest
 import soundfile
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_methods import Recorder
-from test_training import largest_difference
+from stacks import Recorder, featured, largest_difference
 from toys import OPTIONS, WORDS, Colours, Greys, write_split
 from transformers import (
     AutoFeatureExtractor,
@@ -221,7 +220,8 @@ def prepared(trial: Trial) -> tuple[Backbone, TrainingData]:
     backbone = load_backbone(trial.backbone, "fp32", "cpu")
     splits = (trial.task.examples("train"), trial.task.examples("validation"))
     most = trial.budget.max_tokens
-    return backbone, TrainingData(*(encode(backbone.tokenizer, trial.task, s, most) for s in splits))
+    data = TrainingData(*(encode(backbone.tokenizer, trial.task, s, most) for s in splits))
+    return backbone, featured(trial, backbone, data)
 
 
 # Exact stacks

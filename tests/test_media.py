@@ -17,7 +17,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from toys import Colours
+from toys import Colours, write_rows
 
 from lorae import media, mnist_vit
 from lorae.media import Audio, Image
@@ -48,10 +48,7 @@ from lorae.tasks.base import Example, media_example
 from lorae.tasks.data import _hub_rows, parquet, read_rows
 from lorae.trial import Budget, Sweep, Trial
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("lorae_cache")
 
 
 def picture(seed: int, *shape: int) -> np.ndarray:
@@ -255,11 +252,6 @@ def test_a_cell_without_bytes_is_refused(cell: Any) -> None:
 # The tasks, on copies in the layout of the hub
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-
-
 def cell(data: bytes) -> dict[str, Any]:
     return {"bytes": data, "path": None}
 
@@ -283,7 +275,7 @@ def test_rows_of_image_datasets(
 ) -> None:
     for seed, split in ((0, "train"), (100, "test"), (200, "validation")):
         rows = image_rows(column, label, 30, seed)
-        write(tmp_path / folder / f"{split}-00000-of-00001.parquet", rows)
+        write_rows(tmp_path / folder / f"{split}-00000-of-00001.parquet", rows)
     splits = task.located(tmp_path).splits()
     count = 60 if task.name == "flowers102" else 30
     assert len(splits["train"]) + len(splits["validation"]) == count
@@ -302,8 +294,8 @@ def test_cifar100_has_a_hundred_classes_in_alphabetical_order() -> None:
 
 
 def test_an_image_that_is_in_train_and_test_stays_in_test_only(tmp_path: Path) -> None:
-    write(tmp_path / "cifar10/train.parquet", image_rows("img", "label", 40))
-    write(tmp_path / "cifar10/test.parquet", image_rows("img", "label", 20, seed=30))
+    write_rows(tmp_path / "cifar10/train.parquet", image_rows("img", "label", 40))
+    write_rows(tmp_path / "cifar10/test.parquet", image_rows("img", "label", 20, seed=30))
     splits = CIFAR10().located(tmp_path).splits()
     assert len(splits["test"]) == 20
     assert len(splits["train"]) + len(splits["validation"]) == 30
@@ -323,7 +315,7 @@ def lesions(tmp_path: Path) -> Path:
         for n in range(200)
     ]
     for split, part in {"train": rows[:150], "validation": rows[100:], "test": rows[::4]}.items():
-        write(tmp_path / f"root/ham10000/{split}.parquet", part)
+        write_rows(tmp_path / f"root/ham10000/{split}.parquet", part)
     return tmp_path / "root"
 
 
@@ -342,7 +334,7 @@ def test_no_lesion_is_in_two_splits_of_ham10000(lesions: Path) -> None:
 def test_an_unknown_diagnosis_is_named(tmp_path: Path) -> None:
     row = {"image": cell(png()), "image_id": "i", "lesion_id": "HAM_0", "dx": "mel"}
     for split in ("train", "validation", "test"):
-        write(tmp_path / f"ham10000/{split}.parquet", [row])
+        write_rows(tmp_path / f"ham10000/{split}.parquet", [row])
     with pytest.raises(ValueError, match=r"ham10000 \w+ row 0 cannot be read .*dx 'mel' is none of actinic"):
         HAM10000().located(tmp_path).splits()
 
@@ -363,7 +355,7 @@ def recordings(tmp_path: Path) -> Path:
                 "audio": cell(sound(tone(44_100, 0.02, 100 + n), 44_100)),
             }
         )
-    write(tmp_path / "root/esc50/train.parquet", rows)
+    write_rows(tmp_path / "root/esc50/train.parquet", rows)
     return tmp_path / "root"
 
 
@@ -392,7 +384,7 @@ def test_an_esc50_clip_is_resampled_and_has_its_class(recordings: Path) -> None:
 
 def test_a_target_that_is_not_the_category_is_refused(recordings: Path) -> None:
     table = pq.read_table(recordings / "esc50/train.parquet").to_pylist()
-    write(recordings / "esc50/train.parquet", [table[0] | {"category": "rooster"}])
+    write_rows(recordings / "esc50/train.parquet", [table[0] | {"category": "rooster"}])
     with pytest.raises(ValueError, match="target 0 is 'dog', but the category is 'rooster'"):
         ESC50(1).located(recordings).examples("test")
 
@@ -400,7 +392,7 @@ def test_a_target_that_is_not_the_category_is_refused(recordings: Path) -> None:
 def test_sst2_is_read_by_heads_and_language_models(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         rows = [{"idx": n, "sentence": f"{split} {n} . ", "label": n % 2} for n in range(40)]
-        write(tmp_path / f"stanfordnlp/sst2/data/{split}-00000-of-00001.parquet", rows)
+        write_rows(tmp_path / f"stanfordnlp/sst2/data/{split}-00000-of-00001.parquet", rows)
     task = SST2().located(tmp_path)
     example = task.examples("test")[1]
     assert (example.question, example.options[example.label or 0]) == ("validation 1 .", "positive")
@@ -492,7 +484,7 @@ def test_the_examples_of_a_head_have_the_same_classes(tmp_path: Path) -> None:
         {"id": f"q{n}", "question_stem": f"{n}?", "choices": {"text": [f"{n}a", "b"], "label": ["A", "B"]}}
         for n in range(3)
     ]
-    write(tmp_path / "openbookqa/test.parquet", [row | {"answerKey": "A"} for row in rows])
+    write_rows(tmp_path / "openbookqa/test.parquet", [row | {"answerKey": "A"} for row in rows])
     task = OpenBookQA().located(tmp_path)
     assert len(task.examples("test")) == 3
     with pytest.raises(ValueError, match=r"row 1 \(q1\): its 2 classes \('1a', 'b'\) .*the same classes"):

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from test_analysis_data import make_sweep
+from sweeps import make_sweep
 from test_analysis_report import Page
 from toys import Colours
 

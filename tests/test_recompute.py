@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_analysis_data import make_sweep
+from sweeps import make_sweep
 
 from analysis.columns import default_metrics
 from analysis.data import load_trials

@@ -29,10 +29,7 @@ CONTENT = b"some data"
 MEMBER = "toy/data/words.txt"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LORAE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("lorae_cache")
 
 
 @pytest.fixture
@@ -82,14 +79,14 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(
 
 
 def test_a_wrong_checksum_is_refused_and_leaves_nothing(
-    index: Callable[[bytes | None], list[list[str]]], cache: Path
+    index: Callable[[bytes | None], list[list[str]]], lorae_cache: Path
 ) -> None:
     index(b"other data")
     with pytest.raises(
         ValueError, match=r"toy==1\.0 has sha256 [0-9a-f]{64}, expected .*damaged or the pin is wrong"
     ):
         wheel_file(toy())
-    assert not [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    assert not [p for p in lorae_cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 def test_stacks_that_start_together_fetch_and_convert_once(
@@ -180,11 +177,11 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         backbone_folder(Files(str(tmp_path)))
 
 
-def test_the_remembered_digest_of_a_large_file_follows_its_content(tmp_path: Path, cache: Path) -> None:
+def test_the_remembered_digest_of_a_large_file_follows_its_content(tmp_path: Path, lorae_cache: Path) -> None:
     path = tmp_path / "weights.safetensors"
     for byte in (b"a", b"b"):
         path.write_bytes(byte * (2**20 + 1))
         os.utime(path, ns=(0, ord(byte)))  # a write is a new modification time, however coarse the clock
         for _ in range(2):
             assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert len(list((cache / "digests").iterdir())) == 2
+    assert len(list((lorae_cache / "digests").iterdir())) == 2

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import write_rows
 
 import lorae.tasks
 from lorae.identity import canonical_json, digest
@@ -50,14 +49,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORAE_CACHE", str(tmp_path / "cache"))
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
+pytestmark = pytest.mark.usefixtures("lorae_cache")
 
 
 def arc_row(split: str, number: int, **changes: Any) -> dict[str, Any]:
@@ -80,10 +72,12 @@ def arc(tmp_path: Path) -> Callable[..., ArcEasy]:
         train: list[dict[str, Any]] | None = None, test: list[dict[str, Any]] | None = None, **settings: Any
     ) -> ArcEasy:
         folder = tmp_path / f"arc-{next(copies)}"
-        write(
+        write_rows(
             folder / "train.parquet", train if train is not None else [arc_row("train", n) for n in range(60)]
         )
-        write(folder / "test.parquet", test if test is not None else [arc_row("test", n) for n in range(30)])
+        write_rows(
+            folder / "test.parquet", test if test is not None else [arc_row("test", n) for n in range(30)]
+        )
         return ArcEasy(source=Files(str(folder)), **settings)
 
     return make
@@ -423,7 +417,7 @@ def test_a_group_of_mmlu_covers_every_file_it_reads(tmp_path: Path) -> None:
                 "choices": list("abcd"),
                 "answer": number % 4,
             }
-            write(tmp_path / "mmlu" / subject / f"{part}.parquet", [row])
+            write_rows(tmp_path / "mmlu" / subject / f"{part}.parquet", [row])
     group = MMLU("social_science", val_frac=0.3).located(tmp_path)
     splits = group.splits()
     assert len(splits["test"]) == len(subjects) == 12
@@ -431,7 +425,7 @@ def test_a_group_of_mmlu_covers_every_file_it_reads(tmp_path: Path) -> None:
     fingerprints = {canonical_json(group)}
     for part in ("dev", "validation"):
         row = {"question": "new?", "subject": subjects[-1], "choices": list("abcd"), "answer": 0}
-        write(tmp_path / "mmlu" / subjects[-1] / f"{part}.parquet", [row])
+        write_rows(tmp_path / "mmlu" / subjects[-1] / f"{part}.parquet", [row])
         lorae.tasks.base._content.cache_clear()  # a process takes files as they were when it first read them
         fingerprints.add(canonical_json(group))
     assert len(fingerprints) == 3
@@ -478,7 +472,7 @@ def test_a_data_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
-    write(tmp_path / "mmlu/anatomy/test.parquet", [ROWS[7][1]])
+    write_rows(tmp_path / "mmlu/anatomy/test.parquet", [ROWS[7][1]])
     task = MMLU("anatomy").located(tmp_path)
     assert len(task.examples("test")) == 1, "an OOD set needs no train files"
     with pytest.raises(
@@ -515,13 +509,13 @@ def test_bad_rows_are_named(arc: Callable[..., ArcEasy], test: list[dict[str, An
 
 @pytest.mark.parametrize("label", [-1, 6])
 def test_a_label_outside_the_options_is_refused(tmp_path: Path, label: int) -> None:
-    write(tmp_path / "trec/test.parquet", [{"text": "Who?", "coarse_label": label}])
+    write_rows(tmp_path / "trec/test.parquet", [{"text": "Who?", "coarse_label": label}])
     with pytest.raises(ValueError, match=rf"trec test row 0 .*label {label} is outside its 6 options"):
         TREC().located(tmp_path).examples("test")
 
 
 def test_rows_of_another_subject_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "mmlu/virology/test.parquet", [ROWS[7][1]])
+    write_rows(tmp_path / "mmlu/virology/test.parquet", [ROWS[7][1]])
     with pytest.raises(ValueError, match=r"mmlu/virology test row 0 .*subject is 'anatomy'"):
         MMLU("virology").located(tmp_path).examples("test")
 

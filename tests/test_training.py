@@ -8,36 +8,23 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
+from stacks import largest_difference, prepared
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from lorae import peft_format
 from lorae.adapters import Adapters, initial_state, projections
-from lorae.backbones import Backbone, load_backbone
+from lorae.backbones import load_backbone
 from lorae.encoding import class_logits, collate, encode
 from lorae.methods import Gaussian, Lora, Orthogonal, Vera, Xavier, adapted_layers
 from lorae.order import DataOrder
 from lorae.prediction import predict
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
 from lorae.tasks.base import Letters, OptionLikelihood
-from lorae.training import MemberRun, TrainingData, kl_divergence, learning_rate, train_stack
+from lorae.training import TrainingData, kl_divergence, learning_rate, train_stack
 from lorae.trial import AdamW, Budget, Diversity, Trial
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def prepared(trial: Trial) -> tuple[Backbone, TrainingData]:
-    backbone = load_backbone(trial.backbone, trial.precision, "cpu")
-    splits = {
-        split: encode(backbone.tokenizer, trial.task, trial.task.examples(split), trial.budget.max_tokens)
-        for split in ("train", "validation")
-    }
-    reference = predict(backbone, splits["train"])[0]
-    return backbone, TrainingData(splits["train"], splits["validation"], reference)
-
-
-def largest_difference(a: MemberRun, b: MemberRun) -> float:
-    return max((a.state[name] - b.state[name]).abs().max().item() for name in a.state)
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,14 @@ class Greys(Colours):
         return Example(row["id"], row["text"], OPTIONS, None)
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
 def write_split(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    write_rows(folder / f"{split}.parquet", rows)
 
 
 def colour_rows(split: str, count: int, seed: int) -> list[dict[str, Any]]:
