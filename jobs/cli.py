@@ -1,17 +1,17 @@
 """lorae: LoRA ensembles, trained exactly, once, and compared fairly.
 
-    lorae sweep pipelines/demo.py --dry-run      what would be trained, and what is stored already
-    lorae sweep pipelines/demo.py                train it; repeating the command resumes, and trains nothing
-    twice lorae sweep pipelines/demo.py --set members=6
-    lorae predict lorae-results --task ArcEasy   add predictions on a task to the stored members
-    lorae plan FILE --simulate --gpus 64 --gpu a100-80    time, cost and idle share on GPUs that are not there
-    lorae doctor                                 versions, devices, Ray, storage, model and data access
-    lorae audit lorae-results                    are the stored numbers what they claim to be?
-    lorae report lorae-results --out report      tables and figures as one HTML page, and as files
-    lorae mlflow-rebuild lorae-results           recreate the MLflow runs from Parquet
-    lorae export MEMBER DIR                      a member as a PEFT adapter
-    lorae bench all                              speed and memory here, beside PEFT's and the machine's limit
-    lorae bench analysis                         the same of metrics, tables and bootstrap
+    lorae sweep pipelines/demo.py --dry-run        what would be trained, and what is stored already
+    lorae sweep pipelines/demo.py                  train it; the same again resumes, and trains nothing twice
+    lorae sweep pipelines/demo.py --set members=6  the same file with another axis
+    lorae predict lorae-results --task ArcEasy     add predictions on a task to the stored members
+    lorae plan FILE --simulate --gpus 64           time, cost and idle share on GPUs that are not there
+    lorae doctor                                   versions, devices, Ray, storage, model and data access
+    lorae audit lorae-results                      are the stored numbers what they claim to be?
+    lorae report lorae-results --out report        tables and figures as one HTML page, and as files
+    lorae mlflow-rebuild lorae-results             recreate the MLflow runs from Parquet
+    lorae export MEMBER DIR                        a member as a PEFT adapter
+    lorae bench all                                speed and memory here, beside PEFT and the machine's limit
+    lorae bench analysis                           the same of metrics, tables and bootstrap
 
 Exit codes: 0 all done, 1 some members or checks failed (the rest is kept), 2 wrong usage, 130 stopped by
 Ctrl-C or SIGTERM (what ran is saved; once more exits at once).
@@ -24,6 +24,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 DEFAULT_STORAGE = "lorae-results"
 BENCHES = {
@@ -66,17 +68,25 @@ def _parser() -> argparse.ArgumentParser:
         prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    axes = _option("--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis")
+    storage = _option("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
+    as_json = _option("--json", action="store_true", help="print it as JSON")
+    data_root = _option(
+        "--data-root",
+        type=lambda folder: str(Path(folder).expanduser()),
+        default=os.environ.get("LORAE_DATA_ROOT") or None,
+        metavar="DIR",
+        help="local copies of datasets; or LORAE_DATA_ROOT",
+    )
 
-    sweep = commands.add_parser("sweep", help="run a sweep file, or resume it")
+    sweep = commands.add_parser(
+        "sweep", parents=[axes, storage, data_root, as_json], help="run a sweep file, or resume it"
+    )
     sweep.add_argument("file", help="a Python file with a SWEEP")
     sweep.add_argument(
-        "--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis"
+        "--smoke", action="store_true", help="the file's small variant, on a model from the package index"
     )
-    sweep.add_argument("--smoke", action="store_true", help="the file's small variant on the embedded model")
-    sweep.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
-    sweep.add_argument("--data-root", metavar="DIR", help="local copies of datasets; or LORAE_DATA_ROOT")
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    sweep.add_argument("--json", action="store_true", help="print the plan or the outcome as JSON")
     sweep.add_argument("--local", action="store_true", help="without Ray, in this process")
     sweep.add_argument("--address", help='Ray cluster; "auto" refuses to start one on this machine')
     sweep.add_argument("--recompute", action="store_true", help="keep fewer activations, take a third longer")
@@ -90,28 +100,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.set_defaults(run=_sweep)
 
-    predict = commands.add_parser("predict", help="add predictions on a task to stored members")
+    predict = commands.add_parser(
+        "predict", parents=[data_root], help="add predictions on a task to stored members"
+    )
     predict.add_argument("storage", metavar="STORAGE")
     predict.add_argument("--task", required=True, help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours")
     predict.add_argument("--sweep", metavar="NAME", help="only the members of this sweep")
-    predict.add_argument("--data-root", metavar="DIR", help="local copies of datasets; or LORAE_DATA_ROOT")
     predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
     predict.set_defaults(run=_predict)
 
-    plan = commands.add_parser("plan", help="what a sweep would take, on this machine or on others")
+    plan = commands.add_parser(
+        "plan",
+        parents=[axes, storage, data_root, as_json],
+        help="what a sweep would take, on this machine or on others",
+    )
     plan.add_argument("file", help="a Python file with a SWEEP")
-    plan.add_argument("--set", action="append", default=[], metavar="AXIS=V1,V2")
-    plan.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
-    plan.add_argument("--data-root", metavar="DIR")
-    plan.add_argument("--json", action="store_true")
     plan.add_argument("--simulate", action="store_true", help="time, cost and idle share on other GPUs")
     plan.add_argument("--gpus", type=int, default=8, metavar="N", help="how many, 8 to a node")
     plan.add_argument("--gpu", default="a100-80", metavar="KIND", help="a100-40, h100, ...; default a100-80")
     plan.set_defaults(run=_plan)
 
-    doctor = commands.add_parser("doctor", help="check this machine")
-    doctor.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
-    doctor.add_argument("--data-root", metavar="DIR")
+    doctor = commands.add_parser("doctor", parents=[storage, data_root], help="check this machine")
     doctor.set_defaults(run=_doctor)
 
     rebuild = commands.add_parser("mlflow-rebuild", help="recreate the MLflow runs from Parquet")
@@ -131,27 +140,32 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     report.set_defaults(run=_report)
 
-    export = commands.add_parser("export", help="write a member as a PEFT adapter")
+    export = commands.add_parser("export", parents=[storage], help="write a member as a PEFT adapter")
     export.add_argument("member", help="a member id, or its beginning")
     export.add_argument("folder", metavar="DIR")
-    export.add_argument("--storage", default=DEFAULT_STORAGE, metavar="URI")
     export.set_defaults(run=_export)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     parts = bench.add_subparsers(required=True, metavar="PART")
-    analysis = parts.add_parser("analysis", help="metrics, tables and bootstrap of stored logits")
+    analysis = parts.add_parser(
+        "analysis", parents=[as_json], help="metrics, tables and bootstrap of stored logits"
+    )
     analysis.add_argument(
         "--examples", type=int, default=1000, metavar="N", help="test examples (default: 1000)"
     )
-    analysis.add_argument("--json", action="store_true", help="print the figures as JSON")
     analysis.set_defaults(run=_bench_analysis)
     for name, what in BENCHES.items():
-        part = parts.add_parser(name, help=what)
+        part = parts.add_parser(name, parents=[data_root, as_json], help=what)
         part.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
-        part.add_argument("--data-root", metavar="DIR", help="local copies of datasets; or LORAE_DATA_ROOT")
-        part.add_argument("--json", action="store_true", help="print the figures as JSON")
         part.set_defaults(run=_bench, part=name)
     return parser
+
+
+def _option(flag: str, **settings: Any) -> argparse.ArgumentParser:
+    """A parent of the commands that have this option."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(flag, **settings)
+    return parent
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -186,8 +200,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from jobs.predict import run_predict
 
-    data_root = arguments.data_root or os.environ.get("LORAE_DATA_ROOT")
-    num = run_predict(arguments.storage, arguments.task, arguments.sweep, data_root, arguments.backbone)
+    num = run_predict(
+        arguments.storage, arguments.task, arguments.sweep, arguments.data_root, arguments.backbone
+    )
     print(f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection")
     return 0
 
@@ -235,8 +250,6 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from analysis.audit import audit
     from analysis.report import write_report
 
@@ -272,8 +285,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     name = "everything" if arguments.part == "all" else arguments.part
     part = importlib.import_module(f"jobs.bench.{name}")
-    data_root = arguments.data_root or os.environ.get("LORAE_DATA_ROOT")
-    with setting(arguments.device, data_root) as where:
+    with setting(arguments.device, arguments.data_root) as where:
         found = part.measure(where)
     print(json.dumps(found, indent=1) if arguments.json else part.text(found))
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -26,7 +25,7 @@ def run_doctor(storage: str, data_root: str | None) -> int:
         ("ray", _ray),
         ("storage", lambda: _storage(storage)),
         ("cache", _cache),
-        ("data root", lambda: _data_root(data_root or os.environ.get("LORAE_DATA_ROOT"))),
+        ("data root", lambda: _data_root(data_root)),
         ("embedded model and data", _embedded),
         ("model hub", _hub),
     ]

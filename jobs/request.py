@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
@@ -71,7 +70,6 @@ def read_request(
         )
     for override in overrides:
         sweep = with_override(sweep, override)
-    data_root = data_root or os.environ.get("LORAE_DATA_ROOT")
     name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
     storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
     words = ["lorae", "sweep", str(path), "--storage", shown(storage)]
@@ -79,7 +77,7 @@ def read_request(
     words += ["--smoke"] if smoke else []
     words += [word for o in overrides for word in ("--set", o)]
     words += (["--recompute"] if recompute else []) + (zero.words if zero else [])
-    located = sweep.located(Path(data_root).expanduser() if data_root else None)
+    located = sweep.located(Path(data_root) if data_root else None)
     return Request(name, located, storage, shlex.join(words), module, recompute, zero)
 
 

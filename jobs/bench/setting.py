@@ -84,7 +84,7 @@ def setting(device: str, data_root: str | None) -> Iterator[Setting]:
         raise ValueError("peft, which lorae is measured against, is not installed; pip install 'lorae[dev]'")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"--device {device}: must be cpu, or cuda where there is one; leave it out for cpu")
-    root = Path(data_root).expanduser() if data_root else None
+    root = Path(data_root) if data_root else None
     precision, why = fastest_precision(device)
     with tempfile.TemporaryDirectory() as folder:
         backbone = random_llama(folder, ONE_B) if device == "cuda" else SMOLLM2_135M
