@@ -102,9 +102,8 @@ def cell_line(cell: Cell) -> Line:
 
 def cell_columns(trials: Trials) -> list[Column]:
     """What tells cells apart: varying factors, the model, and its regulariser ("none" says something too)."""
-    shown = [
-        f for f in trials.varying if f not in ("method", "draws", "regularizers")
-    ]  # the model's name has the method and the draws
+    # The model's name has the method and the draws
+    shown = [f for f in trials.varying if f not in ("method", "draws", "regularizers")]
     hidden = [f for f in FACTORS if f not in ("seed", "regularizers", *shown)]
     return [
         *(Column(f, "data") for f in hidden),

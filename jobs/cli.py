@@ -2,7 +2,7 @@
 
     lorae sweep pipelines/demo.py --dry-run        what would be trained, and what is stored already
     lorae sweep pipelines/demo.py                  train it; the same again resumes, and trains nothing twice
-    lorae sweep pipelines/demo.py --set members=6  the same file with another axis
+    lorae sweep pipelines/demo.py --set members=6  with other values of an axis
     lorae predict lorae-results --task ArcEasy     add predictions on a task to the stored members
     lorae plan FILE --simulate --gpus 64           time, cost and idle share on GPUs that are not there
     lorae doctor                                   versions, devices, Ray, storage, model and data access
@@ -208,8 +208,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from jobs.devices import local_devices
     from jobs.driver import show_plan
-    from jobs.hosts import local_devices
     from jobs.request import read_request
     from jobs.search import search_text
     from jobs.simulate import simulated_devices

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.hosts import local_devices
+from jobs.devices import local_devices
 from lorae.sources import cache_dir
 from lorae.storage import Storage
 

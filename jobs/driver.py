@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs import tracking
-from jobs.hosts import columns, cpu_has_bf16, local_devices, ray_cluster, run_local, run_tune
+from jobs.devices import cpu_has_bf16, local_devices
+from jobs.hosts import columns, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.hosts import local_devices, ray_cluster, run_local, run_tune, stack_name
+from jobs.devices import local_devices
+from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
 from jobs.request import Request
 from jobs.zero import zero_devices
 from lorae.identity import canonical

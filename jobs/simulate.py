@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.hosts import GPUS
+from jobs.devices import GPUS
 from lorae.plan import Devices, Plan
 
 GPUS_PER_NODE = 8

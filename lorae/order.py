@@ -16,9 +16,8 @@ class DataOrder:
 
     An epoch is a permutation from the member's stream. Each window of 8 batches of it is sorted by length and
     cut into batches. The batches of a window are visited in an order of lengths that depends on the seed only
-    (`pace`), so that
-    the members of a stack have batches of similar length at the same step and little padding, without knowing
-    of each other. The epoch's last batch holds what is left over.
+    (`pace`), so that the members of a stack have batches of similar length at the same step and little
+    padding, without knowing of each other. The epoch's last batch holds what is left over.
 
     Args:
         key: the member's order stream.

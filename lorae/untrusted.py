@@ -41,9 +41,8 @@ def json_object(content: bytes, where: str, shape: Mapping[Any, Any]) -> dict[st
         raise _unreadable(where, f"{len(content)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
     try:
         value = json.loads(content, parse_constant=_refuse)
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # half a surrogate pair can be neither hashed nor shown
+        # Half a surrogate pair can be neither hashed nor shown
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise _unreadable(where, f"no JSON: {error}") from error
     if fault := _too_deep(value):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-_CREDENTIALS = re.compile(
-    r"(?<=://)(?:[^/\s:@]*:[^\s'\"]*|[^/\s]+)(?=@)"
-)  # a password may hold a bare / or @
+# A password may hold a bare / or @
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s:@]*:[^\s'\"]*|[^/\s]+)(?=@)")
 _PARAMETERS = re.compile(r"(?<=[?&])(?!(?:region|scheme|endpoint_override)=)([^=&\s]+)=[^&\s'\"]*")
 
 

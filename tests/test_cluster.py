@@ -27,7 +27,7 @@ from ray.autoscaler._private.providers import _get_default_config
 from ray.autoscaler._private.util import validate_config
 
 from jobs.cluster import Agreement, software, startable_workers
-from jobs.hosts import ray_devices
+from jobs.devices import ray_devices
 from lorae.plan import Devices
 from lorae.sources import Files
 from lorae.storage import Storage

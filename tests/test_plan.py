@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lorae.plan
 from jobs import cli, driver
-from jobs.hosts import GPUS, cpu_has_bf16, known_gpu, ray_devices
+from jobs.devices import GPUS, cpu_has_bf16, known_gpu, ray_devices
 from jobs.simulate import Simulation, simulate
 from lorae.methods import Lora
 from lorae.plan import Devices, Estimate, Placement, Plan, make_plan, placed

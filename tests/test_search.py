@@ -22,8 +22,8 @@ from analysis.columns import default_metrics
 from analysis.data import load_trials
 from analysis.resampling import resample
 from analysis.table import comparison
+from jobs.devices import local_devices
 from jobs.driver import run_sweep
-from jobs.hosts import local_devices
 from jobs.request import Request, with_override
 from jobs.search import _on_one_device, _replay, _scheduler, objective
 from jobs.stack_trial import StackTrial

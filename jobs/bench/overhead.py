@@ -101,7 +101,7 @@ def _stacks(store: Store) -> list[tuple[list[float], float]]:
 
 def plan_many(trial: Trial, storage: str, num_trials: int) -> float:
     """Seconds to plan so many trials of a grid."""
-    from jobs.hosts import cpu_devices
+    from jobs.devices import cpu_devices
     from lorae.plan import make_plan
 
     axes = {"regularizers": [(), DEMO.axes["regularizers"][1]], "members": [1, 2, 4, 8]}
@@ -114,7 +114,7 @@ def plan_many(trial: Trial, storage: str, num_trials: int) -> float:
 
 def plan_stored(trial: Trial, storage: str, num_members: int) -> float:
     """Seconds to find that every member of a sweep is stored."""
-    from jobs.hosts import cpu_devices
+    from jobs.devices import cpu_devices
     from lorae.plan import make_plan
 
     store = Store(storage)

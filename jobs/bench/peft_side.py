@@ -101,9 +101,8 @@ def _train_by_trainer(trial: Trial, member: int, device: str) -> tuple[float, in
     model: Any = get_peft_model(load_lm(trial, device).train(), lora_config(trial))
     words = tokenizer(trial.backbone)
     words.pad_token = words.pad_token or words.eos_token
-    seen = [
-        row for batch in batches(trial, member, rows(trial, "train")) for row in batch
-    ]  # in an order of the Trainer's own
+    # In an order of the Trainer's own
+    seen = [row for batch in batches(trial, member, rows(trial, "train")) for row in batch]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.bench.apart import peak_bytes
-from jobs.hosts import ALLOCATOR, known_gpu
+from jobs.devices import known_gpu
+from jobs.hosts import ALLOCATOR
 from lorae.encoding import Row, encode
 from lorae.methods import Lora
 from lorae.order import DataOrder
