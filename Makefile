@@ -1,4 +1,4 @@
-# The two commands of a new user: `make demo` and `make test`. Everything is installed into .venv.
+# What a new user runs: `make demo`, `make demo-encoders`, `make test`. Everything is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
