@@ -38,7 +38,8 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running stack has saved itself.
     """
-    from lorae.run import Stopped, run_stack
+    from lorae.checkpoints import Stopped
+    from lorae.run import run_stack
 
     line, failed = ProgressLine(plan.stacks, plan.estimates), {}
     with interruptible() as should_stop:

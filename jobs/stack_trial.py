@@ -15,7 +15,8 @@ from ray import tune
 from jobs.cluster import Agreement
 from jobs.hosts import stack_name
 from jobs.zero import Zero, run_zero
-from lorae.run import Progress, Stopped, run_stack
+from lorae.checkpoints import Stopped
+from lorae.run import Progress, run_stack
 from lorae.stack import Stack
 from lorae.storage import Storage
 

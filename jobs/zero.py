@@ -164,7 +164,7 @@ def run_zero(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from lorae.run import Stopped
+    from lorae.checkpoints import Stopped
 
     settings |= {
         "device": device,

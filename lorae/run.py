@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import logging
 import os
 import platform
 import time
@@ -16,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import safetensors
-import safetensors.torch
 import torch
 
 import lorae
-from lorae import peft_format, untrusted
+from lorae import peft_format
 from lorae.adapters import Adapters, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone
+from lorae.checkpoints import StackCheckpoints, Stopped
 from lorae.encoding import Row, encode, head_classes
 from lorae.identity import canonical
 from lorae.methods import Full, LastLayer, Vera, adapted_layers
@@ -36,13 +33,9 @@ from lorae.regularizers import KL
 from lorae.search import EarlyEnd
 from lorae.sources import Source
 from lorae.stack import Stack
-from lorae.storage import Storage
 from lorae.store import CURVE, PATH_FILE, Store, member_folder, reference_folder, snapshot_file
 from lorae.tasks.base import Split, Task
 from lorae.training import MemberRun, TrainingData, train_stack
-
-LOG = logging.getLogger("lorae")
-CHECKPOINT = {"step": int, "active": [int], "runs": [{"member": int}]}  # of the header, what is relied on
 
 
 @dataclass(frozen=True)
@@ -52,10 +45,6 @@ class StackResult:
     trained: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
-
-
-class Stopped(Exception):
-    """A stack was asked to stop; it goes on from its checkpoint when it is run again."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +229,7 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
         data = replace(data, reference_logits_NC=reference)
     stack_id = replace(job.stack, members=tuple(members)).id
     job.ranks.once(job.store.begin, stack_id, [trial.member_id(m) for m in members])
-    checkpoints = _StackCheckpoints(job.store.storage, stack_id, job.checkpoint_seconds, job.should_stop)
+    checkpoints = StackCheckpoints(job.store.storage, stack_id, job.checkpoint_seconds, job.should_stop)
     every = job.early_end and job.early_end.steps_between(trial.budget, len(train))
 
     def evaluated(step: int, num_steps: int, nll: float) -> None:
@@ -269,7 +258,7 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     return failed
 
 
-def _close(job: _Job, failed: dict[str, str], checkpoints: _StackCheckpoints, stack_id: str) -> None:
+def _close(job: _Job, failed: dict[str, str], checkpoints: StackCheckpoints, stack_id: str) -> None:
     """Remember the members that failed; nothing is left to resume."""
     for member_id, reason in failed.items():
         job.store.write_failure(member_id, reason)
@@ -439,53 +428,6 @@ def _provenance(given: dict[str, Any] | None, device: str, ranks: Ranks) -> dict
         "threads": torch.get_num_threads(),
         "ranks": ranks.size,
     }
-
-
-class _StackCheckpoints:
-    """The one checkpoint of a running stack, replaced when due: safetensors, then the SHA-256 of it."""
-
-    def __init__(
-        self, storage: Storage, stack_id: str, seconds: float, should_stop: Callable[[], bool]
-    ) -> None:
-        self.storage, self.seconds, self.should_stop = storage, seconds, should_stop
-        self.name = f"checkpoints/{stack_id}.safetensors"
-        self.saved = time.monotonic()
-
-    def due(self) -> bool:
-        return self.should_stop() or time.monotonic() - self.saved >= self.seconds
-
-    def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-        """Save; a storage that refuses costs the checkpoint, never the training. Stops if that was asked."""
-        contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        content = safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
-        try:
-            self.storage.write_once(self.name, content + hashlib.sha256(content).digest())
-        except OSError as error:
-            LOG.warning("no checkpoint of step %d: %s", header["step"], error)
-        self.saved = time.monotonic()
-        if self.should_stop():
-            raise Stopped
-
-    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        try:
-            stored = self.storage.read(self.name)
-        except FileNotFoundError:
-            return None
-        content, checksum = stored[:-32], stored[-32:]
-        if hashlib.sha256(content).digest() != checksum:
-            LOG.warning("%s differs from its checksum; the stack starts anew", self.storage.path(self.name))
-            return None
-        try:
-            tensors = safetensors.torch.load(content)  # checks the size of the header, too
-            size = int.from_bytes(content[:8], "little")
-            header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["header"])
-            return tensors, untrusted.check(header, self.name, CHECKPOINT)
-        except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
-            LOG.warning("%s is no checkpoint (%s); the stack starts anew", self.name, error)
-            return None
-
-    def delete(self) -> None:
-        self.storage.delete(self.name)
 
 
 def _merged(a: StackResult, b: StackResult) -> StackResult:

@@ -6,8 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from lorae import metrics
 from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
+from lorae.checkpoints import Checkpoints, checkpoint, keep_members, restore
 from lorae.encoding import Row, stack_logits
 from lorae.methods import LastLayer
 from lorae.noise import make_noise
@@ -24,7 +24,6 @@ from lorae.prediction import pooled_draws, predict_draws
 from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.trial import AdamW, Trial
 
-MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of what AdamW keeps of a parameter's gradients
 PATH_PARTS = 10  # of the training, between which a member's path has points
 
 
@@ -73,14 +72,6 @@ class MemberRun:
     train_tokens: int = 0
     train_seconds: float = 0.0
     curve: list[dict[str, float | int | str]] = field(default_factory=list)
-
-
-class Checkpoints(Protocol):
-    """Where a running stack saves itself: one file of tensors with a JSON header."""
-
-    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: ...
-    def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None: ...
-    def due(self) -> bool: ...
 
 
 def train_stack(
@@ -346,70 +337,6 @@ def record_path(backbone: Backbone, rows: Sequence[Row], runs: Sequence[MemberRu
     """Add a point to the paths of the members that are in the backbone."""
     for run, logits_NC in zip(runs, pooled_draws(predict_draws(backbone, rows))):
         run.path.append({"logits": torch.from_numpy(logits_NC)})
-
-
-def keep_members(adapters: Adapters, optimizer: torch.optim.AdamW, staying: list[int]) -> None:
-    """Shrink parameters and optimiser state to the members that go on."""
-    before = list(adapters.parameters.values())
-    adapters.keep(staying)
-    smaller = dict(zip(before, adapters.parameters.values()))
-    for group in optimizer.param_groups:
-        group["params"] = [smaller[p] for p in group["params"]]
-    for p in before:
-        state = optimizer.state.pop(p, {})
-        optimizer.state[smaller[p]] = {k: v[staying] if v.dim() else v for k, v in state.items()}
-
-
-def checkpoint(
-    step: int, active: list[int], runs: list[MemberRun], adapters: Adapters, optimizer: torch.optim.AdamW
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and header from which `restore` continues to the same bytes; random streams need no state."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, p in adapters.parameters.items():
-        tensors[f"parameter/{name}"] = p.detach()
-        for moment in MOMENTS:  # a weight that the class logits do not depend on has none
-            tensors |= {f"{moment}/{name}": optimizer.state[p][moment]} if optimizer.state[p] else {}
-    for position, run in enumerate(runs):
-        numbered = [*_numbered("snapshot", run.snapshots), *_numbered("path", run.path)]
-        for folder, state in [("state", run.state), *numbered]:
-            tensors |= {f"{folder}/{position}/{name}": value for name, value in state.items()}
-    left_out = {"state": {}, "snapshots": [], "path": []}  # their tensors are not for JSON
-    header = [
-        asdict(replace(run, **left_out)) | {"snapshots": len(run.snapshots), "path": len(run.path)}
-        for run in runs
-    ]
-    return tensors, {"step": step, "active": active, "runs": header}
-
-
-def restore(
-    tensors: dict[str, torch.Tensor],
-    header: dict[str, Any],
-    runs: list[MemberRun],
-    adapters: Adapters,
-    optimizer: torch.optim.AdamW,
-) -> tuple[int, list[int]]:
-    """Inverse of `checkpoint`; returns the step and the members still training."""
-    step, active = header["step"], header["active"]
-
-    def saved_state(prefix: str) -> State:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    for position, (run, saved) in enumerate(zip(runs, header["runs"])):
-        vars(run).update(saved)
-        run.state = saved_state(f"state/{position}/")
-        run.snapshots = [saved_state(f"snapshot-{k}/{position}/") for k in range(saved["snapshots"])]
-        run.path = [saved_state(f"path-{k}/{position}/") for k in range(saved["path"])]
-    keep_members(adapters, optimizer, active)
-    for name, p in adapters.parameters.items():
-        p.data.copy_(tensors[f"parameter/{name}"])
-        if f"{MOMENTS[0]}/{name}" in tensors:
-            moments = {moment: tensors[f"{moment}/{name}"].to(p.device) for moment in MOMENTS}
-            optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **moments}
-    return step, active
-
-
-def _numbered(name: str, states: list[State]) -> list[tuple[str, State]]:
-    return [(f"{name}-{k}", state) for k, state in enumerate(states)]
 
 
 def _record(

@@ -24,10 +24,11 @@ from analysis.audit import audit
 from analysis.data import load_trials
 from jobs.export import export_member
 from lorae import untrusted
+from lorae.checkpoints import StackCheckpoints
 from lorae.peft_format import read_state
 from lorae.predictions import PREDICTIONS, parquet_bytes, prediction_bytes, prediction_file
 from lorae.results import read_trials, trials_table
-from lorae.run import _StackCheckpoints, run_stack
+from lorae.run import run_stack
 from lorae.stack import Stack
 from lorae.storage import Storage
 from lorae.store import CURVE, WEIGHTS, Store, member_folder
@@ -330,7 +331,7 @@ def test_hostile_safetensors(tmp_path, content, caplog):
 
     storage = Storage(str(tmp_path))
     storage.write("checkpoints/s.safetensors", content + hashlib.sha256(content).digest())
-    assert _StackCheckpoints(storage, "s", 1.0, lambda: False).load() is None
+    assert StackCheckpoints(storage, "s", 1.0, lambda: False).load() is None
     assert "starts anew" in caplog.text
 
 

@@ -1,0 +1,150 @@
+"""The state of a running stack: what a checkpoint holds of it, and the file in which it is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+
+from lorae import untrusted
+from lorae.adapters import Adapters, State
+from lorae.storage import Storage
+
+if TYPE_CHECKING:
+    from lorae.training import MemberRun
+
+LOG = logging.getLogger("lorae")
+CHECKPOINT = {"step": int, "active": [int], "runs": [{"member": int}]}  # of the header, what is relied on
+
+MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of what AdamW keeps of a parameter's gradients
+
+
+class Stopped(Exception):
+    """A stack was asked to stop; it goes on from its checkpoint when it is run again."""
+
+
+class Checkpoints(Protocol):
+    """Where a running stack saves itself: one file of tensors with a JSON header."""
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: ...
+    def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None: ...
+    def due(self) -> bool: ...
+
+
+def keep_members(adapters: Adapters, optimizer: torch.optim.AdamW, staying: list[int]) -> None:
+    """Shrink parameters and optimiser state to the members that go on."""
+    before = list(adapters.parameters.values())
+    adapters.keep(staying)
+    smaller = dict(zip(before, adapters.parameters.values()))
+    for group in optimizer.param_groups:
+        group["params"] = [smaller[p] for p in group["params"]]
+    for p in before:
+        state = optimizer.state.pop(p, {})
+        optimizer.state[smaller[p]] = {k: v[staying] if v.dim() else v for k, v in state.items()}
+
+
+def checkpoint(
+    step: int, active: list[int], runs: list[MemberRun], adapters: Adapters, optimizer: torch.optim.AdamW
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and header from which `restore` continues to the same bytes; random streams need no state."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, p in adapters.parameters.items():
+        tensors[f"parameter/{name}"] = p.detach()
+        for moment in MOMENTS:  # a weight that the class logits do not depend on has none
+            tensors |= {f"{moment}/{name}": optimizer.state[p][moment]} if optimizer.state[p] else {}
+    for position, run in enumerate(runs):
+        numbered = [*_numbered("snapshot", run.snapshots), *_numbered("path", run.path)]
+        for folder, state in [("state", run.state), *numbered]:
+            tensors |= {f"{folder}/{position}/{name}": value for name, value in state.items()}
+    left_out = {"state": {}, "snapshots": [], "path": []}  # their tensors are not for JSON
+    header = [
+        asdict(replace(run, **left_out)) | {"snapshots": len(run.snapshots), "path": len(run.path)}
+        for run in runs
+    ]
+    return tensors, {"step": step, "active": active, "runs": header}
+
+
+def restore(
+    tensors: dict[str, torch.Tensor],
+    header: dict[str, Any],
+    runs: list[MemberRun],
+    adapters: Adapters,
+    optimizer: torch.optim.AdamW,
+) -> tuple[int, list[int]]:
+    """Inverse of `checkpoint`; returns the step and the members still training."""
+    step, active = header["step"], header["active"]
+
+    def saved_state(prefix: str) -> State:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    for position, (run, saved) in enumerate(zip(runs, header["runs"])):
+        vars(run).update(saved)
+        run.state = saved_state(f"state/{position}/")
+        run.snapshots = [saved_state(f"snapshot-{k}/{position}/") for k in range(saved["snapshots"])]
+        run.path = [saved_state(f"path-{k}/{position}/") for k in range(saved["path"])]
+    keep_members(adapters, optimizer, active)
+    for name, p in adapters.parameters.items():
+        p.data.copy_(tensors[f"parameter/{name}"])
+        if f"{MOMENTS[0]}/{name}" in tensors:
+            moments = {moment: tensors[f"{moment}/{name}"].to(p.device) for moment in MOMENTS}
+            optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **moments}
+    return step, active
+
+
+def _numbered(name: str, states: list[State]) -> list[tuple[str, State]]:
+    return [(f"{name}-{k}", state) for k, state in enumerate(states)]
+
+
+class StackCheckpoints:
+    """The one checkpoint of a running stack, replaced when due: safetensors, then the SHA-256 of it."""
+
+    def __init__(
+        self, storage: Storage, stack_id: str, seconds: float, should_stop: Callable[[], bool]
+    ) -> None:
+        self.storage, self.seconds, self.should_stop = storage, seconds, should_stop
+        self.name = f"checkpoints/{stack_id}.safetensors"
+        self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        return self.should_stop() or time.monotonic() - self.saved >= self.seconds
+
+    def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        """Save; a storage that refuses costs the checkpoint, never the training. Stops if that was asked."""
+        contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        content = safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
+        try:
+            self.storage.write_once(self.name, content + hashlib.sha256(content).digest())
+        except OSError as error:
+            LOG.warning("no checkpoint of step %d: %s", header["step"], error)
+        self.saved = time.monotonic()
+        if self.should_stop():
+            raise Stopped
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        try:
+            stored = self.storage.read(self.name)
+        except FileNotFoundError:
+            return None
+        content, checksum = stored[:-32], stored[-32:]
+        if hashlib.sha256(content).digest() != checksum:
+            LOG.warning("%s differs from its checksum; the stack starts anew", self.storage.path(self.name))
+            return None
+        try:
+            tensors = safetensors.torch.load(content)  # checks the size of the header, too
+            size = int.from_bytes(content[:8], "little")
+            header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["header"])
+            return tensors, untrusted.check(header, self.name, CHECKPOINT)
+        except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
+            LOG.warning("%s is no checkpoint (%s); the stack starts anew", self.name, error)
+            return None
+
+    def delete(self) -> None:
+        self.storage.delete(self.name)
