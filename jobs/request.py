@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.zero import Zero
+from lorae.axes import field_type, value_at
 from lorae.identity import digest
-from lorae.trial import Sweep, field_type, value_at
+from lorae.trial import Sweep
 from lorae.uris import shown
 
 MAX_NAME = 100

@@ -24,6 +24,7 @@ from jobs.devices import local_devices
 from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
 from jobs.request import Request
 from jobs.zero import zero_devices
+from lorae.axes import value_at, with_values
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
 from lorae.plan import Devices, Plan, make_plan, placed
@@ -31,7 +32,7 @@ from lorae.results import Pruned, pool_folders
 from lorae.search import ASHA, EarlyEnd, LogUniform, MedianStopping, Optuna, Search, Uniform
 from lorae.stack import Stack
 from lorae.store import Store
-from lorae.trial import Sweep, Trial, cell_of, value_at, with_values
+from lorae.trial import Sweep, Trial, cell_of
 
 if TYPE_CHECKING:
     import optuna

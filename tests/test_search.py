@@ -28,6 +28,7 @@ from jobs.request import Request, with_override
 from jobs.search import _on_one_device, _replay, _scheduler, objective
 from jobs.stack_trial import StackTrial
 from jobs.zero import Zero
+from lorae.axes import with_value
 from lorae.backbones import load_backbone
 from lorae.encoding import encode
 from lorae.methods import Lora
@@ -40,7 +41,7 @@ from lorae.search import ASHA, LogUniform, MedianStopping, Optuna, Uniform
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder
 from lorae.training import TrainingData, train_stack
-from lorae.trial import AdamW, Budget, Sweep, with_value
+from lorae.trial import AdamW, Budget, Sweep
 
 pytestmark = pytest.mark.ray
 
