@@ -12,25 +12,34 @@ order no other member has, began as the backbone; and costs, which are measured.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
+from analysis.audit_members import (
+    SAME_NLL,
+    adapters_are_distinct_and_trained,
+    first_step,
+    members_differ_after_training,
+    members_start_as_the_backbone,
+    vera_members_differ,
+    weights_of,
+)
+from analysis.audit_predictions import (
+    ood_prompts_are_the_tests,
+    predictions_are_whole,
+    splits_are_disjoint,
+    unfit_entries,
+    zero_shot_is_not_below_chance,
+)
 from analysis.data import Row, describe, eval_sets, load_trials, ood_sets, pool
-from lorae.draws import plain_set
+from analysis.findings import Finding, Problem, results
 from lorae.identity import digest
-from lorae.peft_format import read_tensors
-from lorae.predictions import Predictions, prediction_file
+from lorae.predictions import Predictions
 from lorae.results import read_trials, trial_metrics
 from lorae.store import (
     ADAPTER_CONFIG,
@@ -44,12 +53,7 @@ from lorae.store import (
 )
 from lorae.untrusted import count, number
 
-Status = Literal["passed", "failed", "not applicable"]
-Problem = tuple[str, str]  # where, what
-
-SAME_NLL = {"fp32": 1e-3, "bf16": 0.1}  # nats between equal computations in differently composed batches
 SAME_METRIC = 1e-9
-ZERO_FACTORS = (".lora_B.weight", ".vera_lambda_b")  # PEFT's names of what starts at zero
 
 
 def _regularizer(value: Any) -> bool:
@@ -73,16 +77,6 @@ _MEMBER = {  # what the checks rely on in a member.json
     },
     "streams": {"init": list, "order": list},
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check says: one finding if it passed or has nothing to look at, else one for each fault."""
-
-    check: str
-    status: Status
-    where: str  # entry, file and column, or trial
-    what: str
 
 
 def audit(storage: str, sweep: str | None = None) -> list[Finding]:
@@ -118,7 +112,7 @@ def text(findings: Sequence[Finding]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stored:
+class Stored:
     """A storage, its trials, and what is wrong with its entries."""
 
     store: Store
@@ -137,7 +131,7 @@ class _Stored:
     @cached_property
     def unfit(self) -> dict[str, list[Problem]]:
         """Whole entries with a prediction set that is not what it should be, with the faults."""
-        return _unfit(self)
+        return unfit_entries(self)
 
     def is_sound(self, folder: str) -> bool:
         return folder not in self.broken and folder not in self.unfit
@@ -163,7 +157,7 @@ class _Stored:
         return self.store.predictions([folder], eval_set)
 
 
-def _open(storage: str, sweep: str | None) -> _Stored:
+def _open(storage: str, sweep: str | None) -> Stored:
     store = Store(storage)
     names = store.storage.names("sweeps")
     if sweep is not None and sweep not in names:
@@ -189,7 +183,7 @@ def _open(storage: str, sweep: str | None) -> _Stored:
     named = dict.fromkeys(folder for row in kept for folder in _named_folders(row))
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
-    return _Stored(store, tuple(rows), tuple(done), tuple(incomplete), tuple(folders), failures)
+    return Stored(store, tuple(rows), tuple(done), tuple(incomplete), tuple(folders), failures)
 
 
 def _named_folders(row: Row) -> list[str]:
@@ -198,30 +192,20 @@ def _named_folders(row: Row) -> list[str]:
     return [*reference, *pool(row)]
 
 
-def _results(check: str, problems: Iterable[Problem], num_seen: int, seen: str) -> list[Finding]:
-    """Findings of one check that looked at `num_seen` things, named by `seen`."""
-    faults = [Finding(check, "failed", where, what) for where, what in problems]
-    if faults:
-        return faults
-    if num_seen == 0:
-        return [Finding(check, "not applicable", "", f"no {seen} to look at")]
-    return [Finding(check, "passed", "", f"{num_seen} {seen}")]
-
-
 # Entries ---------------------------------------------------------------------------------------------------
 
 
-def entries_are_whole(stored: _Stored) -> list[Finding]:
+def entries_are_whole(stored: Stored) -> list[Finding]:
     """Every entry that is stored or named by a trial has its files, they agree with their checksums, and no
     member failed."""
     faults = dict(stored.broken)
     for member, reason in stored.failures.items():
         folder, reason = member_folder(member), " ".join(reason.split())
         faults[folder] = "; ".join(filter(None, [faults.get(folder), f"failed when last tried: {reason}"]))
-    return _results("entries are whole", faults.items(), len(stored.folders), "members and references")
+    return results("entries are whole", faults.items(), len(stored.folders), "members and references")
 
 
-def _entry_fault(stored: _Stored, folder: str) -> str | None:
+def _entry_fault(stored: Stored, folder: str) -> str | None:
     """What keeps an entry from being read: a file that is missing, damaged, or not what its name says."""
     try:
         return _missing_files(stored, folder) or stored.store.damage(folder) or _check_record(stored, folder)
@@ -229,7 +213,7 @@ def _entry_fault(stored: _Stored, folder: str) -> str | None:
         return str(error)
 
 
-def _missing_files(stored: _Stored, folder: str) -> str | None:
+def _missing_files(stored: Stored, folder: str) -> str | None:
     store = stored.store
     files = store.files(folder)
     if not files:
@@ -243,16 +227,16 @@ def _missing_files(stored: _Stored, folder: str) -> str | None:
     return None
 
 
-def _check_record(stored: _Stored, folder: str) -> None:
+def _check_record(stored: Stored, folder: str) -> None:
     """Raise ValueError where a member's record, curve or adapter cannot be read."""
     if folder.startswith("members/"):
         member = folder.removeprefix("members/")
         stored.store.record(folder, _MEMBER)
-        _first_step(stored.store, member)
-        _weights(stored.store, member)
+        first_step(stored.store, member)
+        weights_of(stored.store, member)
 
 
-def members_are_who_they_say(stored: _Stored) -> list[Finding]:
+def members_are_who_they_say(stored: Stored) -> list[Finding]:
     """A member's id is the hash of the recipe and streams beside it; a trial has M members of its recipe.
 
     Members are allowed to be one and the same only where the trial says so: a diversity of "none".
@@ -270,304 +254,13 @@ def members_are_who_they_say(stored: _Stored) -> list[Finding]:
         for member in dict.fromkeys(ids):
             if digest(stored.members[member]["recipe"]) != digest(json.loads(row["recipe"])):
                 problems.append((_trial(row), f"member {member} was trained with another recipe"))
-    return _results("members are who they say", problems, len(stored.members), "members")
-
-
-# Predictions -----------------------------------------------------------------------------------------------
-
-
-def predictions_are_whole(stored: _Stored) -> list[Finding]:
-    """As many predictions as unique example ids in every draw, labels inside the number of logits, and the
-    same examples and labels in every entry."""
-    problems = [problem for faults in stored.unfit.values() for problem in faults]
-    files = [f for folder in stored.folders if folder not in stored.broken for f in _sets(stored, folder)]
-    return _results("predictions are whole", problems, len(files), "prediction sets")
-
-
-def _sets(stored: _Stored, folder: str) -> list[str]:
-    """Prediction files of an entry."""
-    return sorted(name for name in stored.store.files(folder) if name.startswith("predictions/"))
-
-
-def _unfit(stored: _Stored) -> dict[str, list[Problem]]:
-    unfit: dict[str, list[Problem]] = {}
-    first_seen: dict[str, tuple[str, pa.Table]] = {}  # file -> entry that was read first, its examples
-    for folder in stored.folders:
-        for name in _sets(stored, folder) if folder not in stored.broken else ():
-            try:
-                table = stored.store.prediction_table(folder, name)
-            except ValueError as error:
-                unfit.setdefault(folder, []).append((f"{folder}/{name}", str(error)))
-                continue
-            faults = list(_table_faults(table, folder.rsplit("/", 1)[-1]))
-            if not faults:
-                examples = _draw(table, table["draw"][0].as_py())
-                first, expected = first_seen.setdefault(name, (folder, examples))
-                if not examples.equals(expected):
-                    faults = [("example_id, label", f"other examples or labels than in {first}")]
-            if faults:
-                unfit.setdefault(folder, []).extend((f"{folder}/{name} {column}", f) for column, f in faults)
-    return unfit
-
-
-def _draw(table: pa.Table, draw: int) -> pa.Table:
-    """Examples of one draw of a prediction set."""
-    return table.filter(pc.field("draw") == draw).select(["example_id", "label"])
-
-
-def _table_faults(table: pa.Table, entry: str) -> Iterator[Problem]:
-    """Columns of one prediction set that are wrong, and how."""
-    if not len(table):
-        yield "example_id", "no predictions"
-        return
-    if others := set(table["member_id"].unique().to_pylist()) - {entry}:
-        yield "member_id", f"predictions of {', '.join(sorted(others))}"
-    first, *draws = [_draw(table, draw) for draw in table["draw"].unique().to_pylist()]
-    num_examples, num_unique = len(first), len(first["example_id"].unique())
-    if num_unique < num_examples:
-        repeated = Counter(first["example_id"].to_pylist()).most_common(1)[0][0]
-        yield "example_id", f"{num_examples} predictions of {num_unique} examples; {repeated!r} repeats"
-    if not all(draw.equals(first) for draw in draws):
-        yield "example_id, label", "the draws saw different examples or labels"
-    labels = table["label"].to_numpy()
-    num_classes = pc.call_function("list_value_length", [table["logits"]]).to_numpy()
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any() and not (labels == -1).all():  # all -1: an unlabelled OOD set
-        n = int(outside.argmax())
-        where = f"{table['example_id'][n].as_py()!r}: {labels[n]} of {num_classes[n]}"
-        yield "label", f"{outside.sum()} labels are no class; {where}"
-
-
-def splits_are_disjoint(stored: _Stored) -> list[Finding]:
-    """No example id of a trial is in two of test, validation and, where the backbone predicted it (KL), the
-    training split."""
-    problems: dict[Problem, None] = {}
-    for row in stored.sound:
-        sets = {split: eval_sets(row)[split] for split in ("test", "validation")} | {"train": _train_set(row)}
-        ids = {split: found for split, name in sets.items() if (found := _ids(stored, row, name))}
-        for one, other in itertools.combinations(ids, 2):
-            if both := sorted(ids[one] & ids[other]):
-                what = f"{len(both)} examples are also in {sets[other]}, first {both[0]!r}"
-                problems[f"{sets[one]} example_id", what] = None
-    return _results("splits are disjoint", problems, len(stored.sound), stored.sound_trials)
-
-
-def ood_prompts_are_the_tests(stored: _Stored) -> list[Finding]:
-    """The prompts of a trial's OOD sets have the template of its test set: a detector that sees another one
-    detects the template."""
-    problems: dict[Problem, None] = {}
-    pairs = 0
-    for row in stored.sound:
-        folder, sets = pool(row)[0], eval_sets(row)
-        expected = stored.store.template(folder, sets["test"])
-        for eval_set in ood_sets(row).values():
-            pairs += 1
-            if (found := stored.store.template(folder, eval_set)) != expected:
-                what = f"prompts are {found!r}, those of {sets['test']} are {expected!r}"
-                problems[f"{folder}/{prediction_file(eval_set)}", what] = None
-    return _results("OOD prompts are those of the test set", problems, pairs, "OOD sets of trials")
-
-
-def _train_set(row: Row) -> str:
-    """Name of the training split's prediction set, from the recipe: `Task.eval_set`."""
-    content = {k: v for k, v in json.loads(row["recipe"])["task"].items() if k != "num_validation"}
-    return f"{content['task'].replace('/', '-')}__train__{digest(content)[:8]}"
-
-
-def _ids(stored: _Stored, row: Row, eval_set: str) -> set[str]:
-    """Example ids of a set in the trial's reference, or else its first member; empty if neither has it."""
-    for folder in (reference_folder(row["reference_id"]), *pool(row)[:1]):
-        if stored.is_sound(folder) and stored.store.has_predictions(folder, [eval_set]):
-            return set(stored.predictions(folder, eval_set).example_ids)
-    return set()
-
-
-def zero_shot_is_not_below_chance(stored: _Stored) -> list[Finding]:
-    """The backbone's accuracy on a test set is no sign of swapped label words, see `below_chance`."""
-    pairs = dict.fromkeys(
-        (reference_folder(r["reference_id"]), plain_set(eval_sets(r)["test"])) for r in stored.done
-    )
-    here = [(f, s) for f, s in pairs if stored.is_sound(f) and stored.store.has_predictions(f, [s])]
-    problems = []
-    for folder, eval_set in here:
-        predictions = stored.predictions(folder, eval_set)
-        if (predictions.labels_N < 0).any():
-            problems.append((f"{folder}/{prediction_file(eval_set)}", "a test set without labels"))
-        elif fault := below_chance(predictions.logits_MNC[0], predictions.labels_N):
-            problems.append((f"{folder}/{prediction_file(eval_set)}", fault))
-    return _results("zero-shot is not below chance", problems, len(here), "test sets of a backbone")
-
-
-def below_chance(logits_NC: np.ndarray, labels_N: np.ndarray) -> str | None:
-    """How far an accuracy is below chance by more than three standard errors, or None.
-
-    Chance is the smaller of a uniform guess among each example's classes, and of the predictions assigned to
-    the examples at random: a backbone that always says "no" is poor on an unbalanced set, but not swapped.
-    """
-    num, predicted_N = len(labels_N), logits_NC.argmax(axis=1)
-    acc = float((predicted_N == labels_N).mean())
-    uniform = float((1 / np.isfinite(logits_NC).sum(axis=1)).mean())
-    shares = [np.bincount(x, minlength=logits_NC.shape[1]) / num for x in (predicted_N, labels_N)]
-    chance = min(uniform, float(shares[0] @ shares[1]))
-    stderr = math.sqrt(chance * (1 - chance) / num)
-    if acc >= chance - 3 * stderr:
-        return None
-    return f"accuracy {acc:.3f}, chance {chance:.3f} +- {stderr:.3f}; are the label words swapped?"
-
-
-# Members ---------------------------------------------------------------------------------------------------
-
-
-def members_start_as_the_backbone(stored: _Stored) -> list[Finding]:
-    """Members with the same first batch have the same NLL on it, and under KL a first divergence of zero.
-
-    The first step's loss is computed before any update, when a zero-initialised factor makes the adapter
-    nothing. Equal streams of data order give equal first batches, whatever method and regularisers are.
-    """
-    first_nlls: dict[str, tuple[str, float]] = {}
-    problems, num_seen = [], 0
-    for member, record in stored.members.items():
-        recipe, where = record["recipe"], f"{member_folder(member)}/{CURVE_FILE}"
-        if not _starts_as_the_backbone(recipe):
-            continue
-        loss, nll = _first_step(stored.store, member)
-        tolerance = SAME_NLL[recipe["precision"]] * max(1.0, nll)
-        other, expected = first_nlls.setdefault(_first_batch(record), (member, nll))
-        if abs(nll - expected) > tolerance:
-            what = f"first step has NLL {nll:.6g}, that of {other} on the same batch {expected:.6g}"
-            problems.append((f"{where} nll", what))
-        weighted = any(r["type"] == "ClassWeights" for r in recipe["regularizers"])
-        for kl in (r for r in recipe["regularizers"] if r["type"] == "KL" and not weighted):
-            divergence = (loss - nll) / kl["beta"]
-            if abs(loss - nll) > kl["beta"] * tolerance + 1e-6 * max(1.0, loss):
-                what = f"first step is {divergence:.6g} nats from the stored backbone, must be 0"
-                problems.append((f"{where} loss", what))
-        num_seen += other != member or any(r["type"] == "KL" for r in recipe["regularizers"])
-    seen = "members with KL, or with the first batch of another one"
-    return _results("members start as the backbone", problems, num_seen, seen)
-
-
-def _starts_as_the_backbone(recipe: dict[str, Any]) -> bool:
-    """Whether a member computes what the backbone does until its first update. One that is no low-rank branch
-    does not under noise, nor where it is drawn at random."""
-    method = recipe["method"]
-    if method["type"] in ("Lora", "Vera"):
-        return not method.get("b_std")
-    noisy = any(r["type"] in ("AdapterDropout", "Masksembles") for r in recipe["regularizers"])
-    return not noisy and method.get("init") != "signs" and not method.get("std")
-
-
-def _first_step(store: Store, member: str) -> tuple[float, float]:
-    """Loss and NLL of a member's first training step."""
-    curve = store.curve(member_folder(member)).select(["split", "step", "loss", "nll"]).to_pylist()
-    steps = [row for row in curve if row["split"] == "train" and None not in row.values()]
-    if not steps:
-        raise ValueError(f"{member_folder(member)}/{CURVE_FILE} has no training step")
-    first = min(steps, key=lambda row: row["step"])
-    return first["loss"], first["nll"]
-
-
-def _first_batch(record: dict[str, Any]) -> str:
-    """What a member's first batch and the NLL on it before training depend on: the backbone, and with a head
-    its initialisation."""
-    recipe = record["recipe"]
-    shared = {name: recipe[name] for name in ("backbone", "precision", "task")}
-    budget = {name: recipe["budget"][name] for name in ("batch_size", "max_tokens")}
-    streams = ["order", "init"] if recipe["task"]["scoring"]["type"] == "Head" else ["order"]
-    return digest(shared | budget | {name: record["streams"][name] for name in streams})
-
-
-def members_differ_after_training(stored: _Stored) -> list[Finding]:
-    """No two members of a recipe, of one seed or of several, have the same logits on a whole test set."""
-
-    def logits(row: Row, member: str) -> str:
-        predictions = stored.predictions(member_folder(member), eval_sets(row)["test"])
-        return hashlib.sha256(predictions.logits_MNC.tobytes()).hexdigest()
-
-    problems, num_seen = _repeats(stored, logits)
-    named = [(f"{w}/predictions", f"logits on test are those of {other}") for w, other in problems]
-    return _results("members differ after training", named, num_seen, "members with others of their recipe")
-
-
-def adapters_are_distinct_and_trained(stored: _Stored) -> list[Finding]:
-    """The adapters of a recipe's members are distinct, and no zero-initialised factor is still zero."""
-
-    def weights(row: Row, member: str) -> str:
-        content = stored.store.read(member_folder(member), WEIGHTS)
-        return hashlib.sha256(content).hexdigest()
-
-    repeated, _ = _repeats(stored, weights)
-    problems = [(f"{where}/{WEIGHTS}", f"the same adapter as {other}") for where, other in repeated]
-    for member in stored.members:
-        for name, value in _weights(stored.store, member).items():
-            if name.endswith(ZERO_FACTORS) and not value.any():
-                what = "all zero, as before training"
-                problems.append((f"{member_folder(member)}/{WEIGHTS} {name}", what))
-    return _results("adapters are distinct and trained", problems, len(stored.members), "adapters")
-
-
-def vera_members_differ(stored: _Stored) -> list[Finding]:
-    """VeRA members with projections of their own differ in them, and those that share a data order also in
-    what they learned."""
-    groups: dict[str, list[str]] = {}
-    for member, record in stored.members.items():
-        method = record["recipe"]["method"]
-        if method["type"] == "Vera" and method.get("projection") == "per_member":
-            groups.setdefault(digest(record["recipe"]), []).append(member)
-    problems = []
-    for members in groups.values():
-        factors = {member: _hashes(stored.store, member) for member in members}
-        for one, other in itertools.combinations(members, 2):
-            problems += _vera_repeats(stored, factors, one, other)
-    num_seen = sum(len(members) for members in groups.values() if len(members) > 1)
-    return _results("VeRA members differ", problems, num_seen, "VeRA members with projections of their own")
-
-
-def _vera_repeats(
-    stored: _Stored, factors: dict[str, dict[str, str]], one: str, other: str
-) -> Iterator[Problem]:
-    ours, theirs = (stored.members[m]["streams"] for m in (one, other))
-    if ours["init"] == theirs["init"]:
-        return
-    shared = [name for name, value in factors[one].items() if factors[other].get(name) == value]
-    frozen = [name for name in shared if name.endswith(("vera_A", "vera_B"))]
-    where = f"{member_folder(other)}/{WEIGHTS}"
-    if frozen:
-        yield where, f"has {', '.join(frozen)} of {one}, though their init streams differ"
-    if len(shared) > len(frozen) and ours["order"] == theirs["order"]:
-        num_equal = len(shared) - len(frozen)
-        yield where, f"learned {num_equal} vectors equal to those of {one}, from the same data order"
-
-
-def _hashes(store: Store, member: str) -> dict[str, str]:
-    return {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in _weights(store, member).items()}
-
-
-def _weights(store: Store, member: str) -> dict[str, np.ndarray]:
-    content = store.read(member_folder(member), WEIGHTS)
-    return read_tensors(content, f"{member_folder(member)}/{WEIGHTS}")
-
-
-def _repeats(stored: _Stored, key: Callable[[Row, str], str]) -> tuple[list[Problem], int]:
-    """Members whose key an earlier member of the same recipe and test set has; and how many were compared."""
-    groups: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in stored.done:
-        group = groups.setdefault((row["recipe"], eval_sets(row)["test"]), {})
-        group.update((m, row) for m in row["member_ids"] if m in stored.members)
-    problems: dict[Problem, None] = {}
-    for group in groups.values():
-        owners: dict[str, str] = {}
-        for member, row in group.items():
-            owner = owners.setdefault(key(row, member), member)
-            if owner != member:
-                problems[member_folder(member), owner] = None
-    return list(problems), sum(len(group) for group in groups.values() if len(group) > 1)
+    return results("members are who they say", problems, len(stored.members), "members")
 
 
 # Trials ----------------------------------------------------------------------------------------------------
 
 
-def metrics_come_from_the_logits(stored: _Stored) -> list[Finding]:
+def metrics_come_from_the_logits(stored: Stored) -> list[Finding]:
     """Every metric column of every done trial, computed again from its stored logits, within 1e-9."""
     problems = []
     for row in stored.sound:
@@ -582,7 +275,7 @@ def metrics_come_from_the_logits(stored: _Stored) -> list[Finding]:
             if not _same(row.get(name), value):
                 what = f"the table says {row.get(name)!r}, the logits {value!r}"
                 problems.append((f"{_trial(row)} {name}", what))
-    return _results("metrics come from the logits", problems, len(stored.sound), stored.sound_trials)
+    return results("metrics come from the logits", problems, len(stored.sound), stored.sound_trials)
 
 
 def _same(stored: float | None, computed: float | None) -> bool:
@@ -591,11 +284,11 @@ def _same(stored: float | None, computed: float | None) -> bool:
     return math.isclose(stored, computed, rel_tol=SAME_METRIC, abs_tol=SAME_METRIC)
 
 
-def trials_are_complete(stored: _Stored) -> list[Finding]:
+def trials_are_complete(stored: Stored) -> list[Finding]:
     """Every trial is done or was pruned, and every cell has the seeds that the others have."""
     pruned = sum(row["status"] == "pruned" for row in stored.rows)
     seen = f"trials ({pruned} pruned by a search, in no table)" if pruned else "trials"
-    return _results("trials are complete", stored.incomplete, len(stored.rows), seen)
+    return results("trials are complete", stored.incomplete, len(stored.rows), seen)
 
 
 def _trial(row: Row) -> str:

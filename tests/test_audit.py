@@ -17,7 +17,9 @@ import pytest
 import safetensors.numpy
 from toys import Colours, Greys, colour_rows, write_split
 
-from analysis.audit import Finding, audit, below_chance, text
+from analysis.audit import audit, text
+from analysis.audit_predictions import below_chance
+from analysis.findings import Finding
 from lorae.methods import Lora, Vera
 from lorae.predictions import parquet_bytes, prediction_file
 from lorae.regularizers import KL, AdapterDropout

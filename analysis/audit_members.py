@@ -1,0 +1,168 @@
+"""Checks of `analysis.audit` that look at what members learned, and from where."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.data import Row, eval_sets
+from analysis.findings import Finding, Problem, results
+from lorae.identity import digest
+from lorae.peft_format import read_tensors
+from lorae.store import CURVE_FILE, WEIGHTS, Store, member_folder
+
+if TYPE_CHECKING:
+    from analysis.audit import Stored
+
+SAME_NLL = {"fp32": 1e-3, "bf16": 0.1}  # nats between equal computations in differently composed batches
+ZERO_FACTORS = (".lora_B.weight", ".vera_lambda_b")  # PEFT's names of what starts at zero
+
+
+def members_start_as_the_backbone(stored: Stored) -> list[Finding]:
+    """Members with the same first batch have the same NLL on it, and under KL a first divergence of zero.
+
+    The first step's loss is computed before any update, when a zero-initialised factor makes the adapter
+    nothing. Equal streams of data order give equal first batches, whatever method and regularisers are.
+    """
+    first_nlls: dict[str, tuple[str, float]] = {}
+    problems, num_seen = [], 0
+    for member, record in stored.members.items():
+        recipe, where = record["recipe"], f"{member_folder(member)}/{CURVE_FILE}"
+        if not _starts_as_the_backbone(recipe):
+            continue
+        loss, nll = first_step(stored.store, member)
+        tolerance = SAME_NLL[recipe["precision"]] * max(1.0, nll)
+        other, expected = first_nlls.setdefault(_first_batch(record), (member, nll))
+        if abs(nll - expected) > tolerance:
+            what = f"first step has NLL {nll:.6g}, that of {other} on the same batch {expected:.6g}"
+            problems.append((f"{where} nll", what))
+        weighted = any(r["type"] == "ClassWeights" for r in recipe["regularizers"])
+        for kl in (r for r in recipe["regularizers"] if r["type"] == "KL" and not weighted):
+            divergence = (loss - nll) / kl["beta"]
+            if abs(loss - nll) > kl["beta"] * tolerance + 1e-6 * max(1.0, loss):
+                what = f"first step is {divergence:.6g} nats from the stored backbone, must be 0"
+                problems.append((f"{where} loss", what))
+        num_seen += other != member or any(r["type"] == "KL" for r in recipe["regularizers"])
+    seen = "members with KL, or with the first batch of another one"
+    return results("members start as the backbone", problems, num_seen, seen)
+
+
+def _starts_as_the_backbone(recipe: dict[str, Any]) -> bool:
+    """Whether a member computes what the backbone does until its first update. One that is no low-rank branch
+    does not under noise, nor where it is drawn at random."""
+    method = recipe["method"]
+    if method["type"] in ("Lora", "Vera"):
+        return not method.get("b_std")
+    noisy = any(r["type"] in ("AdapterDropout", "Masksembles") for r in recipe["regularizers"])
+    return not noisy and method.get("init") != "signs" and not method.get("std")
+
+
+def first_step(store: Store, member: str) -> tuple[float, float]:
+    """Loss and NLL of a member's first training step."""
+    curve = store.curve(member_folder(member)).select(["split", "step", "loss", "nll"]).to_pylist()
+    steps = [row for row in curve if row["split"] == "train" and None not in row.values()]
+    if not steps:
+        raise ValueError(f"{member_folder(member)}/{CURVE_FILE} has no training step")
+    first = min(steps, key=lambda row: row["step"])
+    return first["loss"], first["nll"]
+
+
+def _first_batch(record: dict[str, Any]) -> str:
+    """What a member's first batch and the NLL on it before training depend on: the backbone, and with a head
+    its initialisation."""
+    recipe = record["recipe"]
+    shared = {name: recipe[name] for name in ("backbone", "precision", "task")}
+    budget = {name: recipe["budget"][name] for name in ("batch_size", "max_tokens")}
+    streams = ["order", "init"] if recipe["task"]["scoring"]["type"] == "Head" else ["order"]
+    return digest(shared | budget | {name: record["streams"][name] for name in streams})
+
+
+def members_differ_after_training(stored: Stored) -> list[Finding]:
+    """No two members of a recipe, of one seed or of several, have the same logits on a whole test set."""
+
+    def logits(row: Row, member: str) -> str:
+        predictions = stored.predictions(member_folder(member), eval_sets(row)["test"])
+        return hashlib.sha256(predictions.logits_MNC.tobytes()).hexdigest()
+
+    problems, num_seen = _repeats(stored, logits)
+    named = [(f"{w}/predictions", f"logits on test are those of {other}") for w, other in problems]
+    return results("members differ after training", named, num_seen, "members with others of their recipe")
+
+
+def adapters_are_distinct_and_trained(stored: Stored) -> list[Finding]:
+    """The adapters of a recipe's members are distinct, and no zero-initialised factor is still zero."""
+
+    def weights(row: Row, member: str) -> str:
+        content = stored.store.read(member_folder(member), WEIGHTS)
+        return hashlib.sha256(content).hexdigest()
+
+    repeated, _ = _repeats(stored, weights)
+    problems = [(f"{where}/{WEIGHTS}", f"the same adapter as {other}") for where, other in repeated]
+    for member in stored.members:
+        for name, value in weights_of(stored.store, member).items():
+            if name.endswith(ZERO_FACTORS) and not value.any():
+                what = "all zero, as before training"
+                problems.append((f"{member_folder(member)}/{WEIGHTS} {name}", what))
+    return results("adapters are distinct and trained", problems, len(stored.members), "adapters")
+
+
+def vera_members_differ(stored: Stored) -> list[Finding]:
+    """VeRA members with projections of their own differ in them, and those that share a data order also in
+    what they learned."""
+    groups: dict[str, list[str]] = {}
+    for member, record in stored.members.items():
+        method = record["recipe"]["method"]
+        if method["type"] == "Vera" and method.get("projection") == "per_member":
+            groups.setdefault(digest(record["recipe"]), []).append(member)
+    problems = []
+    for members in groups.values():
+        factors = {member: _hashes(stored.store, member) for member in members}
+        for one, other in itertools.combinations(members, 2):
+            problems += _vera_repeats(stored, factors, one, other)
+    num_seen = sum(len(members) for members in groups.values() if len(members) > 1)
+    return results("VeRA members differ", problems, num_seen, "VeRA members with projections of their own")
+
+
+def _vera_repeats(
+    stored: Stored, factors: dict[str, dict[str, str]], one: str, other: str
+) -> Iterator[Problem]:
+    ours, theirs = (stored.members[m]["streams"] for m in (one, other))
+    if ours["init"] == theirs["init"]:
+        return
+    shared = [name for name, value in factors[one].items() if factors[other].get(name) == value]
+    frozen = [name for name in shared if name.endswith(("vera_A", "vera_B"))]
+    where = f"{member_folder(other)}/{WEIGHTS}"
+    if frozen:
+        yield where, f"has {', '.join(frozen)} of {one}, though their init streams differ"
+    if len(shared) > len(frozen) and ours["order"] == theirs["order"]:
+        num_equal = len(shared) - len(frozen)
+        yield where, f"learned {num_equal} vectors equal to those of {one}, from the same data order"
+
+
+def _hashes(store: Store, member: str) -> dict[str, str]:
+    return {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in weights_of(store, member).items()}
+
+
+def weights_of(store: Store, member: str) -> dict[str, np.ndarray]:
+    content = store.read(member_folder(member), WEIGHTS)
+    return read_tensors(content, f"{member_folder(member)}/{WEIGHTS}")
+
+
+def _repeats(stored: Stored, key: Callable[[Row, str], str]) -> tuple[list[Problem], int]:
+    """Members whose key an earlier member of the same recipe and test set has; and how many were compared."""
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in stored.done:
+        group = groups.setdefault((row["recipe"], eval_sets(row)["test"]), {})
+        group.update((m, row) for m in row["member_ids"] if m in stored.members)
+    problems: dict[Problem, None] = {}
+    for group in groups.values():
+        owners: dict[str, str] = {}
+        for member, row in group.items():
+            owner = owners.setdefault(key(row, member), member)
+            if owner != member:
+                problems[member_folder(member), owner] = None
+    return list(problems), sum(len(group) for group in groups.values() if len(group) > 1)
