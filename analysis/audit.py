@@ -39,7 +39,7 @@ from analysis.audit_predictions import (
 from analysis.data import Row, describe, eval_sets, load_trials, ood_sets, pool
 from analysis.findings import Finding, Problem, results
 from lorae.identity import digest
-from lorae.predictions import Predictions
+from lorae.prediction_files import Predictions
 from lorae.results import read_trials, trial_metrics
 from lorae.store import (
     ADAPTER_CONFIG,

@@ -17,7 +17,7 @@ from analysis.data import Row, eval_sets, ood_sets, pool
 from analysis.findings import Finding, Problem, results
 from lorae.draws import plain_set
 from lorae.identity import digest
-from lorae.predictions import prediction_file
+from lorae.prediction_files import prediction_file
 from lorae.store import reference_folder
 
 if TYPE_CHECKING:

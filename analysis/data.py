@@ -18,7 +18,7 @@ from typing import Any
 from analysis.significance import OverSeeds, over_seeds
 from lorae.draws import plain_set
 from lorae.metrics import ood_summary
-from lorae.predictions import Predictions, prediction_sets
+from lorae.prediction_files import Predictions, prediction_sets
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
 from lorae.store import Store, member_folder, reference_folder
 

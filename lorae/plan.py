@@ -14,7 +14,7 @@ from lorae.checks import MAX_FULL_BYTES, check_recipe
 from lorae.draws import MCDropout
 from lorae.memory import BYTES, Memory, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, LastLayer
-from lorae.predictions import prediction_file
+from lorae.prediction_files import prediction_file
 from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
 from lorae.shapes import num_backbone_parameters, num_tokens

@@ -17,7 +17,7 @@ from lorae.methods import Full, Init, LastLayer, Method
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
-from lorae.predictions import prediction_file, rows_bytes
+from lorae.prediction_files import prediction_file, rows_bytes
 from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.seeds import Key
 from lorae.sources import DataSource, Source

@@ -17,7 +17,7 @@ import pyarrow as pa
 from lorae import ensemble, metrics, untrusted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
-from lorae.predictions import SCHEMA, Predictions
+from lorae.prediction_files import SCHEMA, Predictions
 from lorae.store import Store, member_folder, reference_folder, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial

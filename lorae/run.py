@@ -27,7 +27,7 @@ from lorae.methods import Full, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
-from lorae.predictions import parquet_bytes, prediction_file, rows_bytes
+from lorae.prediction_files import parquet_bytes, prediction_file, rows_bytes
 from lorae.ranks import Ranks
 from lorae.regularizers import KL
 from lorae.search import EarlyEnd

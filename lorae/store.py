@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from lorae import SCHEMA_VERSION, untrusted
 from lorae.identity import digest
-from lorae.predictions import (
+from lorae.prediction_files import (
     PREDICTIONS,
     SCHEMA,
     Predictions,

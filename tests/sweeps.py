@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from toys import Colours, Greys, colour_rows, write_split
 
-from lorae.predictions import prediction_bytes
+from lorae.prediction_files import prediction_bytes
 from lorae.results import trials_table
 from lorae.sources import Files
 from lorae.store import Store, member_folder, reference_folder

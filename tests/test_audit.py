@@ -21,7 +21,7 @@ from analysis.audit import audit, text
 from analysis.audit_predictions import below_chance
 from analysis.findings import Finding
 from lorae.methods import Lora, Vera
-from lorae.predictions import parquet_bytes, prediction_file
+from lorae.prediction_files import parquet_bytes, prediction_file
 from lorae.regularizers import KL, AdapterDropout
 from lorae.results import trials_table
 from lorae.run import run_stack

@@ -30,7 +30,7 @@ from lorae.peft_format import read_stages
 from lorae.plan import Devices, Plan, make_plan, placed
 from lorae.predict_task import predict_task
 from lorae.prediction import predict, predict_draws, with_features
-from lorae.predictions import prediction_file
+from lorae.prediction_files import prediction_file
 from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
 from lorae.results import trials_table
 from lorae.run import run_stack

@@ -23,7 +23,7 @@ from jobs.devices import GPUS, cpu_has_bf16, known_gpu, ray_devices
 from jobs.simulate import Simulation, simulate
 from lorae.methods import Lora
 from lorae.plan import Devices, Estimate, Placement, Plan, make_plan, placed
-from lorae.predictions import prediction_file
+from lorae.prediction_files import prediction_file
 from lorae.regularizers import KL, DecayB
 from lorae.results import trials_table
 from lorae.run import run_stack

@@ -16,7 +16,7 @@ from victims import SERVER, exit_code, wait_until
 
 from lorae.methods import Lora, Vera
 from lorae.plan import Devices, make_plan
-from lorae.predictions import prediction_file
+from lorae.prediction_files import prediction_file
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.run import run_stack
 from lorae.stack import Stack

@@ -34,7 +34,7 @@ from lorae.encoding import encode
 from lorae.methods import Lora
 from lorae.metrics import combine, ensemble_nll
 from lorae.plan import USABLE_FRAC, Devices, make_plan, memory, placed
-from lorae.predictions import prediction_file
+from lorae.prediction_files import prediction_file
 from lorae.regularizers import KL, DecayB
 from lorae.run import run_stack
 from lorae.search import ASHA, LogUniform, MedianStopping, Optuna, Uniform

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from lorae.predictions import prediction_bytes, prediction_file
+from lorae.prediction_files import prediction_bytes, prediction_file
 from lorae.storage import Storage
 from lorae.store import Store, member_folder
 

@@ -34,7 +34,7 @@ from jobs.tracking import (
     rebuild,
     record_sweep,
 )
-from lorae.predictions import parquet_bytes, prediction_bytes, prediction_file
+from lorae.prediction_files import parquet_bytes, prediction_bytes, prediction_file
 from lorae.regularizers import KL
 from lorae.results import FACTORS, trials_table
 from lorae.sources import Files

@@ -26,7 +26,7 @@ from jobs.export import export_member
 from lorae import untrusted
 from lorae.checkpoints import StackCheckpoints
 from lorae.peft_format import read_state
-from lorae.predictions import PREDICTIONS, parquet_bytes, prediction_bytes, prediction_file
+from lorae.prediction_files import PREDICTIONS, parquet_bytes, prediction_bytes, prediction_file
 from lorae.results import read_trials, trials_table
 from lorae.run import run_stack
 from lorae.stack import Stack

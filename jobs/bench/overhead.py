@@ -16,7 +16,7 @@ from typing import Any
 from jobs.bench.apart import apart
 from jobs.bench.commands import LOCALHOST, command, sweep_file
 from jobs.bench.setting import environment
-from lorae.predictions import prediction_file
+from lorae.prediction_files import prediction_file
 from lorae.store import WEIGHTS, Store, member_folder
 from lorae.trial import Budget, Sweep, Trial
 from pipelines.demo import SWEEP as DEMO

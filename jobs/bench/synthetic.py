@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lorae.predictions import prediction_bytes, prediction_file
+from lorae.prediction_files import prediction_bytes, prediction_file
 from lorae.sources import Hub
 from lorae.store import Store, member_folder, reference_folder
 from lorae.tasks import CommonsenseQA, OpenBookQA
