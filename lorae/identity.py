@@ -16,8 +16,9 @@ IF_SET = {"default_identity": False}
 def canonical(value: Any) -> Any:
     """JSON value that is equal for equal specs and refuses everything it cannot represent.
 
-    A dataclass becomes {"type": class name, field: value, ...}; if it defines `fingerprint()`, that is its
-    value instead. Tuples and lists become lists, integral floats ints (1.0 and 1 are one setting).
+    A dataclass becomes {"type": class name, field: value, ...} of the fields that are not marked
+    `identity=False`; if it defines `fingerprint()`, that is its value instead. Tuples and lists become lists,
+    integral floats ints (1.0 and 1 are one setting).
 
     Raises:
         TypeError: a type that has no canonical form (set, array, function, ...).
@@ -65,7 +66,8 @@ def spec_of(value: Any, types: Sequence[type]) -> Any:
 
 
 def fields_of(spec: Any, base: type | None = None) -> dict[str, Any]:
-    """Canonical values of a dataclass's fields, without those declared with `IF_SET` that have their default.
+    """Canonical values of a dataclass's fields, without those declared with `metadata={"identity": False}`,
+    and without those declared with `IF_SET` that have their default.
 
     Args:
         base: a dataclass that `spec` is derived from, whose fields are left out.
@@ -75,7 +77,8 @@ def fields_of(spec: Any, base: type | None = None) -> dict[str, Any]:
     return {
         f.name: canonical(value)
         for f, value in values
-        if f.metadata.get("default_identity", True) or value != f.default
+        if f.metadata.get("identity", True)
+        and (f.metadata.get("default_identity", True) or value != f.default)
     }
 
 

@@ -37,7 +37,7 @@ TABLES = {  # beside the comparison
     "rank": {"ensembling"},
     "initialization": {"ensembling"},
     "search": {"best"},
-    **{name: {"ensembling", "same-parameters", "same-compute", "weights"} for name in ENCODERS},
+    **{name: {"ensembling", "rivals", "same-parameters", "same-compute", "weights"} for name in ENCODERS},
 }
 FIGURES = {
     "demo": {"ensemble_nll-members", "ece15-members"},
