@@ -131,7 +131,7 @@ def _is_plain(cell: Cell) -> bool:
 def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
     """The LoRA ensemble of one test set that is compared, if there is one, and its rivals."""
     trained = [cell for cell in cells if cell.members]
-    plain = [cell for cell in trained if _is_plain(cell) and not cell.regularised]
+    plain = [cell for cell in trained if _is_plain(cell)]
     others = [cell for cell in trained if not _is_plain(cell)]
     largest = max((cell.members for cell in plain), default=0)
     if largest < 2:
