@@ -148,7 +148,7 @@ def make_plan(
         draws.setdefault(cell_of(trial), {})[trial.draws] = None
     for cell, num_members in cells([trial for trial, _ in trials]):
         members, ood = tuple(range(num_members)), tuple(sweep.eval_tasks(cell))
-        stack = Stack(cell, members, ood, draws=tuple(draws[cell]), paths=sweep.paths)
+        stack = Stack(cell, members, ood, draws=tuple(draws[cell]), paths=sweep.paths and num_members > 1)
         ids = replace(cell, members=num_members).member_ids()
         lacking, found, damages = _lacking_members(stack, ids, store)
         needed |= dict.fromkeys(ids)

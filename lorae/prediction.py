@@ -21,7 +21,7 @@ from lorae.noise import BranchMasks
 def predict(
     backbone: Backbone,
     rows: Sequence[Row],
-    batch_tokens: int = PREDICT_TOKENS,
+    batch_tokens: int | None = None,
     set_noise: Callable[[Sequence[str]], None] | None = None,
 ) -> np.ndarray:
     """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are
@@ -31,12 +31,13 @@ def predict(
     `batch_tokens` of it at once, and has all logits in the end.
 
     Args:
+        batch_tokens: members' tokens of one forward pass; None = PREDICT_TOKENS.
         set_noise: called with the ids of the examples of each forward pass, before it.
     """
     num_members = backbone.num_members
     num_classes = max(r.num_classes for r in rows)
     logits_MNC = torch.zeros(num_members, len(rows), num_classes, device=backbone.device)
-    for indices, real in _batches(backbone, rows, backbone.ranks.size * batch_tokens // num_members):
+    for indices, real in _batches(backbone, rows, num_members, batch_tokens):
         part = [rows[n] for n in indices]
         if set_noise:
             set_noise([row.id for row in part])
@@ -78,16 +79,19 @@ def with_features(backbone: Backbone, rows: Sequence[Row]) -> list[Row]:
             "examples, so score by Letters() or LabelWords() with the same options everywhere"
         )
     found_ND = torch.zeros(len(rows), backbone.lm.config.hidden_size, device=backbone.device)
-    for indices, real in _batches(backbone, rows, backbone.ranks.size * PREDICT_TOKENS):
+    for indices, real in _batches(backbone, rows):
         batch = collate([rows[n] for n in indices], rows[0].num_classes, backbone)
         found_ND[indices[:real]] = features(backbone, batch)[:real].float()
     backbone.ranks.sum_([found_ND])
     return [replace(row, features=value) for row, value in zip(rows, found_ND.cpu().numpy())]
 
 
-def _batches(backbone: Backbone, rows: Sequence[Row], batch_tokens: int) -> Iterator[tuple[np.ndarray, int]]:
+def _batches(
+    backbone: Backbone, rows: Sequence[Row], num_members: int = 1, batch_tokens: int | None = None
+) -> Iterator[tuple[np.ndarray, int]]:
     """Indices of this rank's rows of each batch of all ranks, and how many of them count."""
-    for indices in length_batches([len(r.tokens) for r in rows], max(1, batch_tokens)):
+    tokens = backbone.ranks.size * (batch_tokens or PREDICT_TOKENS[backbone.device.type]) // num_members
+    for indices in length_batches([len(r.tokens) for r in rows], max(1, tokens)):
         for part, real in backbone.ranks.parts(len(indices)):
             yield indices[part], real
 

@@ -398,7 +398,8 @@ class Sweep:
         rivals: other recipes beside the grid's, with their own number of members; of the axes they have those
             of `SHARED` and the dotted paths into them. One that is trained k times as long as the base stays
             so where an axis changes the budget.
-        paths: store each member's predictions on validation along its training, see `analysis.paths`.
+        paths: store the predictions on validation of each ensemble's members along their training, see
+            `analysis.paths`.
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
     """
 

@@ -17,7 +17,7 @@ from pipelines._common import ATTENTION, MINILM_L6, encoder_smoke, rivals
 
 LORA = Trial(
     backbone=MINILM_L6,
-    task=RottenTomatoes(scoring=Head(pool="mean")).subset(train=160, validation=80, test=300),
+    task=RottenTomatoes(scoring=Head(pool="mean")).subset(train=128, validation=64, test=300),
     method=Lora(rank=8, alpha=None, targets=ATTENTION, init=Xavier(gain=1)),
     optimizer=AdamW(lr=1e-3, schedule="cosine"),
     budget=Budget(batch_size=16, epochs=4, max_tokens=64),
