@@ -1,8 +1,8 @@
 """How members move through function space while they are trained, after a figure of arXiv:2405.14438.
 
-A sweep with `paths=True` stores each member's class logits on validation at eleven points of its training. A
-point is the vector of all class probabilities of (at most 500) validation examples; the points of all models
-are projected on the first two principal components of the lot.
+A sweep with `paths=True` stores the class logits on validation of each ensemble's members at six points of
+their training. A point is the vector of all class probabilities of (at most 500) validation examples; the
+points of all models are projected on the first two principal components of the lot.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def path_figures(trials: Trials) -> list[Plot]:
     legend_above(figure, axes)
     caption = (
         "Members' ways through function space: class probabilities on validation before training and after "
-        "each tenth of it, projected on two principal components; a mark ends each. First seed."
+        "each fifth of it, projected on two principal components; a mark ends each. First seed."
     )
     return [Plot("paths", caption, figure)]
 

@@ -24,8 +24,8 @@ SAME_INPUT = {  # layers that read one tensor
     **dict.fromkeys(("key", "value"), "query"),
     "up_proj": "gate_proj",
 }
-# Tokens of one forward pass of `predict`, members included; on a CPU as many as its caches like best (measured:
-# a tenth faster than 4096). Results depend on it by rounding only
+# Tokens of one forward pass of `predict`, members included; on a CPU as many as its caches like (measured, a
+# tenth faster than 4096). Results depend on it by rounding only
 PREDICT_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 

@@ -24,7 +24,7 @@ from lorae.prediction import pooled_draws, predict_draws
 from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.trial import AdamW, Trial
 
-PATH_PARTS = 10  # of the training, between which a member's path has points
+PATH_PARTS = 5  # of the training, between which a member's path has points
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def train_stack(
         on_evaluation: called with the steps done, their total and the validation NLL of the ensemble of the
             members still training. A search may end the stack there: it has been checkpointed.
         path: record the members' predictions on the validation rows, before the first step and after each
-            tenth of them.
+            fifth of them.
     """
     keys = [trial.member_key(m) for m in members]
     kl, decay = trial.regularizer(KL), trial.regularizer(DecayB)

@@ -66,7 +66,8 @@ def rivals(lora: Trial, members: int, full_lr: float, scales_lr: float, head_lr:
     passes per prediction.
 
     Single and explicit full fine-tuning, BatchEnsemble, last-layer ensemble, snapshot ensemble, MC dropout,
-    Masksembles; and single adapters with as many parameters (also regularised) and as much training.
+    Masksembles; and a single adapter regularised, with as many parameters (plain and regularised) and with as
+    much training.
 
     Args:
         lora: the recipe of one LoRA member.
@@ -79,6 +80,7 @@ def rivals(lora: Trial, members: int, full_lr: float, scales_lr: float, head_lr:
         return replace(lora, method=method, optimizer=replace(optimizer, lr=lr), members=members)
 
     wide = replace(lora, method=lora.method.times(members))
+    decay = DecayB(float(f"{0.02 / optimizer.lr:.2g}"))  # 2 % of B a step
 
     def regularized(trial: Trial, *regularizers: Regularizer, **changes: Any) -> Trial:
         return replace(trial, regularizers=(*lora.regularizers, *regularizers), **changes)
@@ -91,8 +93,9 @@ def rivals(lora: Trial, members: int, full_lr: float, scales_lr: float, head_lr:
         replace(lora, optimizer=replace(optimizer, schedule="cyclic", cycles=members)),
         regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
         regularized(lora, Masksembles(masks=members, scale=2.0)),
+        regularized(lora, decay),
         wide,
-        regularized(wide, DecayB(0.02 / optimizer.lr)),
+        regularized(wide, decay),
         replace(lora, budget=lora.budget.times(members)),
     ]
 

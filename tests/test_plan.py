@@ -58,6 +58,13 @@ def test_shared_sources_are_trained_once(tiny_trial, tmp_path):
     assert sorted(len(s.members) for s in plan.stacks) == [1, 5]
 
 
+def test_only_ensembles_record_their_members_paths(tiny_trial, tmp_path):
+    ensemble, alone = tiny_trial(members=2), tiny_trial(method=Lora(rank=2))
+    plan = make_plan(Sweep(base=ensemble, rivals=[alone], paths=True), Store(str(tmp_path)), CPU)
+    paths = {s.trial.method: s.paths for s in plan.stacks if s.members}
+    assert paths == {ensemble.method: True, alone.method: False}
+
+
 @pytest.mark.parametrize("num", [1, 2, 3, 4, 8, 64])
 def test_no_device_idles_while_another_has_several_members(tiny_trial, tmp_path, num):
     cells = [(), (KL(0.1),), (DecayB(1.0),)]

@@ -335,10 +335,10 @@ def test_a_path_leads_from_the_backbone_to_the_trained_member(tiny_trial):
     untouched = torch.from_numpy(predict(backbone, data.validation)[0])
     for run, same in zip(runs, plain):
         assert largest_difference(run, same) == 0, "looking changes nothing"
-        assert len(run.path) == 11
+        assert len(run.path) == 6
         assert torch.allclose(run.path[0]["logits"], untouched, atol=1e-5)
         with Adapters(backbone, trial.method, [trial.member_key(run.member)["init"]]) as adapters:
             adapters.load([run.state])
             trained = torch.from_numpy(predict(backbone, data.validation)[0])
         assert torch.allclose(run.path[-1]["logits"], trained, atol=1e-5)
-        assert not torch.allclose(run.path[5]["logits"], trained, atol=1e-2)
+        assert not torch.allclose(run.path[2]["logits"], trained, atol=1e-2)
