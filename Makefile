@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-encoders test lint types dry-run
+.PHONY: demo demo-encoders encoders-tables encoders-report test lint types dry-run
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
@@ -11,7 +11,12 @@ demo: .venv/installed
 
 demo-encoders: .venv/installed
 	$(BIN)/lorae sweep pipelines/encoders.py
+	$(MAKE) --no-print-directory -j2 encoders-tables encoders-report
+
+encoders-tables:
 	$(BIN)/python -m analysis.encoders lorae-results
+
+encoders-report:
 	$(BIN)/lorae report lorae-results --sweep encoders --out lorae-results/report/encoders
 
 test: .venv/installed
