@@ -11,7 +11,7 @@ demo: .venv/installed
 
 demo-encoders: .venv/installed
 	$(BIN)/lorae sweep pipelines/encoders.py
-	$(MAKE) --no-print-directory -j2 encoders-tables encoders-report
+	OPENBLAS_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 encoders-tables encoders-report
 
 encoders-tables:
 	$(BIN)/python -m analysis.encoders lorae-results
