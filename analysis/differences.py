@@ -62,7 +62,7 @@ def same_parameters(trials: Trials, resampling: Resampling) -> Table:
         return cell.factors | {"members": 1, "rank": rank, "alpha": alpha}
 
     heading = "Ensembles against a single adapter with as many parameters (rank M r)"
-    return differences(trials, resampling, larger, name="same-parameters", heading=heading)
+    return differences(trials, resampling, larger, "same-parameters", heading, own_lr=True)
 
 
 def same_compute(trials: Trials, resampling: Resampling) -> Table:
@@ -75,7 +75,7 @@ def same_compute(trials: Trials, resampling: Resampling) -> Table:
         return cell.factors | {"members": 1, "budget": budget.times(cell.members).label}
 
     heading = "Ensembles against a single adapter trained M times as long"
-    return differences(trials, resampling, longer, name="same-compute", heading=heading)
+    return differences(trials, resampling, longer, "same-compute", heading, own_lr=True)
 
 
 def against_rivals(trials: Trials, resampling: Resampling) -> Table:
@@ -145,11 +145,15 @@ def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
 
 
 def _is_single_rival(cell: Cell, ensemble: Cell) -> bool:
-    """Whether it is the ensemble's own member, or differs from that in its rank, budget and regulariser."""
-    free = ("members", "rank", "alpha", "budget", "regularizers")
-    same = all(cell.factors[f] == value for f, value in ensemble.factors.items() if f not in free)
-    ranks = (ensemble.factors["rank"], ensemble.members * ensemble.factors["rank"])
-    return _is_plain(cell) and cell.members == 1 and same and cell.factors["rank"] in ranks
+    """Whether it is the ensemble's own member, or differs from that in its rank, budget and regulariser; of
+    another rank or budget it may have a learning rate of its own."""
+    ours, theirs = ensemble.factors, cell.factors
+    free = {"members", "rank", "alpha", "budget", "regularizers"}
+    if (ours["rank"], ours["budget"]) != (theirs["rank"], theirs["budget"]):
+        free.add("lr")
+    same = all(theirs[f] == value for f, value in ours.items() if f not in free)
+    ranks = (ours["rank"], ensemble.members * ours["rank"])
+    return _is_plain(cell) and cell.members == 1 and same and theirs["rank"] in ranks
 
 
 def _told_apart(rival: Cell, ensemble: Cell) -> str:
@@ -160,6 +164,8 @@ def _told_apart(rival: Cell, ensemble: Cell) -> str:
             words.append(f"rank {rival.factors['rank']}")
         if rival.factors["budget"] != ensemble.factors["budget"]:
             words.append(f"budget {rival.factors['budget']}")
+        if rival.factors["lr"] != ensemble.factors["lr"]:
+            words.append(f"lr {rival.factors['lr']:g}")
         if rival.regularised:
             words.append(rival.factors["regularizers"])
     return ", ".join(words)
@@ -171,18 +177,26 @@ def differences(
     baseline: Callable[[Cell], dict[str, Any] | None],
     name: str,
     heading: str,
+    own_lr: bool = False,
 ) -> Table:
     """A table of cells minus their baselines; no lines where no cell has one.
 
     Args:
         baseline: factors of the cell to subtract; None leaves the cell out.
+        own_lr: where no cell has these, the one that has all but the learning rate, if there is one only.
     """
     columns = [Column(metric, "difference") for metric in default_metrics(trials)]
     cells = {tuple(cell.factors.items()): cell for cell in trials.cells}
+    tuned: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in trials.cells if own_lr else ():
+        tuned.setdefault(tuple((cell.factors | {"lr": None}).items()), []).append(cell)
     blocks: dict[str, list[Line]] = {}
     for cell in trials.cells:
         factors = baseline(cell)
         other = cells.get(tuple(factors.items())) if factors else None
+        if factors and not other:
+            found = tuned.get(tuple((factors | {"lr": None}).items()), [])
+            other = found[0] if len(found) == 1 else None
         if other:
             found = {c.name: resampling.difference(cell, other, c.name) or Entry(None) for c in columns}
             blocks.setdefault(cell.test_set, []).append(cell_line(cell) | found)

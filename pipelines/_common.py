@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorae.draws import MCDropout
-from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Method
+from lorae.methods import BatchEnsemble, Full, LastLayer, Lora
 from lorae.regularizers import AdapterDropout, DecayB, Masksembles, Regularizer
 from lorae.search import Search
 from lorae.sources import Hub, MnistVit, Wheel
@@ -61,7 +61,15 @@ def smoke(sweep: Sweep, axes: dict[str, Any] | None = None, search: Search | Non
 ATTENTION = ("q", "k", "v", "o")
 
 
-def rivals(lora: Trial, members: int, full_lr: float, scales_lr: float, head_lr: float) -> list[Trial]:
+def rivals(
+    lora: Trial,
+    members: int,
+    full_lr: float,
+    scales_lr: float,
+    head_lr: float,
+    wide_lr: float | None = None,
+    long_lr: float | None = None,
+) -> list[Trial]:
     """What the reviewers of arXiv:2405.14438 asked LoRA-Ensemble to be compared with, at `members` forward
     passes per prediction.
 
@@ -72,31 +80,34 @@ def rivals(lora: Trial, members: int, full_lr: float, scales_lr: float, head_lr:
     Args:
         lora: the recipe of one LoRA member.
         full_lr, scales_lr, head_lr: learning rates of full fine-tuning, BatchEnsemble and last layers.
+        wide_lr, long_lr: of the single adapters with as many parameters and with as much training; None = as
+            the member's.
     """
     assert isinstance(lora.method, Lora)
-    optimizer = lora.optimizer
 
-    def at(lr: float, method: Method, members: int = 1) -> Trial:
-        return replace(lora, method=method, optimizer=replace(optimizer, lr=lr), members=members)
-
-    wide = replace(lora, method=lora.method.times(members))
-    decay = DecayB(float(f"{0.02 / optimizer.lr:.2g}"))  # 2 % of B a step
+    def at(lr: float, **changes: Any) -> Trial:
+        return replace(lora, optimizer=replace(lora.optimizer, lr=lr), **changes)
 
     def regularized(trial: Trial, *regularizers: Regularizer, **changes: Any) -> Trial:
         return replace(trial, regularizers=(*lora.regularizers, *regularizers), **changes)
 
+    def decayed(trial: Trial) -> Trial:  # by 2 % of B in a step
+        return regularized(trial, DecayB(float(f"{0.02 / trial.optimizer.lr:.2g}")))
+
+    lr = lora.optimizer.lr
+    wide = at(wide_lr or lr, method=lora.method.times(members))
     return [
-        at(full_lr, Full()),
-        at(full_lr, Full(), members),
-        at(scales_lr, BatchEnsemble(targets=lora.method.targets), members),
-        at(head_lr, LastLayer(), members),
-        replace(lora, optimizer=replace(optimizer, schedule="cyclic", cycles=members)),
+        at(full_lr, method=Full()),
+        at(full_lr, method=Full(), members=members),
+        at(scales_lr, method=BatchEnsemble(targets=lora.method.targets), members=members),
+        at(head_lr, method=LastLayer(), members=members),
+        replace(lora, optimizer=replace(lora.optimizer, schedule="cyclic", cycles=members)),
         regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
         regularized(lora, Masksembles(masks=members, scale=2.0)),
-        regularized(lora, decay),
+        decayed(lora),
         wide,
-        regularized(wide, decay),
-        replace(lora, budget=lora.budget.times(members)),
+        decayed(wide),
+        at(long_lr or lr, budget=lora.budget.times(members)),
     ]
 
 

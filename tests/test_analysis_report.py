@@ -20,7 +20,7 @@ from toys import Colours
 from analysis import report
 from analysis.columns import default_metrics
 from analysis.data import load_trials
-from analysis.differences import against_rivals, ensembling, regularising
+from analysis.differences import against_rivals, ensembling, regularising, same_parameters
 from analysis.figures_scores import ood_roc, risk_coverage
 from analysis.figures_setting import metric_against_setting, numeric_settings
 from analysis.figures_sweep import (
@@ -212,6 +212,26 @@ def test_the_lora_ensemble_is_compared_with_each_rival(tmp_path):
     assert "LoRA ensemble of 2 (train tokens 2.00k" in table.caption
     own = replace(trials, rows=tuple(rows[name] for name in kept[:2]))
     assert against_rivals(own, resample(own, ["ensemble_nll"])).blocks == ()
+
+
+def test_a_single_adapter_of_as_many_parameters_may_have_its_own_learning_rate(tmp_path):
+    lora, wide = Lora(rank=2, alpha=16), Lora(rank=4, alpha=32)
+    axes = {"method": [lora, wide, BatchEnsemble()], "optimizer.lr": [1e-3, 5e-4], "members": [1, 2]}
+    trials = load_trials(make_sweep(tmp_path, axes), "toy")
+    rows = {(r["rank"], r["lr"], r["members"]): r for r in trials.rows if r["members"]}
+    ours, tuned = rows[2, 1e-3, 2], rows[4, 5e-4, 1]
+    kept = replace(trials, rows=(rows[2, 1e-3, 1], ours, tuned, rows[0, 1e-3, 2]))
+    resampling = resample(kept, ["ensemble_nll"])
+    ((line,),) = same_parameters(kept, resampling).blocks
+    assert line["ensemble_nll"].value == pytest.approx(ours["ensemble_nll"] - tuned["ensemble_nll"])
+    (block,) = against_rivals(kept, resampling).blocks
+    assert [line["rival"].value for line in block] == [
+        "single LoRA", "single LoRA, rank 4, lr 0.0005", "BatchEnsemble of 2"
+    ]  # fmt: skip
+    both = replace(trials, rows=(*kept.rows, rows[4, 1e-3, 1]))
+    ((line,),) = same_parameters(both, resample(both, ["ensemble_nll"])).blocks
+    theirs = rows[4, 1e-3, 1]["ensemble_nll"]
+    assert line["ensemble_nll"].value == pytest.approx(ours["ensemble_nll"] - theirs), "first its own rate"
 
 
 def test_curves_end_where_the_metrics_say(storage):
