@@ -69,7 +69,7 @@ def _precision(value: Any) -> bool:
 _MEMBER = {  # what the checks rely on in a member.json
     "recipe": {
         "backbone": {},
-        "task": {},
+        "task": {"scoring": {"type": str}},
         "method": {"type": str},
         "regularizers": [_regularizer],
         "budget": {"batch_size": count, "max_tokens": count},

@@ -52,12 +52,12 @@ def members_start_as_the_backbone(stored: Stored) -> list[Finding]:
 
 
 def _starts_as_the_backbone(recipe: dict[str, Any]) -> bool:
-    """Whether a member computes what the backbone does until its first update. One that is no low-rank branch
-    does not under noise, nor where it is drawn at random."""
+    """Whether a member computes what the backbone does until its first update. One that has a head or is no
+    low-rank branch does not under noise, nor where it is drawn at random."""
     method = recipe["method"]
-    if method["type"] in ("Lora", "Vera"):
-        return not method.get("b_std")
     noisy = any(r["type"] in ("AdapterDropout", "Masksembles") for r in recipe["regularizers"])
+    if method["type"] in ("Lora", "Vera"):
+        return not method.get("b_std") and not (noisy and recipe["task"]["scoring"]["type"] == "Head")
     return not noisy and method.get("init") != "signs" and not method.get("std")
 
 

@@ -11,6 +11,7 @@ import pytest
 from test_encoders import MORE, SIZES, write_tokenizer
 from toys import Colours, Greys
 
+from analysis.audit import audit
 from jobs.driver import run_sweep
 from jobs.request import Request
 from lorae.methods import Lora
@@ -110,6 +111,7 @@ def test_a_paper_file_and_its_twin_run_end_to_end(name, tiny, tracking_uri, tmp_
         assert float(row["auroc_msp__greys" if name == "ood" else "ensemble_nll"]) >= 0
     for table in tables:
         assert (out / f"{table}.md").read_text().count("\n| ") > 1, f"{table} has lines"
+    assert not [finding for finding in audit(storage) if finding.status == "failed"]
 
 
 def test_rivals_train_by_the_same_recipe():
