@@ -177,7 +177,7 @@ def heat_maps(trials: Trials) -> list[Plot]:
     """NLL over the two numeric settings with the most values, for each choice of the others.
 
     Numeric are members, rank, learning rate and the like, and a regulariser's strength if it has three values
-    (0 where it is absent). None where fewer than two vary.
+    (0 where it is absent). None where fewer than two vary, or the second only together with the first.
     """
     settings = {cell: cell.settings for cell in trials.cells if cell.members}
     values: dict[str, set[Any]] = {}
@@ -199,7 +199,8 @@ def heat_maps(trials: Trials) -> list[Plot]:
     whole = {
         key: {place: cells[0] for place, cells in grid.items()}
         for key, grid in grids.items()
-        if all(len({place[side] for place in grid}) > 1 for side in (0, 1))
+        if len(grid) > max(sides := [len({place[side] for place in grid}) for side in (0, 1)])
+        and min(sides) > 1
         and all(len(cells) == 1 for cells in grid.values())  # else they differ in what has no number
     }
     told = [place for place in range(len(others)) if len({key[place] for key in whole}) > 1]

@@ -7,10 +7,13 @@ points of all models are projected on the first two principal components of the 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.data import Cell, Trials
+from analysis.figures_setting import FOLLOWS
 from analysis.plotting import COLUMN_INCHES, MAX_LINES, Plot, legend_above, look, styled
 from lorae.metrics import log_softmax
 from lorae.store import member_folder
@@ -20,9 +23,10 @@ MAX_EXAMPLES = 500
 
 @styled
 def path_figures(trials: Trials) -> list[Plot]:
-    """The members' paths in the models with the most members, first seed; none if none is stored."""
-    largest = sorted((c for c in trials.cells if c.members), key=lambda c: -c.members)[:MAX_LINES]
-    found = {cell: paths for cell in largest if (paths := _paths(trials, cell))}
+    """The members' paths in the models with the most members, first seed, one model of each kind first; none
+    if none is stored. A model whose members belong to a larger one has no lines of its own."""
+    walked = ((cell, paths) for cell in _ensembles(trials) if (paths := _paths(trials, cell)))
+    found = dict(itertools.islice(walked, MAX_LINES))
     shapes = {p.shape[1:] for paths in found.values() for p in paths}
     if not found or len(shapes) > 1:  # models of tasks with other validation examples have no space in common
         return []
@@ -30,9 +34,8 @@ def path_figures(trials: Trials) -> list[Plot]:
     placed = iter(points)
     figure = Figure((COLUMN_INCHES, 2.6), layout="constrained")
     axes = figure.subplots()
-    for number, (cell, paths) in enumerate(found.items()):
+    for number, (paths, label) in enumerate(zip(found.values(), _labels(list(found)), strict=True)):
         style = look(number)
-        label = cell.name + (f", {cell.factors['regularizers']}" if cell.regularised else "")
         for member in range(len(paths)):
             x, y = next(placed).T
             axes.plot(x, y, color=style["color"], linestyle=style["linestyle"], linewidth=0.8,
@@ -57,6 +60,32 @@ def principal(paths: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
     ends = np.cumsum([len(points) for points in flat])[:-1]
     shares = scale**2 / max(float((scale**2).sum()), np.finfo(float).tiny)
     return np.split(u[:, :2] * scale[:2], ends), shares[:2]
+
+
+def _ensembles(trials: Trials) -> list[Cell]:
+    """Trained cells with members that no larger one has, the largest of each name before the others."""
+    kept: list[tuple[int, Cell]] = []
+    shown: set[str] = set()
+    for cell in sorted((c for c in trials.cells if c.members), key=lambda c: -c.members):
+        if not shown.issuperset(members := cell.rows[0]["member_ids"]):
+            kept.append((sum(other.name == cell.name for _, other in kept), cell))
+            shown.update(members)
+    return [cell for _, cell in sorted(kept, key=lambda place: place[0])]
+
+
+def _labels(cells: list[Cell]) -> list[str]:
+    """Names of the cells; of those with the same name with the settings in which they differ."""
+    labels = []
+    for cell in cells:
+        alike = [other.settings for other in cells if other.name == cell.name]
+        followers = {f for name in cell.settings for f in FOLLOWS.get(name, ())}
+        told = [
+            f"{name} {value}"
+            for name, value in cell.settings.items()
+            if name not in followers and any(other.get(name) != value for other in alike)
+        ]
+        labels.append(", ".join([cell.name, *told]))
+    return labels
 
 
 def _paths(trials: Trials, cell: Cell) -> list[np.ndarray]:

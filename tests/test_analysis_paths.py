@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sweeps import make_sweep
 
-from analysis.paths import principal
+from analysis.data import load_trials
+from analysis.paths import path_figures, principal
+from lorae.methods import BatchEnsemble, Lora
+from lorae.store import Store
 
 
 def test_points_of_a_plane_keep_their_distances():
@@ -27,3 +31,12 @@ def test_members_that_never_move_are_one_point():
     still = np.log(np.full((3, 5, 2), 0.5))
     points, share = principal([still, still])
     assert np.allclose(np.concatenate(points), 0.0) and np.allclose(share, 0.0)
+
+
+def test_a_model_is_drawn_once_and_told_from_others_of_its_name(tmp_path, monkeypatch):
+    axes = {"method": [Lora(rank=2), Lora(rank=4), BatchEnsemble()], "members": [1, 2]}
+    path_KNC = np.random.default_rng(0).normal(size=(3, 5, 2))
+    monkeypatch.setattr(Store, "path", lambda store, folder: path_KNC)
+    (plot,) = path_figures(load_trials(make_sweep(tmp_path, axes), "toy"))
+    _, labels = plot.figure.axes[0].get_legend_handles_labels()
+    assert labels == ["LoRA ensemble of 2, rank 2", "BatchEnsemble of 2", "LoRA ensemble of 2, rank 4"]

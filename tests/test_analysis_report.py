@@ -157,6 +157,10 @@ def test_heat_maps_need_two_numeric_factors(storage, tmp_path):
     (image,) = plots[0].figure.axes[0].images
     nll = {(r["rank"], r["members"]): r["ensemble_nll"] for r in trials.rows if r["regularizers"] == "none"}
     assert np.asarray(image.get_array()).tolist() == [[nll[r, m] for m in (1, 2)] for r in (1, 2, 4)]
+    both = replace(
+        trials, rows=tuple(r for r in trials.rows if (r["rank"], r["members"]) in ((1, 1), (2, 2)))
+    )
+    assert heat_maps(both) == [], "two settings that change together span no grid"
     strengths = {"regularizers": [(), (KL(0.1),), (KL(1),)], "members": [1, 2]}
     (plot,) = heat_maps(load_trials(make_sweep(tmp_path / "strengths", strengths), "toy"))
     assert plot.name == "heat-KL-beta-members"
