@@ -20,6 +20,7 @@ Ctrl-C or SIGTERM (what ran is saved; once more exits at once).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -285,7 +286,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     name = "everything" if arguments.part == "all" else arguments.part
     part = importlib.import_module(f"jobs.bench.{name}")
-    with setting(arguments.device, arguments.data_root) as where:
+    # Libraries that are imported on the way print to stdout, which is the document's
+    with setting(arguments.device, arguments.data_root) as where, contextlib.redirect_stdout(sys.stderr):
         found = part.measure(where)
     print(json.dumps(found, indent=1) if arguments.json else part.text(found))
     return 0

@@ -213,3 +213,15 @@ def test_without_peft_the_command_says_how_to_get_it(monkeypatch, capsys):
 def test_a_device_that_is_not_there_is_refused(capsys):
     assert cli.main(["bench", "memory", "--device", "tpu"]) == 2
     assert "--device tpu: must be cpu, or cuda" in capsys.readouterr().err
+
+
+def test_json_is_all_that_is_on_stdout(tiny_llama, data_root, monkeypatch, capsys):
+    """DeepSpeed, say, prints when a library imports it."""
+
+    def noisy(where):
+        print("a library speaks")
+        return {"peak": 1}
+
+    monkeypatch.setattr(memory, "measure", noisy)
+    assert cli.main(["bench", "memory", "--json", "--data-root", str(data_root)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"peak": 1}

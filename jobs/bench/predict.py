@@ -25,7 +25,7 @@ from jobs.bench.setting import (
 from lorae.encoding import Row
 from lorae.trial import Trial
 
-REPETITIONS = 3
+REPETITIONS = 2
 BATCH_SIZE = 32
 B_STD = 0.02  # members that were never trained must differ from the backbone all the same
 SIDES = {

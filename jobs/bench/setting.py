@@ -30,7 +30,7 @@ from pipelines._common import SMOLLM2_135M
 if TYPE_CHECKING:
     import torch
 
-NUM_TRAIN, NUM_TEST = 256, 64
+NUM_TRAIN, NUM_TEST = 256, 48
 MEMBERS, BATCH_SIZE, LR = 5, 8, 1e-3
 ONE_B: dict[str, Any] = {  # Llama-3.2-1B's shape with the vocabulary of the tokenizer at hand
     "hidden_size": 2048,

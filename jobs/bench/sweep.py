@@ -25,7 +25,7 @@ from lorae.store import Store, member_folder
 from lorae.trial import Sweep, Trial
 from pipelines.demo import SWEEP as DEMO
 
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 32, 8, 50
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 16, 8, 32
 
 
 def measure(where: Setting) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from jobs.bench.setting import (
 from lorae.trial import Trial
 
 STEPS = {"rotten_tomatoes": 4, "openbookqa": 2}  # timed in each round; one more is not
-REPETITIONS = {"rotten_tomatoes": 3, "openbookqa": 2}
+REPETITIONS = {"rotten_tomatoes": 2, "openbookqa": 2}
 SIDES = {"lorae": "lorae", "trainer": "PEFT + Trainer", "loop": "PEFT, best loop", "limit": "limit"}
 
 
