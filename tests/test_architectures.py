@@ -11,6 +11,7 @@ import torch
 from stacks import largest_difference, prepared
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lorae.backbones import load_backbone
 from lorae.encoding import class_logits, collate, encode
 from lorae.methods import Lora
 from lorae.sources import Files
@@ -69,3 +70,13 @@ def test_options_that_share_their_question_are_scored_as_if_apart(trial):
             log_probs = backbone.lm(torch.tensor([ids])).logits[0].float().log_softmax(-1)
             expected = sum(log_probs[t - 1, ids[t]] for t in range(start, len(ids)))
             assert logits[k].item() == pytest.approx(float(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_head_that_scales_its_logits_is_refused(precision, tiny_llama, tmp_path):
+    config = AutoConfig.for_model("granite", logits_scaling=4.0, **SIZES)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for file in Path(tiny_llama.path).glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    with pytest.raises(ValueError, match=r"GraniteForCausalLM.* not supported"):
+        load_backbone(Files(str(tmp_path)), precision, "cpu")
