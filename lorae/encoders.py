@@ -21,6 +21,7 @@ from lorae.media import Audio, Image
 from lorae.packing import ATTENTION, Packing
 from lorae.shapes import first_position, kind_of, num_pooled_tokens, num_prefix_tokens, num_tokens
 from lorae.tasks.base import Example, Task
+from lorae.transfer import to_device
 
 if TYPE_CHECKING:
     from lorae.backbones import Backbone
@@ -195,8 +196,8 @@ def collate(rows: Sequence[Row], backbone: Backbone, num_members: int) -> Encode
     if rows[0].media is not None:
         name, order = encoder.processor.model_input_names[0], {}
         index = [order.setdefault(row.media.digest, len(order)) for row in rows if row.media]
-        media = encoder.media_batch(rows).to(backbone.device, backbone.dtype)
-        inputs = {name: media[torch.tensor(index, device=backbone.device)]}
+        media = encoder.media_batch(rows).to(backbone.device, backbone.dtype, non_blocking=True)
+        inputs = {name: media[to_device(index, backbone.device)]}
     elif backbone.lm.config._attn_implementation == ATTENTION:
         packing = Packing.of(lengths.tolist(), num_members, backbone.device).bidirectional()
         positions = packing.places + first_position(encoder.config)
@@ -206,13 +207,16 @@ def collate(rows: Sequence[Row], backbone: Backbone, num_members: int) -> Encode
         ids = torch.full(real.shape, encoder.processor.pad_token_id)
         ids[real] = torch.tensor([token for row in rows for token in row.tokens])
         mask = real.long()
-        inputs = {"input_ids": ids.to(backbone.device), "attention_mask": mask.to(backbone.device)}
+        inputs = {
+            "input_ids": to_device(ids, backbone.device),
+            "attention_mask": to_device(mask, backbone.device),
+        }
     pooled = real.clone()
     if rows[0].pool == "cls":
         pooled[:, num_pooled_tokens(encoder.config) :] = False
     elif rows[0].media is not None:
         pooled[:, : num_prefix_tokens(encoder.config)] = False
-    return EncoderBatch(inputs, pooled.to(backbone.device))
+    return EncoderBatch(inputs, to_device(pooled, backbone.device))
 
 
 def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:

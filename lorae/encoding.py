@@ -22,6 +22,7 @@ from lorae.media import Audio, Image
 from lorae.methods import Full
 from lorae.packing import Packing
 from lorae.tasks.base import Example, Head, OptionLikelihood, Task
+from lorae.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,11 @@ def collate(
     if backbone.is_encoder:
         return encoders.collate(rows, backbone, num_members)
 
-    def on_device(values: Any) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values)).to(backbone.device, non_blocking=True)
-
     def by_class(values: Sequence[Sequence[Any]], dtype: Any, fill: Any) -> torch.Tensor:
         padded = np.full((len(rows), num_classes), fill, dtype)
         for n, of_row in enumerate(values):
             padded[n, : len(of_row)] = of_row
-        return on_device(padded)
+        return to_device(padded, backbone.device)
 
     noisy = backbone.inserted and backbone.inserted.noise  # then what a row begins with is its own
     shared = 0 if noisy else common_beginning(rows)
@@ -186,8 +184,12 @@ def collate(
     return replace(
         batch,
         position_ids=packing.pack([p for of_row in positions for p in of_row]),
-        packing=replace(packing, visible=on_device(np.stack(visible)), positions=on_device(padded)),
-        scored=tuple(on_device(column) for column in zip(*scored)),
+        packing=replace(
+            packing,
+            visible=to_device(np.stack(visible), backbone.device),
+            positions=to_device(padded, backbone.device),
+        ),
+        scored=tuple(to_device(column, backbone.device) for column in zip(*scored)),
         norms=by_class([r.norms for r in rows], np.float32, 1.0),
     )
 
@@ -223,7 +225,7 @@ def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> t
     of each member where all weights are its own; of the heads alone where rows have features."""
     inserted = backbone.inserted
     if inserted and rows[0].features is not None:
-        features_ND = torch.from_numpy(np.array([row.features for row in rows])).to(backbone.device)
+        features_ND = to_device(np.array([row.features for row in rows]), backbone.device)
         return backbone.capped(inserted.head_logits(features_ND))
     if inserted is None or not isinstance(inserted.method, Full):
         return class_logits(backbone, collate(rows, num_classes, backbone, backbone.num_members))

@@ -12,6 +12,7 @@ import torch
 
 from lorae import seeds
 from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
+from lorae.transfer import to_device
 
 
 class _Located:
@@ -40,7 +41,6 @@ class _Located:
 
     def _of_tokens(self, of_rows: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What each row has, for each token of x (M, S, D), or for each row of x (rows, D); and its place."""
-        of_rows = of_rows.to(x.device)
         if self.only is not None:
             of_rows = of_rows.view(len(self.keys), -1)[self.only]
         if x.dim() == 2:
@@ -79,6 +79,7 @@ class BranchDropout(_Located):
         """x (M, S, D) of tokens, or (rows, D), with noise that is a layer's own."""
         if self.row_keys is None:
             return x
+        self.row_keys = to_device(self.row_keys, x.device)
         keys, places = self._of_tokens(self.row_keys, x)
         keep = seeds.keep_mask(keys ^ seeds.key32("layer", layer), places, x.shape[-1], self.p)
         return x * keep / (1 - self.p)
@@ -121,6 +122,7 @@ class BranchMasks(_Located):
         """x (M, S, D) of tokens, or (rows, D), with each row's mask of a layer."""
         if self.row_masks is None:
             return x
+        self.row_masks = to_device(self.row_masks, x.device)
         numbers, _ = self._of_tokens(self.row_masks, x)
         return x * self._drawn(layer, x.shape[-1], x.device)[numbers]
 

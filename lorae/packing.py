@@ -15,8 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lorae.transfer import to_device
 
 ATTENTION = "lorae_packed"
+# Not cuDNN's, which plans anew for every shape: 100 ms of each step, on an H200
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -60,21 +65,19 @@ class Packing:
         rows, places = np.zeros((2, num_members * width), np.int64)
         rows[packed], places[packed] = row, place
 
-        def on_device(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values).to(device, non_blocking=True)
-
         def reordering(size: int, target: np.ndarray, source: np.ndarray) -> Reordering:
             index = np.full(size, -1)
             index[target] = source
-            return Reordering(on_device(np.maximum(index, 0)), on_device(np.flatnonzero(index < 0)))
+            empty = np.flatnonzero(index < 0)
+            return Reordering(to_device(np.maximum(index, 0), device), to_device(empty, device))
 
         return cls(
             reordering(length_MB.size * longest, padded, packed),
             reordering(num_members * width, packed, padded),
-            on_device(rows).view(num_members, width),
-            on_device(places).view(num_members, width),
+            to_device(rows, device).view(num_members, width),
+            to_device(places, device).view(num_members, width),
             packed,
-            on_device((begin_MB + length_MB - 1).ravel()),
+            to_device((begin_MB + length_MB - 1).ravel(), device),
             (length_MB.size, longest),
             shared,
         )
@@ -102,7 +105,7 @@ class Packing:
         """(M, S) values of the tokens, given sequence after sequence; zero where a row is filled up."""
         packed = np.zeros(self.places.numel(), np.int64)
         packed[self.order] = values
-        return torch.from_numpy(packed).to(self.places.device, non_blocking=True).view_as(self.places)
+        return to_device(packed, self.places.device).view_as(self.places)
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,13 @@ def attention(
     if sliding_window is not None and sliding_window < q.shape[2]:
         visible = (_causal(q) if visible is None else visible) & _near(q, packing, sliding_window)
     if q.is_cuda and not softcap:
-        out = F.scaled_dot_product_attention(
-            q, k, v, visible, is_causal=visible is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-        ).transpose(1, 2)
+        if visible is not None:  # the kernel for masks knows no shared key heads
+            k, v = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (k, v))
+        shared = q.shape[1] != k.shape[1]
+        with sdpa_kernel(KERNELS):
+            out = F.scaled_dot_product_attention(
+                q, k, v, visible, is_causal=visible is None, scale=scaling, enable_gqa=shared
+            ).transpose(1, 2)
     else:
         out = _written_out(q, k, v, _causal(q) if visible is None else visible, scaling, softcap)
     if packing:

@@ -15,6 +15,7 @@ from lorae.draws import MCDropout
 from lorae.encoding import Row, collate, features, stack_logits
 from lorae.memory import PREDICT_TOKENS
 from lorae.noise import BranchMasks
+from lorae.transfer import to_device
 
 
 @torch.no_grad()
@@ -42,7 +43,8 @@ def predict(
         if set_noise:
             set_noise([row.id for row in part])
         logits = stack_logits(backbone, part * num_members, num_classes)
-        logits_MNC[:, indices[:real]] = logits.view(num_members, len(part), num_classes)[:, :real]
+        own = logits.view(num_members, len(part), num_classes)[:, :real]
+        logits_MNC.index_copy_(1, to_device(indices[:real], backbone.device), own)
     backbone.ranks.sum_([logits_MNC])
     return logits_MNC.cpu().numpy()
 
@@ -81,7 +83,8 @@ def with_features(backbone: Backbone, rows: Sequence[Row]) -> list[Row]:
     found_ND = torch.zeros(len(rows), backbone.lm.config.hidden_size, device=backbone.device)
     for indices, real in _batches(backbone, rows):
         batch = collate([rows[n] for n in indices], rows[0].num_classes, backbone)
-        found_ND[indices[:real]] = features(backbone, batch)[:real].float()
+        own = to_device(indices[:real], backbone.device)
+        found_ND.index_copy_(0, own, features(backbone, batch)[:real].float())
     backbone.ranks.sum_([found_ND])
     return [replace(row, features=value) for row, value in zip(rows, found_ND.cpu().numpy())]
 

@@ -22,6 +22,7 @@ from lorae.noise import make_noise
 from lorae.order import DataOrder
 from lorae.prediction import pooled_draws, predict_draws
 from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
+from lorae.transfer import ToHost, to_device
 from lorae.trial import AdamW, Trial
 
 PATH_PARTS = 5  # of the training, between which a member's path has points
@@ -115,7 +116,7 @@ def train_stack(
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
     path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}
     every = stopping and (stopping.every or trial.budget.steps_per_epoch(len(data.train)))
-    labels_N = torch.tensor([r.label for r in data.train], device=backbone.device)
+    labels_N = np.array([r.label for r in data.train])
     class_weight_C = torch.ones(data.num_classes, device=backbone.device)
     if weights:
         class_weight_C.copy_(torch.from_numpy(weights.weights(labels_N.tolist(), data.num_classes)))
@@ -128,6 +129,7 @@ def train_stack(
         for run in runs:
             run.train_tokens = int(lengths.sum())
     active = list(range(len(runs)))  # positions in `runs` of the members still training
+    unread: list[StepDone] = []
     ranks, noise = backbone.ranks, make_noise(trial.regularizers, keys)
     inits, answer_ids = [k["init"] for k in keys], data.train[0].answer_ids
 
@@ -158,7 +160,7 @@ def train_stack(
             nll_M, correct_M = torch.zeros_like(losses_M), torch.zeros_like(losses_M)
             for part, real in ranks.parts(num, micro_batch):
                 part_MB = chosen_MB[:, part]
-                labels = labels_N[part_MB.ravel()]
+                labels = to_device(labels_N[part_MB.ravel()], backbone.device)
                 if noise:
                     noise.train(step, part)
                 rows = [data.train[n] for n in part_MB.flat]
@@ -169,9 +171,7 @@ def train_stack(
                     loss_MB = nll_MB * class_weight_C[labels].view(part_MB.shape)
                 if kl:
                     assert data.reference_logits_NC is not None
-                    reference = torch.from_numpy(data.reference_logits_NC[part_MB.ravel()]).to(
-                        backbone.device
-                    )
+                    reference = to_device(data.reference_logits_NC[part_MB.ravel()], backbone.device)
                     loss_MB = loss_MB + kl.beta * kl_divergence(logits, reference, kl.direction).view(
                         part_MB.shape
                     )
@@ -184,32 +184,30 @@ def train_stack(
                 noise.off()
             ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
 
-            # Each member's own gradient norm; a member that is not finite makes no step and leaves
+            # Each member's own gradient norm; what is not finite stays in its own member
             norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
-            finite_M = torch.isfinite(losses_M) & torch.isfinite(norms_M)
-            failed = [] if bool(finite_M.all()) else [i for i, ok in enumerate(finite_M.tolist()) if not ok]
-            for i in failed:
-                ids = ", ".join(data.train[n].id for n in chosen_MB[i])
-                what = f"loss {losses_M[i].item()}, gradient norm {norms_M[i].item()}"
-                runs[active[i]].error = f"{what} at step {step + 1}, examples {ids}"
-                for grad in adapters.gradients():
-                    grad[i] = 0.0
             optimizer.step()
             step += 1
 
-            # Records, each member's share of the time
-            columns = (losses_M, nll_M, correct_M, norms_M)
-            seconds = (time.perf_counter() - started) / len(active)
-            for i, (loss, nll, acc, norm) in enumerate(torch.stack(columns, 1).tolist()):
-                run = runs[active[i]]
-                run.train_tokens += int(step_tokens_N[chosen_MB[i]].sum())
-                run.train_seconds += seconds
-                run.best_step = step if not stopping else run.best_step
-                run.curve.append(_record(step, "train", loss, nll, acc, lr, norm, seconds))
+            # Records, each member's share of the time. A step is read when the next one has begun, so that a
+            # GPU always has work, or at once where something depends on it; then failed members leave
+            validating = every and (step % every == 0 or step == num_steps)
+            evaluating = evaluate_every and step % evaluate_every == 0 and step < num_steps
+            saving = checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due())
+            numbers = ToHost(torch.stack((losses_M, nll_M, correct_M, norms_M), 1))
+            unread.append(StepDone(step, lr, [runs[m] for m in active], chosen_MB, numbers))
+            at_once = validating or evaluating or saving or step in (*snapshot_steps, num_steps)
+            read = unread if at_once or ranks.size > 1 else unread[:-1]
+            columns = [done.numbers.tolist() for done in read]
+            unread[-1].seconds = (time.perf_counter() - started) / len(active)
+            for done, values in zip(read, columns):
+                record(done, values, data.train, step_tokens_N)
+            unread = unread[len(read) :]
+            failed = [i for i, m in enumerate(active) if runs[m].error]
 
             # Early stopping on each member's own validation NLL
             stopped: list[int] = []
-            if stopping and every and (step % every == 0 or step == num_steps):
+            if stopping and validating:
                 started = time.perf_counter()
                 evaluated = evaluate(backbone, data.validation)
                 seconds = (time.perf_counter() - started) / len(active)
@@ -239,10 +237,10 @@ def train_stack(
                 staying = [i for i in range(len(active)) if i not in leaving]
                 active = [active[i] for i in staying]
                 keep_members(adapters, optimizer, staying)
-            evaluating = active and evaluate_every and step % evaluate_every == 0 and step < num_steps
-            if checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due()):
+            if saving:
+                assert checkpoints is not None
                 checkpoints.save(*checkpoint(step, active, runs, adapters, optimizer))
-            if evaluating:
+            if evaluating and active:
                 on_evaluation(step, num_steps, validation_nll(backbone, data.validation))
             on_step(step, num_steps)
 
@@ -250,6 +248,40 @@ def train_stack(
             if not stopping or not runs[m].state:
                 runs[m].state, runs[m].best_step = adapters.state(i), step
     return runs
+
+
+@dataclass
+class StepDone:
+    """An optimiser step whose numbers are on their way to the CPU.
+
+    Attributes:
+        runs, chosen_MB: the members that made it, and the rows of each one's batch.
+        numbers: (M, 4) loss, NLL, accuracy and gradient norm.
+        seconds: each member's share of the wall time.
+    """
+
+    step: int
+    lr: float
+    runs: list[MemberRun]
+    chosen_MB: np.ndarray
+    numbers: ToHost
+    seconds: float = 0.0
+
+
+def record(
+    done: StepDone, numbers_M4: list[list[float]], train: Sequence[Row], step_tokens_N: np.ndarray
+) -> None:
+    """Write a step into its members' curves and costs; one whose loss or gradient is not finite has
+    failed."""
+    for run, chosen_B, (loss, nll, acc, norm) in zip(done.runs, done.chosen_MB, numbers_M4):
+        if run.error:  # in the step before
+            continue
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            ids = ", ".join(train[n].id for n in chosen_B)
+            run.error = f"loss {loss}, gradient norm {norm} at step {done.step}, examples {ids}"
+        run.train_tokens += int(step_tokens_N[chosen_B].sum())
+        run.train_seconds += done.seconds
+        run.curve.append(_record(done.step, "train", loss, nll, acc, done.lr, norm, done.seconds))
 
 
 def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from jobs.bench.peft_side import ATTENTION, load_lm, padded
+from jobs.bench.peft_side import ATTENTION, load_lm, padded, plan_no_attention
 from jobs.bench.setting import num_tokens, synchronize
 from lorae.encoding import Row
 from lorae.prediction import length_batches
+from lorae.transfer import to_device
 from lorae.trial import Trial
 
 PADDED_TOKENS = (512, 2048, 8192)  # of a batch of sentences, sorted by length
@@ -24,6 +25,7 @@ Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
 
 def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator[Any]:
     """Yields what it is, then for each pass over the rows (seconds, tokens)."""
+    plan_no_attention()
     lm = load_lm(trial, device).base_model  # without its output head
     name, attention, ids = fastest(lm, encoded, device)
     yield (
@@ -75,7 +77,7 @@ def _packed(length: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
     """Neither parts nor positions know where a sentence begins: only the number of tokens counts here."""
 
     def cut(encoded: Sequence[Row], device: str) -> list[torch.Tensor]:
-        ids = torch.tensor([token for row in encoded for token in row.tokens], device=device)
+        ids = to_device([token for row in encoded for token in row.tokens], device)
         end = len(ids) // length * length
         batches = [*ids[:end].view(-1, length).split(max(1, PACKED_BATCH // length)), ids[None, end:]]
         return [batch for batch in batches if batch.numel()]

@@ -23,9 +23,15 @@ from lorae.methods import Lora, adapted_layers
 from lorae.shapes import linears_of
 from lorae.sources import backbone_folder
 from lorae.training import learning_rate
+from lorae.transfer import to_device
 from lorae.trial import Trial
 
 ATTENTION = ("eager", "sdpa")
+
+
+def plan_no_attention() -> None:
+    """Leave out cuDNN's attention, whose plans for every new length cost more than they gain."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def load_lm(trial: Trial, device: str) -> Any:
@@ -140,6 +146,7 @@ def _labelled(row: Row) -> dict[str, list[int]]:
 
 def best_loop(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each member in turn (seconds, examples, tokens, {member: mean loss})."""
+    plan_no_attention()
     lm = load_lm(trial, device)
     layers = adapted_layers(trial.method, linears_of(lm), trial.backbone.label)
     model = with_adapters(lm, trial)
@@ -184,7 +191,7 @@ def _train_alone(
     clock, losses = StepClock(device), []
     for step, batch in enumerate(steps):
         optimizer.param_groups[0]["lr"] = learning_rate(spec, step, len(steps))
-        labels = torch.tensor([row.label for row in batch], device=device)
+        labels = to_device([row.label for row in batch], device)
         loss = F.cross_entropy(answer_logits(model, batch, device), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -203,12 +210,12 @@ def answer_logits(model: Any, batch: Sequence[Row], device: str) -> torch.Tensor
     ids, last = padded(batch, device)
     hidden = lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
     hidden = hidden[torch.arange(len(batch), device=device), last].float()
-    answers = torch.tensor([row.answer_ids for row in batch], device=device)
+    answers = to_device([row.answer_ids for row in batch], device)
     return torch.einsum("nd,ncd->nc", hidden, lm.get_output_embeddings().weight[answers].float())
 
 
 def padded(batch: Sequence[Row], device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded ids (rows, T) and the index (rows,) of each row's last real token."""
     longest = max(len(row.tokens) for row in batch)
-    ids = torch.tensor([row.tokens + (0,) * (longest - len(row.tokens)) for row in batch], device=device)
-    return ids, torch.tensor([len(row.tokens) - 1 for row in batch], device=device)
+    ids = [row.tokens + (0,) * (longest - len(row.tokens)) for row in batch]
+    return to_device(ids, device), to_device([len(row.tokens) - 1 for row in batch], device)
