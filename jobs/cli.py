@@ -158,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in BENCHES.items():
         part = parts.add_parser(name, parents=[data_root, as_json], help=what)
         part.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
+        part.add_argument("--size", help="of the random backbone on cuda: 1b or 7b; default 1b")
         part.set_defaults(run=_bench, part=name)
     return parser
 
@@ -287,7 +288,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     name = "everything" if arguments.part == "all" else arguments.part
     part = importlib.import_module(f"jobs.bench.{name}")
     # Libraries that are imported on the way print to stdout, which is the document's
-    with setting(arguments.device, arguments.data_root) as where, contextlib.redirect_stdout(sys.stderr):
+    chosen = setting(arguments.device, arguments.data_root, arguments.size)
+    with chosen as where, contextlib.redirect_stdout(sys.stderr):
         found = part.measure(where)
     print(json.dumps(found, indent=1) if arguments.json else part.text(found))
     return 0

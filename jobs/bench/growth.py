@@ -96,8 +96,11 @@ def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
 
 
 def shares(events: Any, cuda: bool) -> dict[str, float]:
-    """Shares of the time that operators take themselves, by kind."""
-    own = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in events}
+    """Shares of the time that operators take themselves, by kind; of a GPU's, without its idle time."""
+    from torch.profiler import DeviceType
+
+    operators = [e for e in events if e.device_type == DeviceType.CPU]  # kernels are listed beside theirs
+    own = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in operators}
     total = sum(own.values())
     found = {
         kind: sum(t for key, t in own.items() if key.startswith(names)) / total

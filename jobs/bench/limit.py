@@ -17,8 +17,8 @@ from lorae.trial import Trial
 
 PADDED_TOKENS = (512, 2048, 8192)  # of a batch of sentences, sorted by length
 PACKED_TOKENS = (64, 256)  # of a row that holds parts of many sentences
-PACKED_BATCH = 2048  # tokens of a batch of such rows
-SAMPLE = 2048  # tokens on which each way is tried
+PACKED_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of such rows
+SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens on which each way is tried
 
 Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
 
@@ -39,12 +39,12 @@ def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator
 
 def fastest(lm: Any, encoded: Sequence[Row], device: str) -> Way:
     """The way to process these rows with most real tokens per second, tried on some of them."""
-    size = max(1, SAMPLE * len(encoded) // num_tokens(encoded))
+    size = max(1, SAMPLE[device] * len(encoded) // num_tokens(encoded))
     sample = [encoded[n * len(encoded) // size] for n in range(min(size, len(encoded)))]
     rates = []
     for attention in ATTENTION:
         lm.set_attn_implementation(attention)
-        for name, cut in ways():
+        for name, cut in ways(device):
             ids = cut(sample, device)
             _seconds(lm, ids[:1], device)
             rates.append((_seconds(lm, ids, device), name, attention, cut))
@@ -52,14 +52,14 @@ def fastest(lm: Any, encoded: Sequence[Row], device: str) -> Way:
     return name, attention, cut(encoded, device)
 
 
-def ways() -> list[tuple[str, Callable[[Sequence[Row], str], list[torch.Tensor]]]]:
+def ways(device: str) -> list[tuple[str, Callable[[Sequence[Row], str], list[torch.Tensor]]]]:
     """How rows become batches: in words, and the function that does it."""
     by_padding = [
         (f"sentences sorted by length, padded, up to {most} tokens a batch", _sorted(most))
         for most in PADDED_TOKENS
     ]
     by_packing = [
-        (f"sentences packed into rows of {length} tokens, {PACKED_BATCH} a batch", _packed(length))
+        (f"sentences packed into rows of {length} tokens, {PACKED_BATCH[device]} a batch", _packed(length))
         for length in PACKED_TOKENS
     ]
     return by_padding + by_packing
@@ -79,7 +79,7 @@ def _packed(length: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
     def cut(encoded: Sequence[Row], device: str) -> list[torch.Tensor]:
         ids = to_device([token for row in encoded for token in row.tokens], device)
         end = len(ids) // length * length
-        batches = [*ids[:end].view(-1, length).split(max(1, PACKED_BATCH // length)), ids[None, end:]]
+        batches = [*ids[:end].view(-1, length).split(max(1, PACKED_BATCH[device] // length)), ids[None, end:]]
         return [batch for batch in batches if batch.numel()]
 
     return cut

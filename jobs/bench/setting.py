@@ -30,14 +30,23 @@ from pipelines._common import SMOLLM2_135M
 if TYPE_CHECKING:
     import torch
 
-NUM_TRAIN, NUM_TEST = 256, 48
+NUM_TRAIN, NUM_TEST = 256, {"cpu": 48, "cuda": 960}
 MEMBERS, BATCH_SIZE, LR = 5, 8, 1e-3
-ONE_B: dict[str, Any] = {  # Llama-3.2-1B's shape with the vocabulary of the tokenizer at hand
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
+SIZES: dict[str, dict[str, Any]] = {  # of random Llamas, with the vocabulary of the tokenizer at hand
+    "1b": {  # Llama-3.2-1B
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "7b": {  # Llama-2-7B
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
 }
 TINY: dict[str, Any] = {
     "hidden_size": 64,
@@ -73,11 +82,13 @@ class Setting:
 
 
 @contextmanager
-def setting(device: str, data_root: str | None) -> Iterator[Setting]:
-    """SmolLM2-135M on a CPU; on CUDA a random Llama of 1B parameters, kept only while the block runs.
+def setting(device: str, data_root: str | None, size: str | None = None) -> Iterator[Setting]:
+    """SmolLM2-135M on a CPU; on CUDA a random Llama of this size, kept only while the block runs.
 
+    Args:
+        size: one of `SIZES`; None = the smallest.
     Raises:
-        ValueError: no such device, or peft is not installed.
+        ValueError: no such device or size, or peft is not installed.
     """
     import torch
 
@@ -85,13 +96,17 @@ def setting(device: str, data_root: str | None) -> Iterator[Setting]:
         raise ValueError("peft, which lorae is measured against, is not installed; pip install 'lorae[dev]'")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"--device {device}: must be cpu, or cuda where there is one; leave it out for cpu")
+    if size and (device != "cuda" or size not in SIZES):
+        raise ValueError(f"--size {size}: must be {' or '.join(SIZES)}, with --device cuda; or leave it out")
     root = Path(data_root) if data_root else None
     precision, why = fastest_precision(device)
     with tempfile.TemporaryDirectory() as folder:
-        backbone = random_llama(folder, ONE_B) if device == "cuda" else SMOLLM2_135M
+        backbone: Source = SMOLLM2_135M
+        if device == "cuda":
+            backbone = random_llama(folder, SIZES[size or "1b"], device=device)
         base = Trial(
             backbone=backbone,
-            task=RottenTomatoes().subset(train=NUM_TRAIN, test=NUM_TEST).located(root),
+            task=RottenTomatoes().subset(train=NUM_TRAIN, test=NUM_TEST[device]).located(root),
             method=Lora(rank=8, alpha=16),
             optimizer=AdamW(lr=LR),
             budget=Budget(batch_size=BATCH_SIZE, steps=1),
@@ -100,11 +115,14 @@ def setting(device: str, data_root: str | None) -> Iterator[Setting]:
         )
         trials, left_out = {base.task.name: base}, []
         if root and (root / OpenBookQA.name).is_dir():
-            task = OpenBookQA().subset(train=NUM_TRAIN, test=NUM_TEST).located(root)
+            task = OpenBookQA().subset(train=NUM_TRAIN, test=min(NUM_TEST[device], 500)).located(root)
             trials[task.name] = replace(base, task=task)
         else:
             left_out.append(f"{OpenBookQA.name}: no copy of it; pass --data-root DIR with openbookqa/ in it")
-        yield Setting(trials, device, f"{_machine(device)}; {why}", tuple(left_out), data_root)
+        machine = f"{_machine(device)}; {why}"
+        if device == "cuda":
+            machine += f"; a random Llama of the shape of {size or '1b'}"
+        yield Setting(trials, device, machine, tuple(left_out), data_root)
 
 
 def environment() -> dict[str, str]:
@@ -151,8 +169,9 @@ def _machine(device: str) -> str:
     return f"{platform.machine()}, {cores} cores, torch {torch.__version__}"
 
 
-def random_llama(folder: str, shape: dict[str, Any], precision: str = "bf16") -> Files:
-    """A random Llama with SmolLM2's tokenizer in hub layout; speed does not depend on what weights say."""
+def random_llama(folder: str, shape: dict[str, Any], precision: str = "bf16", device: str = "cpu") -> Files:
+    """A random Llama with SmolLM2's tokenizer in hub layout, made on `device`; speed does not depend on what
+    weights say."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -162,7 +181,8 @@ def random_llama(folder: str, shape: dict[str, Any], precision: str = "bf16") ->
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config: Any = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **shape)
-    lm: Any = LlamaForCausalLM(config)
+    with torch.device(device):
+        lm: Any = LlamaForCausalLM(config)
     lm.to(DTYPES[precision]).save_pretrained(folder)
     return Files(folder)
 

@@ -26,18 +26,22 @@ from jobs.bench.setting import (
 )
 from lorae.trial import Trial
 
-STEPS = {"rotten_tomatoes": 4, "openbookqa": 2}  # timed in each round; one more is not
-REPETITIONS = {"rotten_tomatoes": 2, "openbookqa": 2}
+STEPS = {  # timed in each round; one more is not
+    "cpu": {"rotten_tomatoes": 4, "openbookqa": 2},
+    "cuda": {"rotten_tomatoes": 24, "openbookqa": 24},
+}
+REPETITIONS = {"cpu": 2, "cuda": 3}
 SIDES = {"lorae": "lorae", "trainer": "PEFT + Trainer", "loop": "PEFT, best loop", "limit": "limit"}
 
 
 def measure(where: Setting) -> dict[str, Any]:
     """Every figure as plain data, by task."""
+    steps = STEPS[where.device]
     return {
         "machine": where.machine,
         "left_out": list(where.left_out),
         "tasks": {
-            name: compare(with_steps(trial, STEPS[name] + 1), where.device, REPETITIONS[name])
+            name: compare(with_steps(trial, steps[name] + 1), where.device, REPETITIONS[where.device])
             for name, trial in where.trials.items()
         },
     }
