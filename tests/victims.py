@@ -51,7 +51,9 @@ class Watched(KL):
     def __getattribute__(self, name: str) -> object:
         if name == "direction" and LOG in os.environ and sys._getframe(1).f_code.co_name == "train_stack":
             append(Path(os.environ[LOG]), f"{os.getpid()} {self.beta}")
-            time.sleep(float(os.environ.get(STEP_SECONDS, "0.01")))
+            end = time.monotonic() + float(os.environ.get(STEP_SECONDS, "0.01"))
+            while (left := end - time.monotonic()) > 0:  # a signal just before a sleep waits for its end
+                time.sleep(min(left, 0.1))
         return super().__getattribute__(name)
 
 
