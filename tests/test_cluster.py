@@ -32,7 +32,7 @@ from lorae.plan import Devices
 from lorae.sources import Files
 from lorae.storage import Storage
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster")]
 
 ROOT = Path(__file__).parent.parent
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -118,6 +118,16 @@ from pipelines.demo import SWEEP as DEMO
 base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), precision="fp32")
 SWEEP = replace(DEMO, base=base, ood=[Greys()])
 """
+
+
+@pytest.mark.ray(alone=True)
+def test_submitted_where_there_is_no_cluster_is_an_error_not_a_one_node_run(tiny_llama, data_root, tmp_path):
+    process = sweep("jobs.sweep", tiny_llama, data_root, tmp_path)
+    _, printed = process.communicate(timeout=120)
+    assert (
+        process.returncode == 2 and "no Ray cluster at 'auto'" in printed and "ray up cluster.yaml" in printed
+    )
+    assert not (tmp_path / "results/members").exists()
 
 
 @dataclass(frozen=True)
@@ -307,16 +317,6 @@ def test_a_local_sweep_listens_on_this_machine_alone(tiny_llama, data_root, tmp_
     assert process.returncode == 0, process.stderr.read()
     assert len([one for one, addresses in family.items() if addresses]) >= 4, "gcs, raylet, agent, workers"
     assert set().union(*family.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-
-
-@pytest.mark.ray(alone=True)
-def test_submitted_where_there_is_no_cluster_is_an_error_not_a_one_node_run(tiny_llama, data_root, tmp_path):
-    process = sweep("jobs.sweep", tiny_llama, data_root, tmp_path)
-    _, printed = process.communicate(timeout=120)
-    assert (
-        process.returncode == 2 and "no Ray cluster at 'auto'" in printed and "ray up cluster.yaml" in printed
-    )
-    assert not (tmp_path / "results/members").exists()
 
 
 def sweep(
