@@ -29,7 +29,7 @@ MEMBERS = (1, 2, 5, 10, 20)
 LENGTHS = (32, 64, 128, 256, 512)
 STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # of each member, where lengths are compared
 LENGTH_MEMBERS = 2  # where lengths are compared
-STEPS = 2  # timed; one more is not, and one more is profiled
+STEPS = {"cpu": 1, "cuda": 8}  # timed; one more is not, and one more is profiled
 GAIN = 1.05  # less than this from one size to the next is none
 PRODUCTS = {
     "frozen products": ("aten::mm", "aten::addmm"),
@@ -49,12 +49,12 @@ def grow(trial: Trial, device: str, sizes: tuple[int, ...], lengths: tuple[int, 
     """Steps of stacks of these sizes, then of a stack on rows of these lengths."""
     by_members = []
     for members in sizes:
-        many = replace(with_steps(trial, STEPS + 1), members=members)
+        many = replace(with_steps(trial, STEPS[device] + 1), members=members)
         by_members.append({"members": members, **timed(many, rows(trial, "train"), device)})
     by_length = []
     for length in lengths:
         size = STEP_TOKENS[device] // length
-        budget = replace(trial.budget, epochs=None, steps=STEPS + 1, batch_size=size)
+        budget = replace(trial.budget, epochs=None, steps=STEPS[device] + 1, batch_size=size)
         long = replace(trial, budget=budget, members=LENGTH_MEMBERS)
         by_length.append(
             {"length": length, "batch_size": size, **timed(long, of_length(trial, length, size), device)}
@@ -63,8 +63,8 @@ def grow(trial: Trial, device: str, sizes: tuple[int, ...], lengths: tuple[int, 
 
 
 def of_length(trial: Trial, length: int, batch_size: int) -> list[Row]:
-    """Real rows cut or repeated to `length` tokens, enough for every step."""
-    some = rows(trial, "train")[: batch_size * (STEPS + 1)]
+    """A batch of real rows cut or repeated to `length` tokens."""
+    some = rows(trial, "train")[:batch_size]
     return [replace(r, tokens=(r.tokens * (length // len(r.tokens) + 1))[:length]) for r in some]
 
 
@@ -86,7 +86,7 @@ def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
         train_stack(backbone, with_steps(trial, 1), members, data)
     rate, peak = tokens / clock.seconds, peak_flops(device)
     return {
-        "seconds_per_member_step": clock.seconds / STEPS / trial.members,
+        "seconds_per_member_step": clock.seconds / STEPS[device] / trial.members,
         "tokens_per_second": rate,
         "shares": shares(profiler.key_averages(), cuda),
         # A frozen layer costs its product in the forward pass and one in the backward pass
