@@ -20,7 +20,7 @@ encoders-report:
 	$(BIN)/lorae report lorae-results --sweep encoders --out lorae-results/report/encoders
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

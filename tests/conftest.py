@@ -20,6 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else the other test process starves Ray's workers
 
 
+# A module runs in one process, which makes its fixtures once. These take minutes and come first, or the other
+# process would have nothing left to do during the last one.
+LONGEST = ("test_cluster", "test_zero", "test_faults_ray", "test_sweep")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _rays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A test that looks for any Ray of the machine waits until no other test process has one."""

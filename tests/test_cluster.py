@@ -32,7 +32,7 @@ from lorae.plan import Devices
 from lorae.sources import Files
 from lorae.storage import Storage
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())

@@ -110,9 +110,6 @@ def tied_llama(untied: Files, folder: Path) -> Files:
     return Files(str(folder))
 
 
-ON_TWO_RANKS = pytest.mark.xdist_group("on two ranks")  # one process of pytest, which makes `outcomes` once
-
-
 @pytest.fixture(scope="module")
 def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
     """Batches of 5 rows, which 2 ranks cannot share evenly, and an epoch that ends with a batch of 4."""
@@ -166,7 +163,6 @@ def logits(storage: Path, stack: Stack) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@ON_TWO_RANKS
 @pytest.mark.parametrize("name", ["lora", "vera", "recomputed", "tied", "options, offloaded", "resumed"])
 def test_stack_on_two_ranks_equals_the_stack_on_one(cases, outcomes, tmp_path, name):
     """Same members, best steps, logits and costs, whether or not the backbone is whole."""
@@ -195,7 +191,6 @@ def test_stack_on_two_ranks_equals_the_stack_on_one(cases, outcomes, tmp_path, n
 
 
 @pytest.mark.slow
-@ON_TWO_RANKS
 def test_early_stopping_ends_members_at_different_steps(cases, outcomes):
     """Otherwise the test above would not see a rank that goes on alone."""
     stack, store = cases["lora"].stack, Store(str(outcomes["lora"].storage))
@@ -204,7 +199,6 @@ def test_early_stopping_ends_members_at_different_steps(cases, outcomes):
 
 
 @pytest.mark.slow
-@ON_TWO_RANKS
 def test_no_rank_holds_the_backbone(outcomes):
     parts = outcomes["lora"].parts
     assert all(part == math.ceil(size / 2) for size, part, _ in parts.values())
@@ -212,14 +206,12 @@ def test_no_rank_holds_the_backbone(outcomes):
 
 
 @pytest.mark.slow
-@ON_TWO_RANKS
 def test_checkpoint_of_several_ranks_is_resumed(outcomes):
     assert outcomes["interrupted"].results == [None, None] and outcomes["interrupted"].steps[-1] == 7
     assert outcomes["resumed"].steps[0] == 8
 
 
 @pytest.mark.slow
-@ON_TWO_RANKS
 def test_members_that_fail_on_two_ranks_are_the_ones_that_fail_on_one(cases, outcomes, tmp_path):
     alone = run_stack(cases["failing"].stack, str(tmp_path))
     assert len(alone.failed) == 3
