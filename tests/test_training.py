@@ -248,7 +248,8 @@ def test_a_member_that_is_not_finite_fails_alone(tiny_trial):
         patch.setattr(Lora, "draw", draw)
         mixed = train_stack(backbone, trial, [0, 1, 2], data)
     assert mixed[1].error is not None and "step 1" in mixed[1].error and "train-" in mixed[1].error
-    assert mixed[0].error is None and mixed[2].error is None
+    assert [run.error for run in (mixed[0], mixed[2])] == [None, None]
+    assert [len(run.curve) for run in mixed] == [10, 1, 10], "what it does after its failure is not recorded"
     assert largest_difference(mixed[0], good[0]) < 1e-5 and largest_difference(mixed[2], good[1]) < 1e-5
 
 
