@@ -18,7 +18,7 @@ from lorae.trial import Trial
 PADDED_TOKENS = (512, 2048, 8192)  # of a batch of sentences, sorted by length
 PACKED_TOKENS = (64, 256)  # of a row that holds parts of many sentences
 PACKED_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of such rows
-SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens on which each way is tried
+SAMPLE = {"cpu": 1024, "cuda": 16384}  # tokens on which each way is tried
 
 Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
 
