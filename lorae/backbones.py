@@ -192,11 +192,10 @@ def check_packed(backbone: Backbone) -> None:
         return torch.stack([lm.base_model(input_ids=ids).last_hidden_state[0, -1] for ids in each]).float()
 
     own = by_itself("eager")
-    allowed = 1e-4 * own.norm()
-    if backbone.dtype != torch.float32:
-        allowed = 2e-2 * own.norm()
-        if lm._supports_sdpa:
-            allowed = torch.maximum(allowed, 4 * (by_itself("sdpa") - own).norm())
+    scale = own.abs().max().clamp(min=1.0)
+    allowed = scale * (1e-4 if backbone.dtype == torch.float32 else 2e-2)
+    if backbone.dtype != torch.float32 and lm._supports_sdpa:
+        allowed = torch.maximum(allowed, 4 * (by_itself("sdpa") - own).norm())
     lm.set_attn_implementation(ATTENTION)
     tokens = [token for row in rows for token in row]
     packed = Packing.of([len(row) for row in rows], 1, backbone.device, shared=int(causal))

@@ -198,10 +198,7 @@ def train_stack(
             unread.append(StepDone(step, lr, [runs[m] for m in active], chosen_MB, numbers))
             at_once = validating or evaluating or saving or step in (*snapshot_steps, num_steps)
             read = unread if at_once or ranks.size > 1 else unread[:-1]
-            columns = [done.numbers.tolist() for done in read]
-            unread[-1].seconds = (time.perf_counter() - started) / len(active)
-            for done, values in zip(read, columns):
-                record(done, values, data.train, step_tokens_N)
+            record(read, unread[-1], started, data.train, step_tokens_N)
             unread = unread[len(read) :]
             failed = [i for i, m in enumerate(active) if runs[m].error]
 
@@ -269,19 +266,26 @@ class StepDone:
 
 
 def record(
-    done: StepDone, numbers_M4: list[list[float]], train: Sequence[Row], step_tokens_N: np.ndarray
+    read: Sequence[StepDone],
+    last: StepDone,
+    started: float,
+    train: Sequence[Row],
+    step_tokens_N: np.ndarray,
 ) -> None:
-    """Write a step into its members' curves and costs; one whose loss or gradient is not finite has
-    failed."""
-    for run, chosen_B, (loss, nll, acc, norm) in zip(done.runs, done.chosen_MB, numbers_M4):
-        if run.error:  # in the step before
-            continue
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            ids = ", ".join(train[n].id for n in chosen_B)
-            run.error = f"loss {loss}, gradient norm {norm} at step {done.step}, examples {ids}"
-        run.train_tokens += int(step_tokens_N[chosen_B].sum())
-        run.train_seconds += done.seconds
-        run.curve.append(_record(done.step, "train", loss, nll, acc, done.lr, norm, done.seconds))
+    """Wait for steps and write them into their members' curves and costs; one whose loss or gradient is not
+    finite has failed. The last step, which began at `started`, takes until then."""
+    numbers = [done.numbers.tolist() for done in read]
+    last.seconds = (time.perf_counter() - started) / len(last.runs)
+    for done, numbers_M4 in zip(read, numbers):
+        for run, chosen_B, (loss, nll, acc, norm) in zip(done.runs, done.chosen_MB, numbers_M4):
+            if run.error:  # in the step before
+                continue
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                ids = ", ".join(train[n].id for n in chosen_B)
+                run.error = f"loss {loss}, gradient norm {norm} at step {done.step}, examples {ids}"
+            run.train_tokens += int(step_tokens_N[chosen_B].sum())
+            run.train_seconds += done.seconds
+            run.curve.append(_record(done.step, "train", loss, nll, acc, done.lr, norm, done.seconds))
 
 
 def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:

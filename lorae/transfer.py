@@ -19,7 +19,7 @@ class ToHost:
     """A small tensor on its way to the CPU.
 
     Args:
-        values: what is read later; may change meanwhile.
+        values: what is read later, and not written to before.
     """
 
     def __init__(self, values: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from jobs.bench.peft_side import ATTENTION, load_lm, padded, plan_no_attention
+from jobs.bench.peft_side import ATTENTION, load_lm, padded, without_cudnn_attention
 from jobs.bench.setting import num_tokens, synchronize
 from lorae.encoding import Row
 from lorae.prediction import length_batches
@@ -18,14 +18,14 @@ from lorae.trial import Trial
 PADDED_TOKENS = (512, 2048, 8192)  # of a batch of sentences, sorted by length
 PACKED_TOKENS = (64, 256)  # of a row that holds parts of many sentences
 PACKED_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of such rows
-SAMPLE = {"cpu": 1024, "cuda": 16384}  # tokens on which each way is tried
+SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens on which each way is tried
 
 Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
 
 
 def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator[Any]:
     """Yields what it is, then for each pass over the rows (seconds, tokens)."""
-    plan_no_attention()
+    without_cudnn_attention()
     lm = load_lm(trial, device).base_model  # without its output head
     name, attention, ids = fastest(lm, encoded, device)
     yield (

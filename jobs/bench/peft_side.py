@@ -29,7 +29,7 @@ from lorae.trial import Trial
 ATTENTION = ("eager", "sdpa")
 
 
-def plan_no_attention() -> None:
+def without_cudnn_attention() -> None:
     """Leave out cuDNN's attention, whose plans for every new length cost more than they gain."""
     torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -146,7 +146,7 @@ def _labelled(row: Row) -> dict[str, list[int]]:
 
 def best_loop(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each member in turn (seconds, examples, tokens, {member: mean loss})."""
-    plan_no_attention()
+    without_cudnn_attention()
     lm = load_lm(trial, device)
     layers = adapted_layers(trial.method, linears_of(lm), trial.backbone.label)
     model = with_adapters(lm, trial)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.bench.apart import Rounds
 from jobs.bench.limit import bare_forwards
-from jobs.bench.peft_side import adapter_name, load_lm, plan_no_attention, with_adapters
+from jobs.bench.peft_side import adapter_name, load_lm, with_adapters, without_cudnn_attention
 from jobs.bench.setting import (
     Setting,
     environment,
@@ -116,7 +116,7 @@ def careful_loop(trial: Trial, device: str) -> Iterator[Any]:
         f"PEFT's set_adapter one member after another, batches of {BATCH_SIZE} sorted by length, "
         "left-padded with a mask, the model's logits of the last position only (logits_to_keep=1)"
     )
-    plan_no_attention()
+    without_cudnn_attention()
     encoded = rows(trial, "test")
     by_length = sorted(range(len(encoded)), key=lambda n: len(encoded[n].tokens))
     batches = [by_length[n : n + BATCH_SIZE] for n in _starts(trial)]

@@ -115,7 +115,7 @@ def setting(device: str, data_root: str | None, size: str | None = None) -> Iter
         )
         trials, left_out = {base.task.name: base}, []
         if root and (root / OpenBookQA.name).is_dir():
-            task = OpenBookQA().subset(train=NUM_TRAIN, test=min(NUM_TEST[device], 500)).located(root)
+            task = OpenBookQA().subset(train=NUM_TRAIN, test=NUM_TEST["cpu"]).located(root)
             trials[task.name] = replace(base, task=task)
         else:
             left_out.append(f"{OpenBookQA.name}: no copy of it; pass --data-root DIR with openbookqa/ in it")
