@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -39,8 +40,15 @@ BENCHES = {
 }
 
 
+def command() -> None:
+    """Entry point of the `lorae` command: `main`, and out."""
+    code = main()
+    gc.freeze()  # else the interpreter looks for cycles in all that Ray and MLflow leave, for a second or two
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the `lorae` command."""
+    """What the words of a command line ask for; returns the exit code."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lorae").setLevel(logging.INFO)
@@ -296,4 +304,4 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -18,7 +18,7 @@ from jobs.progress import ProgressLine
 from jobs.request import Request, provenance
 from jobs.zero import Zero
 from lorae.plan import Devices, Plan
-from lorae.stack import Stack
+from lorae.stack import Stack, Stopped
 
 MAX_DEATHS = 10  # of the worker processes of one stack: machines go, but one that dies always must end
 TUNE_COPIES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
@@ -38,7 +38,6 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running stack has saved itself.
     """
-    from lorae.checkpoints import Stopped
     from lorae.run import run_stack
 
     line, failed = ProgressLine(plan.stacks, plan.estimates), {}

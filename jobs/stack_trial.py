@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,9 +14,7 @@ from ray import tune
 from jobs.cluster import Agreement
 from jobs.hosts import stack_name
 from jobs.zero import Zero, run_zero
-from lorae.checkpoints import Stopped
-from lorae.run import Progress, run_stack
-from lorae.stack import Stack
+from lorae.stack import Progress, Stack, StackResult, Stopped
 from lorae.storage import Storage
 
 REPORT_SECONDS = 1.0
@@ -66,19 +63,18 @@ class StackTrial(tune.Trainable):
         self.stack, zero = self.stacks[number], self.zeros[number]
         self.progress = self.reported = Progress("load")
         self.judged, self.stopping = Semaphore(0), False
-        run = functools.partial(run_zero, zero=zero) if zero else run_stack
         self.running = self.thread.submit(
-            self._checked,
-            run,
-            on_progress=self._note,
-            should_stop=lambda: self.stopping,
-            **self.settings,
+            self._run, zero, on_progress=self._note, should_stop=lambda: self.stopping, **self.settings
         )
 
-    def _checked(self, run: Callable[..., Any], **settings: Any) -> Any:
+    def _run(self, zero: Zero | None, **settings: Any) -> StackResult:
         if broken := self.agreed.broken(Storage.retry_seconds):
             raise ValueError(broken)
-        return run(self.stack, **settings)
+        if zero:
+            return run_zero(self.stack, zero=zero, **settings)
+        from lorae.run import run_stack  # not above: the sweep's driver would wait for torch, too
+
+        return run_stack(self.stack, **settings)
 
     def _note(self, progress: Progress) -> None:
         """Called by the stack."""

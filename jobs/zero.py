@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lorae.plan import Devices
-from lorae.stack import Stack
+from lorae.stack import Progress, Stack, StackResult, Stopped
 
 if TYPE_CHECKING:
     from lorae.backbones import Backbone, Precision
-    from lorae.run import Progress, StackResult
     from lorae.sources import Source
 
 PERSISTENT_NUMBERS = 100_000  # norms and biases below this size stay whole: gathering them costs latency only
@@ -163,8 +162,6 @@ def run_zero(
     """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from lorae.checkpoints import Stopped
 
     settings |= {
         "device": device,

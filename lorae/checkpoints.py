@@ -16,6 +16,7 @@ import torch
 
 from lorae import untrusted
 from lorae.adapters import Adapters, State
+from lorae.stack import Stopped
 from lorae.storage import Storage
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ LOG = logging.getLogger("lorae")
 CHECKPOINT = {"step": int, "active": [int], "runs": [{"member": int}]}  # of the header, what is relied on
 
 MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of what AdamW keeps of a parameter's gradients
-
-
-class Stopped(Exception):
-    """A stack was asked to stop; it goes on from its checkpoint when it is run again."""
 
 
 class Checkpoints(Protocol):

@@ -20,7 +20,7 @@ import lorae
 from lorae import peft_format
 from lorae.adapters import Adapters, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone
-from lorae.checkpoints import StackCheckpoints, Stopped
+from lorae.checkpoints import StackCheckpoints
 from lorae.encoding import Row, encode, head_classes
 from lorae.identity import canonical
 from lorae.methods import Full, LastLayer, Vera, adapted_layers
@@ -32,33 +32,10 @@ from lorae.ranks import Ranks
 from lorae.regularizers import KL
 from lorae.search import EarlyEnd
 from lorae.sources import Source
-from lorae.stack import Stack
+from lorae.stack import Progress, Stack, StackResult, Stopped
 from lorae.store import CURVE, PATH_FILE, Store, member_folder, reference_folder, snapshot_file
 from lorae.tasks.base import Split, Task
 from lorae.training import MemberRun, TrainingData, train_stack
-
-
-@dataclass(frozen=True)
-class StackResult:
-    """Members that a run of a stack stored, found stored, and lost (with the reason)."""
-
-    trained: tuple[str, ...] = ()
-    found: tuple[str, ...] = ()
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a running stack is: `phase` is "load", "reference", "train", "evaluate", "predict" or "done".
-
-    In "evaluate" it has the number of evaluations so far and the ensemble's validation NLL, for a search.
-    """
-
-    phase: str
-    step: int = 0
-    num_steps: int = 0
-    evaluation: int | None = None
-    validation_nll: float | None = None
 
 
 def run_stack(

@@ -1,8 +1,9 @@
-"""A stack: members of one recipe that are trained together; the unit that is scheduled."""
+"""A stack: members of one recipe that are trained together; the unit that is scheduled, and what its run
+tells."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorae.draws import MCDropout, drawn_set
 from lorae.identity import digest
@@ -68,3 +69,30 @@ class Stack:
     def id(self) -> str:
         """Name of the stack's checkpoint: its members', whatever their order."""
         return digest(sorted(self.trial.member_id(m) for m in self.members))
+
+
+@dataclass(frozen=True)
+class StackResult:
+    """Members that a run of a stack stored, found stored, and lost (with the reason)."""
+
+    trained: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running stack is: `phase` is "load", "reference", "train", "evaluate", "predict" or "done".
+
+    In "evaluate" it has the number of evaluations so far and the ensemble's validation NLL, for a search.
+    """
+
+    phase: str
+    step: int = 0
+    num_steps: int = 0
+    evaluation: int | None = None
+    validation_nll: float | None = None
+
+
+class Stopped(Exception):
+    """A stack was asked to stop; it goes on from its checkpoint when it is run again."""

@@ -30,10 +30,10 @@ from lorae.methods import Vera
 from lorae.plan import Devices
 from lorae.ranks import Ranks
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
-from lorae.run import StackResult, run_stack
+from lorae.run import run_stack
 from lorae.shapes import linear_shapes, linears_of, num_backbone_parameters
 from lorae.sources import Files
-from lorae.stack import Stack
+from lorae.stack import Stack, StackResult
 from lorae.store import Store, member_folder
 from lorae.tasks.base import OptionLikelihood
 from lorae.trial import AdamW, Budget, Trial
