@@ -77,12 +77,20 @@ def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
     from lorae.training import TrainingData, train_stack
 
     backbone, members = load_backbone(trial.backbone, trial.precision, device), range(trial.members)
-    data = TrainingData(train, train[:1])
-    cuda, clock, again = device == "cuda", StepClock(device), StepClock(device)
+    data, cuda, clock = TrainingData(train, train[:1]), device == "cuda", StepClock(device)
+    profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])])
     if cuda:  # the profiler slows the launch of kernels, but not a CPU's products
         train_stack(backbone, trial, members, data, on_step=clock)
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
-        train_stack(backbone, trial, members, data, on_step=again if cuda else clock)
+
+    def on_step(step: int, num_steps: int) -> None:
+        if not cuda:
+            clock()
+        if step == num_steps - 1:  # the last step alone, since reading a profile takes longer than a step
+            profiler.start()
+        elif step == num_steps:
+            profiler.stop()
+
+    train_stack(backbone, trial, members, data, on_step=on_step)
     tokens = sum(num_tokens(batch) for m in members for batch in batches(trial, m, train)[1:])
     rate, peak = tokens / clock.seconds, peak_flops(device)
     return {

@@ -15,7 +15,7 @@ from lorae.prediction import length_batches
 from lorae.transfer import to_device
 from lorae.trial import Trial
 
-PADDED_TOKENS = (512, 2048, 8192)  # of a batch of sentences, sorted by length
+PADDED_TOKENS = {"cpu": (512, 2048), "cuda": (512, 2048, 8192)}  # of a batch of sentences, sorted by length
 PACKED_TOKENS = (64, 256)  # of a row that holds parts of many sentences
 PACKED_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of such rows
 SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens on which each way is tried
@@ -30,7 +30,7 @@ def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator
     name, attention, ids = fastest(lm, encoded, device)
     yield (
         "forward passes of transformers' model without output head, in the fastest of "
-        f"{len(ATTENTION) * (len(PADDED_TOKENS) + len(PACKED_TOKENS))} ways: {name}, {attention} attention"
+        f"{len(ATTENTION) * len(ways(device))} ways: {name}, {attention} attention"
     )
     lm.set_attn_implementation(attention)
     while True:
@@ -56,7 +56,7 @@ def ways(device: str) -> list[tuple[str, Callable[[Sequence[Row], str], list[tor
     """How rows become batches: in words, and the function that does it."""
     by_padding = [
         (f"sentences sorted by length, padded, up to {most} tokens a batch", _sorted(most))
-        for most in PADDED_TOKENS
+        for most in PADDED_TOKENS[device]
     ]
     by_packing = [
         (f"sentences packed into rows of {length} tokens, {PACKED_BATCH[device]} a batch", _packed(length))

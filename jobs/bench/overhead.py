@@ -21,7 +21,7 @@ from lorae.store import WEIGHTS, Store, member_folder
 from lorae.trial import Budget, Sweep, Trial
 from pipelines.demo import SWEEP as DEMO
 
-STACKS, STACK_STEPS = 16, 80
+STACKS, STACK_STEPS = 10, 80
 PLANNED, STORED = 10_000, 1_000
 
 

@@ -121,7 +121,6 @@ def lorae_stack(trial: Trial, device: str) -> Iterator[Any]:
     backbone = load_backbone(trial.backbone, trial.precision, device)
     train, members = rows(trial, "train"), range(trial.members)
     data = TrainingData(train, train[:1])
-    train_stack(backbone, with_steps(trial, 2), members, data)  # warm-up
     yield f"lorae's train_stack, its defaults: {trial.members} members together on one backbone"
     timed = [row for m in members for batch in batches(trial, m, train)[1:] for row in batch]
     while True:
