@@ -19,6 +19,8 @@ PADDED_TOKENS = {"cpu": (512, 2048), "cuda": (512, 2048, 8192)}  # of a batch of
 PACKED_TOKENS = (64, 256)  # of a row that holds parts of many sentences
 PACKED_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of such rows
 SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens on which each way is tried
+# Batches of each way that are not timed: on a GPU the first, which loads its kernels; on a CPU the smallest
+WARM_UP = {"cpu": slice(-1, None), "cuda": slice(0, 1)}
 
 Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
 
@@ -46,7 +48,7 @@ def fastest(lm: Any, encoded: Sequence[Row], device: str) -> Way:
         lm.set_attn_implementation(attention)
         for name, cut in ways(device):
             ids = cut(sample, device)
-            _seconds(lm, ids[:1], device)
+            _seconds(lm, ids[WARM_UP[device]], device)
             rates.append((_seconds(lm, ids, device), name, attention, cut))
     _, name, attention, cut = min(rates, key=lambda rate: rate[0])
     return name, attention, cut(encoded, device)
