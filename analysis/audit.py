@@ -36,7 +36,7 @@ from analysis.audit_predictions import (
     unfit_entries,
     zero_shot_is_not_below_chance,
 )
-from analysis.data import Row, describe, eval_sets, load_trials, ood_sets, pool
+from analysis.data import Row, describe, eval_sets, is_soup, load_trials, ood_sets, pool
 from analysis.findings import Finding, Problem, results
 from lorae.identity import digest
 from lorae.prediction_files import Predictions
@@ -139,7 +139,7 @@ class Stored:
     @cached_property
     def sound(self) -> tuple[Row, ...]:
         """Done trials of which every entry is sound."""
-        return tuple(row for row in self.done if all(map(self.is_sound, pool(row))))
+        return tuple(row for row in self.done if all(map(self.is_sound, _trained_folders(row))))
 
     @property
     def sound_trials(self) -> str:
@@ -172,7 +172,7 @@ def _open(storage: str, sweep: str | None) -> Stored:
             incomplete += [(where, missing) for missing in trials.missing]
         except ValueError as error:
             incomplete.append((where, str(error)))
-    kinds = ("reference", "members")
+    kinds = ("reference", "members", "soups")
     stored = [f"{kind}/{entry}" for kind in kinds for entry in store.storage.names(kind)]
     failed = [name.removesuffix(".json") for name in store.storage.names("failures")]
     if not names and not stored and not failed:
@@ -189,7 +189,12 @@ def _open(storage: str, sweep: str | None) -> Stored:
 def _named_folders(row: Row) -> list[str]:
     """Entries that a trial needs; a backbone below members with heads of their own predicts nothing."""
     reference = [] if row["reference_id"] == "none" else [reference_folder(row["reference_id"])]
-    return [*reference, *pool(row)]
+    return [*reference, *_trained_folders(row)]
+
+
+def _trained_folders(row: Row) -> list[str]:
+    """Entries that a trial's predictions come from: of a soup also its members."""
+    return [*pool(row), *(map(member_folder, row["member_ids"]) if is_soup(row) else ())]
 
 
 # Entries ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from lorae.draws import plain_set
 from lorae.metrics import ood_summary
 from lorae.prediction_files import Predictions, prediction_sets
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
-from lorae.store import Store, member_folder, reference_folder
+from lorae.store import Store, member_folder, reference_folder, soup_folder
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 
@@ -55,11 +55,17 @@ class Cell:
         method = self.factors["method"]
         single, several = METHOD_NAMES.get(method, (f"single {method}", f"{method} ensemble"))
         draws = draws_name(self.factors["draws"])
+        if self.is_soup:
+            return f"{single.removeprefix('single ').removesuffix(' member')} soup of {self.members}"
         if self.members > 1:
             return f"{several} of {self.members}" + (f", each a {draws}" if draws else "")
         if not draws:
             return single
         return draws if method == "lora" else f"{draws} ({single.removeprefix('single ')})"
+
+    @property
+    def is_soup(self) -> bool:
+        return is_soup(self.factors)
 
     @property
     def regularised(self) -> bool:
@@ -242,8 +248,15 @@ def provenance(row: Row) -> dict[str, Any]:
     return json.loads(row["provenance"] or "{}")
 
 
+def is_soup(row: Row) -> bool:
+    """Whether a row predicts with the mean weights of its members."""
+    return row["combine"] == "weights" and row["members"] > 1
+
+
 def pool(row: Row) -> list[str]:
     """Folders of the draws that a row's ensemble is made of."""
+    if is_soup(row):
+        return [soup_folder(row["member_ids"])]
     return [member_folder(m) for m in row["member_ids"]] or [reference_folder(row["reference_id"])]
 
 

@@ -4,6 +4,7 @@ ensembling(trials, resampling)         ensembles minus the single member of the 
 regularising(trials, resampling)       regularised cells minus the unregularised of the same size
 same_parameters(trials, resampling)    ensembles minus the single LoRA of rank M * r
 same_compute(trials, resampling)       ensembles minus the single adapter trained M times as long
+souping(trials, resampling)            soups minus the ensemble of the same members
 against_rivals(trials, resampling)     the largest LoRA ensemble minus each other way to its accuracy
 """
 
@@ -78,13 +79,24 @@ def same_compute(trials: Trials, resampling: Resampling) -> Table:
     return differences(trials, resampling, longer, "same-compute", heading, own_lr=True)
 
 
+def souping(trials: Trials, resampling: Resampling) -> Table:
+    """What averaging the members' weights changes: each soup minus the ensemble of the same members."""
+    return differences(
+        trials,
+        resampling,
+        lambda cell: cell.factors | {"combine": "probs"} if cell.is_soup else None,
+        name="souping",
+        heading="Soups, one forward pass, against the ensemble of the same members",
+    )
+
+
 def against_rivals(trials: Trials, resampling: Resampling) -> Table:
     """The largest LoRA ensemble minus each of its rivals, with what the rival costs; no lines where a sweep
     has no rival but single adapters.
 
-    Rivals are the other methods, several draws of one member, the ensemble's own member, and the single
-    adapters of as many parameters or of more training. Of several LoRA ensembles of that size it is the one
-    with which they share most settings.
+    Rivals are the other methods, several draws of one member, the ensemble's own member and soup, and the
+    single adapters of as many parameters or of more training. Of several LoRA ensembles of that size it is
+    the one with which they share most settings.
     """
     few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
     ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
@@ -95,7 +107,7 @@ def against_rivals(trials: Trials, resampling: Resampling) -> Table:
     ensembles: dict[str, None] = {}
     for cells in trials.by_test_set().values():
         ensemble, rivals = _rivals(cells)
-        if ensemble is None or all(_is_plain(rival) for rival in rivals):
+        if ensemble is None or all(_is_plain(rival) or rival.is_soup for rival in rivals):
             continue
         lines: list[Line] = []
         for rival in rivals:
@@ -124,15 +136,15 @@ def against_rivals(trials: Trials, resampling: Resampling) -> Table:
 
 
 def _is_plain(cell: Cell) -> bool:
-    """LoRA with one draw of each member."""
-    return cell.factors["method"] == "lora" and not draws_name(cell.factors["draws"])
+    """LoRA with one draw of each member, no soup."""
+    return cell.factors["method"] == "lora" and not draws_name(cell.factors["draws"]) and not cell.is_soup
 
 
 def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
     """The LoRA ensemble of one test set that is compared, if there is one, and its rivals."""
     trained = [cell for cell in cells if cell.members]
     plain = [cell for cell in trained if _is_plain(cell)]
-    others = [cell for cell in trained if not _is_plain(cell)]
+    others = [cell for cell in trained if not _is_plain(cell) and not cell.is_soup]
     largest = max((cell.members for cell in plain), default=0)
     if largest < 2:
         return None, []
@@ -141,7 +153,11 @@ def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
         return sum(other.factors[f] == value for other in others for f, value in ensemble.factors.items())
 
     ensemble = max((cell for cell in plain if cell.members == largest), key=shared)
-    return ensemble, [c for c in trained if c in others or _is_single_rival(c, ensemble)]
+
+    def is_its_soup(cell: Cell) -> bool:
+        return cell.is_soup and cell.factors | {"combine": ensemble.factors["combine"]} == ensemble.factors
+
+    return ensemble, [c for c in trained if c in others or is_its_soup(c) or _is_single_rival(c, ensemble)]
 
 
 def _is_single_rival(cell: Cell, ensemble: Cell) -> bool:

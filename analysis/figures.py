@@ -81,6 +81,8 @@ def _over_seeds(trials: Trials, line: Sequence[Cell], metric: str) -> list[Point
 
 def _over_subsets(trials: Trials, line: Sequence[Cell], metric: str) -> list[Point]:
     row = line[-1].rows[0]
+    if line[-1].is_soup:  # of each size one was made
+        return _over_seeds(trials, line, metric)
     pool = trials.predictions(row)
     draws_MK = np.arange(len(pool.logits_MNC)).reshape(len(pool_of(row)), -1)
     points = []

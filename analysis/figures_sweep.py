@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.columns import title
-from analysis.data import Cell, Row, Trials
+from analysis.data import Cell, Row, Trials, is_soup
 from analysis.figures_setting import FOLLOWS
 from analysis.gain import nll_gain
 from analysis.plotting import (
@@ -44,7 +44,7 @@ def diversity_against_gain(trials: Trials) -> list[Plot]:
 
     Trials that share members are not independent: the correlation describes, it tests nothing.
     """
-    rows = [row for row in trials.rows if row["members"] > 1 and np.isfinite(nll_gain(row))]
+    rows = [r for r in trials.rows if r["members"] > 1 and not is_soup(r) and np.isfinite(nll_gain(r))]
     if len(rows) < 3:
         return []
     figure = Figure((COLUMN_INCHES, 2.1), layout="constrained")

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.columns import Column, title
-from analysis.data import Row, Trials
+from analysis.data import Row, Trials, is_soup
 from analysis.differences import corrected
 from analysis.significance import Difference, WeightedMetric, bootstrap, difference
 from analysis.table import Entry, Line, Table, made_by
@@ -50,7 +50,7 @@ def with_gains(trials: Trials) -> Trials:
     rows = []
     for row in trials.rows:
         gains: dict[str, float | None] = dict.fromkeys(GAINS)
-        if row["members"] > 1:
+        if row["members"] > 1 and not is_soup(row):
             gains = {"nll_gain": nll_gain(row), "acc_gain": row["acc"] - _mean_member_acc(trials, row, known)}
         rows.append(row | gains)
     return replace(trials, rows=tuple(rows))

@@ -10,7 +10,7 @@ import sys
 
 from analysis.columns import default_metrics
 from analysis.data import Trials
-from analysis.differences import ensembling
+from analysis.differences import ensembling, souping
 from analysis.figures import MEMBERS_METRICS, metric_against_members
 from analysis.figures_sweep import diversity_against_gain
 from analysis.plotting import panels
@@ -20,14 +20,14 @@ from analysis.table import comparison
 
 
 def content(trials: Trials) -> Content:
-    """The curves, the differences to a single member, and diversity against gain."""
+    """The curves, what ensembling changes, soups against ensembles, and diversity against gain."""
     resampling = resample(trials, default_metrics(trials))
     plots = [
         metric_against_members(trials, panel, metric)
         for panel in panels(trials)
         for metric in MEMBERS_METRICS
     ]
-    tables = [comparison(trials, resampling), ensembling(trials, resampling)]
+    tables = [make(trials, resampling) for make in (comparison, ensembling, souping)]
     return Content(tables, [*plots, *diversity_against_gain(trials)])
 
 

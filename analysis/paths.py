@@ -63,10 +63,11 @@ def principal(paths: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def _ensembles(trials: Trials) -> list[Cell]:
-    """Trained cells with members that no larger one has, the largest of each name before the others."""
+    """Trained cells, no soups, with members that no larger one has, the largest of each name before the
+    others."""
     kept: list[tuple[int, Cell]] = []
     shown: set[str] = set()
-    for cell in sorted((c for c in trials.cells if c.members), key=lambda c: -c.members):
+    for cell in sorted((c for c in trials.cells if c.members and not c.is_soup), key=lambda c: -c.members):
         if not shown.issuperset(members := cell.rows[0]["member_ids"]):
             kept.append((sum(other.name == cell.name for _, other in kept), cell))
             shown.update(members)

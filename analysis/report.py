@@ -13,7 +13,14 @@ from pathlib import Path
 import lorae
 from analysis.columns import all_metrics, default_metrics
 from analysis.data import Trials, fill_command, load_trials, missing_text, provenance
-from analysis.differences import against_rivals, ensembling, regularising, same_compute, same_parameters
+from analysis.differences import (
+    against_rivals,
+    ensembling,
+    regularising,
+    same_compute,
+    same_parameters,
+    souping,
+)
 from analysis.figures import MEMBERS_METRICS, metric_against_members, reliability_diagram
 from analysis.figures_scores import score_figures
 from analysis.figures_setting import metric_against_setting, numeric_settings
@@ -63,7 +70,7 @@ def write_report(
 def report_sections(trials: Trials) -> list[Section]:
     """What the report says, in order; sections without content are left out."""
     resampling = resample(trials, default_metrics(trials))
-    comparisons = (against_rivals, ensembling, regularising, same_parameters, same_compute)
+    comparisons = (against_rivals, ensembling, souping, regularising, same_parameters, same_compute)
     changes = [table for make in comparisons if (table := make(trials, resampling)).blocks]
     drawn = panels(trials)
     size, calibration, scores = [], [], []

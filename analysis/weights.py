@@ -36,7 +36,7 @@ from analysis.backbone import (
     stored_tensors,
 )
 from analysis.columns import DIVERSITY_METRICS, Column
-from analysis.data import Row, Trials, load_trials
+from analysis.data import Row, Trials, is_soup, load_trials
 from analysis.gain import correlations, with_gains
 from analysis.render import markdown, save_table
 from analysis.table import Table, cell_columns, cell_line, made_by, mean_entry, setting
@@ -79,7 +79,7 @@ def with_updates(
     for row in trials.rows:
         measures: Measures = {}
         try:
-            if row["members"]:
+            if row["members"] and not is_soup(row):
                 weights = backbones.get(_backbone_of(row))
                 measures, why = _measured(trials.store, row, weights, targets, known)
                 without.update(why)
@@ -97,7 +97,11 @@ def weight_table(trials: Trials, notes: Sequence[str]) -> Table:
     shown = [Column(name, "metric") for name in (*DIVERSITY_METRICS, *WEIGHT_SPACE)]
     blocks = []
     for cells in trials.by_test_set().values():
-        lines = [cell_line(c) | {x.name: mean_entry(c, x.name) for x in shown} for c in cells if c.members]
+        lines = [
+            cell_line(c) | {x.name: mean_entry(c, x.name) for x in shown}
+            for c in cells
+            if c.members and not c.is_soup
+        ]
         blocks.append(tuple(lines))
     return Table(
         name="weights",

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +18,7 @@ from jobs.request import Request, provenance
 from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
 from jobs.zero import zero_devices
-from lorae.plan import Devices, Plan, make_plan, placed
+from lorae.plan import Devices, Plan, make_plan, placed, soups_of
 from lorae.results import trials_table
 from lorae.store import Store
 from lorae.uris import shown
@@ -88,16 +89,17 @@ def run_sweep(
 
 
 def _run_grid(plan: Plan, request: Request, store: Store, local: bool, address: str | None) -> Found:
-    """Run every stack of the plan."""
+    """Run every stack of the plan, then its soups."""
     failed: dict[str, str] = {}
-    if plan.stacks and local:
-        _warn_of_slow_bf16(plan, local_devices())
-        failed = run_local(plan, request, local_devices())
-    elif plan.stacks:
-        with ray_cluster(address) as devices:
+    if plan.stacks or plan.soups:
+        host, run = ("local", run_local) if local else ("tune", run_tune)
+        with nullcontext(local_devices()) if local else ray_cluster(address) as devices:
             _warn_of_slow_bf16(plan, devices)
             devices = zero_devices(devices, request.zero)
-            failed = run_tune(placed(plan, devices), request, devices)
+            if plan.stacks:
+                failed = run(placed(plan, devices, host), request, devices)
+            if (soups := soups_of(plan, store)).pending:
+                failed |= run(placed(soups, devices, host), request, devices)
     return Found(plan, failed, sum(store.is_member(m) for m in plan.needed) - len(plan.stored))
 
 
@@ -140,6 +142,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "to_train": plan.num_to_train,
             "damaged": list(plan.damaged),
         },
+        "soups": len(plan.soups),
         "stacks": [
             columns(stack)
             | asdict(place)
@@ -169,6 +172,8 @@ def plan_text(plan: Plan) -> str:
             f"host {stack['host']} | {stack['memory_bytes'] / 2**30:.1f} GiB | "
             f"roughly {duration(stack['seconds'])}"
         )
+    if plan.soups:
+        lines.append(f"  then {len(plan.soups)} soups of their members predict")
     reasons = dict.fromkeys(f"host {where.host}: {where.reason}" for where in plan.placements)
     return "\n".join([*lines, *reasons])
 

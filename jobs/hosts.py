@@ -241,7 +241,8 @@ def _progress_callback(line: ProgressLine) -> Any:
 def columns(stack: Stack) -> dict[str, Any]:
     """Readable columns of a stack in Tune's tables."""
     factors = {k: v for k, v in stack.trial.factors().items() if k not in ("members", "combine")}
-    return factors | {"members": ",".join(map(str, stack.members)) or "backbone"}
+    members = ",".join(map(str, stack.members)) or "backbone"
+    return factors | {"members": f"soup of {members}" if stack.soup else members}
 
 
 def stack_name(stack: Stack) -> str:

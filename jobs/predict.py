@@ -10,14 +10,15 @@ from lorae import tasks
 from lorae.draws import MCDropout, read_draws
 from lorae.results import read_trials
 from lorae.sources import Files
-from lorae.store import Store
+from lorae.store import Store, soup_folder
 from lorae.tasks import Task
 
 
 def run_predict(
     storage: str, task: str, sweep: str | None, data_root: str | None, backbone: str | None
 ) -> int:
-    """Predict a task's test split with the members of a sweep, or with all; returns how many lacked it.
+    """Predict a task's test split with the members of a sweep and their soups, or with all members; returns
+    how many lacked it.
 
     Args:
         task: `TREC`, `MMLU('college_physics', num_test=50)`, or `my_tasks.py:Colours()` from a file of yours.
@@ -32,14 +33,17 @@ def run_predict(
         raise ValueError(f"{store.storage.uri} has no stored members; run a sweep first")
     import torch
 
-    from lorae.predict_task import predict_task
+    from lorae.predict_task import predict_soup, predict_task
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = Files(backbone) if backbone else None
-    return sum(
+    num = sum(
         predict_task(store, ids, located, draws=draws, device=device, backbone=source, on_progress=print)
         for draws, ids in members.items()
     )
+    for ids in _soups(store, sweep):
+        num += predict_soup(store, ids, located, device=device, backbone=source)
+    return num
 
 
 def _members(store: Store, sweep: str | None) -> dict[MCDropout | None, set[str]]:
@@ -50,6 +54,15 @@ def _members(store: Store, sweep: str | None) -> dict[MCDropout | None, set[str]
     for row in read_trials(store, sweep).select(["draws", "member_ids"]).to_pylist():
         found.setdefault(read_draws(row["draws"]), set()).update(row["member_ids"])
     return found
+
+
+def _soups(store: Store, sweep: str | None) -> dict[tuple[str, ...], None]:
+    """Members of each stored soup of a sweep's trials."""
+    if sweep is None:
+        return {}
+    rows = read_trials(store, sweep).select(["combine", "member_ids"]).to_pylist()
+    soups = [tuple(r["member_ids"]) for r in rows if r["combine"] == "weights" and len(r["member_ids"]) > 1]
+    return dict.fromkeys(ids for ids in soups if store.files(soup_folder(ids)))
 
 
 def read_task(text: str) -> Task:

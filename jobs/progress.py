@@ -61,10 +61,10 @@ class ProgressLine:
             for s, phase, f in zip(self.stacks, self.phases, self.fractions)
             if phase not in ("waiting", "done") and f < 1
         ]
-        members = sum(len(s.members) for s, f in zip(self.stacks, self.fractions) if f == 1.0)
-        counts = (
-            f"stacks {done}/{len(self.stacks)}, members {members}/{sum(len(s.members) for s in self.stacks)}"
-        )
+        sizes = [0 if s.soup else len(s.members) for s in self.stacks]
+        members = sum(size for size, f in zip(sizes, self.fractions) if f == 1.0)
+        counts = f"stacks {done}/{len(self.stacks)}"
+        counts += f", members {members}/{sum(sizes)}" if any(sizes) else ""
         head = [f"{_clock(elapsed)} {counts}{remaining}", *filter(None, [note])]
         width, line = columns or sys.maxsize, ""
         for num in range(len(running), -1, -1):
@@ -87,6 +87,8 @@ class ProgressLine:
 def _name(stack: Stack) -> str:
     factors = stack.trial.factors()
     label = f"{factors['task']} {factors['method']} {factors['regularizers']} seed {factors['seed']}"
+    if stack.soup:
+        return f"{label} soup of {len(stack.members)}"
     return f"{label} x{len(stack.members)}" if stack.members else f"{factors['task']} backbone"
 
 

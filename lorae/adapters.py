@@ -228,7 +228,11 @@ class Adapters:
             expected, shapes = parameter.shape[1:], [s[name].shape if name in s else None for s in states]
             if any(shape != expected for shape in shapes):
                 raise ValueError(f"{name}: the members' shapes are {shapes}, must be {expected}")
-            parameter.copy_(torch.stack([s[name] for s in states]))
+            parameter.copy_(self._loaded(name, [s[name] for s in states]))
+
+    def _loaded(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
+        """A parameter from its values in the members' states."""
+        return torch.stack(values)
 
     def keep(self, members: Sequence[int]) -> None:
         """Drop all other members: parameters become new, smaller ones; later batches have rows of these
@@ -238,6 +242,54 @@ class Adapters:
         self.projections = tuple(p[index] for p in self.projections)
         if self.noise:
             self.noise.keep(members)
+
+
+class Soup(Adapters):
+    """Some members as the one model that has their mean weights, W0 + 1/M sum_m B_m A_m and the mean head: a
+    batch holds its rows alone. What it computes is set by `load`.
+
+    Source: Wortsman et al. 2022, arXiv:2203.05482 ("uniform soup").
+    """
+
+    def __init__(
+        self, backbone: Backbone, method: Method, init_keys: Sequence[seeds.Key], answer_ids: Sequence[int]
+    ) -> None:
+        keys = init_keys if isinstance(method, Adapter) else init_keys[:1]  # all else has a mean at once
+        super().__init__(backbone, method, keys, answer_ids=answer_ids)
+        for name in set(HEAD) & self.parameters.keys():
+            self.parameters[name] = nn.Parameter(self.parameters[name].detach()[:1])
+
+    def __enter__(self) -> Soup:
+        super().__enter__()
+        for layer in self.layers:
+            parent, leaf = _parent(self.backbone.lm, layer)
+            setattr(parent, leaf, _Mean(getattr(parent, leaf), len(self.factors(layer)[0])))
+        return self
+
+    @property
+    def num_members(self) -> int:
+        return 1
+
+    def _loaded(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(values)
+        return stacked if name.rpartition(".")[0] in self.layers else stacked.mean(0, keepdim=True)
+
+
+class _Mean(nn.Module):
+    """The mean over members of what their stacked layer makes of one input, as that of a layer with their
+    mean weights: both are linear."""
+
+    def __init__(self, stacked: Stacked, num_members: int) -> None:
+        super().__init__()
+        self.stacked, self.num_members = stacked, num_members
+
+    @property
+    def base(self) -> nn.Module:
+        return self.stacked.base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., D) -> (..., E)
+        each = self.stacked(x.expand(self.num_members, *x.shape).flatten(0, 1))
+        return each.view(self.num_members, *x.shape[:-1], -1).mean(0)
 
 
 class _Call(nn.Module):

@@ -20,7 +20,7 @@ from lorae.search import EarlyEnd
 from lorae.shapes import num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, reference_folder
+from lorae.store import WEIGHTS, Store, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
 
@@ -103,6 +103,7 @@ class Plan:
         begun: stacks whose training was interrupted, and goes on as it began.
         stacks: all of these, the pending ones spread over the devices, the longest first.
         placements, estimates: of each of the stacks.
+        soups: those that lack predictions, to be run when their members are stored: see `soups_of`.
         whole: no stack is divided: a search that ends stacks early compares ensembles.
     """
 
@@ -115,6 +116,7 @@ class Plan:
     stacks: tuple[Stack, ...] = ()
     placements: tuple[Placement, ...] = ()
     estimates: tuple[Estimate, ...] = ()
+    soups: tuple[Stack, ...] = ()
     whole: bool = False
 
     @property
@@ -174,9 +176,16 @@ def make_plan(
             if s.members or not {(s.trial.reference_id(), n) for n in s.reference_sets()} <= covered
         ),
         begun=tuple(begun),
+        soups=tuple(_lacking_soups(trials, store)),
         whole=whole,
     )
     return placed(plan, devices, host)
+
+
+def soups_of(plan: Plan, store: Store) -> Plan:
+    """The plan of the soups whose members are all stored by now; to be placed."""
+    ready = (s for s in plan.soups if all(map(store.is_member, s.member_ids())))
+    return replace(plan, pending=tuple(ready), begun=(), soups=(), whole=True)
 
 
 def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
@@ -237,6 +246,18 @@ def _lacking_members(
     return tuple(lacking.values()), found, damaged
 
 
+def _lacking_soups(trials: Sequence[tuple[Trial, tuple[Task, ...]]], store: Store) -> dict[Stack, None]:
+    """Stacks of the trials' soups that are not stored, or lack predictions."""
+    found: dict[Stack, None] = {}
+    for trial, ood in trials:
+        if trial.is_soup:
+            soup = Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=True)
+            folder = soup_folder(trial.member_ids())
+            if not store.has_predictions(folder, soup.eval_sets()) or store.damage(folder, changed_only=True):
+                found[soup] = None
+    return found
+
+
 def _as_begun(stacks: list[Stack], store: Store) -> tuple[list[Stack], list[Stack]]:
     """The stacks without those members whose training was interrupted, and these in the stacks they were in:
     only so do they go on from their checkpoints, to the same bytes."""
@@ -268,9 +289,11 @@ def place(stack: Stack, devices: Devices, host: Host = "tune") -> Placement:
 
 
 def _typical(stack: Stack) -> Stack:
-    """The stack without what its memory and time do not depend on: the seed, and which members they are."""
+    """The stack without what its memory and time do not depend on: the seed, and which members they are. A
+    soup takes what one of them does."""
     trial = replace(stack.trial, seed=0, diversity=Diversity())
-    return replace(stack, trial=trial, members=tuple(range(len(stack.members))), micro_batch=None)
+    num = 1 if stack.soup else len(stack.members)
+    return replace(stack, trial=trial, members=tuple(range(num)), micro_batch=None)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -442,7 +465,9 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     train_tokens = int(num * steps * batch * train.total / train.num)
     ways = [replace(trial, draws=s.draws).num_draws for s in stack.eval_sets().values()]
     predicted = max(1, num) * sum(k * lengths.total for k, lengths in zip(ways, _eval_lengths(stack)))
-    if isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once
+    if stack.soup:
+        train_tokens = 0
+    elif isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once
         train_tokens, predicted = train.total, predicted // (max(1, num) * max(ways))
     rate = gpus * devices.flops(trial.precision)
     train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))

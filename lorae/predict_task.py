@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from lorae.adapters import Adapters
+from lorae.adapters import Adapters, Soup
 from lorae.backbones import Backbone, load_backbone
 from lorae.draws import MCDropout, drawn_set
 from lorae.encoding import Row, encode
@@ -21,7 +21,7 @@ from lorae.prediction_files import prediction_file, rows_bytes
 from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.seeds import Key
 from lorae.sources import DataSource, Source
-from lorae.store import Store, member_folder, reference_folder
+from lorae.store import Store, entry_lock, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Scoring, Task
 from lorae.trial import backbone_id
 from lorae.untrusted import count
@@ -136,6 +136,33 @@ def predict_task(
     return num_predicted
 
 
+def predict_soup(
+    store: Store,
+    members: Sequence[str],
+    task: Task,
+    *,
+    device: str = "cpu",
+    backbone: Source | None = None,
+) -> bool:
+    """Predict a task's test split with the mean weights of stored members; whether they lacked it.
+
+    Args and raises as `predict_task`.
+    """
+    (group,) = _groups(store, members, backbone)
+    own, folder = _scored_alike(task, group), soup_folder(members)
+    name = own.eval_set("test")
+    if store.has_predictions(folder, [name]):
+        return False
+    model = load_backbone(group.source, group.recipe["precision"], device)
+    rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens, group.classes)
+    if isinstance(group.method, LastLayer):
+        rows = with_features(model, rows)
+    with Soup(model, group.method, [group.members[m]["init"] for m in members], rows[0].answer_ids) as soup:
+        soup.load(read_stages(store, members)[-1])
+        _store(store, folder, name, own, rows, predict_draws(model, rows)[0])
+    return True
+
+
 def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> Iterator[_Group]:
     """Members by everything that a prediction depends on, and their backbone found and checked."""
     pools: dict[str, list[dict[str, Any]]] = {}
@@ -215,7 +242,6 @@ def _store(
 ) -> None:
     """Store an entry's predictions on the task's test split as the set `name`."""
     entry = folder.rpartition("/")[2]
-    lock = entry if folder.startswith("members/") else f"reference-{entry}"
-    with store.storage.lock(lock, wait=True):
+    with store.storage.lock(entry_lock(folder), wait=True):
         content = rows_bytes(entry, name, task, rows, logits_KNC)
         store.write_entry(folder, {prediction_file(name): content})

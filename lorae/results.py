@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
@@ -18,7 +18,7 @@ from lorae import ensemble, metrics, untrusted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
 from lorae.prediction_files import SCHEMA, Predictions
-from lorae.store import Store, member_folder, reference_folder, trials_file
+from lorae.store import Store, member_folder, reference_folder, soup_folder, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -149,8 +149,8 @@ def _row_fault(row: dict[str, Any]) -> str | None:
         return f"status {row['status']!r}, must be done, failed or pruned"
     if row["status"] != "done" and row["error"] is None:
         return f"{row['status']} without an error"
-    if row["combine"] not in ("probs", "logits"):
-        return f"combine {row['combine']!r}, must be probs or logits"
+    if row["combine"] not in get_args(metrics.Rule):
+        return f"combine {row['combine']!r}, must be {', '.join(get_args(metrics.Rule))}"
     if row["members"] < 0 or None in row["member_ids"]:
         return f"members={row['members']}, member_ids {row['member_ids']}"
     return None
@@ -160,6 +160,8 @@ def pool_folders(trial: Trial) -> list[str]:
     """Folders in the store whose draws make up a trial's ensemble; the backbone's own for no members."""
     if trial.members == 0:
         return [reference_folder(trial.reference_id())]
+    if trial.is_soup:
+        return [soup_folder(trial.member_ids())]
     return [member_folder(m) for m in trial.member_ids()]
 
 
@@ -190,7 +192,7 @@ def _row(
     try:
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
         scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
-        cost = _cost(store, trial, folders)
+        cost = _cost(store, trial)
     except ValueError as error:
         for folder in folders:  # what is damaged exists no longer, so that the repeated sweep trains it again
             with contextlib.suppress(ValueError):  # an entry of another schema is not ours to judge
@@ -230,15 +232,19 @@ def trial_metrics(
     return found
 
 
-def _cost(store: Store, trial: Trial, pool: list[str]) -> dict[str, Any]:
+def _cost(store: Store, trial: Trial) -> dict[str, Any]:
     """Summed over the trial's distinct members; zero for the backbone itself. Members of `LastLayer` share
-    the backbone's forward passes: one over each training row, and one per prediction."""
-    folders = list(dict.fromkeys(pool)) if trial.members else []
+    the backbone's forward passes: one over each training row, and one per prediction; so do those of a
+    soup when it predicts."""
+    folders = [member_folder(m) for m in dict.fromkeys(trial.member_ids())]
     costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
     total = {name: sum(c[name] for c in costs) for name in _SUMMED}
     total["trainable_parameters"] *= trial.optimizer.cycles or 1  # a state is stored of each cycle
     stored = sum(store.size_bytes(folder) for folder in folders)
     forwards = max(1, trial.members * trial.num_draws)
+    if trial.is_soup:
+        soup = store.soup_record(trial.member_ids())
+        forwards, total["predict_seconds"] = 1, soup["cost"]["predict_seconds"]
     if isinstance(trial.method, LastLayer):
         forwards, total["train_tokens"] = 1, max((c["train_tokens"] for c in costs), default=0)
     return total | {"forwards_per_prediction": forwards, "stored_bytes": stored}

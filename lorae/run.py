@@ -18,7 +18,7 @@ import torch
 
 import lorae
 from lorae import peft_format
-from lorae.adapters import Adapters, State, projections
+from lorae.adapters import Adapters, Soup, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone
 from lorae.checkpoints import StackCheckpoints
 from lorae.encoding import Row, encode, head_classes
@@ -32,8 +32,18 @@ from lorae.ranks import Ranks
 from lorae.regularizers import KL
 from lorae.search import EarlyEnd
 from lorae.sources import Source
-from lorae.stack import Progress, Stack, StackResult, Stopped
-from lorae.store import CURVE, PATH_FILE, Store, member_folder, reference_folder, snapshot_file
+from lorae.stack import EvalSet, Progress, Stack, StackResult, Stopped
+from lorae.store import (
+    CURVE,
+    PATH_FILE,
+    SOUP_RECORD,
+    Store,
+    entry_lock,
+    member_folder,
+    reference_folder,
+    snapshot_file,
+    soup_folder,
+)
 from lorae.tasks.base import Split, Task
 from lorae.training import MemberRun, TrainingData, train_stack
 
@@ -99,6 +109,10 @@ def run_stack(
 
     ranks.once(store.finish_writes)
     _ensure_reference(job)
+    if stack.soup:
+        _ensure_soup(job)
+        on_progress(Progress("done"))
+        return StackResult()
     result = StackResult()
     waiting = list(stack.members)
     while waiting:
@@ -339,31 +353,62 @@ def _prediction_files(job: _Job, entry_id: str, logits: dict[str, np.ndarray]) -
 def _ensure_reference(job: _Job) -> None:
     """Store the backbone's own predictions, if it has any, once for all stacks; a stack that comes second
     waits for the first."""
-    reference_id, sets = job.stack.trial.reference_id(), job.stack.reference_sets()
+    folder, sets = reference_folder(job.stack.trial.reference_id()), job.stack.reference_sets()
     if not sets:
         return
     with contextlib.ExitStack() as locks:
-        missing = job.ranks.once(_missing_reference, job, locks)
+        missing = job.ranks.once(_missing_sets, job, folder, sets, locks)
         if not missing:
             return
         job.on_progress(Progress("reference"))
         rows = {name: job.encoded(sets[name].task, sets[name].split) for name in missing}
         logits = {name: predict(job.backbone, rows[name]) for name in missing}
-        job.ranks.once(_write_reference, job, reference_id, logits)
+        job.ranks.once(_write_predictions, job, folder, logits)
 
 
-def _missing_reference(job: _Job, locks: contextlib.ExitStack) -> list[str]:
-    """Lock the backbone's own predictions; the sets among them that are not stored."""
-    reference_id = job.stack.trial.reference_id()
-    locks.enter_context(job.store.storage.lock(f"reference-{reference_id}", wait=True))
-    folder = reference_folder(reference_id)
+def _ensure_soup(job: _Job) -> None:
+    """Store what the mean weights of the stack's members predict, once for all stacks.
+
+    Raises:
+        ValueError: a member is not stored, or damaged.
+    """
+    stack, backbone, sets = job.stack, job.backbone, job.stack.eval_sets()
+    trial, ids = stack.trial, stack.member_ids()
+    folder = soup_folder(ids)
+    with contextlib.ExitStack() as locks:
+        missing = job.ranks.once(_missing_sets, job, folder, sets, locks)
+        if not missing:
+            return
+        states = job.ranks.once(read_stages, job.store, ids)[-1]
+        started, logits = time.perf_counter(), {}
+        inits = [trial.member_key(m)["init"] for m in stack.members]
+        answer_ids = job.encoded(trial.task, "test")[0].answer_ids
+        with Soup(backbone, trial.method, inits, answer_ids) as soup:
+            soup.load(states)
+            for number, name in enumerate(missing):
+                job.stop_if_asked()
+                job.on_progress(Progress("predict", number, len(missing)))
+                logits[name] = predict(backbone, job.trained_rows(sets[name].task, sets[name].split))
+        record = {"members": ids, "cost": {"predict_seconds": time.perf_counter() - started}}
+        job.ranks.once(_write_predictions, job, folder, logits, record)
+
+
+def _missing_sets(job: _Job, folder: str, sets: dict[str, EvalSet], locks: contextlib.ExitStack) -> list[str]:
+    """Lock an entry of predictions alone; those of the sets that are not stored."""
+    locks.enter_context(job.store.storage.lock(entry_lock(folder), wait=True))
     if job.store.damage(folder):
         job.store.discard(folder)
-    return [s for s in job.stack.reference_sets() if prediction_file(s) not in job.store.files(folder)]
+    return [name for name in sets if prediction_file(name) not in job.store.files(folder)]
 
 
-def _write_reference(job: _Job, reference_id: str, logits: dict[str, np.ndarray]) -> None:
-    job.store.write_entry(reference_folder(reference_id), _prediction_files(job, reference_id, logits))
+def _write_predictions(
+    job: _Job, folder: str, logits: dict[str, np.ndarray], soup: dict[str, Any] | None = None
+) -> None:
+    """Store an entry of predictions alone; a soup's record is that of its first ones."""
+    files = _prediction_files(job, folder.rpartition("/")[2], logits)
+    if soup and SOUP_RECORD not in job.store.files(folder):
+        files[SOUP_RECORD] = json.dumps(soup, indent=1).encode()
+    job.store.write_entry(folder, files)
 
 
 def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: float) -> bytes:

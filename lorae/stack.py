@@ -37,6 +37,7 @@ class Stack:
             identity.
         draws: ways in which each member predicts; None among them = plainly. () = the trial's own.
         paths: store how each member's predictions on validation change while it is trained.
+        soup: the members are stored, and only their soup predicts: the model with their mean weights.
     """
 
     trial: Trial
@@ -45,6 +46,7 @@ class Stack:
     micro_batch: int | None = None
     draws: tuple[MCDropout | None, ...] = ()
     paths: bool = False
+    soup: bool = False
 
     def eval_sets(self) -> dict[str, EvalSet]:
         """Prediction sets that every member has at the end, by name."""
@@ -65,10 +67,13 @@ class Stack:
         own = [EvalSet(self.trial.task, "validation", draws), EvalSet(self.trial.task, "test", draws)]
         return own + [EvalSet(task, "test", draws) for task in self.eval_tasks]
 
+    def member_ids(self) -> list[str]:
+        return [self.trial.member_id(m) for m in self.members]
+
     @property
     def id(self) -> str:
         """Name of the stack's checkpoint: its members', whatever their order."""
-        return digest(sorted(self.trial.member_id(m) for m in self.members))
+        return digest(sorted(self.member_ids()))
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,12 @@ from lorae.prediction_files import (
     template_of,
 )
 from lorae.storage import Storage
-from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, count
+from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, count, number
 from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
+SOUP_RECORD = "soup.json"  # its members, and what its predictions cost
 CURVE = pa.schema(
     [
         ("step", pa.int32()),
@@ -58,6 +59,7 @@ CURVE = pa.schema(
 
 Shape = Mapping[Any, Any]
 DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
+SOUP: Shape = {"members": [str], "cost": {"predict_seconds": number}}
 
 
 class Store:
@@ -167,6 +169,16 @@ class Store:
             ValueError: it is missing, damaged, or has not the `shape` (see `untrusted.json_object`).
         """
         return untrusted.json_object(self.read(folder, RECORD), f"{folder}/{RECORD}", shape)
+
+    def soup_record(self, member_ids: Sequence[str]) -> dict[str, Any]:
+        """A soup's soup.json.
+
+        Raises:
+            ValueError: it is missing, damaged, or has not the shape SOUP.
+        """
+        folder = soup_folder(member_ids)
+        content = self.read(folder, SOUP_RECORD)
+        return untrusted.json_object(content, f"{folder}/{SOUP_RECORD}", SOUP)
 
     def curve(self, folder: str) -> pa.Table:
         """A member's curve.parquet, with the columns of CURVE.
@@ -319,6 +331,17 @@ def member_folder(member_id: str) -> str:
 
 def reference_folder(reference_id: str) -> str:
     return f"reference/{reference_id}"
+
+
+def soup_folder(member_ids: Sequence[str]) -> str:
+    """Of the predictions that the mean weights of these members make, whatever their order."""
+    return f"soups/{digest(sorted(member_ids))}"
+
+
+def entry_lock(folder: str) -> str:
+    """Name of the lock on an entry: a member's is its id."""
+    kind, _, entry = folder.rpartition("/")
+    return entry if kind == "members" else f"{kind}-{entry}"
 
 
 def trials_file(sweep: str) -> str:

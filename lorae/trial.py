@@ -175,7 +175,8 @@ class Trial:
             activations are bfloat16; adapters and optimiser state are fp32 always.
         seed: root of every random stream.
         members: ensemble size M; 0 is the untouched backbone (zero-shot), 1 the single adapter.
-        combine: "probs" averages the members' probabilities, "logits" their logits.
+        combine: "probs" averages the members' probabilities, "logits" their logits, "weights" their weights:
+            a soup, one model that predicts once.
         draws: several predictions of each member that its training does not depend on; None = one. A cyclic
             schedule and `Masksembles` give their own.
     """
@@ -190,7 +191,7 @@ class Trial:
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     members: int = 1
-    combine: Literal["probs", "logits"] = "probs"
+    combine: Literal["probs", "logits", "weights"] = "probs"
     draws: MCDropout | None = None
 
     def __post_init__(self) -> None:
@@ -200,8 +201,8 @@ class Trial:
             raise ValueError(f"seed={self.seed}: must be >= 0")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'precision={self.precision!r}: must be "fp32" or "bf16"')
-        if self.combine not in ("probs", "logits"):
-            raise ValueError(f'combine={self.combine!r}: must be "probs" or "logits"')
+        if self.combine not in ("probs", "logits", "weights"):
+            raise ValueError(f'combine={self.combine!r}: must be "probs", "logits" or "weights"')
         kinds = [type(r).__name__ for r in self.regularizers]
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"regularizers={kinds}: at most one of a kind")
@@ -256,12 +257,22 @@ class Trial:
                 "regularizers=(AdapterDropout(p=0.1),)"
             )
         cycles, stopping = self.optimizer.cycles, self.regularizer(EarlyStopping)
+        if self.combine == "weights" and self.num_draws > 1:
+            raise ValueError(
+                f'combine="weights" with draws {self.draws_label}: a soup predicts once; leave these out, '
+                'or write combine="probs"'
+            )
         for other in filter(None, (self.draws, masks, stopping)):
             if cycles:
                 raise ValueError(
                     f'schedule="cyclic" with {other}: snapshots are draws of a whole training already; '
                     "write one of them"
                 )
+
+    @property
+    def is_soup(self) -> bool:
+        """Whether it predicts with the mean weights of several members; those of one are its own."""
+        return self.combine == "weights" and self.members > 1
 
     @property
     def num_draws(self) -> int:
@@ -536,7 +547,7 @@ def companions(trial: Trial) -> list[Trial]:
     """
     if trial.members < 2:
         return []
-    single = replace(trial, members=1)
+    single = replace(trial, members=1, combine="probs" if trial.is_soup else trial.combine)
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
     if isinstance(trial.method, Lora):
         found.append(replace(single, method=trial.method.times(trial.members)))
@@ -559,6 +570,8 @@ def _check_search(sweep: Sweep) -> None:
         )
     if search and sweep.companions:
         raise ValueError("companions=True with a search: compare what it finds in a sweep without search")
+    if search and "weights" in (sweep.base.combine, *sweep.axes.get("combine", ())):
+        raise ValueError('combine="weights" with a search: compare soups in a sweep without search')
     if search and sweep.rivals:
         raise ValueError("rivals with a search: compare what it finds with them in a sweep without search")
     if search and len(seeds := sweep.axes.get("seed", [0])) > 1:

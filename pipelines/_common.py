@@ -74,8 +74,8 @@ def rivals(
     passes per prediction.
 
     Single and explicit full fine-tuning, BatchEnsemble, last-layer ensemble, snapshot ensemble, MC dropout,
-    Masksembles; and a single adapter regularised, with as many parameters (plain and regularised) and with as
-    much training.
+    Masksembles; the soup of the ensemble's own members; and a single adapter regularised, with as many
+    parameters (plain and regularised) and with as much training.
 
     Args:
         lora: the recipe of one LoRA member.
@@ -104,6 +104,7 @@ def rivals(
         replace(lora, optimizer=replace(lora.optimizer, schedule="cyclic", cycles=members)),
         regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
         regularized(lora, Masksembles(masks=members, scale=2.0)),
+        replace(lora, members=members, combine="weights"),
         decayed(lora),
         wide,
         decayed(wide),

@@ -1,10 +1,11 @@
 """How many members are worth training? One to twenty, without and with regularisation.
 
-    lorae sweep pipelines/members.py --dry-run      # 126 trials and a zero-shot row per task; 360 members
+    lorae sweep pipelines/members.py --dry-run      # 252 trials and a zero-shot row per task; 360 members
     python -m analysis.members lorae-results
 
 Published work stops at five members, and one study finds that twenty are no better (arXiv:2402.12264). Twenty
-members are trained once; every smaller ensemble is a view of their logits.
+members are trained once; every smaller ensemble is a view of their logits, and beside each stands the soup of
+its members: one model with their mean weights, for one forward pass (arXiv:2203.05482).
 """
 
 from lorae.regularizers import KL, DecayB
@@ -17,6 +18,7 @@ SWEEP = Sweep(
     axes={
         "task": [OpenBookQA(), ArcChallenge()],
         "regularizers": [(), (KL(beta=0.1),), (DecayB(strength=100.0),)],
+        "combine": ["probs", "weights"],
         "members": [1, 2, 3, 5, 10, 15, 20],
         "seed": [0, 1, 2],
     },

@@ -186,4 +186,19 @@ def test_another_schema_says_which_version_reads_it(storage):
     ],
 )
 def test_models_have_the_names_of_the_field(method, draws, members, name):
-    assert Cell({"method": method, "draws": draws, "members": members}, ()).name == name
+    factors = {"method": method, "draws": draws, "members": members, "combine": "probs"}
+    assert Cell(factors, ()).name == name
+
+
+@pytest.mark.parametrize(
+    "method,members,name",
+    [
+        ("lora", 4, "LoRA soup of 4"),
+        ("batchensemble", 2, "BatchEnsemble soup of 2"),
+        ("full", 4, "full fine-tuning soup of 4"),
+        ("lora", 1, "single LoRA"),
+    ],
+)
+def test_mean_weights_are_a_soup(method, members, name):
+    factors = {"method": method, "draws": "none", "members": members, "combine": "weights"}
+    assert Cell(factors, ()).name == name

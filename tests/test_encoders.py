@@ -28,14 +28,14 @@ from transformers import (
 )
 
 from lorae import metrics, peft_format
-from lorae.adapters import Adapters, initial_head
-from lorae.backbones import Backbone, load_backbone
+from lorae.adapters import HEAD, Adapters, Soup, initial_head
+from lorae.backbones import Backbone, load_backbone, read_backbone
 from lorae.encoding import class_logits, collate, encode
 from lorae.media import Audio, Image
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera, Xavier
 from lorae.order import DataOrder
 from lorae.plan import Devices, check_trial, make_plan
-from lorae.prediction import predict
+from lorae.prediction import predict, with_features
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.results import trials_table
 from lorae.run import run_stack
@@ -307,6 +307,25 @@ def test_lora_member_equals_a_plain_peft_loop_with_the_models_own_classifier(enc
     assert theirs.keys() == ours.state.keys()
     for name, value in ours.state.items():
         assert torch.allclose(value, theirs[name].detach(), atol=1e-5), name
+
+
+@pytest.mark.parametrize("model", ["vit", AST, "bert"])
+def test_a_soup_has_its_members_mean_weights_and_head(encoder_trial, model):
+    trial = encoder_trial(model)
+    backbone, data = prepared(trial)
+    states = [run.state for run in train_stack(backbone, trial, range(3), data)]
+    keys = [trial.member_key(m)["init"] for m in range(3)]
+    with Soup(backbone, trial.method, keys, data.train[0].answer_ids) as soup:
+        soup.load(states)
+        found_NC = predict(backbone, data.validation)[0]
+
+    merged = read_backbone(trial.backbone, "fp32", "cpu", False)
+    for layer in soup.layers:
+        updates = [trial.method.scale * s[f"{layer}.B"] @ s[f"{layer}.A"] for s in states]
+        merged.lm.get_submodule(layer).weight.data += torch.stack(updates).mean(0)
+    W_CD, bias_C = (torch.stack([s[name] for s in states]).mean(0).numpy() for name in HEAD)
+    expected_NC = np.stack([row.features @ W_CD.T + bias_C for row in with_features(merged, data.validation)])
+    np.testing.assert_allclose(found_NC, expected_NC, atol=1e-4)
 
 
 def test_step_zero_differs_from_the_backbone_by_nothing_but_the_head(encoder_trial):

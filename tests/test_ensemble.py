@@ -66,8 +66,15 @@ def test_combine_of_one_member_is_its_softmax_and_extreme_logits_stay_finite():
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match='allowed are "probs" and "logits"'):
+    with pytest.raises(ValueError, match='allowed are "probs", "logits", and "weights" of one'):
         combine(np.zeros((1, 1, 2)), "votes")  # type: ignore[arg-type]
+
+
+def test_mean_weights_are_those_of_one_model():
+    logits_MNC = np.random.default_rng(0).normal(size=(2, 3, 4))
+    np.testing.assert_array_equal(combine(logits_MNC[:1], "weights"), log_softmax(logits_MNC[0]))
+    with pytest.raises(ValueError, match="of 2 members"):
+        combine(logits_MNC, "weights")
 
 
 # Sizes and subsets ----------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ TABLES = {  # beside the comparison
     "ood": {"ood-grid", "ood-scores"},
     "randomness": {"regularising"},
     "strength": {"regularising"},
-    "members": {"ensembling"},
+    "members": {"ensembling", "souping"},
     "rank": {"ensembling"},
     "initialization": {"ensembling"},
     "search": {"best"},
@@ -124,7 +124,7 @@ def test_rivals_train_by_the_same_recipe():
 
 def test_sets_predicted_later_are_columns_of_the_ood_table(tiny, data_root, tracking_uri, tmp_path):
     from analysis.data import load_trials
-    from lorae.predict_task import predict_task
+    from lorae.predict_task import predict_soup, predict_task
 
     module = importlib.import_module("pipelines.members")
     sweep, storage = tiny(module.SMOKE), str(tmp_path)
@@ -135,7 +135,10 @@ def test_sets_predicted_later_are_columns_of_the_ood_table(tiny, data_root, trac
         assert run_sweep(request, local=True, tracking_uri=tracking_uri) == 0
     store = Store(storage)
     assert not load_trials(storage, "later").with_stored_ood().ood_tasks
-    predict_task(store, store.storage.names("members"), Greys().located(data_root))
+    greys = Greys().located(data_root)
+    predict_task(store, store.storage.names("members"), greys)
+    soups = [trial.member_ids() for trial in sweep.trials() if trial.is_soup]
+    assert all(predict_soup(store, members, greys) for members in soups) and len(soups) == 4
 
     found = load_trials(storage, "later").with_stored_ood()
     expected = load_trials(str(tmp_path / "other"), "at-once")

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ from lorae.run import run_stack
 from lorae.shapes import linear_shapes, linears_of, num_backbone_parameters
 from lorae.sources import Files
 from lorae.stack import Stack, StackResult
-from lorae.store import Store, member_folder
+from lorae.store import Store, member_folder, soup_folder
 from lorae.tasks.base import OptionLikelihood
 from lorae.trial import AdamW, Budget, Trial
 
@@ -133,15 +134,18 @@ def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
         "options, offloaded": Case(Stack(options, (0, 1)), Zero(2, cpu_offload=True)),
         "interrupted": Case(plain, settings={"checkpoint_seconds": 0.0}, stop_at=7),
         "resumed": Case(plain),
+        "soup": Case(replace(plain, soup=True)),
         "failing": Case(replace(stack, trial=replace(trial, optimizer=AdamW(lr=1e37)))),
     }
 
 
 @pytest.fixture(scope="module")
 def outcomes(cases, tmp_path_factory) -> dict[str, Outcome]:
-    """Every case on the same two processes, one after the other; "resumed" has the store of "interrupted"."""
+    """Every case on the same two processes, one after the other; "resumed" and "soup" have the store of
+    "interrupted"."""
     folder = tmp_path_factory.mktemp("ranks")
-    stores = {name: folder / name for name in cases} | {"resumed": folder / "interrupted"}
+    stores = {name: folder / name for name in cases}
+    stores |= dict.fromkeys(("resumed", "soup"), folder / "interrupted")
     (folder / "run.py").write_text(RUN)
     (folder / "jobs").write_bytes(pickle.dumps([(case, str(stores[name])) for name, case in cases.items()]))
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -209,6 +213,18 @@ def test_no_rank_holds_the_backbone(outcomes):
 def test_checkpoint_of_several_ranks_is_resumed(outcomes):
     assert outcomes["interrupted"].results == [None, None] and outcomes["interrupted"].steps[-1] == 7
     assert outcomes["resumed"].steps[0] == 8
+
+
+@pytest.mark.slow
+def test_soup_on_two_ranks_is_that_on_one(cases, outcomes, tmp_path):
+    stack, storage = cases["soup"].stack, outcomes["soup"].storage
+    folder = soup_folder(stack.member_ids())
+    shutil.copytree(storage, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / folder)
+    run_stack(stack, str(tmp_path))
+    for name in stack.eval_sets():
+        ours, theirs = (Store(str(s)).predictions([folder], name).logits_MNC for s in (storage, tmp_path))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.slow

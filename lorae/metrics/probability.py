@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-Rule = Literal["probs", "logits"]  # what is averaged over the members
+Rule = Literal["probs", "logits", "weights"]  # what is averaged over the members
 
 
 class Undefined(ValueError):
@@ -66,14 +66,14 @@ def combine(logits_MNC: np.ndarray, rule: Rule = "probs") -> np.ndarray:
     """The ensemble's log-probabilities, bitwise independent of the order of the members.
 
     "probs": log( 1/M sum_m softmax(z_m) ), the mixture; "logits": log_softmax( 1/M sum_m z_m ), the
-    normalised geometric mean.
+    normalised geometric mean; "weights": of the one model that has the members' mean weights.
 
     Args:
         logits_MNC: class scores of each member, -inf for a class that an example does not have.
     Returns:
         logp_NC in nats; each row's probabilities sum to 1.
     Raises:
-        ValueError: not three axes, no members, or a logit as in `log_softmax`.
+        ValueError: not three axes, no members, more than one with "weights", or a logit as in `log_softmax`.
     Source: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4 ("probs").
     """
     logits_MNC = np.asarray(logits_MNC, dtype=np.float64)
@@ -88,7 +88,12 @@ def combine(logits_MNC: np.ndarray, rule: Rule = "probs") -> np.ndarray:
         return np.minimum(logp_NC, 0.0)  # rounding may go above
     if rule == "logits":
         return log_softmax(np.sort(logits_MNC, axis=0).mean(axis=0))
-    raise ValueError(f'rule={rule!r}; allowed are "probs" and "logits"; write combine(logits, "probs")')
+    if rule == "weights" and len(logits_MNC) == 1:
+        return log_softmax(logits_MNC[0])
+    raise ValueError(
+        f'rule={rule!r} of {len(logits_MNC)} members; allowed are "probs", "logits", and "weights" of one; '
+        'write combine(logits, "probs")'
+    )
 
 
 def entropy(logp: np.ndarray) -> np.ndarray:
