@@ -29,7 +29,8 @@ MEMBERS = (1, 2, 5, 10, 20)
 LENGTHS = (32, 64, 128, 256, 512)
 STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # of each member, where lengths are compared
 LENGTH_MEMBERS = 2  # where lengths are compared
-STEPS = {"cpu": 2, "cuda": 8}  # timed; one more is not
+STEPS = {"cpu": 2, "cuda": 8}  # timed; one more is not. Half of them where steps are long or alike
+LONG = 10  # members
 GAIN = 1.05  # less than this from one size to the next is none
 PRODUCTS = {
     "frozen products": ("aten::mm", "aten::addmm"),
@@ -49,12 +50,13 @@ def grow(trial: Trial, device: str, sizes: tuple[int, ...], lengths: tuple[int, 
     """Steps of stacks of these sizes, then of a stack on rows of these lengths."""
     by_members = []
     for members in sizes:
-        many = replace(with_steps(trial, STEPS[device] + 1), members=members)
+        steps = STEPS[device] // (2 if members >= LONG else 1)
+        many = replace(with_steps(trial, steps + 1), members=members)
         by_members.append({"members": members, **timed(many, rows(trial, "train"), device)})
     by_length = []
     for length in lengths:
         size = STEP_TOKENS[device] // length
-        budget = replace(trial.budget, epochs=None, steps=STEPS[device] + 1, batch_size=size)
+        budget = replace(trial.budget, epochs=None, steps=STEPS[device] // 2 + 1, batch_size=size)
         long = replace(trial, budget=budget, members=LENGTH_MEMBERS)
         by_length.append(
             {"length": length, "batch_size": size, **timed(long, of_length(trial, length, size), device)}
@@ -94,7 +96,7 @@ def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
     tokens = sum(num_tokens(batch) for m in members for batch in batches(trial, m, train)[1:])
     rate, peak = tokens / clock.seconds, peak_flops(device)
     return {
-        "seconds_per_member_step": clock.seconds / STEPS[device] / trial.members,
+        "seconds_per_member_step": clock.seconds / (len(clock.stamps) - 1) / trial.members,
         "tokens_per_second": rate,
         "shares": shares(profiler.key_averages(), cuda),
         # A frozen layer costs its product in the forward pass and one in the backward pass

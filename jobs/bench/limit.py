@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from lorae.prediction import length_batches
 from lorae.transfer import to_device
 from lorae.trial import Trial
 
-PADDED_TOKENS = {"cpu": (512, 2048), "cuda": (512, 2048, 8192)}  # of a batch of sentences, sorted by length
+PADDED_TOKENS = {"cpu": (256, 512), "cuda": (512, 2048, 8192)}  # of a batch of sentences, sorted by length
 PACKED_TOKENS = (64, 256)  # of a row that holds parts of many sentences
 PACKED_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of such rows
 SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens on which each way is tried
@@ -40,17 +41,20 @@ def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator
 
 
 def fastest(lm: Any, encoded: Sequence[Row], device: str) -> Way:
-    """The way to process these rows with most real tokens per second, tried on some of them."""
+    """The way to process these rows with most real tokens per second, tried on some of them; a way that has
+    taken longer than the best is given up."""
     size = max(1, SAMPLE[device] * len(encoded) // num_tokens(encoded))
     sample = [encoded[n * len(encoded) // size] for n in range(min(size, len(encoded)))]
-    rates = []
-    for attention in ATTENTION:
+    least, best = math.inf, None
+    for attention in reversed(ATTENTION):
         lm.set_attn_implementation(attention)
-        for name, cut in ways(device):
+        for name, cut in reversed(ways(device)):
             ids = cut(sample, device)
             _seconds(lm, ids[WARM_UP[device]], device)
-            rates.append((_seconds(lm, ids, device), name, attention, cut))
-    _, name, attention, cut = min(rates, key=lambda rate: rate[0])
+            if (seconds := _seconds(lm, ids, device, least)) < least:
+                least, best = seconds, (name, attention, cut)
+    assert best
+    name, attention, cut = best
     return name, attention, cut(encoded, device)
 
 
@@ -88,10 +92,13 @@ def _packed(length: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
 
 
 @torch.inference_mode()
-def _seconds(lm: Any, ids: Sequence[torch.Tensor], device: str) -> float:
+def _seconds(lm: Any, ids: Sequence[torch.Tensor], device: str, most: float = math.inf) -> float:
+    """Seconds of forward passes over the batches, or of the first of them that take more than `most`."""
     synchronize(device)
     started = time.perf_counter()
     for batch in ids:
         lm(input_ids=batch, use_cache=False)
+        if time.perf_counter() - started > most:
+            break
     synchronize(device)
     return time.perf_counter() - started
