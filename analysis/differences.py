@@ -36,10 +36,15 @@ def ensembling(trials: Trials, resampling: Resampling) -> Table:
     return differences(
         trials,
         resampling,
-        lambda cell: cell.factors | {"members": 1} if cell.members > 1 else None,
+        lambda cell: _averaging(cell) | {"members": 1} if cell.members > 1 else None,
         name="ensembling",
         heading="What ensembling changes, against the single member of the same setting",
     )
+
+
+def _averaging(cell: Cell) -> dict[str, Any]:
+    """Factors of the cell that averages predictions, of a soup the ensemble of its members."""
+    return cell.factors | ({"combine": "probs"} if cell.is_soup else {})
 
 
 def regularising(trials: Trials, resampling: Resampling) -> Table:
@@ -60,7 +65,7 @@ def same_parameters(trials: Trials, resampling: Resampling) -> Table:
         if cell.members < 2 or not cell.factors["rank"]:
             return None
         rank, alpha = (cell.members * cell.factors[name] for name in ("rank", "alpha"))
-        return cell.factors | {"members": 1, "rank": rank, "alpha": alpha}
+        return _averaging(cell) | {"members": 1, "rank": rank, "alpha": alpha}
 
     heading = "Ensembles against a single adapter with as many parameters (rank M r)"
     return differences(trials, resampling, larger, "same-parameters", heading, own_lr=True)
@@ -73,7 +78,7 @@ def same_compute(trials: Trials, resampling: Resampling) -> Table:
         if cell.members < 2:
             return None
         budget: Budget = spec_of(json.loads(cell.rows[0]["recipe"])["budget"], [Budget])
-        return cell.factors | {"members": 1, "budget": budget.times(cell.members).label}
+        return _averaging(cell) | {"members": 1, "budget": budget.times(cell.members).label}
 
     heading = "Ensembles against a single adapter trained M times as long"
     return differences(trials, resampling, longer, "same-compute", heading, own_lr=True)
@@ -84,7 +89,7 @@ def souping(trials: Trials, resampling: Resampling) -> Table:
     return differences(
         trials,
         resampling,
-        lambda cell: cell.factors | {"combine": "probs"} if cell.is_soup else None,
+        lambda cell: _averaging(cell) if cell.is_soup else None,
         name="souping",
         heading="Soups, one forward pass, against the ensemble of the same members",
     )

@@ -138,7 +138,7 @@ def _key(cell: Cell, factors: Sequence[str]) -> tuple[Any, ...]:
 
 def _label(cell: Cell, factors: Sequence[str]) -> str:
     """Values of the factors; a number, and a setting without a column, say of what."""
-    return ", ".join(_value(factor, cell.factors[factor]) for factor in factors)
+    return ", ".join(filter(None, (_value(factor, cell.factors[factor]) for factor in factors)))
 
 
 def _telling(lines: Sequence[Sequence[Cell]], factors: Sequence[str]) -> list[str]:
@@ -161,6 +161,8 @@ def method_name(method: str) -> str:
 def _value(factor: str, value: Any) -> str:
     if factor == "method":
         return method_name(value)
+    if factor == "combine":
+        return {"probs": "", "weights": "soup"}.get(value, value)
     if isinstance(value, str) and "." not in factor:
         return value
     return f"{factor} {value:g}" if isinstance(value, float) else f"{factor} {value}"

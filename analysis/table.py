@@ -102,8 +102,11 @@ def cell_line(cell: Cell) -> Line:
 
 def cell_columns(trials: Trials) -> list[Column]:
     """What tells cells apart: varying factors, the model, and its regulariser ("none" says something too)."""
-    # The model's name has the method and the draws
-    shown = [f for f in trials.varying if f not in ("method", "draws", "regularizers")]
+    # The model's name has the method and the draws, and says whether it is a soup
+    told = {"method", "draws", "regularizers"}
+    if {"probs", "logits"} - {cell.factors["combine"] for cell in trials.cells if cell.members}:
+        told.add("combine")
+    shown = [f for f in trials.varying if f not in told]
     hidden = [f for f in FACTORS if f not in ("seed", "regularizers", *shown)]
     return [
         *(Column(f, "data") for f in hidden),

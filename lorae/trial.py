@@ -257,7 +257,7 @@ class Trial:
                 "regularizers=(AdapterDropout(p=0.1),)"
             )
         cycles, stopping = self.optimizer.cycles, self.regularizer(EarlyStopping)
-        if self.combine == "weights" and self.num_draws > 1:
+        if self.is_soup and self.num_draws > 1:
             raise ValueError(
                 f'combine="weights" with draws {self.draws_label}: a soup predicts once; leave these out, '
                 'or write combine="probs"'
@@ -271,7 +271,7 @@ class Trial:
 
     @property
     def is_soup(self) -> bool:
-        """Whether it predicts with the mean weights of several members; those of one are its own."""
+        """Whether it predicts with the mean weights of several members; one's are its own."""
         return self.combine == "weights" and self.members > 1
 
     @property
@@ -452,6 +452,8 @@ class Sweep:
         grid = [self.base]
         for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]
+        # The soup of one member is that member
+        grid = [t if t.is_soup or t.combine == "logits" else replace(t, combine="probs") for t in grid]
         zero = (
             [
                 replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None)

@@ -1,6 +1,6 @@
 """How many members are worth training? One to twenty, without and with regularisation.
 
-    lorae sweep pipelines/members.py --dry-run      # 252 trials and a zero-shot row per task; 360 members
+    lorae sweep pipelines/members.py --dry-run      # 234 trials and a zero-shot row per task; 360 members
     python -m analysis.members lorae-results
 
 Published work stops at five members, and one study finds that twenty are no better (arXiv:2402.12264). Twenty

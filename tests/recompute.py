@@ -3,6 +3,7 @@
 python recompute.py STORAGE SWEEP OOD_TASK
 """
 
+import hashlib
 import json
 import sys
 
@@ -15,8 +16,11 @@ storage, sweep, ood_task = sys.argv[1:]
 
 
 def pooled(row, where):
-    """Log of the members' mean probability, and the labels."""
+    """Log of the members' mean probability, or of their soup's, and the labels."""
     folders = [f"members/{m}" for m in row["member_ids"]] or [f"reference/{row['reference_id']}"]
+    if row["combine"] == "weights" and row["members"] > 1:
+        ids = json.dumps(sorted(row["member_ids"]), separators=(",", ":"))
+        folders = [f"soups/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"]
     files = [f"{storage}/{f}/predictions/{json.loads(row['eval_sets'])[where]}.parquet" for f in folders]
     tables = [pq.read_table(file) for file in files]
     logp = log_softmax([t["logits"].to_pylist() for t in tables], axis=2)

@@ -196,7 +196,6 @@ def test_models_have_the_names_of_the_field(method, draws, members, name):
         ("lora", 4, "LoRA soup of 4"),
         ("batchensemble", 2, "BatchEnsemble soup of 2"),
         ("full", 4, "full fine-tuning soup of 4"),
-        ("lora", 1, "single LoRA"),
     ],
 )
 def test_mean_weights_are_a_soup(method, members, name):

@@ -44,4 +44,4 @@ def test_the_script_is_independent():
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }
-    assert {name.split(".")[0] for name in modules} == {"json", "sys", "numpy", "pyarrow", "scipy"}
+    assert {name.split(".")[0] for name in modules} == {"hashlib", "json", "sys", "numpy", "pyarrow", "scipy"}
