@@ -162,7 +162,7 @@ def _value(factor: str, value: Any) -> str:
     if factor == "method":
         return method_name(value)
     if factor == "combine":
-        return {"probs": "", "weights": "soup"}.get(value, value)
+        return {"probs": "", "weights": "soup"}.get(str(value), str(value))
     if isinstance(value, str) and "." not in factor:
         return value
     return f"{factor} {value:g}" if isinstance(value, float) else f"{factor} {value}"
