@@ -70,8 +70,10 @@ def test_demo_through_ray_and_mlflow_then_again_then_more_members(demo_file, dat
     assert main(["report", str(storage), "--out", str(tmp_path / "report")]) == 0
     assert "Read this first" not in (tmp_path / "report/index.html").read_text(), "the audit found nothing"
 
-    more, _ = lorae(*words, "--set", "members=6", data_root=data_root).finished(0)
-    assert (more["trials"], more["trained"]) == (4, 6), "two members per regulariser, not six"
+    grown = ("--set", "members=6", "--set", "combine=probs,weights")
+    more, _ = lorae(*words, *grown, data_root=data_root).finished(0)
+    assert (more["trials"], more["trained"]) == (7, 6), "two members per regulariser, not six; and soups"
+    assert len(Store(str(storage)).storage.names("soups")) == 3
 
 
 def test_local_host_gives_the_same_members_as_tune(demo_file, data_root, tmp_path):
