@@ -18,12 +18,13 @@ class ProgressLine:
 
     Args:
         stacks: what will be run, with `estimates` of their relative length.
+        stream: where to write; None for the standard error of the moment.
     """
 
     def __init__(
-        self, stacks: tuple[Stack, ...], estimates: tuple[Estimate, ...], stream: TextIO = sys.stderr
+        self, stacks: tuple[Stack, ...], estimates: tuple[Estimate, ...], stream: TextIO | None = None
     ) -> None:
-        self.stacks, self.stream = stacks, stream
+        self.stacks, self.stream = stacks, stream or sys.stderr
         self.estimates = estimates
         self.fractions = [0.0] * len(stacks)
         self.phases = ["waiting"] * len(stacks)
