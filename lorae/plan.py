@@ -253,7 +253,9 @@ def _lacking_soups(trials: Sequence[tuple[Trial, tuple[Task, ...]]], store: Stor
         if trial.is_soup:
             soup = Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=True)
             folder = soup_folder(trial.member_ids())
-            if not store.has_predictions(folder, soup.eval_sets()) or store.damage(folder, changed_only=True):
+            lacking = not store.has_predictions(folder, soup.eval_sets())
+            damaged = store.damage(folder, changed_only=True)
+            if lacking or damaged or store.is_of_others(trial.member_ids()):
                 found[soup] = None
     return found
 

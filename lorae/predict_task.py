@@ -146,13 +146,15 @@ def predict_soup(
 ) -> bool:
     """Predict a task's test split with the mean weights of stored members; whether they lacked it.
 
-    Args and raises as `predict_task`.
+    Args and raises as `predict_task`; also if the soup is of members that were trained again since.
     """
     (group,) = _groups(store, members, backbone)
     own, folder = _scored_alike(task, group), soup_folder(members)
     name = own.eval_set("test")
     if store.has_predictions(folder, [name]):
         return False
+    if store.is_of_others(members):
+        raise ValueError(f"{folder} is of members that were trained again; repeat the sweep that made it")
     model = load_backbone(group.source, group.recipe["precision"], device)
     rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens, group.classes)
     if isinstance(group.method, LastLayer):

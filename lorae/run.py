@@ -376,7 +376,7 @@ def _ensure_soup(job: _Job) -> None:
     trial, ids = stack.trial, stack.member_ids()
     folder = soup_folder(ids)
     with contextlib.ExitStack() as locks:
-        missing = job.ranks.once(_missing_sets, job, folder, sets, locks)
+        missing = job.ranks.once(_missing_sets, job, folder, sets, locks, ids)
         if not missing:
             return
         states = job.ranks.once(read_stages, job.store, ids)[-1]
@@ -389,25 +389,33 @@ def _ensure_soup(job: _Job) -> None:
                 job.stop_if_asked()
                 job.on_progress(Progress("predict", number, len(missing)))
                 logits[name] = predict(backbone, job.trained_rows(sets[name].task, sets[name].split))
-        record = {"members": ids, "cost": {"predict_seconds": time.perf_counter() - started}}
-        job.ranks.once(_write_predictions, job, folder, logits, record)
+        cost = {"predict_seconds": time.perf_counter() - started}
+        job.ranks.once(_write_predictions, job, folder, logits, cost)
 
 
-def _missing_sets(job: _Job, folder: str, sets: dict[str, EvalSet], locks: contextlib.ExitStack) -> list[str]:
-    """Lock an entry of predictions alone; those of the sets that are not stored."""
+def _missing_sets(
+    job: _Job,
+    folder: str,
+    sets: dict[str, EvalSet],
+    locks: contextlib.ExitStack,
+    soup_of: Sequence[str] = (),
+) -> list[str]:
+    """Lock an entry of predictions alone; those of the sets that are not stored. One that is damaged, or a
+    soup of members that were trained again, is none."""
     locks.enter_context(job.store.storage.lock(entry_lock(folder), wait=True))
-    if job.store.damage(folder):
+    if job.store.damage(folder) or (soup_of and job.store.is_of_others(soup_of)):
         job.store.discard(folder)
     return [name for name in sets if prediction_file(name) not in job.store.files(folder)]
 
 
 def _write_predictions(
-    job: _Job, folder: str, logits: dict[str, np.ndarray], soup: dict[str, Any] | None = None
+    job: _Job, folder: str, logits: dict[str, np.ndarray], soup_cost: dict[str, float] | None = None
 ) -> None:
     """Store an entry of predictions alone; a soup's record is that of its first ones."""
     files = _prediction_files(job, folder.rpartition("/")[2], logits)
-    if soup and SOUP_RECORD not in job.store.files(folder):
-        files[SOUP_RECORD] = json.dumps(soup, indent=1).encode()
+    if soup_cost and SOUP_RECORD not in job.store.files(folder):
+        members = job.store.weight_checksums(job.stack.member_ids())
+        files[SOUP_RECORD] = json.dumps({"members": members, "cost": soup_cost}, indent=1).encode()
     job.store.write_entry(folder, files)
 
 

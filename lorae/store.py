@@ -41,7 +41,7 @@ from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
-SOUP_RECORD = "soup.json"  # its members, and what its predictions cost
+SOUP_RECORD = "soup.json"  # its members with the checksums of their weights, and what its predictions cost
 CURVE = pa.schema(
     [
         ("step", pa.int32()),
@@ -59,7 +59,7 @@ CURVE = pa.schema(
 
 Shape = Mapping[Any, Any]
 DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
-SOUP: Shape = {"members": [str], "cost": {"predict_seconds": number}}
+SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
 
 
 class Store:
@@ -179,6 +179,21 @@ class Store:
         folder = soup_folder(member_ids)
         content = self.read(folder, SOUP_RECORD)
         return untrusted.json_object(content, f"{folder}/{SOUP_RECORD}", SOUP)
+
+    def weight_checksums(self, member_ids: Sequence[str]) -> dict[str, str]:
+        """SHA-256 of each stored member's weights."""
+        listed = {m: self._listed(member_folder(m)) or {} for m in member_ids}
+        return {m: files[WEIGHTS]["sha256"] for m, files in listed.items() if WEIGHTS in files}
+
+    def is_of_others(self, member_ids: Sequence[str]) -> bool:
+        """Whether a soup is stored that was not made of these members as they are now: one of them was
+        trained again since, which rounds differently on another device."""
+        if SOUP_RECORD not in self.files(soup_folder(member_ids)):
+            return False
+        try:
+            return self.soup_record(member_ids)["members"] != self.weight_checksums(member_ids)
+        except ValueError:  # its record is damaged, and says nothing
+            return True
 
     def curve(self, folder: str) -> pa.Table:
         """A member's curve.parquet, with the columns of CURVE.

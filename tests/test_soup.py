@@ -25,13 +25,14 @@ from lorae.adapters import Soup, projections
 from lorae.backbones import read_backbone
 from lorae.draws import MCDropout
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera, adapted_layers
+from lorae.peft_format import read_state, state_bytes
 from lorae.plan import Devices, make_plan, soups_of
 from lorae.prediction import predict, predict_draws
 from lorae.regularizers import AdapterDropout, Masksembles
 from lorae.results import read_trials, trials_table
 from lorae.run import run_stack
 from lorae.search import ASHA
-from lorae.store import SOUP_RECORD, Store, member_folder, soup_folder
+from lorae.store import SOUP_RECORD, WEIGHTS, Store, member_folder, soup_folder
 from lorae.training import train_stack
 from lorae.trial import AdamW, Budget, Sweep, companions
 
@@ -150,7 +151,7 @@ def test_soups_are_made_of_members_that_are_trained_once(tiny_llama, data_root, 
     assert (soup["forwards_per_prediction"], ensemble["forwards_per_prediction"]) == (1, 3)
     assert soup["train_tokens"] == ensemble["train_tokens"] and soup["predict_seconds"] > 0
     store, folder = Store(str(storage)), soup_folder(soup["member_ids"])
-    assert store.soup_record(soup["member_ids"])["members"] == soup["member_ids"]
+    assert list(store.soup_record(soup["member_ids"])["members"]) == soup["member_ids"]
     assert soup_folder(soup["member_ids"][::-1]) == folder, "the order of a mean does not matter"
 
     # Again nothing is done; a damaged soup is found and predicted again, and no member is trained
@@ -198,6 +199,25 @@ def test_a_soup_waits_for_its_members(sweep, tmp_path):
     with pytest.raises(ValueError, match="has no"):
         run_stack(plan.soups[1], store.storage.uri)
     assert not store.storage.names(f"members/{plan.soups[1].member_ids()[2]}")
+
+
+def test_a_soup_of_a_member_that_was_trained_again_is_made_again(sweep, tmp_path):
+    store = Store(str(tmp_path))
+    plan = make_plan(sweep, store, ONE_CPU)
+    for stack in (*plan.stacks, *plan.soups):
+        run_stack(stack, store.storage.uri)
+    ids = plan.soups[1].member_ids()
+    before = store.predictions([soup_folder(ids)], plan.soups[1].trial.task.eval_set("test")).logits_MNC
+    other = read_state(store.read(member_folder(ids[0]), WEIGHTS))
+    files = {WEIGHTS: state_bytes({name: 2 * value for name, value in other.items()})}
+    store.write_entry(member_folder(ids[2]), files)  # as if another device had trained it
+
+    again = make_plan(sweep, store, ONE_CPU)
+    assert [s.member_ids() for s in again.soups] == [ids], "the soup of the first two is as it was"
+    run_stack(again.soups[0], store.storage.uri)
+    after = store.predictions([soup_folder(ids)], plan.soups[1].trial.task.eval_set("test")).logits_MNC
+    assert np.abs(after - before).max() > 1e-4
+    assert not make_plan(sweep, store, ONE_CPU).soups
 
 
 def test_an_ood_task_that_is_added_is_predicted_by_the_soup_too(sweep, tmp_path):
