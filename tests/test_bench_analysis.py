@@ -84,10 +84,16 @@ def count(first: int):
 
 def test_rounds_are_of_one_process_with_its_own_environment():
     with Rounds(count, 5, environment={"COUNTED": "yes"}) as process:
+        process.wait()
         first, second = next(process), next(process)
         assert first == (5, "yes", second[2]) and second[0] == 6 and first[2] != os.getpid()
         assert process.call(peak_bytes) > 1e6
     assert "COUNTED" not in os.environ
+
+
+def test_what_a_side_fails_with_is_raised_where_it_is_waited_for():
+    with Rounds(count, 5) as process, pytest.raises(KeyError, match="COUNTED"):
+        process.wait()
 
 
 def test_without_torchmetrics_the_command_says_how_to_get_it(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ class Rounds:
     """A generator in a process of its own, one value at a time; a context manager that ends the process.
 
     Sides of a comparison run in turns this way, each with its model loaded: a machine that gets slower or
-    faster meanwhile does so for all.
+    faster meanwhile does so for all. The first value is begun at once, so that sides whose first step is to
+    load their model do so together; `wait` for it before anything is measured.
 
     Args:
         function: a top-level function that returns the generator.
@@ -49,7 +50,7 @@ class Rounds:
     ) -> None:
         self._process = _fresh()
         with _environment(environment):
-            self._process.submit(_open, function, arguments).result()
+            self._first: Future[Any] | None = self._process.submit(_open, function, arguments)
 
     def __enter__(self) -> Rounds:
         return self
@@ -57,8 +58,14 @@ class Rounds:
     def __exit__(self, *exc: object) -> None:
         self._process.shutdown()
 
+    def wait(self) -> None:
+        """Until the first value is there."""
+        if self._first:
+            self._first.result()
+
     def __next__(self) -> Any:
-        return self.call(_next)
+        first, self._first = self._first, None
+        return first.result() if first else self.call(_next)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a top-level function returns in that process."""
@@ -68,8 +75,9 @@ class Rounds:
 _generators: list[Iterator[Any]] = []  # of this process: the one that `_open` opened
 
 
-def _open(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> None:
+def _open(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Any:
     _generators[:] = [function(*arguments)]
+    return _next()
 
 
 def _next() -> Any:

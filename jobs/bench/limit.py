@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +10,9 @@ from typing import Any
 
 import torch
 
+from jobs.bench.apart import Rounds
 from jobs.bench.peft_side import ATTENTION, load_lm, padded, without_cudnn_attention
-from jobs.bench.setting import num_tokens, synchronize
+from jobs.bench.setting import environment, num_tokens, synchronize
 from lorae.encoding import Row
 from lorae.prediction import length_batches
 from lorae.transfer import to_device
@@ -24,6 +26,23 @@ SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens on which each way is tried
 WARM_UP = {"cpu": slice(-1, None), "cuda": slice(0, 1)}
 
 Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
+
+
+@contextlib.contextmanager
+def beside_limit(
+    sides: dict[str, Callable[..., Iterator[Any]]], trial: Trial, device: str, encoded: Sequence[Row]
+) -> Iterator[dict[str, Rounds]]:
+    """The sides and, on these rows, the limit: each in a process of its own with the same environment. The
+    sides load their models together; the limit looks for its fastest way alone, when they have."""
+    with contextlib.ExitStack() as processes:
+        started = {
+            name: processes.enter_context(Rounds(side, trial, device, environment=environment()))
+            for name, side in sides.items()
+        }
+        for process in started.values():
+            process.wait()
+        limit = Rounds(bare_forwards, trial, device, encoded, environment=environment())
+        yield started | {"limit": processes.enter_context(limit)}
 
 
 def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator[Any]:

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from jobs.bench.apart import Rounds
-from jobs.bench.limit import bare_forwards
+from jobs.bench.limit import beside_limit
 from jobs.bench.peft_side import adapter_name, load_lm, with_adapters, without_cudnn_attention
 from jobs.bench.setting import (
     Setting,
-    environment,
     num_tokens,
     peak_memory,
     rows,
@@ -40,15 +37,10 @@ def measure(where: Setting) -> dict[str, Any]:
     """Every figure as plain data."""
     trial = replace(where.trial, method=replace(where.trial.method, b_std=B_STD))
     encoded = rows(trial, "test")
-    with contextlib.ExitStack() as processes:
-        sides = {
-            name: processes.enter_context(Rounds(side, trial, where.device, environment=environment()))
-            for name, side in {"lorae": lorae_predict, "peft": peft_loop, "careful": careful_loop}.items()
-        }
-        limit = Rounds(bare_forwards, trial, where.device, encoded, environment=environment())
-        sides["limit"] = processes.enter_context(limit)
-        found = in_turns(sides, trial.members, REPETITIONS)
-        for name, process in sides.items():
+    sides = {"lorae": lorae_predict, "peft": peft_loop, "careful": careful_loop}
+    with beside_limit(sides, trial, where.device, encoded) as started:
+        found = in_turns(started, trial.members, REPETITIONS)
+        for name, process in started.items():
             found["sides"][name]["peak_bytes"] = process.call(peak_memory, where.device)
     return {"machine": where.machine, "examples": len(encoded), "tokens": num_tokens(encoded), **found}
 
@@ -95,7 +87,7 @@ def lorae_predict(trial: Trial, device: str) -> Iterator[Any]:
 
 def peft_loop(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each pass (seconds, logits (M, N, C))."""
-    yield (
+    what = (
         f"PEFT's set_adapter one member after another, batches of {BATCH_SIZE} in the data's order, "
         "right-padded with a mask, the model's logits of every position"
     )
@@ -107,12 +99,12 @@ def peft_loop(trial: Trial, device: str) -> Iterator[Any]:
         logits = lm(**inputs, use_cache=False).logits
         return logits[range(len(batch)), inputs["attention_mask"].sum(1) - 1]
 
-    yield from _passes(trial, device, in_order, last)
+    yield from _passes(what, trial, device, in_order, last)
 
 
 def careful_loop(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each pass (seconds, logits (M, N, C))."""
-    yield (
+    what = (
         f"PEFT's set_adapter one member after another, batches of {BATCH_SIZE} sorted by length, "
         "left-padded with a mask, the model's logits of the last position only (logits_to_keep=1)"
     )
@@ -126,7 +118,7 @@ def careful_loop(trial: Trial, device: str) -> Iterator[Any]:
         inputs = words.pad({"input_ids": [list(r.tokens) for r in batch]}, return_tensors="pt").to(device)
         return lm(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
 
-    yield from _passes(trial, device, batches, last)
+    yield from _passes(what, trial, device, batches, last)
 
 
 def trial_size(trial: Trial) -> int:
@@ -138,15 +130,21 @@ def _starts(trial: Trial) -> range:
 
 
 def _passes(
-    trial: Trial, device: str, batches: list[list[int]], last: Callable[[Any, Any, Sequence[Row]], Any]
+    what: str,
+    trial: Trial,
+    device: str,
+    batches: list[list[int]],
+    last: Callable[[Any, Any, Sequence[Row]], Any],
 ) -> Iterator[Any]:
-    """All members on all batches, again and again; `last` gives the vocabulary's logits (rows, V)."""
+    """What it is, when the model is loaded; then all members on all batches, again and again. `last` gives
+    the vocabulary's logits (rows, V)."""
     import numpy as np
     import torch
 
     model, encoded = with_adapters(load_lm(trial, device), trial), rows(trial, "test")
     words = tokenizer(trial.backbone)
     words.pad_token = words.pad_token or words.eos_token
+    yield what
     while True:
         synchronize(device)
         started = time.perf_counter()

@@ -6,20 +6,17 @@ All sides run in turns, each in a process of its own with the same environment.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from jobs.bench.apart import Rounds
-from jobs.bench.limit import bare_forwards
+from jobs.bench.limit import beside_limit
 from jobs.bench.peft_side import best_loop, hf_trainer
 from jobs.bench.setting import (
     Setting,
     StepClock,
     batches,
-    environment,
     num_tokens,
     peak_memory,
     rows,
@@ -57,13 +54,7 @@ def compare(trial: Trial, device: str, repetitions: int) -> dict[str, Any]:
     train = rows(trial, "train")
     timed = [row for m in range(trial.members) for batch in batches(trial, m, train)[1:] for row in batch]
     sides = {"lorae": lorae_stack, "trainer": hf_trainer, "loop": best_loop}
-    with contextlib.ExitStack() as processes:
-        started = {
-            name: processes.enter_context(Rounds(side, trial, device, environment=environment()))
-            for name, side in sides.items()
-        }
-        limit = Rounds(bare_forwards, trial, device, timed, environment=environment())
-        started["limit"] = processes.enter_context(limit)
+    with beside_limit(sides, trial, device, timed) as started:
         found = in_turns(started, repetitions)
         for name, process in started.items():
             found["sides"][name]["peak_bytes"] = process.call(peak_memory, device)
