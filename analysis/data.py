@@ -20,7 +20,7 @@ from lorae.draws import plain_set
 from lorae.metrics import ood_summary
 from lorae.prediction_files import Predictions, prediction_sets
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
-from lorae.store import Store, member_folder, reference_folder, soup_folder
+from lorae.store import Store, pool_folders
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 
@@ -255,9 +255,7 @@ def is_soup(row: Row) -> bool:
 
 def pool(row: Row) -> list[str]:
     """Folders of the draws that a row's ensemble is made of."""
-    if is_soup(row):
-        return [soup_folder(row["member_ids"])]
-    return [member_folder(m) for m in row["member_ids"]] or [reference_folder(row["reference_id"])]
+    return pool_folders(row["member_ids"], row["reference_id"], is_soup(row))
 
 
 def eval_sets(row: Row) -> dict[str, str]:

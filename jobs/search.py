@@ -28,10 +28,10 @@ from lorae.axes import value_at, with_values
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
 from lorae.plan import Devices, Plan, make_plan, placed
-from lorae.results import Pruned, pool_folders
+from lorae.results import Pruned
 from lorae.search import ASHA, EarlyEnd, LogUniform, MedianStopping, Optuna, Search, Uniform
 from lorae.stack import Stack
-from lorae.store import Store
+from lorae.store import Store, member_folder
 from lorae.trial import Sweep, Trial, cell_of
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ def objective(store: Store, rows: Sequence[Trial]) -> float | None:
     """Validation NLL of the largest ensemble's mean probability; None if members of it are not stored."""
     trial = max(rows, key=lambda row: row.members)
     try:
-        stored = store.predictions(pool_folders(trial), trial.eval_set(trial.task, "validation"))
+        stored = store.predictions(
+            [member_folder(m) for m in trial.member_ids()], trial.eval_set(trial.task, "validation")
+        )
     except ValueError:
         return None
     return ensemble_nll(combine(stored.logits_MNC, "probs"), stored.labels_N)

@@ -246,18 +246,29 @@ class Adapters:
 
 class Soup(Adapters):
     """Some members as the one model that has their mean weights, W0 + 1/M sum_m B_m A_m and the mean head: a
-    batch holds its rows alone. What it computes is set by `load`.
+    batch holds its rows alone.
+
+    Args:
+        states: the members' parameters, in the order of `init_keys`.
+    Raises:
+        ValueError: a state lacks a parameter or has another shape.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482 ("uniform soup").
     """
 
     def __init__(
-        self, backbone: Backbone, method: Method, init_keys: Sequence[seeds.Key], answer_ids: Sequence[int]
+        self,
+        backbone: Backbone,
+        method: Method,
+        init_keys: Sequence[seeds.Key],
+        states: Sequence[State],
+        answer_ids: Sequence[int],
     ) -> None:
         keys = init_keys if isinstance(method, Adapter) else init_keys[:1]  # all else has a mean at once
         super().__init__(backbone, method, keys, answer_ids=answer_ids)
         for name in set(HEAD) & self.parameters.keys():
             self.parameters[name] = nn.Parameter(self.parameters[name].detach()[:1])
+        self.load(states)
 
     def __enter__(self) -> Soup:
         super().__enter__()

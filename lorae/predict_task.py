@@ -159,8 +159,8 @@ def predict_soup(
     rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens, group.classes)
     if isinstance(group.method, LastLayer):
         rows = with_features(model, rows)
-    with Soup(model, group.method, [group.members[m]["init"] for m in members], rows[0].answer_ids) as soup:
-        soup.load(read_stages(store, members)[-1])
+    inits, states = [group.members[m]["init"] for m in members], read_stages(store, members)[-1]
+    with Soup(model, group.method, inits, states, rows[0].answer_ids):
         _store(store, folder, name, own, rows, predict_draws(model, rows)[0])
     return True
 

@@ -18,7 +18,7 @@ from lorae import ensemble, metrics, untrusted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
 from lorae.prediction_files import SCHEMA, Predictions
-from lorae.store import Store, member_folder, reference_folder, soup_folder, trials_file
+from lorae.store import Store, member_folder, pool_folders, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -156,15 +156,6 @@ def _row_fault(row: dict[str, Any]) -> str | None:
     return None
 
 
-def pool_folders(trial: Trial) -> list[str]:
-    """Folders in the store whose draws make up a trial's ensemble; the backbone's own for no members."""
-    if trial.members == 0:
-        return [reference_folder(trial.reference_id())]
-    if trial.is_soup:
-        return [soup_folder(trial.member_ids())]
-    return [member_folder(m) for m in trial.member_ids()]
-
-
 def _row(
     store: Store,
     sweep: str,
@@ -173,7 +164,7 @@ def _row(
     provenance: dict[str, Any],
     pruned: Mapping[str, Pruned],
 ) -> dict[str, Any]:
-    folders = pool_folders(trial)
+    folders = pool_folders(trial.member_ids(), trial.reference_id(), trial.is_soup)
     splits: tuple[Split, Split] = ("validation", "test")
     eval_sets = {split: trial.eval_set(trial.task, split) for split in splits}
     eval_sets |= {task.name: trial.eval_set(task, "test") for task in ood}

@@ -383,8 +383,7 @@ def _ensure_soup(job: _Job) -> None:
         started, logits = time.perf_counter(), {}
         inits = [trial.member_key(m)["init"] for m in stack.members]
         answer_ids = job.encoded(trial.task, "test")[0].answer_ids
-        with Soup(backbone, trial.method, inits, answer_ids) as soup:
-            soup.load(states)
+        with Soup(backbone, trial.method, inits, states, answer_ids):
             for number, name in enumerate(missing):
                 job.stop_if_asked()
                 job.on_progress(Progress("predict", number, len(missing)))

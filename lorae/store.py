@@ -353,6 +353,14 @@ def soup_folder(member_ids: Sequence[str]) -> str:
     return f"soups/{digest(sorted(member_ids))}"
 
 
+def pool_folders(member_ids: Sequence[str], reference_id: str, soup: bool) -> list[str]:
+    """Folders whose draws make up an ensemble: its members', that of their soup, or without members the
+    backbone's own."""
+    if soup:
+        return [soup_folder(member_ids)]
+    return [member_folder(m) for m in member_ids] or [reference_folder(reference_id)]
+
+
 def entry_lock(folder: str) -> str:
     """Name of the lock on an entry: a member's is its id."""
     kind, _, entry = folder.rpartition("/")

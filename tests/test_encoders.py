@@ -315,8 +315,7 @@ def test_a_soup_has_its_members_mean_weights_and_head(encoder_trial, model):
     backbone, data = prepared(trial)
     states = [run.state for run in train_stack(backbone, trial, range(3), data)]
     keys = [trial.member_key(m)["init"] for m in range(3)]
-    with Soup(backbone, trial.method, keys, data.train[0].answer_ids) as soup:
-        soup.load(states)
+    with Soup(backbone, trial.method, keys, states, data.train[0].answer_ids) as soup:
         found_NC = predict(backbone, data.validation)[0]
 
     merged = read_backbone(trial.backbone, "fp32", "cpu", False)

@@ -63,8 +63,7 @@ def test_a_soup_is_the_model_with_the_mean_of_its_members_weights(tiny_trial, me
     states = [run.state for run in train_stack(backbone, trial, range(3), data)]
     keys = [trial.member_key(m)["init"] for m in range(3)]
     rows = featured(trial, backbone, data).validation
-    with Soup(backbone, method, keys, rows[0].answer_ids) as soup:
-        soup.load(states)
+    with Soup(backbone, method, keys, states, rows[0].answer_ids):
         found_NC = predict(backbone, rows)[0]
 
     merged = read_backbone(trial.backbone, "fp32", "cpu", False)
@@ -94,8 +93,7 @@ def test_a_soup_of_equal_members_is_that_member(tiny_trial):
     key = trial.member_key(0)["init"]
     logits = []
     for states in ([run.state], 4 * [run.state]):
-        with Soup(backbone, trial.method, len(states) * [key], data.train[0].answer_ids) as soup:
-            soup.load(states)
+        with Soup(backbone, trial.method, len(states) * [key], states, data.train[0].answer_ids):
             logits.append(predict_draws(backbone, data.validation)[0, 0])
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
 
