@@ -41,7 +41,14 @@ def run_doctor(storage: str, data_root: str | None) -> int:
 
 
 def _devices() -> str:
+    import torch
+
     devices = local_devices()
+    if devices.kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{devices.num} GPUs, which torch {torch.__version__} cannot use; install torch for the CUDA "
+            "version that nvidia-smi shows, or a newer driver"
+        )
     memory = f" with {devices.memory_bytes / 2**30:.0f} GiB" if devices.memory_bytes else ""
     return f"{devices.num} x {devices.kind}{memory}, {devices.cpus_per_stack} CPUs per stack"
 

@@ -138,6 +138,8 @@ def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
     sweeps = [s for s in store.storage.names("sweeps") if store.storage.exists(trials_file(s))]
     if not sweeps:
         raise ValueError(f"{store.storage.uri} has no sweeps; give the --storage of an earlier `lorae sweep`")
+    for sweep in sweeps:  # before anything is deleted
+        read_trials(store, sweep)
     with _tracking_errors(tracking_uri), store.storage.lock("mlflow", wait=True):
         mlflow = _open(tracking_uri)
         for run in mlflow.runs({"storage": store.storage.uri}):

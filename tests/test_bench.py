@@ -18,7 +18,7 @@ from jobs.bench import everything, growth, memory, naive_sweep, overhead, predic
 from jobs.bench.apart import apart
 from jobs.bench.limit import bare_forwards, ways
 from jobs.bench.peft_side import best_loop, hf_trainer, load_lm, lora_config
-from jobs.bench.setting import batches, environment, rows
+from jobs.bench.setting import Setting, batches, environment, rows
 from lorae.methods import Lora
 from lorae.regularizers import KL, DecayB
 from lorae.store import Store
@@ -93,6 +93,11 @@ def test_the_limit_processes_every_real_token_once(trial):
             assert sorted(token for batch in ids for token in batch.flatten().tolist()) == tokens
         else:
             assert sum(len(batch) for batch in ids) == len(encoded)
+
+
+def test_no_sweep_on_a_gpu_is_compared_with_one_on_the_cpu(trial):
+    with pytest.raises(ValueError, match="compares on a CPU"):
+        sweep.measure(Setting({"colours": trial}, "cuda", "a GPU"))
 
 
 def test_memory_is_split_and_bounded(trial):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from jobs import doctor
 from jobs.cli import main
+from lorae.plan import Devices
 from lorae.run import run_stack
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, member_folder
@@ -45,6 +47,13 @@ def test_doctor_finds_nothing_wrong_where_nothing_is(tmp_path, data_root, capsys
         monkeypatch.setattr(doctor, slow, lambda: "left out of this test")
     assert doctor.run_doctor(str(tmp_path / "new"), str(data_root)) == 0
     assert "colours, greys" in capsys.readouterr().out
+
+
+def test_doctor_says_that_torch_cannot_use_the_gpus(monkeypatch):
+    monkeypatch.setattr(doctor, "local_devices", lambda: Devices("cuda", 2, 4, 2**34))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"2 GPUs, which torch .* cannot use"):
+        doctor._devices()
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from lorae.regularizers import KL
 from lorae.results import FACTORS, trials_table
 from lorae.sources import Files
 from lorae.storage import Storage
-from lorae.store import CURVE, Store, member_folder, reference_folder
+from lorae.store import CURVE, Store, member_folder, reference_folder, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -304,6 +304,19 @@ def test_rebuild_makes_every_run_of_the_storage_anew(
     assert rebuild(store, uri) == {"demo": Recorded(5, 0, 0), "second": Recorded(2, 0, 0)}
     assert shown(store, uri) == expected and not old & ids_of(store, uri)
     assert ids_of(other, uri) == theirs
+
+
+def test_rebuild_deletes_nothing_where_a_table_cannot_be_read(
+    store: Store, trials: list[Trial], uri: str
+) -> None:
+    write_sweep(store, "second", trials[:2])
+    for sweep in ("demo", "second"):
+        record_sweep(store, sweep, uri)
+    before = ids_of(store, uri)
+    store.storage.write(trials_file("second"), b"no table")
+    with pytest.raises(ValueError, match="second"):
+        rebuild(store, uri)
+    assert ids_of(store, uri) == before
 
 
 def test_two_at_once_write_once(store: Store, uri: str) -> None:

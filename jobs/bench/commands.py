@@ -1,4 +1,4 @@
-"""Sweeps as commands of their own, start-up included."""
+"""Sweeps as commands of their own on the CPU, start-up included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from pathlib import Path
 from jobs.bench.setting import environment
 from lorae.trial import Sweep
 
-LOCALHOST = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+ON_THE_CPU = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listens on 127.0.0.1 only
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 def sweep_file(folder: Path, sweep: Sweep) -> Path:
@@ -38,7 +42,7 @@ def command(words: list[str]) -> float:
         [sys.executable, "-m", *words],
         capture_output=True,
         text=True,
-        env=os.environ | environment() | LOCALHOST,
+        env=os.environ | environment() | ON_THE_CPU,
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} exited with {done.returncode}:\n{done.stderr[-2000:]}")

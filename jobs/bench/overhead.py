@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bench.apart import apart
-from jobs.bench.commands import LOCALHOST, command, sweep_file
+from jobs.bench.commands import ON_THE_CPU, command, sweep_file
 from jobs.bench.setting import environment
 from lorae.prediction_files import prediction_file
 from lorae.store import WEIGHTS, Store, member_folder
@@ -32,7 +32,7 @@ def measure(trial: Trial, folder: Path, data_root: str | None) -> dict[str, Any]
     single = one_stack(replace(many, axes={"members": [1]}), folder / "one", data_root)
     workers = {
         n: apart(
-            run_stacks, many, folder / f"workers{n}", n, data_root, environment=environment() | LOCALHOST
+            run_stacks, many, folder / f"workers{n}", n, data_root, environment=environment() | ON_THE_CPU
         ).result
         for n in (1, 2)
     }

@@ -29,7 +29,13 @@ NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 16, 8, 32
 
 
 def measure(where: Setting) -> dict[str, Any]:
-    """Every figure as plain data."""
+    """Every figure as plain data.
+
+    Raises:
+        ValueError: on a GPU, for which no naive sweep is written.
+    """
+    if where.device != "cpu":
+        raise ValueError(f"--device {where.device}: `lorae bench sweep` compares on a CPU; leave it out")
     task = replace(where.trial.task, num_train=NUM_TRAIN, num_validation=NUM_VALIDATION, num_test=NUM_TEST)
     base = replace(DEMO.base, backbone=where.trial.backbone, precision=where.trial.precision, task=task)
     sweep = replace(DEMO, base=replace(base, budget=replace(base.budget, epochs=1)), ood=())
