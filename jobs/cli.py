@@ -125,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("file", help="a Python file with a SWEEP")
     plan.add_argument("--simulate", action="store_true", help="time, cost and idle share on other GPUs")
-    plan.add_argument("--gpus", type=int, default=8, metavar="N", help="how many, 8 to a node")
-    plan.add_argument("--gpu", default="a100-80", metavar="KIND", help="a100-40, h100, ...; default a100-80")
+    plan.add_argument("--gpus", type=int, metavar="N", help="how many, 8 to a node; default 8")
+    plan.add_argument("--gpu", metavar="KIND", help="a100-40, h100, ...; default a100-80")
     plan.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", parents=[storage, data_root], help="check this machine")
@@ -188,6 +188,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.zero is not None and arguments.local:
         raise ValueError("--zero needs several workers, --local is one process; leave one of them out")
     zero = None if arguments.zero is None else Zero(arguments.zero, arguments.offload, arguments.hpz)
+    where = ["--local"] if arguments.local else []
+    where += ["--address", arguments.address] if arguments.address else []
+    where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
     request = read_request(
         arguments.file,
         arguments.set,
@@ -196,6 +199,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         smoke=arguments.smoke,
         recompute=arguments.recompute,
         zero=zero,
+        where=where,
     )
     return run_sweep(
         request,
@@ -226,6 +230,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from lorae.plan import make_plan
     from lorae.store import Store
 
+    if not arguments.simulate and (arguments.gpus is not None or arguments.gpu):
+        raise ValueError("--gpus and --gpu say which GPUs to simulate; add --simulate")
     request = read_request(arguments.file, arguments.set, arguments.storage, arguments.data_root)
     simulated = simulated_devices(arguments.gpus, arguments.gpu) if arguments.simulate else None
     plan = make_plan(request.sweep, Store(request.storage), simulated or local_devices())

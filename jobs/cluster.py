@@ -8,7 +8,7 @@ import logging
 import platform
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -73,6 +73,19 @@ def _alive() -> list[dict[str, Any]]:
 
 def _head() -> dict[str, Any]:
     return next(record for record in _alive() if "node:__internal_head__" in record["Resources"])
+
+
+def gpus_of_nodes(gpus: Callable[[], list[Any]]) -> list[Any]:
+    """What a function finds on each node with GPUs that is up; nothing where lorae cannot be imported, which
+    the agreement will tell."""
+    import ray
+    from ray.exceptions import RayError
+
+    found = []
+    for _, answer in _asked([r for r in _alive() if r["Resources"].get("GPU", 0) >= 1], gpus):
+        with contextlib.suppress(RayError):
+            found += ray.get(answer)
+    return found
 
 
 def _await_workers(num: int) -> None:
@@ -178,15 +191,25 @@ def _folders(stacks: Sequence[Stack]) -> tuple[str, ...]:
 def _answers(agreed: Agreement) -> list[str | None]:
     """`Agreement.broken` of each node but this one."""
     import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [record for record in _alive() if record["NodeID"] != here]
+    return [_answer(node["NodeName"], answer) for node, answer in _asked(others, Agreement.broken, agreed)]
+
+
+def _asked(
+    nodes: Sequence[dict[str, Any]], function: Callable[..., Any], *arguments: Any
+) -> list[tuple[dict[str, Any], Any]]:
+    """Ray's record of each node, and its reference to what the function returns there."""
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ask, here, asked = ray.remote(Agreement.broken), ray.get_runtime_context().get_node_id(), {}
-    for record in _alive():
-        if record["NodeID"] != here:
-            there = NodeAffinitySchedulingStrategy(record["NodeID"], soft=False)
-            options = ask.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            asked[record["NodeName"]] = options.remote(agreed)
-    return [_answer(node, answer) for node, answer in asked.items()]
+    asked = []
+    for record in nodes:
+        there = NodeAffinitySchedulingStrategy(record["NodeID"], soft=False)
+        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
+        asked.append((record, ray.remote(**options)(function).remote(*arguments)))
+    return asked
 
 
 def _answer(node: str, answer: Any) -> str | None:

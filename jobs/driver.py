@@ -12,12 +12,11 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs import tracking
-from jobs.devices import cpu_has_bf16, local_devices
-from jobs.hosts import columns, ray_cluster, run_local, run_tune
+from jobs.devices import cpu_has_bf16, local_devices, process_devices
+from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
-from jobs.zero import zero_devices
 from lorae.plan import Devices, Plan, make_plan, placed, soups_of
 from lorae.results import trials_table
 from lorae.store import Store
@@ -41,26 +40,33 @@ def run_sweep(
         ValueError: bad input, before anything is trained.
     """
     store, started = Store(request.storage), time.monotonic()
-    host, search = "local" if local else "tune", request.sweep.search
+    search, elsewhere = request.sweep.search, not local and cluster_address(address) is not None
     patience, store.storage.retry_seconds = store.storage.retry_seconds, PLAN_RETRY_SECONDS
-    here = zero_devices(local_devices(), request.zero) if dry_run else local_devices()
-    plan = make_plan(request.sweep, store, here, host)
+    # What a cluster can run is known when it is connected; bad input is refused before
+    here = None if elsewhere else request.on(process_devices() if local else local_devices())
+    plan = make_plan(request.sweep, store, here, "local" if local else "tune")
     if search:
         check_search(search, plan, request, local)
     if dry_run:
+        if elsewhere:
+            with ray_cluster(address) as devices:
+                here = request.on(devices)
+                plan = placed(plan, here)
         show_plan(plan, as_json, search_text(request.sweep, plan))
         _warn_of_slow_bf16(plan, here)
         return 0
     store.storage.check_writable()
     store.storage.retry_seconds = patience
-    say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
+    if search or here:
+        say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
+        _warn_of_slow_bf16(plan, here)
     with ThreadPoolExecutor(1) as meanwhile:  # MLflow takes as long to be there as Ray does
         again = "training goes on; MLflow is tried again at its end"
         prepared = meanwhile.submit(_tracked, tracking.prepare, store, tracking_uri, again)
         if search:
             found = run_search(search, plan, request, store, local=local, address=address)
         else:
-            found = _run_grid(plan, request, store, local, address)
+            found = _run_grid(plan, request, store, here, local, address)
         prepared.result()
     table = trials_table(store, request.name, found.plan.trials, provenance(request), found.pruned)
     try:
@@ -88,24 +94,31 @@ def run_sweep(
     return 1 if found.failed or incomplete else 0
 
 
-def _run_grid(plan: Plan, request: Request, store: Store, local: bool, address: str | None) -> Found:
-    """Run every stack of the plan, then its soups."""
+def _run_grid(
+    plan: Plan, request: Request, store: Store, here: Devices | None, local: bool, address: str | None
+) -> Found:
+    """Run every stack of the plan, then its soups. A plan for devices that are not `here` is told first."""
     failed: dict[str, str] = {}
-    if plan.stacks or plan.soups:
+    if not plan.is_done:
         host, run = ("local", run_local) if local else ("tune", run_tune)
-        with nullcontext(local_devices()) if local else ray_cluster(address) as devices:
-            _warn_of_slow_bf16(plan, devices)
-            devices = zero_devices(devices, request.zero)
+        with nullcontext(here) if local else ray_cluster(address) as found:
+            assert found
+            devices = request.on(found)
+            plan = placed(plan, devices, host)
+            if here is None:
+                say(plan_text(plan))
+                _warn_of_slow_bf16(plan, devices)
             if plan.stacks:
-                failed = run(placed(plan, devices, host), request, devices)
+                failed = run(plan, request, devices)
             if (soups := soups_of(plan, store)).pending:
                 failed |= run(placed(soups, devices, host), request, devices)
     return Found(plan, failed, sum(store.is_member(m) for m in plan.needed) - len(plan.stored))
 
 
-def _warn_of_slow_bf16(plan: Plan, devices: Devices) -> None:
+def _warn_of_slow_bf16(plan: Plan, devices: Devices | None) -> None:
     """Say so before a CPU that has no bf16 arithmetic emulates it: fp32 is several times as fast there."""
-    if devices.kind == "cpu" and any(s.trial.precision == "bf16" for s in plan.stacks) and not cpu_has_bf16():
+    emulates = devices is not None and devices.kind == "cpu" and not cpu_has_bf16()
+    if emulates and any(s.trial.precision == "bf16" for s in (*plan.begun, *plan.pending)):
         say("this CPU has no bf16 arithmetic and is slow without: add --set precision=fp32 (other members)")
 
 

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jobs import cluster
-from jobs.devices import ray_devices
+from jobs.devices import nvidia_gpus, ray_devices, visible_gpus
 from jobs.progress import ProgressLine
-from jobs.request import Request, provenance
-from jobs.zero import Zero
+from jobs.request import Request, modules_of, provenance
+from jobs.zero import MAX_DEATHS, Zero
 from lorae.plan import Devices, Plan
 from lorae.stack import Stack, Stopped
 
-MAX_DEATHS = 10  # of the worker processes of one stack: machines go, but one that dies always must end
-TUNE_COPIES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+# Tune would copy these into its trials' runtime environment, which Ray writes to its logs; workers have the
+# environment of their own node
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 # glibc otherwise returns every large activation to the kernel and faults it in again; one arena, since a Tune
 # function runs in a thread, whose own arena cannot hold large blocks; 32 MiB is the largest threshold that
 # glibc accepts
@@ -110,24 +111,30 @@ def ray_cluster(address: str | None) -> Iterator[Devices]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     for name, value in ALLOCATOR.items():
         os.environ.setdefault(name, value)
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    local: dict[str, Any] = {}
-    if address == "local":
+    address, local = cluster_address(address), dict[str, Any]()
+    if address is None:
         local["include_dashboard"] = False
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: its node's address is 127.0.0.1
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise ValueError(
             f"no Ray cluster at {address!r} ({error}); start one with `ray up cluster.yaml`, "
             "or leave --address out to use this machine"
         ) from error
     try:
-        yield ray_devices(cluster.cluster_nodes())
+        nodes = cluster.cluster_nodes()
+        yield ray_devices(nodes, cluster.gpus_of_nodes(nvidia_gpus) if address else visible_gpus())
     finally:
         ray.shutdown()
+
+
+def cluster_address(given: str | None) -> str | None:
+    """Of the Ray cluster that stacks run on: as given, else RAY_ADDRESS; None = of this machine alone."""
+    address = given or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
 
 
 def run_tune(
@@ -148,11 +155,13 @@ def run_tune(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running stacks have saved themselves.
     """
     from ray import cloudpickle, tune
+    from ray.tune.execution import class_cache
 
     from jobs.stack_trial import StackTrial, StopAll
 
-    # A task defined in the sweep file reaches the workers
-    cloudpickle.register_pickle_by_value(request.module)
+    for module in modules_of(request):  # a task that is defined there reaches the workers
+        cloudpickle.register_pickle_by_value(module)
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(CREDENTIALS)
     zeros = [request.zero or Zero(place.gpus) if place.host == "zero" else None for place in plan.placements]
     alone = {"CPU": float(devices.cpus_per_stack), "GPU": float(devices.kind == "cuda")}
 
@@ -177,7 +186,6 @@ def run_tune(
         scratch = open_.enter_context(
             tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
         )
-        open_.enter_context(_hidden_credentials())
         should_stop = open_.enter_context(interruptible())
         trainable = tune.with_parameters(
             StackTrial, stacks=plan.stacks, settings=settings, zeros=zeros, agreed=agreed
@@ -206,19 +214,6 @@ def run_tune(
         else:
             failed |= (result.metrics or {}).get("failed", {})
     return failed
-
-
-@contextlib.contextmanager
-def _hidden_credentials() -> Iterator[None]:
-    """Tune copies these into its trials' runtime environment, which Ray writes to its logs.
-
-    Workers have the environment of their own node.
-    """
-    hidden = {name: os.environ.pop(name) for name in TUNE_COPIES if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 def _progress_callback(line: ProgressLine) -> Any:

@@ -16,13 +16,16 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.zero import Zero
+from jobs.zero import Zero, zero_devices
 from lorae.axes import field_type, value_at
 from lorae.identity import digest
+from lorae.memory import Saving
+from lorae.plan import Devices
 from lorae.trial import Sweep
 from lorae.uris import shown
 
 MAX_NAME = 100
+INSTALLED = ("lorae", "jobs", "pipelines", "analysis")  # on every node, though a checkout is a folder, too
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class Request:
     recompute: bool = False
     zero: Zero | None = None
 
+    def on(self, devices: Devices) -> Devices:
+        """The devices as this request's stacks use them.
+
+        Raises:
+            ValueError: a stack takes more than there are.
+        """
+        return zero_devices(replace(devices, saving=Saving(self.recompute)), self.zero)
+
 
 def read_request(
     file: str,
@@ -53,11 +64,13 @@ def read_request(
     smoke: bool = False,
     recompute: bool = False,
     zero: Zero | None = None,
+    where: Sequence[str] = (),
 ) -> Request:
     """Load the sweep file, apply `--set axis=v1,v2`, and fix every source.
 
     Args:
         smoke: take the file's SMOKE, the small variant of its SWEEP.
+        where: what else the command line says, of where stacks run and what is told; for `Request.command`.
     Raises:
         ValueError: no such file, no SWEEP in it, an unknown axis or value, or a source that cannot be had.
     """
@@ -74,10 +87,11 @@ def read_request(
     name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
     storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
     words = ["lorae", "sweep", str(path), "--storage", shown(storage)]
-    words += ["--data-root", data_root] if data_root else []
+    words += ["--data-root", str(Path(data_root).resolve())] if data_root else []
     words += ["--smoke"] if smoke else []
     words += [word for o in overrides for word in ("--set", o)]
     words += (["--recompute"] if recompute else []) + (zero.words if zero else [])
+    words += map(shown, where)
     located = sweep.located(Path(data_root) if data_root else None)
     return Request(name, located, storage, shlex.join(words), module, recompute, zero)
 
@@ -111,6 +125,18 @@ def load_module(path: Path) -> types.ModuleType:
         sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
     return module
+
+
+def modules_of(request: Request) -> list[types.ModuleType]:
+    """The sweep file and what it imported from its own folder, which other nodes may lack."""
+    assert request.module.__file__
+    folder, found = Path(request.module.__file__).parent, [request.module]
+    for name, module in sys.modules.items():
+        file = getattr(module, "__file__", None)
+        places = (folder / f"{name}.py", folder / name / "__init__.py")
+        if name not in INSTALLED and file and Path(file) in places:
+            found.append(module)
+    return found
 
 
 def with_override(sweep: Sweep, override: str) -> Sweep:

@@ -20,10 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.devices import local_devices
+from jobs.devices import process_devices
 from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
 from jobs.request import Request
-from jobs.zero import zero_devices
 from lorae.axes import value_at, with_values
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
@@ -152,7 +151,8 @@ def _sample(search: Optuna, request: Request, store: Store, local: bool, address
 
     studies = _studies(search, request.sweep)
     shared = [trial for trial in request.sweep.trials() if not trial.members]
-    rows, failed, trained, host = dict.fromkeys(shared), {}, 0, "local" if local else "tune"
+    rows, failed, trained = dict.fromkeys(shared), {}, 0
+    host, run = ("local", run_local) if local else ("tune", run_tune)
     with contextlib.ExitStack() as opened:
         cluster = functools.cache(lambda: opened.enter_context(ray_cluster(address)))
         for begin in range(0, search.num_samples, search.batch):
@@ -160,17 +160,15 @@ def _sample(search: Optuna, request: Request, store: Store, local: bool, address
             asked = [(study, *point) for study in studies for point in study.ask(num)]
             proposed = dict.fromkeys([*shared, *(row for *_, at in asked for row in at)])
             rows |= proposed
-            plan = make_plan(request.sweep, store, local_devices(), host, [*proposed])
-            if plan.stacks and local:
-                failed |= run_local(plan, request, local_devices())
-            elif plan.stacks:
-                devices = zero_devices(cluster(), request.zero)
-                failed |= run_tune(placed(plan, devices), request, devices)
+            plan = make_plan(request.sweep, store, None, rows=[*proposed])
+            if not plan.is_done:
+                devices = request.on(process_devices() if local else cluster())
+                failed |= run(placed(plan, devices, host), request, devices)
             trained += _num_stored(store, plan) - len(plan.stored)
             for study, point, at in asked:
                 nll = objective(store, at)
                 study.optuna.tell(point, nll, None if nll is not None else optuna.trial.TrialState.FAIL)
-    plan = make_plan(request.sweep, store, local_devices(), host, [*rows])
+    plan = make_plan(request.sweep, store, None, rows=[*rows])
     return Found(plan, failed, trained, best=_best(studies))
 
 
@@ -247,7 +245,8 @@ def _end_early(search: EarlyEnd, plan: Plan, request: Request, store: Store, add
     record, failed = _Record(store, request.name, search), {}
     remaining = [stack for stack in plan.pending if not record.ended(stack)]
     if remaining:
-        with ray_cluster(address) as devices:
+        with ray_cluster(address) as found:
+            devices = request.on(found)
             for name in dict.fromkeys(map(_evaluated_on, remaining)):
                 group = _on_one_device(
                     replace(plan, pending=tuple(s for s in remaining if _evaluated_on(s) == name)), devices

@@ -31,12 +31,13 @@ class Simulation:
         return f"{stacks} take roughly {took}, {self.gpu_hours:.1f} GPU hours, {idle}"
 
 
-def simulated_devices(gpus: int, name: str) -> Devices:
-    """`gpus` GPUs of a known kind, 8 to a node.
+def simulated_devices(gpus: int | None, name: str | None) -> Devices:
+    """`gpus` GPUs of a known kind, 8 to a node; None = one node, of A100s with 80 GB.
 
     Raises:
         ValueError: no such kind, or no GPU.
     """
+    gpus, name = GPUS_PER_NODE if gpus is None else gpus, name or "a100-80"
     if name not in GPUS:
         raise ValueError(f"--gpu {name}: must be one of {', '.join(GPUS)}")
     if gpus < 1:

@@ -71,7 +71,7 @@ class StackTrial(tune.Trainable):
         if broken := self.agreed.broken(Storage.retry_seconds):
             raise ValueError(broken)
         if zero:
-            return run_zero(self.stack, zero=zero, **settings)
+            return run_zero(self.stack, zero=zero, agreed=self.agreed, **settings)
         from lorae.run import run_stack  # not above: the sweep's driver would wait for torch, too
 
         return run_stack(self.stack, **settings)

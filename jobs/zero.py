@@ -19,10 +19,12 @@ from lorae.plan import Devices
 from lorae.stack import Progress, Stack, StackResult, Stopped
 
 if TYPE_CHECKING:
+    from jobs.cluster import Agreement
     from lorae.backbones import Backbone, Precision
     from lorae.sources import Source
 
 PERSISTENT_NUMBERS = 100_000  # norms and biases below this size stay whole: gathering them costs latency only
+MAX_DEATHS = 10  # of the worker processes of one stack: machines go, but one that dies always must end
 REPORT_SECONDS = 2.0
 WAIT_SECONDS = 7200  # rank 0 may wait for another stack's reference predictions while the others wait for it
 
@@ -59,7 +61,7 @@ class Zero:
 
 
 def zero_devices(devices: Devices, zero: Zero | None) -> Devices:
-    """The same devices, of which every stack takes `zero.workers`; None = as many as suffice.
+    """The same devices, of which every stack takes `zero.workers` in its way; None = as many as suffice.
 
     Raises:
         ValueError: there are fewer devices; the workers would wait for the missing ones forever.
@@ -72,7 +74,8 @@ def zero_devices(devices: Devices, zero: Zero | None) -> Devices:
             f"--zero {zero.workers}: there are {devices.num} {what}; give --zero {devices.num} or less, "
             "or add machines"
         )
-    return replace(devices, stack_devices=zero.workers)
+    saving = replace(devices.saving, offload=zero.cpu_offload, hpz=zero.hpz)
+    return replace(devices, stack_devices=zero.workers, saving=saving)
 
 
 def deepspeed_config(zero: Zero, precision: Precision, device: str) -> dict[str, Any]:
@@ -148,6 +151,7 @@ def run_zero(
     storage_uri: str,
     *,
     zero: Zero,
+    agreed: Agreement,
     device: str = "cpu",
     num_threads: int | None = None,
     provenance: dict[str, Any] | None = None,
@@ -155,28 +159,62 @@ def run_zero(
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> StackResult:
-    """`lorae.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together.
+    """`lorae.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together. Where one of
+    them dies, all begin again from the stack's checkpoint.
 
     Raises:
+        ValueError: the node of a worker does not share what was agreed.
         Stopped: `should_stop` was true, and the workers have ended.
     """
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     settings |= {
         "device": device,
         "num_threads": num_threads,
         "provenance": (provenance or {}) | {"zero": asdict(zero)},
     }
+    for left in reversed(range(MAX_DEATHS + 1)):
+        wire = _ray().remote(num_cpus=0)(Wire).remote()
+        work = functools.partial(_worker, stack, storage_uri, zero, agreed, settings, wire)
+        try:
+            return _fit(work, zero.workers, device, num_threads, wire, on_progress, should_stop)
+        except Exception as error:
+            if should_stop():
+                raise Stopped from error
+            if not (left and _has_died(error)):
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _has_died(error: Exception) -> bool:
+    """Whether a worker's process or node went away; the others then lose their connection to it. What a stack
+    raises is its outcome."""
+    from ray.exceptions import RayActorError
+    from ray.train import WorkerGroupError
+
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    # Ray Train's WorkerHealthCheckFailedError has the cause
+    return any(isinstance(getattr(f, "health_check_failure", f), RayActorError) for f in failures)
+
+
+def _fit(
+    work: Callable[[], StackResult],
+    workers: int,
+    device: str,
+    num_threads: int | None,
+    wire: Any,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> StackResult:
+    """What rank 0 of the Ray Train workers returns."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     resources = {"CPU": float(num_threads or 1), "GPU": float(device == "cuda")}
-    ray = _ray()
-    wire = ray.remote(num_cpus=0)(Wire).remote()
     folder = tempfile.TemporaryDirectory(prefix="lorae-train-", ignore_cleanup_errors=True)
     with folder as scratch, ThreadPoolExecutor(max_workers=1) as thread:
         trainer = TorchTrainer(
-            functools.partial(_worker, stack, storage_uri, zero, settings, wire),
+            work,
             scaling_config=ScalingConfig(
-                num_workers=zero.workers, use_gpu=device == "cuda", resources_per_worker=resources
+                num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
             ),
             run_config=RunConfig(storage_path=scratch),
             torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
@@ -184,10 +222,8 @@ def run_zero(
         fitting: Future[Any] = thread.submit(trainer.fit)
         while not fitting.done():
             wait([fitting], timeout=REPORT_SECONDS)
-            if progress := ray.get(wire.look.remote(should_stop())):
+            if progress := _ray().get(wire.look.remote(should_stop())):
                 on_progress(progress)
-    if fitting.exception() and should_stop():
-        raise Stopped
     return fitting.result().return_value
 
 
@@ -197,14 +233,18 @@ def _ray() -> Any:
     return ray
 
 
-def _worker(stack: Stack, storage_uri: str, zero: Zero, settings: dict[str, Any], wire: Any) -> StackResult:
+def _worker(
+    stack: Stack, storage_uri: str, zero: Zero, agreed: Agreement, settings: dict[str, Any], wire: Any
+) -> StackResult:
     """One rank of a stack. Rank 0 alone reports and is asked to stop; the others end with it."""
     from ray import train
 
     from lorae.run import run_stack
+    from lorae.storage import Storage
 
+    if broken := agreed.broken(Storage.retry_seconds):
+        raise ValueError(broken)
     ray = _ray()
-
     load = functools.partial(load_partitioned, zero=zero)
     if train.get_context().get_world_rank() > 0:
         return run_stack(stack, storage_uri, load=load, **settings)

@@ -49,6 +49,21 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """How a run trades GPU memory for time.
+
+    Attributes:
+        recompute: of each layer only its input is kept for the backward pass.
+        offload: ZeRO-3's parts of the backbone are in the memory of the machines.
+        hpz: GPUs that hold a second copy of the backbone together, so that less is sent; None = no copy.
+    """
+
+    recompute: bool = False
+    offload: bool = False
+    hpz: int | None = None
+
+
+@dataclass(frozen=True)
 class Texts:
     """Sizes of the longest example in tokens: the whole row (of an image or sound its patches), and of it the
     answers that are scored by the full vocabulary (0 but for option likelihood); the classes of a head."""
@@ -65,6 +80,7 @@ def stack_memory(
     rows: int,
     texts: Texts,
     gpus: int = 0,
+    saving: Saving = Saving(),
 ) -> Memory:
     """Peak bytes of training and predicting with a stack.
 
@@ -75,21 +91,24 @@ def stack_memory(
     shape = _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
     predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], num_members * texts.longest)
     prediction = shape.forward_bytes(predicted, texts)
+    backbone = _backbone_bytes(trial, config, max(1, gpus), saving)
     if not num_members:
-        return Memory(_backbone_bytes(trial, config, max(1, gpus)), 0, prediction)
+        return Memory(backbone, 0, prediction)
     layers = adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
     head = texts.classes * (config["hidden_size"] + 1)
     adapters = _adapter_bytes(trial, config, layers, head, num_members, on_cpu=not gpus)
     if isinstance(trial.method, LastLayer):  # trained on features, which prediction alone computes
-        return Memory(_backbone_bytes(trial, config, max(1, gpus)), adapters, prediction)
+        return Memory(backbone, adapters, prediction)
     tokens = num_members * rows * texts.longest
     if isinstance(trial.method, Full):
         layers = linear_shapes(config)
     first = min(int(found[0]) if (found := re.findall(r"\.(\d+)\.", name)) else 0 for name in layers)
-    kept = (config["num_hidden_layers"] - first) * shape.kept_bytes(tokens, texts.longest)
-    kept += _branch_bytes(trial, layers, tokens)
+    num_layers = config["num_hidden_layers"] - first
+    kept = num_layers * shape.kept_bytes(tokens, texts.longest) + _branch_bytes(trial, layers, tokens)
+    if saving.recompute:  # one layer's at a time, and every layer's input
+        kept = kept // num_layers + num_layers * tokens * shape.hidden * shape.size
     training = kept + shape.backward_bytes(tokens, num_members * rows, texts)
-    return Memory(_backbone_bytes(trial, config, max(1, gpus)), adapters, max(training, prediction))
+    return Memory(backbone, adapters, max(training, prediction))
 
 
 @dataclass(frozen=True)
@@ -153,15 +172,17 @@ class _Shape:
         return residual + max(inner, scores, logits)
 
 
-def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int) -> int:
-    """All weights; or one shard, the layer in use and the next one, and the embedding while it is in use."""
+def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int, saving: Saving) -> int:
+    """All weights; or one shard (unless that is elsewhere) and one of a second copy, the layer in use and the
+    next one, and the embedding while it is in use."""
     whole = num_backbone_parameters(config) * BYTES[trial.precision]
     if shards == 1:
         return whole
     linears = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values())
     layer = linears // config["num_hidden_layers"]
     embedding = config.get("vocab_size", 0) * config["hidden_size"]
-    return -(-whole // shards) + max(2 * layer, embedding) * BYTES[trial.precision]
+    parts = (0 if saving.offload else -(-whole // shards)) + (-(-whole // saving.hpz) if saving.hpz else 0)
+    return parts + max(2 * layer, embedding) * BYTES[trial.precision]
 
 
 def full_member_bytes(config: dict[str, Any]) -> int:

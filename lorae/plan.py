@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lorae.checks import MAX_FULL_BYTES, check_recipe
 from lorae.draws import MCDropout
-from lorae.memory import BYTES, Memory, Texts, full_member_bytes, stack_memory
+from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, LastLayer
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import Masksembles
@@ -33,6 +33,7 @@ CHARS_PER_TOKEN = 4  # rough, for plans; the tokenizer is not loaded
 CPU_FLOPS = 1.5e11
 SUSTAINED_FRAC, A100_FLOPS = 0.35, 3.12e14
 FP32_SLOWDOWN = {"cpu": 2.5, "cuda": 16.0}  # measured; A100's data sheet, 312 against 19.5 TFLOP/s
+RECOMPUTE_SLOWDOWN = 4 / 3  # measured
 ZERO_BYTES_PER_SECOND = 5e10  # assumed rate at which a rank receives the weights of the others
 USABLE_FRAC = 0.9  # of a GPU's memory; the rest: CUDA's context, workspaces, the allocator's fragments
 
@@ -46,6 +47,7 @@ class Devices:
         per_node: GPUs of one node, the most that one stack may take.
         peak_flops: dense bf16 rate of one GPU by its data sheet; None = an A100's.
         stack_devices: that every stack takes together, by ZeRO-3; None = one, or as few as suffice.
+        saving: what every stack does to take less memory.
     """
 
     kind: str  # "cpu" or "cuda"
@@ -55,6 +57,7 @@ class Devices:
     per_node: int = 1
     peak_flops: float | None = None
     stack_devices: int | None = None
+    saving: Saving = Saving()
 
     def flops(self, precision: str) -> float:
         """Rough sustained rate of one device."""
@@ -120,19 +123,28 @@ class Plan:
     whole: bool = False
 
     @property
+    def is_done(self) -> bool:
+        """Whether nothing remains to be run."""
+        return not (self.pending or self.begun or self.soups)
+
+    @property
     def num_to_train(self) -> int:
         return len(self.needed) - len(self.stored)
 
 
 def make_plan(
-    sweep: Sweep, store: Store, devices: Devices, host: Host = "tune", rows: Sequence[Trial] | None = None
+    sweep: Sweep,
+    store: Store,
+    devices: Devices | None,
+    host: Host = "tune",
+    rows: Sequence[Trial] | None = None,
 ) -> Plan:
     """Check everything that can be checked before training, and find what remains to be run, and where.
 
     Args:
         sweep: with every source fixed (`Sweep.located`).
         store: what is there already; nothing is written.
-        devices, host: for spreading and placing the stacks, see `placed`.
+        devices, host: for spreading and placing the stacks, see `placed`; None = they are not known yet.
         rows: trials to plan for in place of the sweep's own, such as the points of a search.
     Raises:
         ValueError: data, targets, rank, templates or sizes that cannot work.
@@ -179,7 +191,7 @@ def make_plan(
         soups=tuple(_lacking_soups(trials, store)),
         whole=whole,
     )
-    return placed(plan, devices, host)
+    return placed(plan, devices, host) if devices else plan
 
 
 def soups_of(plan: Plan, store: Store) -> Plan:
@@ -312,24 +324,25 @@ def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
         gpus = int(devices.kind == "cuda")
         why = "GPU whose memory is not known" if gpus else f"CPU, {devices.cpus_per_stack} per stack"
         return Placement(host, gpus, None, why)
-    usable, batch = USABLE_FRAC * devices.memory_bytes, stack.trial.budget.batch_size
+    usable, saving = USABLE_FRAC * devices.memory_bytes, devices.saving
+    batch = stack.trial.budget.batch_size
     what = f"usable {usable / 2**30:.1f} of {devices.memory_bytes / 2**30:.1f} GiB"
-    widest = 1 if host == "local" or isinstance(stack.trial.method, Full) else devices.per_node
+    widest = asked or (1 if host == "local" or isinstance(stack.trial.method, Full) else devices.per_node)
     for gpus in [asked] if asked else range(1, widest + 1):
         share = -(-batch // gpus)
-        if rows := _largest_rows(stack, share, usable, gpus):
-            needs = memory(stack, rows, gpus)
+        if rows := _largest_rows(stack, share, usable, gpus, saving):
+            needs = memory(stack, rows, gpus, saving)
             micro = None if rows == share else rows
             fits = f"{_gib(needs.total)} fit into the {what}" + (
                 f" by micro-batches of {micro}" if micro else ""
             )
             if gpus == 1:
                 return Placement(host, 1, micro, fits)
-            alone = memory(stack, 1, 1)
+            alone = memory(stack, 1, 1, saving)
             return Placement(
                 "zero", gpus, micro, f"{_gib(alone.total)} exceed the {what}; on {gpus} GPUs {fits}"
             )
-    needs = memory(stack, 1, widest)
+    needs = memory(stack, 1, widest, saving)
     raise ValueError(
         f"{stack.trial.backbone.label} with {len(stack.members)} members and one example each needs "
         f"{_gib(needs.total)} on each of {widest} GPUs: more than the {what}; "
@@ -339,23 +352,23 @@ def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
     )
 
 
-def _largest_rows(stack: Stack, most: int, usable: float, gpus: int) -> int:
+def _largest_rows(stack: Stack, most: int, usable: float, gpus: int, saving: Saving) -> int:
     """Most examples of each member per forward pass that fit, 0 if not even one does."""
     low, high = 0, most
     while low < high:
         middle = -(-(low + high) // 2)
-        if memory(stack, middle, gpus).total <= usable:
+        if memory(stack, middle, gpus, saving).total <= usable:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def memory(stack: Stack, rows: int, gpus: int) -> Memory:
+def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Memory:
     """Peak memory of a stack on one of its GPUs (0: on a CPU), with `rows` examples of each member at
     once."""
     config, num_members = backbone_config(stack.trial.backbone), len(stack.members)
-    return stack_memory(stack.trial, config, num_members, rows, _longest(stack), gpus)
+    return stack_memory(stack.trial, config, num_members, rows, _longest(stack), gpus, saving)
 
 
 def _gib(num_bytes: int) -> str:
@@ -371,11 +384,10 @@ def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
         if _full_bytes(stack) <= MAX_FULL_BYTES:
             return [stack]
         return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
-    usable = USABLE_FRAC * devices.memory_bytes
     single = replace(stack, members=stack.members[:1])
     alone = host == "local" or isinstance(stack.trial.method, Full)
-    gpus = 1 if alone or _fits(single, usable, 1) else devices.per_node
-    if _fits(stack, usable, gpus):
+    gpus = devices.stack_devices or (1 if alone or _fits(single, devices, 1) else devices.per_node)
+    if _fits(stack, devices, gpus):
         return [stack]
     return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
 
@@ -387,13 +399,14 @@ def _full_bytes(stack: Stack) -> int:
     return len(stack.members) * full_member_bytes(backbone_config(stack.trial.backbone))
 
 
-def _fits(stack: Stack, usable: float, gpus: int) -> bool:
-    return _least_bytes(_typical(stack), gpus) <= usable
+def _fits(stack: Stack, devices: Devices, gpus: int) -> bool:
+    assert devices.memory_bytes is not None
+    return _least_bytes(_typical(stack), gpus, devices.saving) <= USABLE_FRAC * devices.memory_bytes
 
 
 @functools.lru_cache(maxsize=4096)
-def _least_bytes(stack: Stack, gpus: int) -> int:
-    return memory(stack, 1, gpus).total
+def _least_bytes(stack: Stack, gpus: int, saving: Saving) -> int:
+    return memory(stack, 1, gpus, saving).total
 
 
 def _divided(plan: Plan, devices: Devices, host: Host) -> list[Stack]:
@@ -473,8 +486,10 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
         train_tokens, predicted = train.total, predicted // (max(1, num) * max(ways))
     rate = gpus * devices.flops(trial.precision)
     train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
+    if devices.saving.recompute:
+        train_seconds *= RECOMPUTE_SLOWDOWN
     rows = where.micro_batch or -(-batch // gpus)
-    needs = memory(stack, rows, where.gpus)
+    needs = memory(stack, rows, where.gpus, devices.saving)
     if where.host == "zero":  # every rank receives the others' weights for each forward and backward pass
         passes = 2 * steps * -(-batch // (rows * gpus)) if num else 0
         received = BYTES[trial.precision] * parameters * (gpus - 1) / gpus

@@ -27,7 +27,7 @@ from ray.autoscaler._private.providers import _get_default_config
 from ray.autoscaler._private.util import validate_config
 
 from jobs.cluster import Agreement, software, startable_workers
-from jobs.devices import ray_devices
+from jobs.devices import GPUS, ray_devices
 from lorae.plan import Devices
 from lorae.sources import Files
 from lorae.storage import Storage
@@ -57,17 +57,22 @@ def test_ray_accepts_the_file_and_it_keeps_to_itself(config):
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+L40S_NODE = {"CPU": 4, "GPU": 1, "accelerator_type:L40S": 1}
+
+
 def test_aws_head_has_no_gpu_and_spot_workers_start_from_zero():
     head, worker = (AWS["available_node_types"][name] for name in ("head", "worker"))
     assert AWS["head_node_type"] == "head" and head["resources"] == {"CPU": 0}
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert worker["min_workers"] == 0 and worker["max_workers"] == AWS["max_workers"]
-    assert startable_workers(AWS) == 8 * [{"CPU": 4, "GPU": 1}]
-    assert ray_devices([head["resources"], *startable_workers(AWS)]) == Devices("cuda", 8, 4)
+    assert startable_workers(AWS) == 8 * [L40S_NODE]
+    l40s = GPUS["l40s"]
+    planned = Devices("cuda", 8, 4, l40s.memory_bytes, 1, l40s.peak_flops)
+    assert ray_devices([head["resources"], *startable_workers(AWS)]) == planned
 
 
 def test_startable_workers_keep_to_the_cluster_wide_limit():
-    assert startable_workers(AWS | {"max_workers": 3}) == 3 * [{"CPU": 4, "GPU": 1}]
+    assert startable_workers(AWS | {"max_workers": 3}) == 3 * [L40S_NODE]
 
 
 @pytest.mark.parametrize(

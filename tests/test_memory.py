@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toys import Colours
 
-from lorae.memory import Memory, Texts, stack_memory
+from lorae.memory import Memory, Saving, Texts, stack_memory
 from lorae.methods import BatchEnsemble, Full, Lora
 from lorae.plan import USABLE_FRAC, Devices, Placement, Plan, memory, place, placed
 from lorae.regularizers import AdapterDropout, EarlyStopping
@@ -48,7 +49,7 @@ import gc, json, sys
 import numpy as np, torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from test_memory import METHODS, trial
-from lorae.backbones import Backbone
+from lorae.backbones import Backbone, recompute_layers
 from lorae.encoding import Row
 from lorae.packing import ATTENTION, register_attention
 from lorae.training import TrainingData, train_stack
@@ -72,6 +73,8 @@ def status(field):
 
 train(1, 1, 4)
 for members, batch, method in shapes:
+    if method == "recomputed":
+        recompute_layers(lm)
     gc.collect()
     before = status("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")
@@ -80,7 +83,7 @@ for members, batch, method in shapes:
 """
 
 
-METHODS = {method.label: method for method in (Lora(), BatchEnsemble(), Full())}
+METHODS = {method.label: method for method in (Lora(), BatchEnsemble(), Full())} | {"recomputed": Lora()}
 
 
 def trial(batch_size: int, **changes) -> Trial:
@@ -94,6 +97,7 @@ def test_computed_memory_is_the_measured_peak(config):
     """Every tensor in a mapping of its own, so that what is resident is what is in use: glibc's heap keeps
     holes between tensors, up to as much again."""
     shapes = [(1, 4, "lora"), (1, 8, "lora"), (4, 2, "lora"), (2, 4, "batchensemble"), (2, 4, "full")]
+    shapes += [(4, 4, "recomputed")]
     tokens = 128
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -103,7 +107,8 @@ def test_computed_memory_is_the_measured_peak(config):
     ratios = {}
     for (members, batch, method), measured in zip(shapes, done.stdout.split(), strict=True):
         recipe = trial(batch, method=METHODS[method])
-        computed = stack_memory(recipe, config, members, batch, Texts(tokens))
+        saving = Saving(recompute=method == "recomputed")
+        computed = stack_memory(recipe, config, members, batch, Texts(tokens), saving=saving)
         ratios[members, batch, method] = (computed.adapters + computed.activations) / int(measured)
     assert all(ratio == pytest.approx(1.0, abs=0.15) for ratio in ratios.values()), ratios
 
@@ -149,6 +154,21 @@ def test_zero_partitions_the_backbone_and_nothing_else():
     layer = 2000 * 512  # the embedding; a decoder layer is larger, and two are gathered
     assert one.backbone / 8 + 4 * layer < eight.backbone < one.backbone
     assert (eight.adapters, eight.activations) == (one.adapters, one.activations)
+
+
+def test_parts_elsewhere_or_twice():
+    def backbone(**saving) -> int:
+        return stack_bytes(trial(8), gpus=8, saving=Saving(**saving)).backbone
+
+    whole = stack_bytes(trial(8)).backbone
+    assert backbone() - backbone(offload=True) == -(-whole // 8)
+    assert backbone(hpz=4) - backbone() == -(-whole // 4)
+
+
+def test_layers_that_are_computed_again_keep_their_inputs_only():
+    kept, again = (stack_bytes(trial(8), saving=Saving(recompute=r)).activations for r in (False, True))
+    inputs = 6 * 32 * 400 * 512 * 4
+    assert inputs < again < kept / 2
 
 
 # Public config.json values
@@ -231,6 +251,23 @@ def test_zero_takes_as_few_gpus_as_suffice(large_stack):
     stack = large_stack("Llama-2-13b", members=1)
     gpus = [place(stack, node(gib)).gpus for gib in (12, 16, 24, 80)]
     assert gpus == sorted(gpus, reverse=True) and gpus[0] > gpus[2] > gpus[3] == 1
+
+
+def test_what_saves_memory_is_placed_by_what_it_takes(large_stack):
+    """--offload is for what does not fit without; of a second copy each GPU has a share; --recompute leaves
+    room for more examples at once."""
+    stack, two = large_stack("Llama-2-13b", members=1), replace(node(16), stack_devices=2)
+    with pytest.raises(ValueError, match="on each of 2 GPUs"):
+        place(stack, two)
+    assert place(stack, replace(two, saving=Saving(offload=True))).gpus == 2
+    eight = replace(node(16), stack_devices=8)
+    alone, copied = (memory(stack, 1, 8, Saving(hpz=hpz)).total for hpz in (None, 2))
+    assert place(stack, eight).gpus == 8 and copied > alone + 12 * 2**30
+    with pytest.raises(ValueError, match="on each of 8 GPUs"):
+        place(stack, replace(eight, saving=Saving(hpz=2)))
+    small = large_stack("Llama-2-7b")
+    kept, again = (place(small, replace(node(24), saving=Saving(recompute=r))) for r in (False, True))
+    assert (kept.micro_batch or 8) < (again.micro_batch or 8)
 
 
 def test_what_fits_nowhere_is_refused(large_stack):

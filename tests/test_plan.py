@@ -3,6 +3,7 @@ starts."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -17,10 +18,21 @@ import torch
 from toys import Colours, Greys
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import jobs.devices
 import lorae.plan
 from jobs import cli, driver
-from jobs.devices import GPUS, cpu_has_bf16, known_gpu, ray_devices
+from jobs.devices import (
+    GPUS,
+    Seen,
+    cpu_has_bf16,
+    known_gpu,
+    local_devices,
+    process_devices,
+    ray_devices,
+    visible_gpus,
+)
 from jobs.simulate import Simulation, simulate
+from lorae.memory import Saving
 from lorae.methods import Lora
 from lorae.plan import Devices, Estimate, Placement, Plan, make_plan, placed
 from lorae.prediction_files import prediction_file
@@ -324,6 +336,88 @@ def test_gpus_by_the_names_that_drivers_and_ray_give_them():
     assert devices == Devices("cuda", 12, 6, GPUS["a100-40"].memory_bytes, 4, GPUS["a100-40"].peak_flops)
     assert ray_devices([{"CPU": 4.0}, {"CPU": 2.0}]) == Devices("cpu", 4, 1)
     assert ray_devices([{"CPU": 8.0, "GPU": 1.0}]).memory_bytes is None
+
+
+A100_80 = Seen("0", "GPU-a", "NVIDIA A100-SXM4-80GB", 80 * 2**30)
+RTX_4090 = Seen("1", "GPU-b", "NVIDIA GeForce RTX 4090", 24564 * 2**20)
+A10G = Seen("2", "GPU-c", "NVIDIA A10G", 23028 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("names", "seen", "memory_bytes"),
+    [
+        (["A100"], [A100_80], 80 * 2**30),  # not the 40 GiB of the smaller kind
+        (["GeForce-RTX-4090"], [RTX_4090], 24564 * 2**20),  # which no table lists
+        (["A100-80G", "GeForce-RTX-4090"], [A100_80, RTX_4090], 24564 * 2**20),
+        (["L40S"], [A100_80], GPUS["l40s"].memory_bytes),  # a node to come
+        (["L40S"], [A10G], 23028 * 2**20),
+        (["GeForce-RTX-4090"], [A100_80], None),  # a node to come, of a kind that is not known
+        ([], [Seen("0", "GPU-d", "NVIDIA GB10", None)], None),
+    ],
+)
+def test_memory_of_gpus_is_what_their_nodes_say(names, seen, memory_bytes):
+    nodes = [{"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{name}": 1.0} for name in names]
+    assert ray_devices(nodes or [{"CPU": 8.0, "GPU": 1.0}], seen).memory_bytes == memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("visible", "indices"),
+    [(None, "0123"), ("", ""), ("2,0", "20"), ("GPU-b2,1", "21"), ("1,-1,0", "1"), ("7", "")],
+)
+def test_gpus_that_this_process_may_use(tmp_path, monkeypatch, visible, indices):
+    rows = [f"{n}, GPU-{'abbc'[n]}{n}, {'[N/A]' if n == 3 else 1024 * n}, NVIDIA Kind {n}" for n in range(4)]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = visible_gpus()
+    assert [gpu.index for gpu in found] == list(indices)
+    assert all(gpu.memory_bytes == (None if gpu.index == "3" else int(gpu.index) * 2**30) for gpu in found)
+    assert local_devices().kind == process_devices().kind == ("cuda" if indices else "cpu")
+    assert process_devices().num == 1
+
+
+def test_a_sweep_on_a_cluster_is_planned_for_its_nodes(tiny_llama, data_root, tmp_path, monkeypatch, capsys):
+    """Not for the driver's machine, on which it would not fit."""
+    ran = []
+    nodes = Devices("cuda", 8, 4, 80 * 2**30, 8)
+    monkeypatch.setattr(driver, "local_devices", lambda: Devices("cuda", 1, 1, 2**20))
+    monkeypatch.setattr(driver, "ray_cluster", lambda address: contextlib.nullcontext(nodes))
+    monkeypatch.setattr(driver, "run_tune", lambda plan, request, devices: ran.append((plan, devices)) or {})
+    file = tmp_path / "sweep.py"
+    file.write_text(SWEEP_FILE.format(backbone=tiny_llama.path))
+    words = ["sweep", str(file), "--data-root", str(data_root), "--storage", str(tmp_path / "results")]
+    assert cli.main(words) == 2
+    assert "more than the usable" in capsys.readouterr().err
+
+    assert cli.main([*words, "--address", "auto", "--dry-run"]) == 0
+    assert "fit into the usable 72.0 of 80.0 GiB" in capsys.readouterr().out and not ran
+    assert cli.main([*words, "--address", "auto", "--zero", "2", "--hpz", "2"]) == 1
+    ((plan, devices),) = ran
+    assert devices == replace(nodes, stack_devices=2, saving=Saving(hpz=2))
+    assert {(where.host, where.gpus) for where in plan.placements} == {("zero", 2)}
+    told = capsys.readouterr().err
+    assert "on 2 GPUs" in told and "fit into the usable 72.0 of 80.0 GiB" in told
+    assert f"lorae sweep {file} --storage {tmp_path}/results --data-root {data_root} --zero 2 --hpz 2" in told
+    assert "--address auto\n" in told
+
+
+def test_one_process_trains_a_stack_in_one_piece(tiny_llama, data_root, tmp_path, monkeypatch, capsys):
+    """Divided members would run one part after another, each as long as all together."""
+    monkeypatch.setattr(jobs.devices, "visible_gpus", lambda: 8 * [A100_80])
+    file = tmp_path / "sweep.py"
+    file.write_text(SWEEP_FILE.format(backbone=tiny_llama.path))
+    words = ["sweep", str(file), "--data-root", str(data_root), "--storage", str(tmp_path / "results")]
+    for more, num_stacks in ([], 8), (["--local"], 1):
+        assert cli.main([*words, "--set", "members=8", "--dry-run", "--json", *more]) == 0
+        assert len(json.loads(capsys.readouterr().out)["stacks"]) == num_stacks
+
+
+def test_plan_command_refuses_gpus_that_it_does_not_simulate(capsys):
+    assert cli.main(["plan", "pipelines/demo.py", "--gpus", "64"]) == 2
+    assert "add --simulate" in capsys.readouterr().err
 
 
 def test_plan_command_simulates_gpus_that_are_not_there(tiny_llama, data_root, tmp_path, capsys):

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from victims import lorae
 
 from jobs.cli import main
-from jobs.zero import PERSISTENT_NUMBERS, Zero, deepspeed_config, zero_devices
+from jobs.zero import PERSISTENT_NUMBERS, Zero, _has_died, deepspeed_config, zero_devices
 from lorae.backbones import load_backbone
 from lorae.methods import Vera
 from lorae.plan import Devices
@@ -261,10 +261,10 @@ def test_recomputed_layers_give_the_same_members(tiny_trial, tmp_path):
 
 
 SWEEP = """
-from toys import Colours
+from beside import Nearby
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Sweep, Trial
-base = Trial(backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=1e-2), precision="fp32",
+base = Trial(backbone=Files({backbone!r}), task=Nearby(), optimizer=AdamW(lr=1e-2), precision="fp32",
              budget=Budget(batch_size=5, steps=12))
 SWEEP = Sweep(base=base, axes={{"members": [2]}})
 """
@@ -273,8 +273,10 @@ SWEEP = Sweep(base=base, axes={{"members": [2]}})
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two CPUs")
 def test_sweep_on_ray_train_workers_gives_the_table_of_the_local_host(tiny_llama, data_root, tmp_path):
+    """Of a task in a module beside the sweep file, which workers cannot import."""
     file = tmp_path / "small.py"
     file.write_text(SWEEP.format(backbone=tiny_llama.path))
+    (tmp_path / "beside.py").write_text("from toys import Colours\n\n\nclass Nearby(Colours): ...\n")
     tables = []
     for host in (["--zero", "2"], ["--local"]):
         storage = tmp_path / host[0]
@@ -285,6 +287,18 @@ def test_sweep_on_ray_train_workers_gives_the_table_of_the_local_host(tiny_llama
     for one, other in zip(*tables):
         assert one["member_ids"] == other["member_ids"]
         assert one["ensemble_nll"] == pytest.approx(other["ensemble_nll"], abs=1e-4)
+
+
+def test_only_a_worker_that_died_is_begun_again():
+    from ray.exceptions import RayActorError
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    lost = RuntimeError("Connection reset by peer")  # what the other ranks of a dead one see
+    dead = WorkerHealthCheckFailedError("rank 0", RayActorError())
+    assert _has_died(WorkerGroupError("", {0: dead, 1: lost}))
+    assert not _has_died(WorkerGroupError("", {0: ValueError("bad data"), 1: lost}))
+    assert not _has_died(lost)
 
 
 @pytest.mark.parametrize(
