@@ -26,7 +26,7 @@ from analysis.plotting import (
     styled,
 )
 from lorae import metrics
-from lorae.ensemble import PooledMetric, subsets
+from lorae.ensemble import PooledMetric, members_curve
 
 MEMBERS_METRICS: dict[str, PooledMetric] = {"ensemble_nll": metrics.ensemble_nll, "ece15": metrics.ece15}
 MAX_SUBSETS = 20  # of the pool, for each size
@@ -84,14 +84,16 @@ def _over_subsets(trials: Trials, line: Sequence[Cell], metric: str) -> list[Poi
     if line[-1].is_soup:  # of each size one was made
         return _over_seeds(trials, line, metric)
     pool = trials.predictions(row)
-    draws_MK = np.arange(len(pool.logits_MNC)).reshape(len(pool_of(row)), -1)
-    points = []
-    for members in sorted({cell.members for cell in line}):
-        chosen = [draws_MK[list(subset)].ravel() for subset in subsets(len(draws_MK), members, MAX_SUBSETS)]
-        pooled = [metrics.combine(pool.logits_MNC[subset], row["combine"]) for subset in chosen]
-        values = [MEMBERS_METRICS[metric](logp_NC, pool.labels_N) for logp_NC in pooled]
-        points.append((members, np.mean(values), np.std(values, ddof=1) if len(values) > 1 else np.nan))
-    return points
+    curve = members_curve(
+        pool.logits_MNC,
+        pool.labels_N,
+        MEMBERS_METRICS[metric],
+        sizes=sorted({cell.members for cell in line}),
+        num_draws=len(pool.logits_MNC) // len(pool_of(row)),
+        rule=row["combine"],
+        max_subsets=MAX_SUBSETS,
+    )
+    return [(point.members, point.mean, np.nan if point.std is None else point.std) for point in curve]
 
 
 # Reliability -----------------------------------------------------------------------------------------------

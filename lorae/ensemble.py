@@ -1,6 +1,6 @@
-"""Ensembles as views over a pool of members' stored logits: sizes, subsets, temperatures, weights, selection.
+"""Ensembles as views over a pool of members' stored logits: sizes, subsets, temperatures, selection.
 
-Whatever is learned here (temperatures, weights, a selection) is learned from the validation split's logits
+Whatever is learned here (temperatures, a selection) is learned from the validation split's logits
 and then applied to the test split's; no function takes both.
 """
 
@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lorae.metrics.probability import Rule, Undefined, checked, combine, log_softmax, logsumexp
+from lorae.metrics.probability import Rule, Undefined, checked, combine, log_softmax
 from lorae.metrics.proper import example_nll
 
 __all__ = [
     "CurvePoint",
     "combine",
-    "first",
     "fit_member_temperatures",
     "fit_temperature",
-    "fit_weights",
     "greedy_selection",
-    "leave_one_out",
     "members_curve",
-    "mix",
     "scale",
     "scale_members",
     "subsets",
@@ -36,19 +32,6 @@ PooledMetric = Callable[[np.ndarray, np.ndarray], float]  # (logp_NC, labels_N) 
 
 # Bounds of a temperature: a member that is right, or wrong, on all of validation has no finite optimum.
 COLDEST, HOTTEST = 0.05, 20.0
-
-
-def first(logits_MNC: np.ndarray, members: int) -> np.ndarray:
-    """The first `members` of the pool, the ensemble that a smaller sweep would have trained.
-
-    Raises:
-        ValueError: the pool is smaller, or members < 1.
-    """
-    if not 1 <= members <= len(logits_MNC):
-        raise ValueError(
-            f"members={members}; the pool allows 1 to {len(logits_MNC)}; train more members or ask for fewer"
-        )
-    return logits_MNC[:members]
 
 
 def subsets(pool_size: int, members: int, max_subsets: int = 50, seed: int = 0) -> list[tuple[int, ...]]:
@@ -88,21 +71,26 @@ def members_curve(
     logits_MNC: np.ndarray,
     labels_N: np.ndarray,
     metric: PooledMetric,
+    sizes: Sequence[int],
+    num_draws: int = 1,
     rule: Rule = "probs",
     max_subsets: int = 50,
-    seed: int = 0,
 ) -> list[CurvePoint]:
-    """`metric` of ensembles of 1, 2, ..., pool size members, with its spread over `subsets` of the pool.
+    """`metric` of ensembles of each size, with its spread over `subsets` of the pool's members.
 
     Args:
-        logits_MNC: class scores of the pool, -inf for a class that an example does not have.
+        logits_MNC: class scores of the pool's draws, those of a member side by side; -inf for a class that an
+            example does not have.
         labels_N: gold class in [0, C).
         metric: a metric of the pooled prediction, such as `lorae.metrics.ensemble_nll`.
+        sizes: numbers of members, each in [1, pool size].
+        num_draws: of each member.
     """
+    draws_MK = np.arange(len(logits_MNC)).reshape(-1, num_draws)
     points = []
-    for members in range(1, len(logits_MNC) + 1):
-        chosen = subsets(len(logits_MNC), members, max_subsets, seed)
-        values = [metric(combine(logits_MNC[list(subset)], rule), labels_N) for subset in chosen]
+    for members in sizes:
+        chosen = [draws_MK[list(subset)].ravel() for subset in subsets(len(draws_MK), members, max_subsets)]
+        values = [metric(combine(logits_MNC[draws], rule), labels_N) for draws in chosen]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         points.append(CurvePoint(members, len(values), float(np.mean(values)), std, min(values), max(values)))
     return points
@@ -162,45 +150,6 @@ def scale_members(logits_MNC: np.ndarray, temperature_M: np.ndarray) -> np.ndarr
     return np.asarray(logits_MNC) / np.asarray(temperature_M)[:, None, None]
 
 
-def mix(logits_MNC: np.ndarray, weight_M: np.ndarray) -> np.ndarray:
-    """Log of the weighted mean of the members' probabilities, log sum_m w_m softmax(z_m), (N, C).
-
-    Args:
-        weight_M: non-negative weights that sum to 1, such as `fit_weights` gives.
-    """
-    kept = np.asarray(weight_M) > 0
-    weighted_MNC = (
-        log_softmax(np.asarray(logits_MNC)[kept]) + np.log(np.asarray(weight_M)[kept])[:, None, None]
-    )
-    return np.minimum(logsumexp(weighted_MNC, axis=0), 0.0)
-
-
-def fit_weights(logits_MNC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """Convex weights that minimise the NLL of the members' mixture on validation, (M,); apply with `mix`.
-
-    Expectation maximisation of the mixing proportions. The problem is convex, and the gap to the optimum is
-    at most max_m mean_n( p_m / sum_k w_k p_k ) - 1 nats, which stops it at 1e-5 (or after 5,000 steps).
-
-    Raises:
-        Undefined: all members give some gold class probability 0.
-    Source: Dempster, Laird and Rubin 1977, section 4.3.
-    """
-    nll_MN = np.array([example_nll(logp_NC, labels_N) for logp_NC in log_softmax(logits_MNC)])
-    best_N = nll_MN.min(axis=0)
-    if np.isinf(best_N).any():
-        raise Undefined(
-            "weights", f"{np.isinf(best_N).sum()} examples have probability 0 on gold in every member"
-        )
-    p_MN = np.exp(best_N - nll_MN)  # up to a factor per example, which cancels
-    weight_M = np.full(len(p_MN), 1 / len(p_MN))
-    for _ in range(5000):
-        gain_M = (p_MN / (weight_M @ p_MN)).mean(axis=1)
-        if gain_M.max() - 1 < 1e-5:
-            break
-        weight_M = weight_M * gain_M
-    return weight_M / weight_M.sum()
-
-
 def greedy_selection(logits_MNC: np.ndarray, labels_N: np.ndarray, picks: int) -> list[int]:
     """Members chosen one by one, each to minimise the NLL of the mean probability on validation.
 
@@ -217,22 +166,3 @@ def greedy_selection(logits_MNC: np.ndarray, labels_N: np.ndarray, picks: int) -
         selection.append(int(candidate_MN.mean(axis=1).argmax()))
         sum_N = candidate_MN[selection[-1]]
     return selection
-
-
-def leave_one_out(
-    logits_MNC: np.ndarray, labels_N: np.ndarray, metric: PooledMetric, rule: Rule = "probs"
-) -> np.ndarray:
-    """Influence of each member, (M,): `metric` of the ensemble without it minus `metric` of all.
-
-    For a metric where lower is better, a positive influence is a member that helps.
-
-    Raises:
-        Undefined: fewer than two members.
-    """
-    if len(logits_MNC) < 2:
-        raise Undefined("leave_one_out", f"it needs members that stay, and there is {len(logits_MNC)}")
-    of_all = metric(combine(logits_MNC, rule), labels_N)
-    without = [
-        metric(combine(np.delete(logits_MNC, m, axis=0), rule), labels_N) for m in range(len(logits_MNC))
-    ]
-    return np.array(without) - of_all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,8 @@ from analysis import demo
 from analysis.data import load_trials
 from analysis.figures import metric_against_members, reliability_diagram, standard_figures
 from analysis.plotting import MAX_LINES, panels, svg
-from lorae.ensemble import members_curve
 from lorae.methods import BatchEnsemble, Lora
-from lorae.metrics import ensemble_nll
+from lorae.metrics import combine, ensemble_nll
 from lorae.regularizers import KL
 
 ONE_SEED = {"regularizers": [(), (KL(),)], "members": [1, 2, 4]}
@@ -48,10 +48,13 @@ def test_one_seed_shows_the_spread_over_subsets_of_the_pool(storage):
     lines = drawn(metric_against_members(trials, panel, "ensemble_nll"))
     assert list(lines) == ["none", "kl-0.1"]
     pool = trials.predictions(panel.lines["none"][-1].rows[0])
-    curve = [p for p in members_curve(pool.logits_MNC, pool.labels_N, ensemble_nll) if p.members != 3]
+    expected = []
+    for members in (1, 2, 4):
+        chosen = [pool.logits_MNC[list(subset)] for subset in itertools.combinations(range(4), members)]
+        expected.append([ensemble_nll(combine(logits_MNC), pool.labels_N) for logits_MNC in chosen])
     value, bar = lines["none"]
-    assert value == pytest.approx([p.mean for p in curve])
-    assert bar[:2] == pytest.approx([p.std for p in curve[:2]])
+    assert value == pytest.approx([np.mean(values) for values in expected])
+    assert bar[:2] == pytest.approx([np.std(values, ddof=1) for values in expected[:2]])
     assert value[-1] == pytest.approx(panel.lines["none"][-1].rows[0]["ensemble_nll"])
 
 

@@ -1,4 +1,4 @@
-"""Ensembles of stored logits: combination, temperatures, weights, selection, curve over ensemble sizes."""
+"""Ensembles of stored logits: combination, temperatures, selection, curve over ensemble sizes."""
 
 from __future__ import annotations
 
@@ -80,14 +80,6 @@ def test_mean_weights_are_those_of_one_model():
 # Sizes and subsets ----------------------------------------------------------------------------------------
 
 
-def test_first_members_are_the_pools_first():
-    logits_MNC, _ = sampled(2)
-    np.testing.assert_array_equal(ensemble.first(logits_MNC, 3), logits_MNC[:3])
-    for members in (0, 5):
-        with pytest.raises(ValueError, match="allows 1 to 4"):
-            ensemble.first(logits_MNC, members)
-
-
 def test_subsets_are_all_of_them_or_a_sample_without_repeats():
     assert ensemble.subsets(4, 2) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     some = ensemble.subsets(20, 10, max_subsets=30, seed=1)
@@ -106,7 +98,7 @@ def test_sampled_subsets_hold_every_member_about_equally_often():
 
 def test_members_curve_runs_from_the_mean_member_to_the_whole_pool():
     logits_MNC, labels_N = sampled(3, members=5)
-    curve = ensemble.members_curve(logits_MNC, labels_N, ensemble_nll)
+    curve = ensemble.members_curve(logits_MNC, labels_N, ensemble_nll, range(1, 6))
     alone = [nll(log_softmax(member), labels_N) for member in logits_MNC]
     assert [point.members for point in curve] == [1, 2, 3, 4, 5]
     assert [point.num_subsets for point in curve] == [5, 10, 10, 5, 1]
@@ -117,6 +109,16 @@ def test_members_curve_runs_from_the_mean_member_to_the_whole_pool():
     assert curve[-1].mean == curve[-1].lo == pytest.approx(nll(combine(logits_MNC), labels_N))
     means = [point.mean for point in curve]
     assert means == sorted(means, reverse=True)  # by convexity, exact when all subsets are taken
+
+
+def test_members_curve_takes_members_with_all_their_draws():
+    logits_MNC, labels_N = sampled(16, members=6)
+    for rule in ("probs", "logits"):
+        (two,) = ensemble.members_curve(logits_MNC, labels_N, ensemble_nll, [2], num_draws=2, rule=rule)
+        pairs = [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
+        expected = [nll(combine(logits_MNC[draws], rule), labels_N) for draws in pairs]
+        assert (two.members, two.num_subsets, two.mean) == (2, 3, pytest.approx(np.mean(expected)))
+        assert (two.lo, two.hi) == pytest.approx((min(expected), max(expected)))
 
 
 # Temperature ----------------------------------------------------------------------------------------------
@@ -177,53 +179,7 @@ def test_each_member_gets_its_own_temperature_before_pooling():
     )
 
 
-# Weights, selection, influence ----------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("error")  # log 0
-def test_uniform_mix_is_combine_and_a_member_of_weight_zero_is_not_there():
-    logits_MNC, _ = sampled(6, members=3)
-    np.testing.assert_allclose(ensemble.mix(logits_MNC, np.full(3, 1 / 3)), combine(logits_MNC), rtol=1e-12)
-    weight_M = np.array([0.25, 0.0, 0.75])
-    expected_NC = np.tensordot(weight_M, scipy.special.softmax(logits_MNC, axis=2), axes=1)
-    np.testing.assert_allclose(np.exp(ensemble.mix(logits_MNC, weight_M)), expected_NC, rtol=1e-12)
-
-
-def test_weights_reach_the_optimum_that_scipy_finds():
-    logits_MNC, labels_N = sampled(7, members=4, noise=np.array([0.2, 0.5, 2.0, 4.0])[:, None, None])
-    p_MN = scipy.special.softmax(logits_MNC, axis=2)[:, np.arange(len(labels_N)), labels_N]
-    reference = scipy.optimize.minimize(
-        lambda w: -np.log(w @ p_MN).mean(),
-        np.full(4, 0.25),
-        bounds=[(0, 1)] * 4,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
-        options={"ftol": 1e-12},
-    )
-    weight_M = ensemble.fit_weights(logits_MNC, labels_N)
-    assert weight_M.sum() == pytest.approx(1)
-    assert nll(ensemble.mix(logits_MNC, weight_M), labels_N) <= reference.fun + 1.1e-5
-    assert weight_M == pytest.approx(reference.x, abs=0.02)
-
-
-def test_weights_of_one_right_and_one_wrong_member_and_of_copies():
-    right_NC, labels_N = np.tile([4.0, 0.0], (9, 1)), np.zeros(9, dtype=int)
-    assert ensemble.fit_weights(np.stack([right_NC, -right_NC]), labels_N) == pytest.approx([1, 0], abs=1e-4)
-    assert ensemble.fit_weights(np.stack([right_NC] * 3), labels_N) == pytest.approx([1 / 3] * 3)
-
-
-def test_weights_are_undefined_where_no_member_allows_the_gold_class():
-    logits_MNC = np.array([[[0.0, -np.inf]], [[1.0, -np.inf]]])
-    with pytest.raises(Undefined, match="weights is undefined: 1 examples"):
-        ensemble.fit_weights(logits_MNC, np.array([1]))
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 5))
-def test_learned_weights_are_no_worse_than_equal_ones_or_any_single_member(seed, members):
-    logits_MNC, labels_N = sampled(seed, members, examples=15, noise=2.0)
-    learned = nll(ensemble.mix(logits_MNC, ensemble.fit_weights(logits_MNC, labels_N)), labels_N)
-    rivals = [combine(logits_MNC), *log_softmax(logits_MNC)]
-    assert learned <= min(nll(logp_NC, labels_N) for logp_NC in rivals) + 1.1e-5
+# Selection -------------------------------------------------------------------------------------------------
 
 
 def test_greedy_selection_takes_the_best_next_member_each_time_by_brute_force():
@@ -240,12 +196,3 @@ def test_greedy_selection_takes_the_best_next_member_each_time_by_brute_force():
 def test_greedy_selection_picks_a_much_better_member_again():
     good_NC, labels_N = np.tile([3.0, 0.0], (5, 1)), np.zeros(5, dtype=int)
     assert ensemble.greedy_selection(np.stack([-good_NC, good_NC]), labels_N, picks=3) == [1, 1, 1]
-
-
-def test_leave_one_out_by_hand_and_its_sign():
-    """Gold probabilities 0.9, 0.6, 0.3: mean 0.6; without the best 0.45, without the worst 0.75."""
-    logits_MNC = np.log([[[0.9, 0.1]], [[0.6, 0.4]], [[0.3, 0.7]]])
-    influence_M = ensemble.leave_one_out(logits_MNC, np.array([0]), ensemble_nll)
-    assert influence_M == pytest.approx(np.log([0.6 / 0.45, 0.6 / 0.6, 0.6 / 0.75]))
-    with pytest.raises(Undefined, match="members that stay"):
-        ensemble.leave_one_out(logits_MNC[:1], np.array([0]), ensemble_nll)
