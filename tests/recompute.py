@@ -1,6 +1,8 @@
 """Every metric of a sweep's table from its Parquet files alone, without lorae.
 
 python recompute.py STORAGE SWEEP OOD_TASK
+
+Rows that average probabilities, of one prediction of each member, and soups; other sweeps are refused.
 """
 
 import hashlib
@@ -42,7 +44,14 @@ def temperature(logp, y):
     )
 
 
-for row in pq.read_table(f"{storage}/sweeps/{sweep}/trials.parquet").to_pylist():
+rows = pq.read_table(f"{storage}/sweeps/{sweep}/trials.parquet").to_pylist()
+for row in rows:
+    if row["combine"] == "logits" or row["draws"] != "none":
+        sys.exit(
+            f"error: sweep {sweep} has a row with combine={row['combine']!r} and draws {row['draws']}; this "
+            'script recomputes "probs" and "weights" with draws none; give it a sweep of such rows'
+        )
+for row in rows:
     (logp, y), (val, val_y), (ood, _) = (pooled(row, where) for where in ("test", "validation", ood_task))
     scaled = log_softmax(logp / temperature(val, val_y), 1)
     metrics = {

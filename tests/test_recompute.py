@@ -18,7 +18,7 @@ from analysis.data import load_trials
 from analysis.render import csv_text
 from analysis.resampling import resample
 from analysis.table import comparison
-from lorae.regularizers import KL
+from lorae.regularizers import KL, Masksembles
 
 SCRIPT = Path(__file__).parent / "recompute.py"
 
@@ -35,6 +35,22 @@ def test_every_metric_of_a_table_is_that_of_an_independent_script(tmp_path):
     for line, found in zip(lines, recomputed):
         assert list(found) == default_metrics(trials)
         assert {name: float(line[name]) for name in found} == pytest.approx(found, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "axes, said",
+    [
+        ({"combine": ["probs", "logits"]}, "combine='logits' and draws none"),
+        ({"regularizers": [(Masksembles(2, 1.5),)]}, "combine='probs' and draws masks-2x1.5"),
+    ],
+)
+def test_rows_that_the_script_does_not_recompute_are_refused(tmp_path, axes, said):
+    storage = make_sweep(tmp_path, axes | {"members": [2]})
+    command = [sys.executable, "-I", str(SCRIPT), storage, "toy", "greys"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: sweep toy has a row with") and said in line
 
 
 def test_the_script_is_independent():
