@@ -20,14 +20,25 @@ from analysis.data import Cell, Trials, draws_name
 from analysis.render import text
 from analysis.resampling import Resampling
 from analysis.significance import Difference, holm
-from analysis.table import Entry, Line, Table, cell_columns, cell_line, made_by, mean_entry, setting
+from analysis.table import (
+    Entry,
+    Line,
+    Table,
+    cell_columns,
+    cell_line,
+    lacks_seeds,
+    made_by,
+    mean_entry,
+    setting,
+)
 from lorae.identity import spec_of
 from lorae.results import OOD_SEPARATOR
 from lorae.trial import Budget
 
 INTERVALS = (
-    "Difference [95 % interval] by the paired bootstrap over test examples, 10,000 resamples; bold: p ≤ 0.05 "
-    "after Holm's correction over the column."
+    "Difference [95 % basic interval] by the paired bootstrap over test examples, {}; bold: p ≤ 0.05 after "
+    "Holm's correction over the column of each test set. Chance adds to a calibration error: differences in "
+    "ECE still favour the model with surer confidences or in fewer bins, and their p-values are too small."
 )
 
 
@@ -128,7 +139,8 @@ def against_rivals(trials: Trials, resampling: Resampling) -> Table:
     return Table(
         name="rivals",
         title="The LoRA ensemble against each rival",
-        caption=f"{setting(trials)} {of} minus the rival of the line. {INTERVALS} {made_by(trials)}",
+        caption=f"{setting(trials)} {of} minus the rival of the line. {_intervals(trials, resampling)} "
+        f"{made_by(trials)}",
         columns=(
             *tasks,
             Column("rival", "text"),
@@ -200,23 +212,23 @@ def differences(
     heading: str,
     own_lr: bool = False,
 ) -> Table:
-    """A table of cells minus their baselines; no lines where no cell has one.
+    """A table of cells minus their baselines of the same test set; no lines where no cell has one.
 
     Args:
         baseline: factors of the cell to subtract; None leaves the cell out.
         own_lr: where no cell has these, the one that has all but the learning rate, if there is one only.
     """
     columns = [Column(metric, "difference") for metric in default_metrics(trials)]
-    cells = {tuple(cell.factors.items()): cell for cell in trials.cells}
+    cells = {_place(cell, cell.factors): cell for cell in trials.cells}
     tuned: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in trials.cells if own_lr else ():
-        tuned.setdefault(tuple((cell.factors | {"lr": None}).items()), []).append(cell)
+        tuned.setdefault(_place(cell, cell.factors | {"lr": None}), []).append(cell)
     blocks: dict[str, list[Line]] = {}
     for cell in trials.cells:
         factors = baseline(cell)
-        other = cells.get(tuple(factors.items())) if factors else None
+        other = cells.get(_place(cell, factors)) if factors else None
         if factors and not other:
-            found = tuned.get(tuple((factors | {"lr": None}).items()), [])
+            found = tuned.get(_place(cell, factors | {"lr": None}), [])
             other = found[0] if len(found) == 1 else None
         if other:
             found = {c.name: resampling.difference(cell, other, c.name) or Entry(None) for c in columns}
@@ -224,11 +236,22 @@ def differences(
     return Table(
         name=name,
         title=heading,
-        caption=f"{setting(trials)} {INTERVALS} {made_by(trials)}",
+        caption=f"{setting(trials)} {_intervals(trials, resampling)} {made_by(trials)}",
         columns=(*cell_columns(trials), *columns),
         blocks=tuple(corrected(lines, columns) for lines in blocks.values()),
         notes=resampling.notes,
     )
+
+
+def _place(cell: Cell, factors: dict[str, Any]) -> tuple[Any, ...]:
+    """Factors of a cell on the test set of another: subsets of one test split share every factor."""
+    return cell.test_set, *factors.items()
+
+
+def _intervals(trials: Trials, resampling: Resampling) -> str:
+    """What a caption says of the differences."""
+    shared = " Where seeds are missing, over those that both have." if lacks_seeds(trials) else ""
+    return INTERVALS.format(resampling.size) + shared
 
 
 def corrected(lines: list[Line], columns: list[Column]) -> tuple[Line, ...]:

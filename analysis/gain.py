@@ -16,7 +16,7 @@ import numpy as np
 from analysis.columns import Column, title
 from analysis.data import Row, Trials, is_soup
 from analysis.differences import corrected
-from analysis.significance import Difference, WeightedMetric, bootstrap, difference
+from analysis.significance import Difference, WeightedMetric, bootstrap, estimate
 from analysis.table import Entry, Line, Table, made_by
 from lorae import metrics
 
@@ -33,9 +33,9 @@ MIN_POOLS = 10  # resampling fewer says little about how far other pools would l
 CAPTION = (
     "Correlation (Pearson's r, Spearman's rho) of an ensemble's diversity with what it gains over its mean "
     "member: the mean member's NLL minus its own, its accuracy minus the mean member's. [95 % interval] by "
-    f"the bootstrap over pools of members, 10,000 resamples, if there are {MIN_POOLS} pools or more; bold: "
-    "p ≤ 0.05 after Holm's correction over the column. Gains grow with the number of members whatever the "
-    "diversity, and tasks differ in both: a correlation across a sweep describes it."
+    f"percentiles of the bootstrap over pools of members, 10,000 resamples, if there are {MIN_POOLS} pools "
+    "or more; bold: p ≤ 0.05 after Holm's correction over the column. Gains grow with the number of members "
+    "whatever the diversity, and tasks differ in both: a correlation across a sweep describes it."
 )
 
 
@@ -109,8 +109,8 @@ def _correlations(rows: Sequence[Row], measure: str, gain: str) -> list[Entry | 
     if len(pools) < MIN_POOLS:
         whole = np.ones((1, len(pools)))
         return [Entry(float(metric(whole)[0])) for metric in of.values()]
-    boot = bootstrap(of | {"none": lambda counts_RK: np.zeros(len(counts_RK))}, [len(pools)])
-    return [difference(boot, name, baseline="none") for name in of]
+    boot = bootstrap(of, [len(pools)])
+    return [estimate(boot, name) for name in of]
 
 
 def correlation(x_N: np.ndarray, y_N: np.ndarray, pool_N: np.ndarray, ranks: bool) -> WeightedMetric:

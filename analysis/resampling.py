@@ -2,11 +2,12 @@
 
 Compared are cells with the same test set. A cell's seeds are averaged on each resample, so a verdict speaks
 about these trained members and the sampling of examples; the standard error over seeds stands beside it.
+Where seeds are missing, a verdict is about each cell's own, and a difference about those that both have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from analysis.columns import direction
@@ -16,9 +17,9 @@ from analysis.significance import (
     Difference,
     Verdict,
     WeightedMetric,
+    averaged,
     bootstrap,
     difference,
-    mean_metric,
     verdicts,
     weighted_ood_summary,
     weighted_summary,
@@ -27,83 +28,102 @@ from lorae.ensemble import scale
 from lorae.metrics import combine
 from lorae.results import OOD_SEPARATOR, SCALED
 
-MAX_ROW_EXAMPLES = 200_000  # rows x examples; 10,000 resamples of so many take about a minute
+ROW_EXAMPLES = 200_000  # rows x examples; 10,000 resamples of so many take about a minute
+MAX_ROW_EXAMPLES = 5_000_000  # 1,000 resamples, the fewest, of so many take several minutes
 
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """Bootstraps by test set and column, their rows named by `place`; notes say what is lacking and why."""
+    """Bootstraps by test set and column, their rows named by trial; notes say what is lacking and why."""
 
     bootstraps: dict[tuple[str, str], Bootstrap]
-    place: dict[Cell, str]
     notes: tuple[str, ...] = ()
 
-    def has(self, column: str) -> bool:
-        """Whether the column was resampled on every test set."""
-        return all((cell.test_set, column) in self.bootstraps for cell in self.place)
+    @property
+    def size(self) -> str:
+        """How many resamples there are, in words; columns of many rows and examples have fewer."""
+        numbers = {boot.num_resamples for boot in self.bootstraps.values()} or {0}
+        return " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)})) + " resamples"
+
+    def has(self, cells: Sequence[Cell], column: str) -> bool:
+        """Whether the column was resampled on the cells' test set."""
+        return (cells[0].test_set, column) in self.bootstraps
 
     def verdicts(self, cells: Sequence[Cell], column: str) -> dict[Cell, Verdict]:
         """Best, tied with the best, or worse: each of the cells of one test set; empty if not resampled."""
-        boot = self.bootstraps.get((cells[0].test_set, column))
-        found = verdicts(boot, direction(column)) if boot else {}
-        return {cell: found[self.place[cell]] for cell in cells if self.place[cell] in found}
+        boot = self.bootstraps.get((cells[0].test_set, column), Bootstrap({}, {}))
+        rows = {str(number): _names(cell.rows) for number, cell in enumerate(cells)}
+        rows = {number: names for number, names in rows.items() if boot.value.keys() >= set(names)}
+        found = verdicts(averaged(boot, rows), direction(column)) if rows else {}
+        return {cells[int(number)]: verdict for number, verdict in found.items()}
 
     def difference(self, cell: Cell, baseline: Cell, column: str) -> Difference | None:
-        """`cell` minus `baseline`; None where one of them has no such column."""
+        """`cell` minus `baseline`, over the seeds that both have; None where one has no such column."""
         boot = self.bootstraps.get((cell.test_set, column))
-        places = self.place[cell], self.place[baseline]
-        if boot is None or cell.test_set != baseline.test_set or not set(places) <= set(boot.value):
+        seeds = {row["seed"] for row in cell.rows} & {row["seed"] for row in baseline.rows}
+        ours, theirs = (_names(row for row in c.rows if row["seed"] in seeds) for c in (cell, baseline))
+        if boot is None or not seeds or not boot.value.keys() >= {*ours, *theirs}:
             return None
-        return difference(boot, *places)
+        return difference(averaged(boot, {"cell": ours, "baseline": theirs}), "cell", "baseline")
+
+
+def _names(rows: Iterable[Row]) -> list[str]:
+    """What rows are called in a bootstrap."""
+    return [row["trial_id"] for row in rows]
 
 
 def resample(trials: Trials, columns: Sequence[str]) -> Resampling:
-    """10,000 resamples of the columns that are functions of stored logits; other columns are left out."""
-    place = {cell: str(number) for number, cell in enumerate(trials.cells)}
+    """Resamples of the columns that are functions of stored logits; other columns are left out."""
     bootstraps: dict[tuple[str, str], Bootstrap] = {}
     notes: list[str] = []
-    for test_set, cells in trials.by_test_set().items():
-        num_rows, num_examples = sum(len(cell.rows) for cell in cells), cells[0].rows[0]["num_examples"]
-        if num_rows * num_examples > MAX_ROW_EXAMPLES:
-            notes.append(f"no verdicts on {test_set}: {num_rows} rows x {num_examples} examples are too many")
+    for test_set, cells in trials.by_test_set().items() if columns else ():
+        rows = [row for cell in cells for row in cell.rows]
+        num_examples = rows[0]["num_examples"]
+        if len(rows) * num_examples > MAX_ROW_EXAMPLES:
+            notes.append(
+                f"no verdicts on {test_set}: {len(rows)} rows x {num_examples} examples are too many"
+            )
             continue
         try:
-            found = _bootstraps(trials, {place[cell]: cell for cell in cells}, columns)
+            found = _bootstraps(trials, rows, columns)
         except ValueError as error:
             notes.append(f"no verdicts on {test_set}: {error}")
         else:
             bootstraps |= {(test_set, column): boot for column, boot in found.items()}
-    return Resampling(bootstraps, place, tuple(notes))
+    return Resampling(bootstraps, tuple(notes))
 
 
-def _bootstraps(trials: Trials, cells: dict[str, Cell], columns: Sequence[str]) -> dict[str, Bootstrap]:
+def num_resamples(row_examples: int) -> int:
+    """10,000; of more than `ROW_EXAMPLES` so many thousands as take no longer, and at least 1,000."""
+    return 1000 * max(1, min(10, 10 * ROW_EXAMPLES // row_examples))
+
+
+def _bootstraps(trials: Trials, rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Bootstrap]:
+    """Of the rows of one test set, by column."""
     found: dict[str, Bootstrap] = {}
     for where in ("test", *trials.ood_tasks):
         suffix = "" if where == "test" else where
         wanted = [c for c in columns if c.partition(OOD_SEPARATOR)[2] == suffix]
-        metrics: dict[str, WeightedMetric] = {}  # "<column>\0<place>"
+        metrics: dict[str, WeightedMetric] = {}  # "<column>\0<trial>"
         strata: list[int] = []
-        for place, cell in cells.items():
-            if not wanted or where not in eval_sets(cell.rows[0]):
-                continue
-            of_rows = [_weighted(trials, row, where) for row in cell.rows]
-            strata = of_rows[0][1]
+        here = [row for row in rows if wanted and where in eval_sets(row)]
+        for row in here:
+            named, strata = _weighted(trials, row, where)
             for column in wanted:
-                parts = [metric for named, _ in of_rows if (metric := named.get(column))]
-                if len(parts) == len(of_rows):
-                    metrics[f"{column}\0{place}"] = mean_metric(parts)
+                if metric := named.get(column):
+                    metrics[f"{column}\0{row['trial_id']}"] = metric
         if metrics:
-            found |= _by_column(bootstrap(metrics, strata))
+            found |= _by_column(bootstrap(metrics, strata, num_resamples(len(here) * sum(strata))))
     return found
 
 
 def _by_column(boot: Bootstrap) -> dict[str, Bootstrap]:
-    """One bootstrap of rows "<column>\\0<place>" taken apart; all columns have seen the same resamples."""
+    """One bootstrap of rows "<column>\\0<trial>" taken apart; all columns have seen the same resamples."""
     columns: dict[str, Bootstrap] = {}
     for key, value in boot.value.items():
-        column, place = key.split("\0")
+        column, trial = key.split("\0")
         part = columns.setdefault(column, Bootstrap({}, {}))
-        part.value[place], part.resampled[place] = value, boot.resampled[key]
+        part.value[trial], part.resampled[trial] = value, boot.resampled[key]
     return columns
 
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.columns import COST_COLUMNS, Column, default_metrics, direction
+from analysis.columns import COST_COLUMNS, Column, default_metrics, direction, title
 from analysis.data import Cell, Trials, provenance
 from analysis.resampling import Resampling
 from analysis.significance import Difference, Verdict
 from lorae.results import FACTORS
 
-TESTED = "Best in bold; ≈: not distinguishable from the best (paired bootstrap, 10,000 resamples, Holm, 5 %)."
+TESTED = "Best in bold; ≈: not distinguishable from the best (paired bootstrap, {}, Holm, 5 %)."
 UNTESTED = "Best value in bold, without a test."
 
 
@@ -75,11 +75,11 @@ def comparison(
             blocks.setdefault(test_set, []).append(line)
     differing = len({len(cell.rows) for cell in trials.cells}) > 1
     amounts = [Column("seeds", "amount")] if differing else []
-    tested = all(resampling.has(metric) for metric in metrics if direction(metric) != "none")
+    own = " Cells that lack seeds are compared by their own." if lacks_seeds(trials) else ""
     return Table(
         name=name,
         title=f"Comparison of sweep {trials.sweep}",
-        caption=f"{setting(trials)} {TESTED if tested else UNTESTED} {made_by(trials)}",
+        caption=f"{setting(trials)} {_marks(trials, resampling, metrics)}{own} {made_by(trials)}",
         columns=(
             *cell_columns(trials),
             *amounts,
@@ -88,7 +88,7 @@ def comparison(
         ),
         blocks=tuple(map(tuple, blocks.values())),
         notes=(
-            *(resampling.notes if not tested else ()),
+            *resampling.notes,
             *(f"missing: {what}" for what in trials.missing),
             *(f"left out: {what}" for what in trials.pruned),
         ),
@@ -112,6 +112,23 @@ def cell_columns(trials: Trials) -> list[Column]:
         *(Column(f, "data") for f in hidden),
         *(Column(f, "text") for f in [*shown, "model", "regularizers"]),
     ]
+
+
+def _marks(trials: Trials, resampling: Resampling, metrics: Sequence[str]) -> str:
+    """What the marks of the metrics say, and of which they are without a test."""
+    groups = trials.by_test_set().values()
+    groups = [cells for cells in groups if any(resampling.has(cells, metric) for metric in metrics)]
+    if not groups:
+        return UNTESTED
+
+    def is_untested(metric: str, cells: Sequence[Cell]) -> bool:
+        return not resampling.has(cells, metric) and any(cell.over_seeds(metric) for cell in cells)
+
+    directed = [metric for metric in metrics if direction(metric) != "none"]
+    untested = [title(m) for m in directed if any(is_untested(m, cells) for cells in groups)]
+    where = " on every test set" if len(groups) > 1 else ""
+    lacking = f" Not tested{where}, so only the best in bold: {', '.join(untested)}." if untested else ""
+    return TESTED.format(resampling.size) + lacking
 
 
 def _verdicts(cells: Sequence[Cell], metric: str, resampling: Resampling) -> dict[Cell, Verdict]:
@@ -140,6 +157,11 @@ def setting(trials: Trials) -> str:
     errors = "; mean ± standard error over seeds" if max(seeds, default=0) > 1 else ""
     sizes = f"{_either(examples)} test examples, {_either(seeds) or 0} seed{'' if seeds == [1] else 's'}"
     return f"Sweep {trials.sweep}: {settings}. {sizes}{errors}."
+
+
+def lacks_seeds(trials: Trials) -> bool:
+    """Whether trained cells have different seeds."""
+    return len({tuple(row["seed"] for row in cell.rows) for cell in trials.cells if cell.members}) > 1
 
 
 def _either(numbers: Sequence[int]) -> str:

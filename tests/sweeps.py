@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from toys import Colours, Greys, colour_rows, write_split
 
-from lorae.prediction_files import prediction_bytes
+from lorae.prediction_files import prediction_bytes, prediction_file
 from lorae.results import trials_table
 from lorae.sources import Files
-from lorae.store import Store, member_folder, reference_folder
+from lorae.store import Store, member_folder, pool_folders, reference_folder
 from lorae.tasks.base import Task
 from lorae.trial import Budget, Sweep, Trial
 
@@ -40,6 +40,16 @@ def make_sweep(root: Path, axes: dict[str, list[Any]], failing: Sequence[int] = 
         store.write_failure(member, "NaN at step 3\nin train-7")
     tabulate(store, trials)
     return str(root / "results")
+
+
+def predict_later(storage: str, rows: Iterable[dict[str, Any]], name: str, num_examples: int = 30) -> None:
+    """Store random predictions of a further set `<task>__test__<hash>` by all members of the rows."""
+    store, ids = Store(storage), [f"far-{n}" for n in range(num_examples)]
+    for folder in {f for row in rows for f in pool_folders(row["member_ids"], row["reference_id"], False)}:
+        identity = folder.rsplit("/", 1)[-1]
+        logits_KNC = np.random.default_rng(int(identity, 16)).normal(size=(1, num_examples, 3))
+        content = prediction_bytes(identity, name, ids, [-1] * num_examples, [3] * num_examples, logits_KNC)
+        store.write_entry(folder, {prediction_file(name): content})
 
 
 def tabulate(store: Store, trials: Sequence[tuple[Trial, Sequence[Task]]]) -> None:

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import scipy.special
 from sklearn.metrics import roc_auc_score
-from sweeps import COMMAND, make_sweep
+from sweeps import COMMAND, make_sweep, predict_later
+from toys import Colours
 
+from analysis import resampling
 from analysis.columns import Column, all_metrics, default_metrics, direction, title
 from analysis.data import load_trials
+from analysis.differences import ensembling
 from analysis.render import amount, csv_text, latex, markdown
-from analysis.resampling import resample
+from analysis.resampling import num_resamples, resample
 from analysis.table import Entry, Table, comparison
 from lorae.methods import Lora, Vera
 from lorae.regularizers import KL, DecayB
@@ -109,6 +112,43 @@ def test_every_metric_of_a_row_can_be_a_column(storage):
     lines, line = list(itertools.chain(*table.blocks)), line_of(table, "single LoRA", "none")
     assert line["disagreement"].value is None and line["classwise_ece15"].value > 0
     assert "without a test" in table.caption and {x["acc"].verdict for x in lines} == {"best", None}
+
+
+def test_the_caption_says_which_columns_were_tested(tmp_path, storage):
+    def caption(trials, tested, shown):
+        return comparison(trials, resample(trials, tested), shown).caption
+
+    trials = load_trials(storage, "toy")
+    assert "Not tested" not in caption(
+        trials, ["acc", "brier"], ["acc", "brier", "signed_gap", "disagreement"]
+    )
+    assert "Not tested, so only the best in bold: validation NLL, Brier." in (
+        partly := caption(trials, ["acc"], ["validation_nll", "acc", "brier"])
+    )
+    assert "≈: not distinguishable" in partly and "without a test" not in partly
+    axes = {"task": [Colours(), Colours(option_seed=1)], "members": [1]}
+    of_two = make_sweep(tmp_path, axes)
+    predict_later(of_two, load_trials(of_two, "toy").rows[:1], "blues__test__aa")
+    trials = load_trials(of_two, "toy").with_stored_ood()
+    columns = ["auroc_msp__greys", "auroc_msp__blues"]
+    assert "Not tested" not in (found := caption(trials, columns, columns)) and "≈" in found
+
+
+def test_large_tables_have_fewer_resamples_and_say_so(storage, monkeypatch):
+    assert [num_resamples(n) for n in (1, 200_000, 660_000, 10**8)] == [10_000, 10_000, 3_000, 1_000]
+    trials, columns = load_trials(storage, "toy"), ["acc", "auroc_msp__greys"]
+    num_rows = len(trials.rows)
+    monkeypatch.setattr(resampling, "ROW_EXAMPLES", num_rows * 90 // 2)  # 90 test and 40 OOD examples
+    found = resample(trials, columns)
+    assert {column: boot.num_resamples for (_, column), boot in found.bootstraps.items()} == {
+        "acc": 5_000,
+        "auroc_msp__greys": 3_000,
+    }
+    assert "3,000 to 5,000 resamples" in comparison(trials, found, columns).caption
+    assert "3,000 to 5,000 resamples" in ensembling(trials, found).caption
+    monkeypatch.setattr(resampling, "MAX_ROW_EXAMPLES", num_rows * 90 - 1)
+    none = comparison(trials, resample(trials, columns), columns)
+    assert "without a test" in none.caption and "are too many" in none.notes[0]
 
 
 # Columns --------------------------------------------------------------------------------------------------

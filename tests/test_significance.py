@@ -11,10 +11,11 @@ import scipy.stats
 from analysis.significance import (
     Bootstrap,
     WeightedMetric,
+    averaged,
     bootstrap,
     difference,
+    estimate,
     holm,
-    mean_metric,
     over_seeds,
     verdicts,
     weighted_ood_summary,
@@ -78,6 +79,8 @@ def test_what_has_no_finite_value_is_none_by_name():
     logits_MNC, labels_N = predictions(5)
     labels_N = labels_N.copy()
     labels_N[0] = 3  # masked there: probability 0
+    soup = weighted_summary(logits_MNC[:1], predictions(5)[1], "weights")
+    assert {name for name, metric in soup.items() if metric is None} == {"mean_member_nll"}
     undefined = {name for name, metric in weighted_summary(logits_MNC, labels_N).items() if metric is None}
     assert undefined == {"ensemble_nll", "mean_member_nll"}
     of_one = weighted_ood_summary(logits_MNC[:1], logits_MNC[:1])
@@ -146,6 +149,33 @@ def test_false_alarms_come_at_their_rate():
     assert 5 <= alarms <= 28  # binomial(300, 0.05): 15 +- 4
 
 
+def test_the_interval_of_a_difference_reflects_the_resamples():
+    """Resamples lie above the value by what the examples bias it: the interval goes as far below it."""
+    boot = Bootstrap({"a": 0.5, "b": 0.0}, {"a": 1.0 + np.arange(101) / 100, "b": np.zeros(101)})
+    found = difference(boot, "a", "b")
+    assert (found.value, found.lo, found.hi) == pytest.approx((0.5, -0.975, -0.025))
+    assert found.p_value == pytest.approx(2 * (1 + 1) / 102)  # one resample is reflected on 0
+    percentiles = estimate(boot, "a")
+    assert (percentiles.lo, percentiles.hi) == pytest.approx((1.025, 1.975))
+
+
+def test_calibrated_models_seldom_differ_in_their_calibration_error():
+    """Some do, for what is left of the bias; by percentile intervals nearly all would."""
+    rng = np.random.default_rng(15)
+    alarms = 0
+    for trial in range(60):
+        rows = {}
+        for name, lo, hi in (("spread", 0.5, 1.0), ("sure", 0.96, 0.98)):
+            confidence_N = rng.uniform(lo, hi, 240)
+            logits_NC = np.log(np.stack([confidence_N, 1 - confidence_N], axis=1))
+            labels_N = (rng.random(240) > confidence_N).astype(int)
+            ece = weighted_summary(logits_NC[None], labels_N)["ece15"]
+            assert ece is not None
+            rows[name] = ece
+        alarms += difference(bootstrap(rows, [240], 400, seed=trial), "spread", "sure").p_value <= 0.05
+    assert alarms <= 30
+
+
 def test_equal_seeds_give_equal_results_and_rows_do_not_disturb_each_other():
     logits_MNC, labels_N = predictions(10)
     aurc = weighted_summary(logits_MNC, labels_N)["aurc"]
@@ -189,9 +219,10 @@ def test_over_seeds_states_n_and_has_no_error_for_one():
             over_seeds(bad)
 
 
-def test_the_mean_metric_of_seeds_is_bootstrapped_on_shared_examples():
-    metrics = [mean_of(np.arange(10.0)), mean_of(np.arange(10.0)[::-1])]
-    boot = bootstrap({"row": mean_metric(metrics)}, [10], resamples=50)
+def test_the_mean_over_seeds_is_bootstrapped_on_shared_examples():
+    metrics = {"up": mean_of(np.arange(10.0)), "down": mean_of(np.arange(10.0)[::-1])}
+    boot = averaged(bootstrap(metrics, [10], resamples=50), {"row": ["up", "down"], "up": ["up"]})
+    assert boot.value == {"row": 4.5, "up": 4.5} and np.ptp(boot.resampled["up"]) > 1
     assert boot.resampled["row"] == pytest.approx(4.5)  # the sum on each example is 9
 
 
