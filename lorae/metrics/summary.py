@@ -45,6 +45,9 @@ DIRECTION: dict[str, Direction] = {
 def summary(logits_MNC: np.ndarray, labels_N: np.ndarray, rule: Rule = "probs") -> dict[str, float | None]:
     """Every in-distribution metric of an ensemble by name; None where undefined (say, diversity of one).
 
+    A soup, "weights", is one model, whose prediction does not tell its members' NLLs: their mean is None.
+    That of a single member is its own.
+
     Args:
         logits_MNC: class scores of each member, -inf for a class that an example does not have.
         labels_N: gold class in [0, C).
@@ -57,7 +60,11 @@ def summary(logits_MNC: np.ndarray, labels_N: np.ndarray, rule: Rule = "probs") 
         "members": (logits_MNC, labels_N),
         "logits": (logits_MNC,),
     }
-    return {name: _or_none(metric, *arguments[which]) for name, (_, which, metric) in METRICS.items()}
+    has_members = rule != "weights"
+    return {
+        name: _or_none(metric, *arguments[which]) if which == "pooled" or has_members else None
+        for name, (_, which, metric) in METRICS.items()
+    }
 
 
 def ood_summary(
