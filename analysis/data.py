@@ -146,12 +146,16 @@ class Trials:
         return tuple(dict.fromkeys(task for row in self.rows for task in ood_sets(row)))
 
     def with_stored_ood(self) -> Trials:
-        """The same rows with OOD metrics on every other task that all members of a row have predicted.
+        """The same rows with OOD metrics on every other task that all members of all seeds have predicted.
 
-        `lorae predict` adds such sets; members that another sweep shares may have them too. A task that the
-        sweep names itself is not taken twice.
+        `lorae predict` adds such sets; members that another sweep shares may have them too. What only some
+        seeds of a cell have is left out, and a task that the sweep names itself is not taken twice.
         """
-        rows = [row | _stored_ood(self, row) for row in self.rows]
+        added: dict[str, Row] = {}
+        for cells in self.by_test_set().values():
+            for cell, sets in _stored_ood(self, cells).items():
+                added |= {row["trial_id"]: _ood_columns(self, row, sets) for row in cell.rows}
+        rows = [row | added[row["trial_id"]] for row in self.rows]
         columns = dict.fromkeys(name for row in rows for name in row)
         return replace(self, rows=tuple(dict.fromkeys(columns) | row for row in rows))
 
@@ -210,20 +214,46 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
     return Trials(store, sweep, tuple(done), tuple(missing), tuple(pruned))
 
 
-def _stored_ood(trials: Trials, row: Row) -> Row:
-    """Further OOD columns of a row, from prediction sets that all of its draws have."""
-    stored = set.intersection(*(prediction_sets(trials.store.files(f)) for f in pool(row)))
-    own = {name.rsplit("__", 2)[0] for name in eval_sets(row).values()}
-    draws = _suffix(eval_sets(row)["test"])
+def _stored_ood(trials: Trials, cells: Sequence[Cell]) -> dict[Cell, dict[str, str]]:
+    """Further OOD tasks of each cell of one test set, and the prediction set that all of its draws have.
+
+    A column is of one set of examples: of a task's versions the one that the most cells have, the first of
+    equals.
+    """
+    stored = {cell: _further_sets(trials, cell) for cell in cells}
+    num_cells = Counter(name for sets in stored.values() for name in sets)
+    version: dict[str, str] = {}
+    for name in sorted(num_cells, key=lambda name: (-num_cells[name], name)):
+        version.setdefault(name.rsplit("__", 2)[0], name)
+    return {
+        cell: {task: sets[name] for task, name in sorted(version.items()) if name in sets}
+        for cell, sets in stored.items()
+    }
+
+
+def _further_sets(trials: Trials, cell: Cell) -> dict[str, str]:
+    """Test sets of other tasks that all draws of all rows of a cell have: plain name -> name."""
+    folders = dict.fromkeys(folder for row in cell.rows for folder in pool(row))
+    stored = set.intersection(*(prediction_sets(trials.store.files(folder)) for folder in folders))
+    own = {name.rsplit("__", 2)[0] for name in eval_sets(cell.rows[0]).values()}
+    draws = _suffix(eval_sets(cell.rows[0])["test"])
     found: dict[str, str] = {}
-    for name in sorted(stored):
+    for name in stored:
         task, split, _ = name.rsplit("__", 2)
         if split == "test" and task not in own and _suffix(name) == draws:
-            found.setdefault(task, name)
-    extended = row | {"eval_sets": json.dumps(eval_sets(row) | found)}
-    test, columns = trials.predictions(row), {"eval_sets": extended["eval_sets"]}
-    for task in found:
-        scores = ood_summary(test.logits_MNC, trials.predictions(extended, task).logits_MNC, row["combine"])
+            found[plain_set(name)] = name
+    return found
+
+
+def _ood_columns(trials: Trials, row: Row, sets: dict[str, str]) -> Row:
+    """OOD columns of a row on further prediction sets by task, and its `eval_sets` with them."""
+    if not sets:
+        return {}
+    columns: Row = {"eval_sets": json.dumps(eval_sets(row) | sets)}
+    test = trials.predictions(row)
+    for task in sets:
+        ood = trials.predictions(row | columns, task)
+        scores = ood_summary(test.logits_MNC, ood.logits_MNC, row["combine"])
         columns |= {f"{metric}{OOD_SEPARATOR}{task}": value for metric, value in scores.items()}
     return columns
 

@@ -20,7 +20,7 @@ def score_figures(trials: Trials, panel: Panel) -> list[Plot]:
     """Risk-coverage, and for each OOD task the ROC and the histograms of the scores."""
     plots = [risk_coverage(trials, panel)]
     for task in trials.ood_tasks:
-        if task in eval_sets(panel.first.rows[0]):
+        if _featured(panel, task):
             plots += [ood_roc(trials, panel, task), score_histograms(trials, panel, task)]
     return plots
 
@@ -46,7 +46,7 @@ def risk_coverage(trials: Trials, panel: Panel) -> Plot:
 def ood_roc(trials: Trials, panel: Panel, task: str) -> Plot:
     """ROC of 1 - maximum probability as a detector of the OOD task's examples."""
     figure, axes = axes_of(height=2.7)
-    for (label, cell), style in _featured(panel):
+    for (label, cell), style in _featured(panel, task):
         in_N, ood_N = _msp(trials, cell, "test"), _msp(trials, cell, task)
         flagged_in, flagged_ood = _thinned(*_roc(in_N, ood_N))
         auroc = cell.rows[0][f"auroc_msp{OOD_SEPARATOR}{task}"]
@@ -63,7 +63,7 @@ def ood_roc(trials: Trials, panel: Panel, task: str) -> Plot:
 @styled
 def score_histograms(trials: Trials, panel: Panel, task: str) -> Plot:
     """Distributions of 1 - maximum probability in and out of distribution, of at most four models."""
-    featured = _featured(panel)[:4]
+    featured = _featured(panel, task)[:4]
     figure = Figure((COLUMN_INCHES, 0.4 + 1.1 * -(-len(featured) // 2)), layout="constrained")
     grid = figure.subplots(-(-len(featured) // 2), 2, sharex=True, sharey=True, squeeze=False)
     for axes, ((label, cell), _) in zip(grid.flat, featured):
@@ -84,8 +84,9 @@ def _histogram(axes: Axes, in_N: np.ndarray, ood_N: np.ndarray) -> None:
     axes.hist(ood_N, edges, density=True, histtype="step", color="#D55E00", hatch="////", label="OOD")
 
 
-def _featured(panel: Panel) -> list[tuple[tuple[str, Cell], dict[str, Any]]]:
-    """What a figure compares: backbone, single member of the first line, largest ensemble of each line."""
+def _featured(panel: Panel, where: str = "test") -> list[tuple[tuple[str, Cell], dict[str, Any]]]:
+    """What a figure compares: backbone, single member of the first line, largest ensemble of each line; only
+    those that predicted `where`, "test" or an OOD task."""
     first = panel.first
     found: list[tuple[tuple[str, Cell], dict[str, Any]]] = []
     if panel.zero_shot:
@@ -93,7 +94,8 @@ def _featured(panel: Panel) -> list[tuple[tuple[str, Cell], dict[str, Any]]]:
     if first.members == 1:
         found.append(((_named(first, next(iter(panel.lines))), first), {"color": "black", "linewidth": 0.8}))
     largest = [(label, line[-1]) for label, line in panel.lines.items() if line[-1] is not first]
-    return found + [((_named(cell, label), cell), look(n)) for n, (label, cell) in enumerate(largest)]
+    found += [((_named(cell, label), cell), look(n)) for n, (label, cell) in enumerate(largest)]
+    return [((label, cell), style) for (label, cell), style in found if where in eval_sets(cell.rows[0])]
 
 
 def _named(cell: Cell, label: str) -> str:

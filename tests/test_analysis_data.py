@@ -12,9 +12,12 @@ import pyarrow as pa
 import pytest
 import scipy.special
 import scipy.stats
-from sweeps import COMMAND, make_sweep, tabulate, toy_trials
+from sweeps import COMMAND, make_sweep, predict_later, tabulate, toy_trials
 
-from analysis.data import Cell, fill_command, load_trials
+from analysis.data import Cell, eval_sets, fill_command, load_trials
+from analysis.differences import ensembling
+from analysis.resampling import resample
+from analysis.table import comparison
 from lorae.regularizers import KL
 from lorae.store import Store, member_folder
 
@@ -86,6 +89,44 @@ def test_stored_logits_give_the_row(storage):
     assert len(trials.predictions(trials.cells[0].rows[0], "greys").labels_N) == 40
 
 
+# Sets that were predicted later ---------------------------------------------------------------------------
+
+
+def test_a_set_that_some_seeds_lack_is_no_column_and_splits_no_cell(tmp_path):
+    storage = make_sweep(tmp_path, {"members": [1, 2], "seed": [0, 1]})
+    trials = load_trials(storage, "toy")
+    predict_later(storage, [row for row in trials.rows if row["seed"] == 0], "blues__test__aa")
+    found = trials.with_stored_ood()
+    assert [(c.name, len(c.rows)) for c in found.cells] == [(c.name, len(c.rows)) for c in trials.cells]
+    assert [name for row in found.rows if (name := eval_sets(row).get("blues"))] == ["blues__test__aa"]
+    assert eval_sets(found.cells[0].rows[0])["blues"], "the backbone has one row, and that has it"
+    ((line,),) = ensembling(found, resample(found, ["ensemble_nll"])).blocks
+    nll = {m: np.mean([r["ensemble_nll"] for r in trials.rows if r["members"] == m]) for m in (1, 2)}
+    assert line["ensemble_nll"].value == pytest.approx(nll[2] - nll[1])
+
+    predict_later(storage, [row for row in trials.rows if row["seed"] == 1], "blues__test__bb")
+    assert [c.name for c in trials.with_stored_ood().cells if "blues" in eval_sets(c.rows[0])] == [
+        "zero-shot"
+    ]
+    predict_later(storage, trials.rows, "blues__test__bb")
+    found = trials.with_stored_ood()
+    assert {eval_sets(row)["blues"] for row in found.rows} == {"blues__test__bb"}
+    assert all(row["auroc_msp__blues"] is not None for row in found.rows)
+
+
+def test_a_column_is_of_one_version_of_a_further_set(tmp_path):
+    storage = make_sweep(tmp_path, {"members": [1, 2]})
+    trials = load_trials(storage, "toy")
+    zero, one, two = trials.rows
+    predict_later(storage, [zero, one], "blues__test__bb")
+    predict_later(storage, [one, two], "blues__test__cc")
+    predict_later(storage, [one], "blues__test__aa")
+    found = trials.with_stored_ood().rows
+    assert [eval_sets(row).get("blues") for row in found] == ["blues__test__bb", "blues__test__bb", None]
+    predict_later(storage, [two], "blues__test__bb")
+    assert {eval_sets(row)["blues"] for row in trials.with_stored_ood().rows} == {"blues__test__bb"}
+
+
 # What is missing ------------------------------------------------------------------------------------------
 
 
@@ -107,6 +148,22 @@ def test_a_seed_that_the_table_does_not_know_is_missing_too(storage, tmp_path):
     store.write_table("short", last_kept)
     with pytest.raises(ValueError, match=r"regularizers=kl-0.1 members=3 seed=2: not in the table"):
         load_trials(storage, "short")
+
+
+def test_a_difference_is_over_the_seeds_that_both_cells_have(storage):
+    trials = load_trials(storage, "toy")
+    kept = [r for r in trials.rows if (r["regularizers"], r["members"], r["seed"]) != ("none", 3, 2)]
+    short = replace(trials, rows=tuple(kept))
+    resampling = resample(short, ["ensemble_nll"])
+    ((line, whole),) = (table := ensembling(short, resampling)).blocks
+    nll = {(r["regularizers"], r["members"], r["seed"]): r["ensemble_nll"] for r in trials.rows}
+    for found, regularizers, seeds in ((line, "none", (0, 1)), (whole, "kl-0.1", (0, 1, 2))):
+        changes = [nll[regularizers, 3, seed] - nll[regularizers, 1, seed] for seed in seeds]
+        assert found["ensemble_nll"].value == pytest.approx(np.mean(changes))
+    assert "over those that both have" in table.caption
+    assert "compared by their own" in comparison(short, resampling).caption
+    complete = resample(trials, ["ensemble_nll"])
+    assert "both have" not in ensembling(trials, complete).caption + comparison(trials, complete).caption
 
 
 def flip(path: Path) -> None:

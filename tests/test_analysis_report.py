@@ -14,10 +14,10 @@ import scipy.special
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from sweeps import COMMAND, make_sweep
+from sweeps import COMMAND, make_sweep, predict_later
 from toys import Colours
 
-from analysis import report
+from analysis import ood, report
 from analysis.columns import default_metrics
 from analysis.data import load_trials
 from analysis.differences import against_rivals, ensembling, regularising, same_parameters
@@ -75,7 +75,10 @@ def test_a_difference_is_that_of_the_stored_logits_to_the_named_baseline(storage
     assert isinstance(found, Difference)
     assert found.value == pytest.approx(delta_N.mean())
     assert (found.lo, found.hi) == pytest.approx(normal, abs=0.25 * scipy.stats.sem(delta_N))
-    assert "Δ NLL ↓" in markdown(table) and f"**{found.value:+.3f}" in markdown(table)
+    assert "Δ NLL ↓" in (shown := markdown(table)) and f" {found.value:+.3f} [" in shown
+    entries = [e for line in lines.values() for e in line.values() if isinstance(e, Difference)]
+    sure = [e for e in entries if e.p_value <= 0.05]
+    assert 0 < len(sure) < len(entries) and all(f"**{e.value:+.3f} [" in shown for e in sure)
     assert "ensemble_nll_lo,ensemble_nll_hi,ensemble_nll_p_value" in csv_text(table)
 
 
@@ -105,10 +108,14 @@ def test_only_cells_of_one_test_set_are_compared(tmp_path):
 
 
 def test_subsets_of_one_test_split_are_other_test_sets_with_the_same_factors(tmp_path):
-    axes = {"task": [Colours(num_test=50), Colours(num_test=90)], "members": [1]}
+    axes = {"task": [Colours(num_test=50), Colours(num_test=90)], "members": [1, 2]}
     trials = load_trials(make_sweep(tmp_path, axes), "toy")
-    assert [len(cell.rows) for cell in trials.cells] == [1, 1, 1, 1] and trials.varying == ()
+    assert [len(cell.rows) for cell in trials.cells] == [1] * 6 and trials.varying == ()
     assert len({panel.slug for panel in panels(trials)}) == 2
+    blocks = ensembling(trials, resample(trials, ["acc"])).blocks
+    acc = {(row["num_examples"], row["members"]): row["acc"] for row in trials.rows}
+    changes = [acc[num, 2] - acc[num, 1] for num in (50, 90)]
+    assert [line["acc"].value for (line,) in blocks] == pytest.approx(changes)
 
 
 # Figures --------------------------------------------------------------------------------------------------
@@ -250,6 +257,22 @@ def test_curves_end_where_the_metrics_say(storage):
     assert np.trapezoid(y, x) == pytest.approx(
         best["auroc_msp__greys"]
     ) and f"{best['auroc_msp__greys']:.3f}" in str(line.get_label())
+
+
+def test_a_set_that_only_some_cells_predicted_is_drawn_of_those(tmp_path):
+    storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 2]})
+    rows = load_trials(storage, "toy").rows
+    predict_later(
+        storage, [r for r in rows if r["members"] and r["regularizers"] == "none"], "blues__test__aa"
+    )
+    predict_later(storage, [r for r in rows if r["members"] == 1], "blues__test__aa")
+    found = ood.content(load_trials(storage, "toy"))
+    plots = {plot.name: plot for plot in found.plots}
+    _, labels = plots["ood-roc-blues"].figure.axes[0].get_legend_handles_labels()
+    assert [label.partition(":")[0] for label in labels] == ["single, none", "M=2, none"]
+    drawn = [axes.get_title() for axes in plots["ood-scores-blues"].figure.axes if axes.get_visible()]
+    assert drawn == ["single, none", "M=2, none"]
+    assert len(plots["ood-roc-greys"].figure.axes[0].get_legend_handles_labels()[1]) == 4
 
 
 # The page -------------------------------------------------------------------------------------------------
