@@ -4,9 +4,10 @@
     python -m analysis.weights lorae-results --sweep demo --backbone ~/models/Llama-2-7b-hf
 
 A member's update is all its adapted layers' dW in one vector. Ranks and intruder dimensions are means over
-the layers, and over the members. The mean update is that of averaged weights, with which nothing predicts:
-its norm and rank, beside its members', say how much of what they learned they share. Intruder dimensions need
-the backbone's weights, and an SVD of each adapted one, which takes long for a large backbone.
+the layers, and over the members. The mean update is that of averaged weights, with which a soup predicts and
+an ensemble does not: its norm and rank, beside its members', say how much of what they learned they share.
+Intruder dimensions need the backbone's weights, and an SVD of each adapted one, which takes long for a large
+backbone.
 
 Full fine-tuning changes every weight. So that an explicit ensemble is compared with one of LoRA by the same
 weights, its update is dW = W - W0 of the layers that the low-rank members of the sweep adapt, or of the
