@@ -182,6 +182,7 @@ def _open(storage: str, sweep: str | None) -> Stored:
     kept = [row for row in rows if row["status"] != "pruned"]  # no member of a pruned trial is expected
     named = dict.fromkeys(folder for row in kept for folder in _named_folders(row))
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
+    folders.sort(key=lambda folder: folder.startswith("soups/"))  # after what they are made of
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
     return Stored(store, tuple(rows), tuple(done), tuple(incomplete), tuple(folders), failures)
 

@@ -17,7 +17,7 @@ from analysis.data import Row, eval_sets, ood_sets, pool
 from analysis.findings import Finding, Problem, results
 from lorae.draws import plain_set
 from lorae.identity import digest
-from lorae.prediction_files import prediction_file
+from lorae.prediction_files import prediction_file, prediction_sets
 from lorae.store import reference_folder
 
 if TYPE_CHECKING:
@@ -26,22 +26,23 @@ if TYPE_CHECKING:
 
 def predictions_are_whole(stored: Stored) -> list[Finding]:
     """As many predictions as unique example ids in every draw, labels inside the number of logits, and the
-    same examples and labels in every entry."""
+    same examples and labels in every entry, in the plain set and in that of draws by dropout."""
     problems = [problem for faults in stored.unfit.values() for problem in faults]
-    files = [f for folder in stored.folders if folder not in stored.broken for f in _sets(stored, folder)]
+    files = [s for folder in stored.folders if folder not in stored.broken for s in _sets(stored, folder)]
     return results("predictions are whole", problems, len(files), "prediction sets")
 
 
 def _sets(stored: Stored, folder: str) -> list[str]:
-    """Prediction files of an entry."""
-    return sorted(name for name in stored.store.files(folder) if name.startswith("predictions/"))
+    """Prediction sets of an entry, a plain one before its draws."""
+    return sorted(prediction_sets(stored.store.files(folder)))
 
 
 def unfit_entries(stored: Stored) -> dict[str, list[Problem]]:
     unfit: dict[str, list[Problem]] = {}
-    first_seen: dict[str, tuple[str, pa.Table]] = {}  # file -> entry that was read first, its examples
+    first_seen: dict[str, tuple[str, pa.Table]] = {}  # plain set -> file that was read first, its examples
     for folder in stored.folders:
-        for name in _sets(stored, folder) if folder not in stored.broken else ():
+        for eval_set in _sets(stored, folder) if folder not in stored.broken else ():
+            name = prediction_file(eval_set)
             try:
                 table = stored.store.prediction_table(folder, name)
             except ValueError as error:
@@ -50,7 +51,7 @@ def unfit_entries(stored: Stored) -> dict[str, list[Problem]]:
             faults = list(_table_faults(table, folder.rsplit("/", 1)[-1]))
             if not faults:
                 examples = _draw(table, table["draw"][0].as_py())
-                first, expected = first_seen.setdefault(name, (folder, examples))
+                first, expected = first_seen.setdefault(plain_set(eval_set), (f"{folder}/{name}", examples))
                 if not examples.equals(expected):
                     faults = [("example_id, label", f"other examples or labels than in {first}")]
             if faults:

@@ -307,6 +307,19 @@ def test_draw_with_other_examples(sound):
     assert "the draws saw different" in sound.only_fault("predictions are whole").what
 
 
+def test_draws_by_dropout_of_other_examples(sound):
+    folder, plain = member_folder(sound.kl.member_id(0)), sound.kl.task.eval_set("test")
+    name = prediction_file(f"{plain}-mc-1")
+    sound.store.write_entry(folder, {name: sound.store.read(folder, prediction_file(plain))})
+    assert sound.faults() == [], "a set that a member got later, of the same examples"
+    sound.edit_file(folder, name, "label", swapped_labels)
+    fault = sound.only_fault("predictions are whole")
+    assert fault.where.startswith(f"{folder}/{name} ")
+    assert fault.what.endswith(
+        f"labels than in {reference_folder(sound.kl.reference_id())}/{prediction_file(plain)}"
+    )
+
+
 @pytest.mark.parametrize("split, other", [("train", "test"), ("validation", "test"), ("train", "validation")])
 def test_splits_that_overlap(sound, split, other):
     """One id in two splits, the same in every entry that has the first of them."""
