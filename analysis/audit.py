@@ -7,14 +7,13 @@ Every check works from stored files alone; an entry that one check finds broken 
 that a fault is named once. What no stored file can show: that a cell is missing with all its seeds; an
 overlap of texts under different ids (removed when data are read), or of the training split where no trial has
 KL, for which the backbone predicts it; an OOD set that overlaps; whether a member without KL, whose data
-order no other member has, began as the backbone; and costs, which are measured.
+order no other member has, began as the backbone; whether a backbone of files has the name that its rows give
+it, unless another one has; and whether the costs in a member's record were measured rightly.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,11 +35,20 @@ from analysis.audit_predictions import (
     unfit_entries,
     zero_shot_is_not_below_chance,
 )
-from analysis.data import Row, describe, eval_sets, is_soup, load_trials, ood_sets, pool
+from analysis.audit_trials import (
+    costs_come_from_the_records,
+    factors_come_from_the_recipe,
+    member_faults,
+    members_are_who_they_say,
+    metrics_come_from_the_logits,
+    trial_of,
+    trials_are_complete,
+)
+from analysis.data import Row, is_soup, load_trials, pool
 from analysis.findings import Finding, Problem, results
 from lorae.identity import digest
 from lorae.prediction_files import Predictions
-from lorae.results import read_trials, trial_metrics
+from lorae.results import read_trials
 from lorae.store import (
     ADAPTER_CONFIG,
     CURVE_FILE,
@@ -51,9 +59,8 @@ from lorae.store import (
     reference_folder,
     trials_file,
 )
+from lorae.trial import Trial
 from lorae.untrusted import count, number
-
-SAME_METRIC = 1e-9
 
 
 def _regularizer(value: Any) -> bool:
@@ -66,6 +73,11 @@ def _precision(value: Any) -> bool:
     return value in list(SAME_NLL)
 
 
+def _source(value: Any) -> bool:
+    """Where the backbone was, or nothing: an older lorae did not say."""
+    return value is None or (isinstance(value, dict) and all(type(part) is str for part in value.values()))
+
+
 _MEMBER = {  # what the checks rely on in a member.json
     "recipe": {
         "backbone": {},
@@ -75,7 +87,8 @@ _MEMBER = {  # what the checks rely on in a member.json
         "budget": {"batch_size": count, "max_tokens": count},
         "precision": _precision,
     },
-    "streams": {"init": list, "order": list},
+    "streams": {"init": list, "order": list, str: list},
+    "source": _source,
 }
 
 
@@ -152,6 +165,25 @@ class Stored:
         ids = dict.fromkeys(m for row in self.done for m in row["member_ids"])
         sound = [m for m in ids if self.is_sound(member_folder(m))]
         return {m: self.store.record(member_folder(m), _MEMBER) for m in sound}
+
+    @cached_property
+    def strangers(self) -> dict[str, str]:
+        """Members that are not who they say -> the identity of their recipe and streams."""
+        found = {
+            m: digest(record["recipe"] | {"streams": record["streams"]}) for m, record in self.members.items()
+        }
+        return {member: identity for member, identity in found.items() if identity != member}
+
+    @cached_property
+    def member_faults(self) -> tuple[tuple[Row, list[str]], ...]:
+        """Sound trials, and what is wrong with the members that they name."""
+        return tuple((row, list(member_faults(self, row))) for row in self.sound)
+
+    @cached_property
+    def trials(self) -> tuple[tuple[Row, Trial], ...]:
+        """Sound rows whose members are who they say, and the trials that they are of."""
+        rows = [row for row, faults in self.member_faults if not faults]
+        return tuple((r, trial_of(r)) for r in rows if not self.strangers.keys() & set(r["member_ids"]))
 
     def predictions(self, folder: str, eval_set: str) -> Predictions:
         return self.store.predictions([folder], eval_set)
@@ -242,65 +274,6 @@ def _check_record(stored: Stored, folder: str) -> None:
         weights_of(stored.store, member)
 
 
-def members_are_who_they_say(stored: Stored) -> list[Finding]:
-    """A member's id is the hash of the recipe and streams beside it; a trial has M members of its recipe.
-
-    Members are allowed to be one and the same only where the trial says so: a diversity of "none".
-    """
-    problems = []
-    for member, record in stored.members.items():
-        identity = digest(record["recipe"] | {"streams": record["streams"]})
-        if identity != member:
-            what = f"its recipe and streams have the identity {identity}"
-            problems.append((f"{member_folder(member)}/{RECORD}", what))
-    for row in stored.sound:
-        ids = row["member_ids"]
-        if len(ids) != row["members"] or (len(set(ids)) < len(ids) and row["diversity"] != "none"):
-            problems.append((_trial(row), f"has {len(set(ids))} distinct members, not {row['members']}"))
-        for member in dict.fromkeys(ids):
-            if digest(stored.members[member]["recipe"]) != digest(json.loads(row["recipe"])):
-                problems.append((_trial(row), f"member {member} was trained with another recipe"))
-    return results("members are who they say", problems, len(stored.members), "members")
-
-
-# Trials ----------------------------------------------------------------------------------------------------
-
-
-def metrics_come_from_the_logits(stored: Stored) -> list[Finding]:
-    """Every metric column of every done trial, computed again from its stored logits, within 1e-9."""
-    problems = []
-    for row in stored.sound:
-        try:
-            sets = eval_sets(row)
-            predictions = {where: stored.store.predictions(pool(row), name) for where, name in sets.items()}
-            found = trial_metrics(predictions, list(ood_sets(row)), row["combine"])
-        except ValueError as error:
-            problems.append((_trial(row), str(error)))
-            continue
-        for name, value in found.items():
-            if not _same(row.get(name), value):
-                what = f"the table says {row.get(name)!r}, the logits {value!r}"
-                problems.append((f"{_trial(row)} {name}", what))
-    return results("metrics come from the logits", problems, len(stored.sound), stored.sound_trials)
-
-
-def _same(stored: float | None, computed: float | None) -> bool:
-    if stored is None or computed is None:
-        return stored is computed
-    return math.isclose(stored, computed, rel_tol=SAME_METRIC, abs_tol=SAME_METRIC)
-
-
-def trials_are_complete(stored: Stored) -> list[Finding]:
-    """Every trial is done or was pruned, and every cell has the seeds that the others have."""
-    pruned = sum(row["status"] == "pruned" for row in stored.rows)
-    seen = f"trials ({pruned} pruned by a search, in no table)" if pruned else "trials"
-    return results("trials are complete", stored.incomplete, len(stored.rows), seen)
-
-
-def _trial(row: Row) -> str:
-    return f"{row['sweep']}/{row['trial_id']} ({describe(row)})"
-
-
 CHECKS = (
     entries_are_whole,
     members_are_who_they_say,
@@ -312,6 +285,8 @@ CHECKS = (
     members_differ_after_training,
     adapters_are_distinct_and_trained,
     vera_members_differ,
+    factors_come_from_the_recipe,
     metrics_come_from_the_logits,
+    costs_come_from_the_records,
     trials_are_complete,
 )

@@ -183,7 +183,7 @@ def _row(
     try:
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
         scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
-        cost = _cost(store, trial)
+        cost = trial_cost(store, trial)
     except ValueError as error:
         for folder in folders:  # what is damaged exists no longer, so that the repeated sweep trains it again
             with contextlib.suppress(ValueError):  # an entry of another schema is not ours to judge
@@ -223,10 +223,12 @@ def trial_metrics(
     return found
 
 
-def _cost(store: Store, trial: Trial) -> dict[str, Any]:
-    """Summed over the trial's distinct members; zero for the backbone itself. Members of `LastLayer` share
-    the backbone's forward passes: one over each training row, and one per prediction; so do those of a
-    soup when it predicts."""
+def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
+    """All cost columns of a row, summed over the trial's distinct members; zero for the backbone itself.
+
+    Members of `LastLayer` share the backbone's forward passes: one over each training row, and one per
+    prediction; so do those of a soup when it predicts.
+    """
     folders = [member_folder(m) for m in dict.fromkeys(trial.member_ids())]
     costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
     total = {name: sum(c[name] for c in costs) for name in _SUMMED}

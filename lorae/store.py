@@ -126,7 +126,11 @@ class Store:
 
     def size_bytes(self, folder: str) -> int:
         """Stored bytes of an entry."""
-        return sum(entry["bytes"] for entry in (self._listed(folder) or {}).values())
+        return sum(self.file_bytes(folder).values())
+
+    def file_bytes(self, folder: str) -> dict[str, int]:
+        """Stored bytes of each of an entry's files."""
+        return {name: entry["bytes"] for name, entry in (self._listed(folder) or {}).items()}
 
     def damage(self, folder: str, *, changed_only: bool = False) -> str | None:
         """The first file of an entry that is missing or differs from its checksum, or None.

@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from analysis.findings import Finding
 from lorae.methods import Lora, Vera
 from lorae.prediction_files import parquet_bytes, prediction_file
 from lorae.regularizers import KL, AdapterDropout
-from lorae.results import trials_table
+from lorae.results import COST, trials_table
 from lorae.run import run_stack
+from lorae.sources import Files
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, reference_folder
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
@@ -77,11 +78,23 @@ class Sound:
         field = table.schema.field(place)
         changed = table.set_column(place, field, pa.array(values, field.type))
         self.store.write_entry(folder, {name: parquet_bytes(changed)})
+        self.say_what_is_stored()
 
     def edit_weights(self, member: str, edit: Callable[[dict[str, np.ndarray]], Any]) -> None:
         weights = safetensors.numpy.load(self.store.read(member_folder(member), WEIGHTS))
         edit(weights)
         self.store.write_entry(member_folder(member), {WEIGHTS: safetensors.numpy.save(weights)})
+        self.say_what_is_stored()
+
+    def say_what_is_stored(self) -> None:
+        """An edit changes a file's size; the table is to be wrong in what the edit is about alone."""
+
+        def edit(rows):
+            for row in rows:
+                folders = map(member_folder, row["member_ids"])
+                row["stored_bytes"] = sum(map(self.store.size_bytes, folders))
+
+        self.edit_rows(edit)
 
     def weights(self, member: str) -> dict[str, np.ndarray]:
         return safetensors.numpy.load(self.store.read(member_folder(member), WEIGHTS))
@@ -130,7 +143,7 @@ def original(tiny_llama, tmp_path_factory) -> Sound:
 @pytest.fixture
 def sound(original, tmp_path) -> Sound:
     shutil.copytree(original.store.storage.root, tmp_path / "store")
-    return Sound(Store(str(tmp_path / "store")), original.trials)
+    return Sound(Store(str(tmp_path / "store")), list(original.trials))
 
 
 def path_of(sound: Sound, folder: str, name: str = "") -> Path:
@@ -139,9 +152,9 @@ def path_of(sound: Sound, folder: str, name: str = "") -> Path:
 
 def test_a_sound_storage_passes_every_check(original):
     findings = audit(original.store.storage.uri)
-    assert [f.status for f in findings] == ["passed"] * 12, text(findings)
+    assert [f.status for f in findings] == ["passed"] * 14, text(findings)
     assert audit(original.store.storage.uri, "toy") == findings
-    assert text(findings).endswith("12 checks: 12 passed, 0 failed, 0 not applicable")
+    assert text(findings).endswith("14 checks: 14 passed, 0 failed, 0 not applicable")
 
 
 def test_a_check_without_anything_to_look_at_says_so(sound):
@@ -254,6 +267,25 @@ def test_trial_that_names_a_member_twice(sound):
     assert fault.check == "members are who they say" and "has 1 distinct members, not 2" in fault.what
 
 
+def test_seeds_that_name_the_members_of_one(sound):
+    def edit(rows):
+        rows += [row | {"seed": 1, "trial_id": row["trial_id"][::-1]} for row in rows if row["members"]]
+
+    sound.edit_rows(edit)
+    faults = sound.faults()
+    assert {f.check for f in faults} == {"members are who they say"} and len(faults) == 2 + 2 + 3
+    what = "has the streams 0/0/init, 0/0/order, not this trial's 1/0/init, 1/0/order"
+    assert faults[0].what == f"member {sound.lora.member_id(0)} {what}"
+    assert all("seed=1" in f.where for f in faults)
+
+
+def test_members_of_another_diversity(sound):
+    sound.edit_rows(lambda rows: rows[-1].update(diversity="init+order"))
+    faults = sound.faults()
+    assert {f.check for f in faults} == {"members are who they say"} and len(faults) == 3
+    assert "0/shared/order, not this trial's 0/2/init, 0/2/order" in faults[2].what
+
+
 # Predictions -----------------------------------------------------------------------------------------------
 
 
@@ -345,6 +377,7 @@ def test_ood_set_with_another_prompt_template(sound):
         table = pq.read_table(io.BytesIO(sound.store.read(folder, name)))
         metadata = table.schema.metadata | {b"lorae_template": b"Question: {question}"}
         sound.store.write_entry(folder, {name: parquet_bytes(table.replace_schema_metadata(metadata))})
+    sound.say_what_is_stored()
     faults = sound.faults()
     assert {f.check for f in faults} == {"OOD prompts are those of the test set"}
     assert len(faults) == len({t.member_id(0) for t, _ in sound.trials if t.members}) + 1
@@ -476,6 +509,67 @@ def test_vera_members_of_one_data_order_with_the_same_vectors(sound):
 # Trials ----------------------------------------------------------------------------------------------------
 
 
+def columns(faults: list[Finding], check: str) -> list[str]:
+    """What faults of one check are about."""
+    assert {f.check for f in faults} == {check} and all("the table says" in f.what for f in faults)
+    return [f.where.rsplit(" ", 1)[-1] for f in faults]
+
+
+def test_rows_that_exchange_factors(sound):
+    def edit(rows):
+        for column, one, other in (("regularizers", 1, 2), ("rank", 1, 3), ("trial_id", 2, 3)):
+            rows[one][column], rows[other][column] = rows[other][column], rows[one][column]
+
+    sound.edit_rows(edit)
+    found = columns(sound.faults(), "factors come from the recipe")
+    assert found == ["regularizers", "rank", "regularizers", "trial_id", "rank", "trial_id"]
+
+
+def test_edited_factors(sound):
+    edited = {"task": "colours-16", "draws": "mc-10", "alpha": 8.0, "lr": 1e-3}
+
+    def edit(rows):
+        rows[0].update(edited, seed=1)
+        rows[1].update(edited)
+
+    sound.edit_rows(edit)
+    faults = [f for f in sound.faults() if f.check != "trials are complete"]
+    assert columns(faults, "factors come from the recipe") == [*edited, "trial_id", *edited]
+
+
+def test_backbones_that_exchange_names(sound, tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama.path, tmp_path / "other")
+    (tmp_path / "other" / "notes.txt").write_text("other content")
+    single = replace(sound.lora, backbone=Files(str(tmp_path / "other")), members=1)
+    run_stack(Stack(single, (0,)), sound.store.storage.uri, num_threads=1)
+    sound.trials[:] = [(sound.lora, []), (single, [])]
+    sound.tabulate()
+    assert sound.faults() == []
+    sound.edit_rows(lambda rows: rows[0].update(backbone="where-it-is-now"))
+    assert sound.faults() == [], "a folder that was moved"
+    sound.edit_rows(lambda rows: rows[0].update(backbone="other"))
+    fault = sound.only_fault("factors come from the recipe")
+    assert fault.where.endswith(" backbone") and "'other', which another backbone is called" in fault.what
+
+
+def test_recipe_that_is_of_no_trial(sound):
+    def edit(rows):
+        rows[0]["recipe"] = json.dumps(json.loads(rows[0]["recipe"]) | {"method": {"type": "Kaiming"}})
+
+    sound.edit_rows(edit)
+    assert "its recipe is none of this lorae" in sound.only_fault("members are who they say").what
+
+
+def test_edited_costs(sound):
+    def edit(rows):
+        for column in COST:
+            rows[1][column] += 1
+        rows[2]["stored_bytes"] -= 1
+
+    sound.edit_rows(edit)
+    assert sorted(columns(sound.faults(), "costs come from the records")) == sorted([*COST, "stored_bytes"])
+
+
 @pytest.mark.parametrize(
     "column", ["acc", "ensemble_nll", "ts_brier", "validation_nll", "num_examples", "auroc_msp__greys"]
 )
@@ -514,7 +608,7 @@ def test_failed_trial_and_missing_seed(sound):
 
     sound.edit_rows(fail)
     faults = sound.faults()
-    assert {f.check for f in faults} == {"trials are complete"}
+    assert {f.check for f in faults} == {"members are who they say", "trials are complete"}
     said = " | ".join(f.what for f in faults)
     assert "loss nan at step 3" in said and "seed=1: not in the table" in said
 
@@ -535,4 +629,4 @@ def test_text_names_each_fault_below_its_check(sound):
     shown = text(audit(sound.store.storage.uri))
     assert "FAILED          entries are whole: 2 found\n    members/" in shown
     assert "metrics come from the logits: 3 trials (1 with broken entries left out)" in shown
-    assert shown.endswith("12 checks: 11 passed, 1 failed, 0 not applicable")
+    assert shown.endswith("14 checks: 13 passed, 1 failed, 0 not applicable")

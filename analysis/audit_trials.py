@@ -1,0 +1,244 @@
+"""Checks of `analysis.audit` that look at the rows of trials.parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
+
+from analysis.data import Row, describe, eval_sets, ood_sets, pool
+from analysis.findings import Finding, results
+from lorae.draws import plain_set, read_draws
+from lorae.identity import canonical, canonical_json, digest, spec_of
+from lorae.methods import Init, Method
+from lorae.prediction_files import prediction_file, prediction_sets
+from lorae.regularizers import Regularizer
+from lorae.results import trial_cost, trial_id, trial_metrics
+from lorae.sources import DataSource, Hub, Source
+from lorae.store import RECORD, member_folder
+from lorae.tasks.base import Scoring, Split, Task
+from lorae.trial import AdamW, Budget, Diversity, Trial
+
+if TYPE_CHECKING:
+    from analysis.audit import Stored
+
+SAME_VALUE = 1e-9
+DIVERSITIES = [Diversity(i, o) for i, o in itertools.product(("per_member", "shared"), repeat=2)]
+SPECS = (*get_args(Method), *get_args(Init), *get_args(Regularizer), AdamW, Budget)
+
+
+# The trial of a row, from the table alone ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _StoredBackbone(Hub):
+    """A backbone by the name and the fingerprint that a row has of it; its files may be elsewhere."""
+
+    content: str = ""
+
+    def fingerprint(self) -> dict[str, Any]:
+        return json.loads(self.content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredTask(Task):
+    """A task by the fingerprint and the test set that a row has of it; its files may be elsewhere."""
+
+    content: str
+    test_set: str
+
+    @property
+    def name(self) -> str:
+        return json.loads(self.content)["task"]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return json.loads(self.content)
+
+    def eval_set(self, split: Split) -> str:
+        assert split == "test", "a row's recipe does not say how the other splits are called"
+        return self.test_set
+
+
+def trial_of(row: Row) -> Trial:
+    """The trial that a row's recipe is of, with the row's seed, number of members and rule. Its draws are
+    those of its prediction sets.
+
+    Raises:
+        ValueError: this lorae has no such recipe, or refuses the trial.
+    """
+    recipe, test = json.loads(row["recipe"]), eval_sets(row)["test"]
+    try:
+        parts = ("method", "regularizers", "optimizer", "budget")
+        trial = Trial(
+            backbone=_backbone(row["backbone"], recipe["backbone"]),
+            task=_StoredTask(
+                scoring=spec_of(recipe["task"]["scoring"], get_args(Scoring)),
+                num_train=recipe["task"]["size"],
+                content=canonical_json(recipe["task"]),
+                test_set=plain_set(test),
+            ),
+            **{name: spec_of(recipe[name], SPECS) for name in parts},
+            precision=recipe["precision"],
+            seed=row["seed"],
+            members=row["members"],
+            combine=row["combine"],
+            draws=read_draws(test.removeprefix(plain_set(test)).removeprefix("-")),
+        )
+        trial.factors()  # of parts of other types there may be no label
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"its recipe is none of this lorae ({error}); repeat the sweep") from error
+    trials = [replace(trial, diversity=diversity) for diversity in _diversities(row)]
+    return next((t for t in trials if trial_id(t) == row["trial_id"]), trials[0])
+
+
+def _backbone(name: str, content: dict[str, Any]) -> Source:
+    """A repository of the hub has its name; that of any other is in no recipe, and the row's is taken."""
+    if content["type"] == "Hub":
+        return spec_of(content, [Hub])
+    return _StoredBackbone(name, content=canonical_json(content))
+
+
+def _diversities(row: Row) -> list[Diversity]:
+    """Those that a row may have: the untouched backbone's row does not say which."""
+    return [d for d in DIVERSITIES if row["members"] and d.label == row["diversity"]] or DIVERSITIES
+
+
+# Checks ----------------------------------------------------------------------------------------------------
+
+
+def members_are_who_they_say(stored: Stored) -> list[Finding]:
+    """A member's id is the hash of the recipe and streams beside it; a trial has M members of its recipe,
+    with the streams that its seed gives them.
+
+    Members are allowed to be one and the same only where the trial says so: a diversity of "none".
+    """
+    problems = [
+        (f"{member_folder(member)}/{RECORD}", f"its recipe and streams have the identity {identity}")
+        for member, identity in stored.strangers.items()
+    ]
+    problems += [(trial_name(row), fault) for row, faults in stored.member_faults for fault in faults]
+    return results("members are who they say", problems, len(stored.members), "members")
+
+
+def member_faults(stored: Stored, row: Row) -> Iterator[str]:
+    """What is wrong with the members that a trial names, each of whom is sound."""
+    ids, recipe = row["member_ids"], digest(json.loads(row["recipe"]))
+    if len(ids) != row["members"] or (len(set(ids)) < len(ids) and row["diversity"] != "none"):
+        yield f"has {len(set(ids))} distinct members, not {row['members']}"
+        return
+    others = [m for m in dict.fromkeys(ids) if digest(stored.members[m]["recipe"]) != recipe]
+    yield from (f"member {member} was trained with another recipe" for member in others)
+    if others or stored.strangers.keys() & set(ids):
+        return
+    try:
+        trial = trial_of(row)
+    except ValueError as error:
+        yield str(error)
+        return
+    for index, member in enumerate(ids):
+        streams, expected = stored.members[member]["streams"], canonical(trial.member_key(index))
+        if streams != expected:
+            yield f"member {member} has the streams {_text(streams)}, not this trial's {_text(expected)}"
+
+
+def _text(streams: dict[str, Any]) -> str:
+    return ", ".join("/".join(map(str, key)) for key in streams.values())
+
+
+def factors_come_from_the_recipe(stored: Stored) -> list[Finding]:
+    """Every factor of every done trial, its id and that of its backbone, made again from its recipe, its seed
+    and the names of its prediction sets."""
+    problems, names = [], _backbone_names(stored)
+    for row, trial in stored.trials:
+        expected = trial.factors() | {"trial_id": trial_id(trial), "reference_id": trial.reference_id()}
+        for name, value in expected.items():
+            if row[name] != value:
+                what = f"the table says {row[name]!r}, the recipe {value!r}"
+                problems.append((f"{trial_name(row)} {name}", what))
+        backbone = digest(trial.backbone)
+        others = {name for content, found in names.items() if content != backbone for name in found}
+        if row["backbone"] in others - names.get(backbone, set()):
+            what = f"the table says {row['backbone']!r}, which another backbone is called"
+            problems.append((f"{trial_name(row)} backbone", what))
+    return results("factors come from the recipe", problems, len(stored.trials), "trials")
+
+
+def _backbone_names(stored: Stored) -> dict[str, set[str]]:
+    """Digest of each backbone -> its names where its members were trained: a folder may have another one by
+    now."""
+    names: dict[str, set[str]] = {}
+    for record in stored.members.values():
+        with contextlib.suppress(ValueError, RuntimeError):  # no source, or a path that leads nowhere here
+            source = spec_of(record.get("source") or {}, get_args(DataSource))
+            names.setdefault(digest(record["recipe"]["backbone"]), set()).add(source.label)
+    return names
+
+
+def costs_come_from_the_records(stored: Stored) -> list[Finding]:
+    """Every cost column of every done trial, summed again over its members' records.
+
+    Prediction sets that a member got after the table was made are in no row's `stored_bytes`.
+    """
+    problems = []
+    for row, trial in stored.trials:
+        try:
+            found = trial_cost(stored.store, trial)
+        except ValueError as error:
+            problems.append((trial_name(row), str(error)))
+            continue
+        for name, value in found.items():
+            least = value - _later_bytes(stored, row) if name == "stored_bytes" else value
+            if not _same(row[name], value) and not least <= (row[name] or 0) < value:
+                what = f"the table says {row[name]!r}, the records {value!r}"
+                problems.append((f"{trial_name(row)} {name}", what))
+    return results("costs come from the records", problems, len(stored.trials), "trials")
+
+
+def _later_bytes(stored: Stored, row: Row) -> int:
+    """Bytes of the members' prediction sets that a row does not name."""
+    total = 0
+    for member in dict.fromkeys(row["member_ids"]):
+        sizes = stored.store.file_bytes(member_folder(member))
+        others = prediction_sets(sizes) - set(eval_sets(row).values())
+        total += sum(sizes[prediction_file(name)] for name in others)
+    return total
+
+
+def metrics_come_from_the_logits(stored: Stored) -> list[Finding]:
+    """Every metric column of every done trial, computed again from its stored logits, within 1e-9."""
+    problems = []
+    for row in stored.sound:
+        try:
+            sets = eval_sets(row)
+            predictions = {where: stored.store.predictions(pool(row), name) for where, name in sets.items()}
+            found = trial_metrics(predictions, list(ood_sets(row)), row["combine"])
+        except ValueError as error:
+            problems.append((trial_name(row), str(error)))
+            continue
+        for name, value in found.items():
+            if not _same(row.get(name), value):
+                what = f"the table says {row.get(name)!r}, the logits {value!r}"
+                problems.append((f"{trial_name(row)} {name}", what))
+    return results("metrics come from the logits", problems, len(stored.sound), stored.sound_trials)
+
+
+def _same(stored: float | None, computed: float | None) -> bool:
+    if stored is None or computed is None:
+        return stored is computed
+    return math.isclose(stored, computed, rel_tol=SAME_VALUE, abs_tol=SAME_VALUE)
+
+
+def trials_are_complete(stored: Stored) -> list[Finding]:
+    """Every trial is done or was pruned, and every cell has the seeds that the others have."""
+    pruned = sum(row["status"] == "pruned" for row in stored.rows)
+    seen = f"trials ({pruned} pruned by a search, in no table)" if pruned else "trials"
+    return results("trials are complete", stored.incomplete, len(stored.rows), seen)
+
+
+def trial_name(row: Row) -> str:
+    """Where a fault of a row is."""
+    return f"{row['sweep']}/{row['trial_id']} ({describe(row)})"
