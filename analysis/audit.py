@@ -53,6 +53,8 @@ from lorae.store import (
     ADAPTER_CONFIG,
     CURVE_FILE,
     RECORD,
+    SOUP,
+    SOUP_RECORD,
     WEIGHTS,
     Store,
     member_folder,
@@ -89,6 +91,12 @@ _MEMBER = {  # what the checks rely on in a member.json
     },
     "streams": {"init": list, "order": list, str: list},
     "source": _source,
+}
+
+_NEEDED = {  # files of an entry, beside its predictions
+    "reference": (),
+    "members": (WEIGHTS, ADAPTER_CONFIG, CURVE_FILE, RECORD),
+    "soups": (SOUP_RECORD,),
 }
 
 
@@ -259,14 +267,15 @@ def _missing_files(stored: Stored, folder: str) -> str | None:
             return "has no DONE.json that is valid: unfinished, or discarded as damaged; repeat the sweep"
         count = sum(folder in _named_folders(row) for row in stored.rows)
         return f"named by {count} trials, but not stored; repeat the sweep"
-    needed = (WEIGHTS, ADAPTER_CONFIG, CURVE_FILE, RECORD) if folder.startswith("members/") else ()
-    if lacking := [name for name in needed if name not in files]:
+    if lacking := [name for name in _NEEDED[folder.split("/")[0]] if name not in files]:
         return f"lacks {', '.join(lacking)}; repeat the sweep"
     return None
 
 
 def _check_record(stored: Stored, folder: str) -> None:
-    """Raise ValueError where a member's record, curve or adapter cannot be read."""
+    """Raise ValueError where a member's record, curve or adapter cannot be read, or a soup's record."""
+    if folder.startswith("soups/"):
+        stored.store.record(folder, SOUP, SOUP_RECORD)
     if folder.startswith("members/"):
         member = folder.removeprefix("members/")
         stored.store.record(folder, _MEMBER)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from analysis.data import Row, describe, eval_sets, ood_sets, pool
+from analysis.data import Row, describe, eval_sets, is_soup, ood_sets, pool
 from analysis.findings import Finding, results
 from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
@@ -19,7 +19,7 @@ from lorae.prediction_files import prediction_file, prediction_sets
 from lorae.regularizers import Regularizer
 from lorae.results import trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
-from lorae.store import RECORD, member_folder
+from lorae.store import RECORD, member_folder, soup_folder
 from lorae.tasks.base import Scoring, Split, Task
 from lorae.trial import AdamW, Budget, Diversity, Trial
 
@@ -112,7 +112,7 @@ def _diversities(row: Row) -> list[Diversity]:
 
 def members_are_who_they_say(stored: Stored) -> list[Finding]:
     """A member's id is the hash of the recipe and streams beside it; a trial has M members of its recipe,
-    with the streams that its seed gives them.
+    with the streams that its seed gives them; a soup is of its members as they are now.
 
     Members are allowed to be one and the same only where the trial says so: a diversity of "none".
     """
@@ -143,6 +143,8 @@ def member_faults(stored: Stored, row: Row) -> Iterator[str]:
         streams, expected = stored.members[member]["streams"], canonical(trial.member_key(index))
         if streams != expected:
             yield f"member {member} has the streams {_text(streams)}, not this trial's {_text(expected)}"
+    if is_soup(row) and stored.store.is_of_others(ids):
+        yield f"{soup_folder(ids)} is of members that were trained again; repeat the sweep that made it"
 
 
 def _text(streams: dict[str, Any]) -> str:

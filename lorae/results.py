@@ -184,6 +184,8 @@ def _row(
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
         scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
         cost = trial_cost(store, trial)
+        if trial.is_soup and store.is_of_others(trial.member_ids()):
+            raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
         for folder in folders:  # what is damaged exists no longer, so that the repeated sweep trains it again
             with contextlib.suppress(ValueError):  # an entry of another schema is not ours to judge

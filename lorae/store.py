@@ -166,13 +166,13 @@ class Store:
             raise ValueError(f"{self.storage.path(folder)} has no {name}; repeat the sweep that made it")
         return self._sound(f"{folder}/{name}", listed[name])
 
-    def record(self, folder: str, shape: Shape) -> dict[str, Any]:
-        """A member's member.json.
+    def record(self, folder: str, shape: Shape, name: str = RECORD) -> dict[str, Any]:
+        """A member's member.json, or another record of an entry.
 
         Raises:
             ValueError: it is missing, damaged, or has not the `shape` (see `untrusted.json_object`).
         """
-        return untrusted.json_object(self.read(folder, RECORD), f"{folder}/{RECORD}", shape)
+        return untrusted.json_object(self.read(folder, name), f"{folder}/{name}", shape)
 
     def soup_record(self, member_ids: Sequence[str]) -> dict[str, Any]:
         """A soup's soup.json.
@@ -180,9 +180,7 @@ class Store:
         Raises:
             ValueError: it is missing, damaged, or has not the shape SOUP.
         """
-        folder = soup_folder(member_ids)
-        content = self.read(folder, SOUP_RECORD)
-        return untrusted.json_object(content, f"{folder}/{SOUP_RECORD}", SOUP)
+        return self.record(soup_folder(member_ids), SOUP, SOUP_RECORD)
 
     def weight_checksums(self, member_ids: Sequence[str]) -> dict[str, str]:
         """SHA-256 of each stored member's weights."""

@@ -205,17 +205,32 @@ def test_a_soup_of_a_member_that_was_trained_again_is_made_again(sweep, tmp_path
     for stack in (*plan.stacks, *plan.soups):
         run_stack(stack, store.storage.uri)
     ids = plan.soups[1].member_ids()
+    store.write_table("soups", trials_table(store, "soups", plan.trials, {}))
+    assert [f.what for f in audit(str(tmp_path)) if f.status == "failed"] == []
     before = store.predictions([soup_folder(ids)], plan.soups[1].trial.task.eval_set("test")).logits_MNC
     other = read_state(store.read(member_folder(ids[0]), WEIGHTS))
     files = {WEIGHTS: state_bytes({name: 2 * value for name, value in other.items()})}
     store.write_entry(member_folder(ids[2]), files)  # as if another device had trained it
 
+    said = f"{soup_folder(ids)} is of members that were trained again"
+    assert any(said in f.what for f in audit(str(tmp_path)) if f.check == "members are who they say")
+    rows = trials_table(store, "soups", plan.trials, {}).to_pylist()
+    (failed,) = [row for row in rows if row["status"] == "failed"]
+    assert (failed["combine"], failed["members"]) == ("weights", 3) and said in failed["error"]
     again = make_plan(sweep, store, ONE_CPU)
     assert [s.member_ids() for s in again.soups] == [ids], "the soup of the first two is as it was"
     run_stack(again.soups[0], store.storage.uri)
     after = store.predictions([soup_folder(ids)], plan.soups[1].trial.task.eval_set("test")).logits_MNC
     assert np.abs(after - before).max() > 1e-4
     assert not make_plan(sweep, store, ONE_CPU).soups
+
+
+def test_a_soup_without_a_record_is_named_by_the_audit(sweep, tmp_path):
+    store = Store(str(tmp_path))
+    soup = make_plan(sweep, store, ONE_CPU).soups[0].member_ids()
+    store.write_entry(soup_folder(soup), {"predictions/colours__test__12345678.parquet": b""})
+    (fault,) = [f for f in audit(str(tmp_path)) if f.status == "failed"]
+    assert (fault.where, fault.what) == (soup_folder(soup), f"lacks {SOUP_RECORD}; repeat the sweep")
 
 
 def test_an_ood_task_that_is_added_is_predicted_by_the_soup_too(sweep, tmp_path):
