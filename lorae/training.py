@@ -46,6 +46,18 @@ class TrainingData:
     def num_classes(self) -> int:
         return max(r.num_classes for r in (*self.train, *self.validation))
 
+    @property
+    def reference_NC(self) -> np.ndarray:
+        """`reference_logits_NC` as wide as the members' logits; classes of validation alone are -inf.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.reference_logits_NC is None:
+            raise ValueError("KL needs the backbone's logits on the training rows; give reference_logits_NC")
+        lacking = self.num_classes - self.reference_logits_NC.shape[1]
+        return np.pad(self.reference_logits_NC, ((0, 0), (0, lacking)), constant_values=-np.inf)
+
 
 @dataclass
 class MemberRun:
@@ -110,8 +122,7 @@ def train_stack(
     keys = [trial.member_key(m) for m in members]
     kl, decay = trial.regularizer(KL), trial.regularizer(DecayB)
     weights, stopping = trial.regularizer(ClassWeights), trial.regularizer(EarlyStopping)
-    if kl and data.reference_logits_NC is None:
-        raise ValueError("KL needs the backbone's logits on the training rows; give reference_logits_NC")
+    reference_NC = data.reference_NC if kl else None
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
     path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}
@@ -170,8 +181,8 @@ def train_stack(
                 if weights:
                     loss_MB = nll_MB * class_weight_C[labels].view(part_MB.shape)
                 if kl:
-                    assert data.reference_logits_NC is not None
-                    reference = to_device(data.reference_logits_NC[part_MB.ravel()], backbone.device)
+                    assert reference_NC is not None
+                    reference = to_device(reference_NC[part_MB.ravel()], backbone.device)
                     loss_MB = loss_MB + kl.beta * kl_divergence(logits, reference, kl.direction).view(
                         part_MB.shape
                     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -293,13 +294,28 @@ def test_kl_divergence_in_both_directions_and_with_masked_classes():
     assert torch.isfinite(padded[0].grad).all()
 
 
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_kl_where_validation_alone_has_a_class(tiny_trial, direction):
+    trial = tiny_trial(regularizers=(KL(0.5, direction),), budget=Budget(batch_size=4, steps=4))
+    backbone, data = prepared(trial)
+    train, validation = (
+        [replace(r, num_classes=2, answer_ids=r.answer_ids[:2], label=r.label % 2) for r in rows]
+        for rows in (data.train, data.validation)
+    )
+    reference_NC = predict(backbone, train)[0]
+    narrow, wide = (
+        train_stack(backbone, trial, [0, 1], TrainingData(train, rows, reference_NC))
+        for rows in (validation, data.validation)
+    )
+    assert max(largest_difference(a, b) for a, b in zip(narrow, wide)) < 1e-5
+    assert wide[0].error is None
+
+
 @pytest.mark.parametrize(
     "scoring", [Letters(), OptionLikelihood("sum"), OptionLikelihood("chars")], ids=lambda s: s.label
 )
 def test_scoring_reads_what_the_model_itself_says(tiny_trial, scoring):
     """Against one plain forward pass per option with the model's own full logits."""
-    from dataclasses import replace
-
     trial = tiny_trial()
     task = replace(trial.task, scoring=scoring)
     backbone = load_backbone(trial.backbone, "fp32", "cpu")
