@@ -62,10 +62,19 @@ def predict_draws(backbone: Backbone, rows: Sequence[Row], draws: MCDropout | No
 
 
 def pooled_draws(logits_MKNC: np.ndarray) -> np.ndarray:
-    """Logits (M, N, C) of each member: its only draw's, or the log of its draws' mean probability."""
+    """Logits (M, N, C) of each member: its only draw's, or the log of its draws' mean probability; NaN where
+    a draw has none."""
     if logits_MKNC.shape[1] == 1:
         return logits_MKNC[:, 0]
-    return np.stack([metrics.combine(logits_KNC, "probs") for logits_KNC in logits_MKNC])
+    nothing = np.full(logits_MKNC.shape[2:], np.nan)
+    return np.stack(
+        [metrics.combine(draws, "probs") if have_probabilities(draws) else nothing for draws in logits_MKNC]
+    )
+
+
+def have_probabilities(logits: np.ndarray) -> bool:
+    """Whether every example has: no logit (..., C) is NaN or +inf, and not all are -inf."""
+    return bool(np.isfinite(logits.max(axis=-1)).all())
 
 
 @torch.no_grad()

@@ -45,6 +45,8 @@ class LogUniform(Uniform):
 class EarlyEnd:
     """What the rules that stop stacks early share: when a stack is evaluated and how long it is spared.
 
+    A stack of which a member has failed is evaluated no more, and is trained to its end.
+
     Args:
         every: steps between evaluations; None = once per epoch.
         grace: evaluations before a stack may be stopped, >= 1.

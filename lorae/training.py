@@ -20,7 +20,7 @@ from lorae.encoding import Row, stack_logits
 from lorae.methods import LastLayer
 from lorae.noise import make_noise
 from lorae.order import DataOrder
-from lorae.prediction import pooled_draws, predict_draws
+from lorae.prediction import have_probabilities, pooled_draws, predict_draws
 from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.transfer import ToHost, to_device
 from lorae.trial import AdamW, Trial
@@ -67,7 +67,7 @@ class MemberRun:
         state: its parameters; of the best step under early stopping, else of the last one.
         snapshots: under a cyclic schedule those at the ends of the cycles before the last.
         path: class logits {"logits": (N, C)} on the validation rows at the steps that were asked for.
-        error: None, or why it failed, with step and example ids.
+        error: None, or why it failed, with the step and, in training, the example ids.
         best_step: number of optimiser steps behind `state`.
         curve: one record for each step and evaluation: step, split, loss, nll, acc, lr, grad_norm, seconds.
         train_tokens: non-padding tokens that the backbone read; with `LastLayer` each row's once.
@@ -103,9 +103,9 @@ def train_stack(
     """Train members `members` of `trial` together and return their parameters, curves and costs, in order.
 
     The stack's loss is the sum of the members' own mean losses, so no member sees another. A member whose
-    loss or gradient is not finite fails alone; a member that stops early leaves, and the stack gets cheaper.
-    Where several ranks hold the backbone, each computes its share of every member's batch; all then have the
-    same gradients and take the same steps and decisions.
+    loss, gradient or validation NLL is not finite fails alone; a member that stops early leaves, and the
+    stack gets cheaper. Where several ranks hold the backbone, each computes its share of every member's
+    batch; all then have the same gradients and take the same steps and decisions.
 
     Args:
         members: indices that name the members' random streams.
@@ -114,8 +114,9 @@ def train_stack(
         checkpoints: continue from the last one, and save when due; only rank 0 touches them.
         on_step: called after each step with the steps done and their total.
         evaluate_every: steps between calls of `on_evaluation`, the last step left out; None = no calls.
-        on_evaluation: called with the steps done, their total and the validation NLL of the ensemble of the
-            members still training. A search may end the stack there: it has been checkpointed.
+        on_evaluation: called with the steps done, their total and the validation NLL of the ensemble, while
+            it is finite and no member has left: what remains is not compared with whole ensembles. A search
+            may end the stack there: it has been checkpointed.
         path: record the members' predictions on the validation rows, before the first step and after each
             fifth of them.
     """
@@ -223,7 +224,10 @@ def train_stack(
                     run = runs[active[i]]
                     run.train_seconds += seconds
                     run.curve.append(_record(step, "validation", nll, nll, acc, lr, math.nan, seconds))
-                    if nll < run.best_nll:
+                    if not math.isfinite(nll):
+                        run.error = run.error or f"validation NLL {nll} at step {step}"
+                        failed.append(i)
+                    elif nll < run.best_nll:
                         run.best_nll, run.best_step, run.bad_evaluations = nll, step, 0
                         run.state = adapters.state(i)
                     else:
@@ -248,8 +252,10 @@ def train_stack(
             if saving:
                 assert checkpoints is not None
                 checkpoints.save(*checkpoint(step, active, runs, adapters, optimizer))
-            if evaluating and active:
-                on_evaluation(step, num_steps, validation_nll(backbone, data.validation))
+            if evaluating and len(active) == len(runs):
+                nll = validation_nll(backbone, data.validation)
+                if math.isfinite(nll):
+                    on_evaluation(step, num_steps, nll)
             on_step(step, num_steps)
 
         for i, m in enumerate(active):
@@ -374,8 +380,10 @@ def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float
 
 
 def validation_nll(backbone: Backbone, rows: Sequence[Row]) -> float:
-    """NLL (nats) of the mean probability of the inserted stack's members."""
+    """NLL (nats) of the mean probability of the inserted stack's members; NaN where one of them has none."""
     logits_MKNC = predict_draws(backbone, rows)
+    if not have_probabilities(logits_MKNC):
+        return math.nan
     pooled_NC = metrics.combine(logits_MKNC.reshape(-1, *logits_MKNC.shape[2:]), "probs")
     return metrics.ensemble_nll(pooled_NC, np.array([r.label for r in rows]))
 

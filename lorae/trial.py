@@ -23,7 +23,7 @@ from lorae.regularizers import (
     Masksembles,
     Regularizer,
 )
-from lorae.search import Optuna, Search, Uniform
+from lorae.search import EarlyEnd, Optuna, Search, Uniform
 from lorae.sources import Source, resolve
 from lorae.tasks.base import Head, Split, Task
 
@@ -576,6 +576,11 @@ def _check_search(sweep: Sweep) -> None:
         raise ValueError('combine="weights" with a search: compare soups in a sweep without search')
     if search and sweep.rivals:
         raise ValueError("rivals with a search: compare what it finds with them in a sweep without search")
+    if isinstance(search, EarlyEnd) and any(t.regularizer(EarlyStopping) for t in sweep.trials()):
+        raise ValueError(
+            f"search={search} with EarlyStopping: an ensemble of which a member has stopped cannot be "
+            "compared with whole ones; leave EarlyStopping out, or write a sweep without search"
+        )
     if search and len(seeds := sweep.axes.get("seed", [0])) > 1:
         raise ValueError(
             f"axis 'seed' has {seeds}: a search has one seed; write seed=[{seeds[0]}], and compare what it "

@@ -35,7 +35,7 @@ from lorae.methods import Lora
 from lorae.metrics import combine, ensemble_nll
 from lorae.plan import USABLE_FRAC, Devices, make_plan, memory, placed
 from lorae.prediction_files import prediction_file
-from lorae.regularizers import KL, DecayB
+from lorae.regularizers import KL, DecayB, EarlyStopping
 from lorae.run import run_stack
 from lorae.search import ASHA, LogUniform, MedianStopping, Optuna, Uniform
 from lorae.stack import Stack
@@ -246,6 +246,10 @@ def test_the_reported_nll_is_that_of_the_mean_probability(tiny_trial, tmp_path):
         ({"axes": {"optimizer.lr": [1e-3]}, "search": Optuna(3)}, "has no continuous axis"),
         ({"axes": {"seed": [0, 1]}, "search": ASHA()}, "a search has one seed"),
         ({"companions": True, "search": ASHA()}, "companions=True with a search"),
+        (
+            {"axes": {"regularizers": [(), (EarlyStopping(),)]}, "search": MedianStopping()},
+            "with EarlyStopping: .* leave EarlyStopping out, or write a sweep without search",
+        ),
         ({"axes": {"optimizer.lr": Uniform(0.1, 0.2)}, "search": Optuna(3)}, "begins at the base's 0.01"),
         ({"axes": {"optimizer.lrr": Uniform(0.1, 0.2)}, "search": Optuna(3)}, "'lrr' is no field of AdamW"),
         ({"axes": {"members": Uniform(0.5, 3)}, "search": Optuna(3)}, "members=0.5: must be int"),

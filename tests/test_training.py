@@ -19,8 +19,8 @@ from lorae.backbones import load_backbone
 from lorae.encoding import class_logits, collate, encode
 from lorae.methods import Gaussian, Lora, Orthogonal, Vera, Xavier, adapted_layers
 from lorae.order import DataOrder
-from lorae.prediction import predict
-from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
+from lorae.prediction import predict, predict_draws
+from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Masksembles
 from lorae.tasks.base import Letters, OptionLikelihood
 from lorae.training import TrainingData, kl_divergence, learning_rate, train_stack
 from lorae.trial import AdamW, Budget, Diversity, Trial
@@ -270,6 +270,34 @@ def test_early_stopping_keeps_the_best_step(tiny_trial):
         logits = torch.from_numpy(predict(backbone, data.validation)[0])
     labels = torch.tensor([r.label for r in data.validation])
     assert F.cross_entropy(logits, labels).item() == pytest.approx(evaluated[run.best_step], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "noise,good_calls,reported", [((), 1, [3]), ((Masksembles(2, 1.5),), 0, [])], ids=["plain", "draws"]
+)
+def test_a_member_whose_validation_is_not_finite_fails_alone(
+    tiny_trial, monkeypatch, noise, good_calls, reported
+):
+    """It fails with the step; the others are as if it had not been there, but are no whole ensemble."""
+    rules = (EarlyStopping(patience=9, every=4), *noise)
+    trial = tiny_trial(budget=Budget(batch_size=4, steps=8), regularizers=rules)
+    backbone, data = prepared(trial)
+    good, calls, seen = train_stack(backbone, trial, [0, 2], data), [], []
+
+    def predicted(backbone, rows):
+        logits_MKNC = predict_draws(backbone, rows)
+        calls.append(len(logits_MKNC))
+        if len(logits_MKNC) == 3 and len(calls) > good_calls:
+            logits_MKNC[1, 0, 0] = math.nan
+        return logits_MKNC
+
+    monkeypatch.setattr("lorae.training.predict_draws", predicted)
+    mixed = train_stack(
+        backbone, trial, range(3), data, evaluate_every=3, on_evaluation=lambda step, *_: seen.append(step)
+    )
+    assert [run.error for run in mixed] == [None, "validation NLL nan at step 4", None]
+    assert max(largest_difference(a, b) for a, b in zip((mixed[0], mixed[2]), good)) < 1e-5
+    assert seen == reported and calls == [3, 3, 2], "the two that are left at step 6 are not evaluated"
 
 
 def test_decay_pulls_b_towards_zero_and_leaves_a(tiny_trial):
