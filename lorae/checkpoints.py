@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -18,13 +18,17 @@ from lorae import untrusted
 from lorae.adapters import Adapters, State
 from lorae.stack import Stopped
 from lorae.storage import Storage
+from lorae.store import CURVE, checkpoint_file
 
 if TYPE_CHECKING:
     from lorae.training import MemberRun
 
 LOG = logging.getLogger("lorae")
-CHECKPOINT = {"step": int, "active": [int], "runs": [{"member": int}]}  # of the header, what is relied on
+# Of the header, what is relied on; older ones have the records of the curve in it, not their number
+CHECKPOINT = {"step": int, "active": [int], "runs": [{"member": int, "curve": int}]}
 
+IN_TENSORS = "snapshots", "path", "curve"  # lists of a member; safetensors reads 100 MB of a header at most
+SPLITS = "train", "validation"  # of a curve's records; a tensor has their places
 MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of what AdamW keeps of a parameter's gradients
 
 
@@ -61,9 +65,10 @@ def checkpoint(
         numbered = [*_numbered("snapshot", run.snapshots), *_numbered("path", run.path)]
         for folder, state in [("state", run.state), *numbered]:
             tensors |= {f"{folder}/{position}/{name}": value for name, value in state.items()}
-    left_out = {"state": {}, "snapshots": [], "path": []}  # their tensors are not for JSON
+        tensors[f"curve/{position}"] = _curve_tensor(run.curve)
     header = [
-        asdict(replace(run, **left_out)) | {"snapshots": len(run.snapshots), "path": len(run.path)}
+        {name: value for name, value in vars(run).items() if name != "state"}
+        | {name: len(getattr(run, name)) for name in IN_TENSORS}
         for run in runs
     ]
     return tensors, {"step": step, "active": active, "runs": header}
@@ -87,6 +92,7 @@ def restore(
         run.state = saved_state(f"state/{position}/")
         run.snapshots = [saved_state(f"snapshot-{k}/{position}/") for k in range(saved["snapshots"])]
         run.path = [saved_state(f"path-{k}/{position}/") for k in range(saved["path"])]
+        run.curve = _curve_records(tensors[f"curve/{position}"])
     keep_members(adapters, optimizer, active)
     for name, p in adapters.parameters.items():
         p.data.copy_(tensors[f"parameter/{name}"])
@@ -100,6 +106,24 @@ def _numbered(name: str, states: list[State]) -> list[tuple[str, State]]:
     return [(f"{name}-{k}", state) for k, state in enumerate(states)]
 
 
+def _curve_tensor(curve: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """Columns of a curve, those of CURVE, in fp64, which has each of their numbers exactly."""
+
+    def column(name: str) -> np.ndarray:
+        values = (SPLITS.index(r[name]) if name == "split" else r[name] for r in curve)
+        return np.fromiter(values, np.float64, len(curve))
+
+    return torch.from_numpy(np.stack([column(name) for name in CURVE.names]))
+
+
+def _curve_records(columns: torch.Tensor) -> list[dict[str, Any]]:
+    """Inverse of `_curve_tensor`."""
+    values = dict(zip(CURVE.names, columns.tolist()))
+    values["step"] = map(int, values["step"])
+    values["split"] = [SPLITS[int(place)] for place in values["split"]]
+    return [dict(zip(values, record)) for record in zip(*values.values())]
+
+
 class StackCheckpoints:
     """The one checkpoint of a running stack, replaced when due: safetensors, then the SHA-256 of it."""
 
@@ -107,19 +131,20 @@ class StackCheckpoints:
         self, storage: Storage, stack_id: str, seconds: float, should_stop: Callable[[], bool]
     ) -> None:
         self.storage, self.seconds, self.should_stop = storage, seconds, should_stop
-        self.name = f"checkpoints/{stack_id}.safetensors"
+        self.name = checkpoint_file(stack_id)
         self.saved = time.monotonic()
 
     def due(self) -> bool:
         return self.should_stop() or time.monotonic() - self.saved >= self.seconds
 
     def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-        """Save; a storage that refuses costs the checkpoint, never the training. Stops if that was asked."""
+        """Save; a storage or format that refuses costs the checkpoint, never the training. Stops if that was
+        asked."""
         contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        content = safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
         try:
+            content = safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
             self.storage.write_once(self.name, content + hashlib.sha256(content).digest())
-        except OSError as error:
+        except (OSError, safetensors.SafetensorError) as error:
             LOG.warning("no checkpoint of step %d: %s", header["step"], error)
         self.saved = time.monotonic()
         if self.should_stop():
@@ -142,6 +167,3 @@ class StackCheckpoints:
         except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
             LOG.warning("%s is no checkpoint (%s); the stack starts anew", self.name, error)
             return None
-
-    def delete(self) -> None:
-        self.storage.delete(self.name)

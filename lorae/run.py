@@ -245,15 +245,14 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
         stages = [*zip(*(run.snapshots for run in good)), [run.state for run in good]]
         logits, seconds = _predict_sets(job, [run.member for run in good], stages)
         failed |= job.ranks.once(_store_members, job, good, logits, seconds / len(good))
-    job.ranks.once(_close, job, failed, checkpoints, stack_id)
+    job.ranks.once(_close, job, failed, stack_id)
     return failed
 
 
-def _close(job: _Job, failed: dict[str, str], checkpoints: StackCheckpoints, stack_id: str) -> None:
+def _close(job: _Job, failed: dict[str, str], stack_id: str) -> None:
     """Remember the members that failed; nothing is left to resume."""
     for member_id, reason in failed.items():
         job.store.write_failure(member_id, reason)
-    checkpoints.delete()
     job.store.end(stack_id)
 
 

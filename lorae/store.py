@@ -6,7 +6,7 @@ not at all.
     <storage>/reference/<id>/         predictions of the untouched backbone
     <storage>/failures/<member_id>.json
     <storage>/sweeps/<name>/trials.parquet
-    <storage>/checkpoints/            running stacks
+    <storage>/checkpoints/            stacks whose training has begun and not ended
     <storage>/journal/                members of a stack that are being stored together
 
 A member exists when its DONE.json lists every file with its checksum and the files agree.
@@ -88,10 +88,14 @@ class Store:
         self._finish(name)
 
     def finish_writes(self) -> None:
-        """Complete the `write_members` of processes that died in it."""
+        """Complete the `write_members` of processes that died in it, and `end` the stacks of those that died
+        after it."""
         for name in self.storage.names("journal"):
             with contextlib.suppress(FileNotFoundError):  # it lives, and has completed it
                 self._finish(f"journal/{name}")
+        for stack_id, members in self._begun().items():
+            if all(map(self.is_member, members)):
+                self.end(stack_id)
 
     def _finish(self, journal: str) -> None:
         """From the moment that the journal is there its members' files are, and only DONE.json is missing."""
@@ -238,18 +242,23 @@ class Store:
         self.storage.write(f"checkpoints/{stack_id}.json", json.dumps({"members": member_ids}).encode())
 
     def end(self, stack_id: str) -> None:
-        """Undo `begin`."""
+        """Undo `begin`; nothing is left to resume."""
+        self.storage.delete(checkpoint_file(stack_id))
         self.storage.delete(f"checkpoints/{stack_id}.json")
 
     def begun(self) -> list[list[str]]:
         """Member ids of each stack whose training has begun and not ended."""
-        found = []
+        return [*self._begun().values()]
+
+    def _begun(self) -> dict[str, list[str]]:
+        """Their member ids by stack id."""
+        found = {}
         for name in self.storage.names("checkpoints"):
             if name.endswith(".json"):
                 with contextlib.suppress(FileNotFoundError):  # another process ends it now
                     content = self.storage.read(f"checkpoints/{name}", MAX_JSON_BYTES)
                     record = untrusted.json_object(content, f"checkpoints/{name}", {"members": [str]})
-                    found.append(record["members"])
+                    found[name.removesuffix(".json")] = record["members"]
         return found
 
     # Predictions
@@ -367,6 +376,11 @@ def entry_lock(folder: str) -> str:
     """Name of the lock on an entry: a member's is its id."""
     kind, _, entry = folder.rpartition("/")
     return entry if kind == "members" else f"{kind}-{entry}"
+
+
+def checkpoint_file(stack_id: str) -> str:
+    """State of a stack whose training has begun, from which it is resumed."""
+    return f"checkpoints/{stack_id}.safetensors"
 
 
 def trials_file(sweep: str) -> str:

@@ -149,6 +149,18 @@ def test_damaged_checkpoint_is_not_used(tiny_trial, tmp_path, caplog):
     )
 
 
+def test_a_stack_that_died_when_its_members_were_stored_leaves_nothing(tiny_trial, tmp_path):
+    """Nor does any other run of the storage take it for one that goes on; one that does is left alone."""
+    trial = tiny_trial(budget=Budget(batch_size=4, steps=1))
+    store, stack = Store(str(tmp_path)), Stack(trial, (0, 1))
+    run_stack(stack, str(tmp_path))
+    for died in (stack, Stack(trial, (1, 2))):
+        store.begin(died.id, died.member_ids())
+        store.storage.write(f"checkpoints/{died.id}.safetensors", b"state")
+    run_stack(Stack(trial, (0,)), str(tmp_path))
+    assert store.storage.names("checkpoints") == [f"{died.id}.json", f"{died.id}.safetensors"]
+
+
 def kill_when_checkpoint_moves(victim: Run, storage: Path, steps: list[int]) -> int:
     """SIGKILL a run after some steps beyond the last kill; returns the step of the checkpoint it leaves."""
     goal = (steps[-1] if steps else 0) + 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,18 +10,20 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
-from stacks import largest_difference, prepared
+from stacks import Recorder, largest_difference, prepared
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from lorae import peft_format
 from lorae.adapters import Adapters, initial_state, projections
 from lorae.backbones import load_backbone
+from lorae.checkpoints import StackCheckpoints
 from lorae.encoding import class_logits, collate, encode
 from lorae.methods import Gaussian, Lora, Orthogonal, Vera, Xavier, adapted_layers
 from lorae.order import DataOrder
 from lorae.prediction import predict, predict_draws
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Masksembles
+from lorae.storage import Storage
 from lorae.tasks.base import Letters, OptionLikelihood
 from lorae.training import TrainingData, kl_divergence, learning_rate, train_stack
 from lorae.trial import AdamW, Budget, Diversity, Trial
@@ -298,6 +301,25 @@ def test_a_member_whose_validation_is_not_finite_fails_alone(
     assert [run.error for run in mixed] == [None, "validation NLL nan at step 4", None]
     assert max(largest_difference(a, b) for a, b in zip((mixed[0], mixed[2]), good)) < 1e-5
     assert seen == reported and calls == [3, 3, 2], "the two that are left at step 6 are not evaluated"
+
+
+def test_a_checkpoint_has_its_curves_in_tensors(tiny_trial, tmp_path):
+    """However many records there are, its header has a few numbers of each member; they come back as they
+    were."""
+    trial = tiny_trial(
+        budget=Budget(batch_size=4, steps=8), regularizers=(EarlyStopping(patience=9, every=3),)
+    )
+    backbone, data = prepared(trial)
+    recorder, file = Recorder(), StackCheckpoints(Storage(str(tmp_path)), "s", 0.0, lambda: False)
+    runs = train_stack(backbone, trial, [0, 1], data, checkpoints=recorder)
+    headers = {step: json.dumps(header) for step, (_, header) in recorder.all.items()}
+    assert "grad_norm" not in headers[7] and len(headers[7]) < len(headers[1]) + 100
+    file.save(*recorder.all[4])
+    resumed = train_stack(backbone, trial, [0, 1], data, checkpoints=Recorder(file.load()))
+    for run, again in zip(runs, resumed):
+        assert repr(again.curve[:5]) == repr(run.curve[:5]), "four steps and an evaluation"
+        timeless = [[r | {"seconds": 0.0} for r in curve] for curve in (run.curve, again.curve)]
+        assert repr(timeless[0]) == repr(timeless[1])
 
 
 def test_decay_pulls_b_towards_zero_and_leaves_a(tiny_trial):

@@ -335,6 +335,18 @@ def test_hostile_safetensors(tmp_path, content, caplog):
     assert "starts anew" in caplog.text
 
 
+def test_a_checkpoint_of_an_older_lorae_costs_the_checkpoint_only(tmp_path, caplog):
+    """The records of the curve were in its header."""
+    checkpoints = StackCheckpoints(Storage(str(tmp_path)), "s", 1.0, lambda: False)
+    header = {"step": 1, "active": [0], "runs": [{"member": 0, "snapshots": 0, "path": 0, "curve": 1}]}
+    checkpoints.save({}, header)
+    assert checkpoints.load() == ({}, header)
+    header["runs"][0]["curve"] = [{"step": 1, "split": "train", "loss": 0.5}]
+    checkpoints.save({}, header)
+    assert checkpoints.load() is None
+    assert "starts anew" in caplog.text
+
+
 # A whole storage -------------------------------------------------------------------------------------------
 
 
