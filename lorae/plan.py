@@ -195,8 +195,12 @@ def make_plan(
 
 
 def soups_of(plan: Plan, store: Store) -> Plan:
-    """The plan of the soups whose members are all stored by now; to be placed."""
-    ready = (s for s in plan.soups if all(map(store.is_member, s.member_ids())))
+    """The plan of the soups that lack predictions now and whose members are all stored; to be placed.
+
+    The store is looked at again: a stored soup may be of a member that has been trained again since.
+    """
+    lacking = _lacking_soups(plan.trials, store)
+    ready = (s for s in lacking if all(map(store.is_member, s.member_ids())))
     return replace(plan, pending=tuple(ready), begun=(), soups=(), whole=True)
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -187,10 +186,7 @@ def _row(
         if trial.is_soup and store.is_of_others(trial.member_ids()):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
-        for folder in folders:  # what is damaged exists no longer, so that the repeated sweep trains it again
-            with contextlib.suppress(ValueError):  # an entry of another schema is not ours to judge
-                if store.damage(folder):
-                    store.discard(folder)
+        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, trial.member_ids())]))
         if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
             why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
             score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}

@@ -116,6 +116,14 @@ class Store:
         """Undo DONE.json, so that the entry no longer exists."""
         self.storage.delete(f"{folder}/DONE.json")
 
+    def discard_damaged(self, folders: Iterable[str]) -> None:
+        """Discard those entries that are damaged, even where no date shows it, so that the repeated sweep
+        makes them again."""
+        for folder in folders:
+            with contextlib.suppress(ValueError):  # an entry of another schema is not ours to judge
+                if self.damage(folder):
+                    self.discard(folder)
+
     def files(self, folder: str) -> set[str]:
         """Names of an entry's files; empty if it does not exist."""
         return set(self._listed(folder) or ())

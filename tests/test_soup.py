@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -208,9 +209,12 @@ def test_a_soup_of_a_member_that_was_trained_again_is_made_again(sweep, tmp_path
     store.write_table("soups", trials_table(store, "soups", plan.trials, {}))
     assert [f.what for f in audit(str(tmp_path)) if f.status == "failed"] == []
     before = store.predictions([soup_folder(ids)], plan.soups[1].trial.task.eval_set("test")).logits_MNC
+    done = make_plan(sweep, store, ONE_CPU)
+    assert not done.soups and not soups_of(done, store).pending
     other = read_state(store.read(member_folder(ids[0]), WEIGHTS))
     files = {WEIGHTS: state_bytes({name: 2 * value for name, value in other.items()})}
     store.write_entry(member_folder(ids[2]), files)  # as if another device had trained it
+    assert [s.member_ids() for s in soups_of(done, store).pending] == [ids], "also in the run that trained it"
 
     said = f"{soup_folder(ids)} is of members that were trained again"
     assert any(said in f.what for f in audit(str(tmp_path)) if f.check == "members are who they say")
@@ -231,6 +235,22 @@ def test_a_soup_without_a_record_is_named_by_the_audit(sweep, tmp_path):
     store.write_entry(soup_folder(soup), {"predictions/colours__test__12345678.parquet": b""})
     (fault,) = [f for f in audit(str(tmp_path)) if f.status == "failed"]
     assert (fault.where, fault.what) == (soup_folder(soup), f"lacks {SOUP_RECORD}; repeat the sweep")
+
+
+def test_a_damaged_member_that_only_its_soup_reads_is_trained_again(sweep, tmp_path):
+    """The plan believes it, its own row does not read the weights; the soup does, and fails until then."""
+    store = Store(str(tmp_path))
+    plan = make_plan(sweep, store, ONE_CPU)
+    run_stack(plan.stacks[0], store.storage.uri)
+    path = tmp_path / member_folder(plan.needed[2]) / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    os.utime(path, (0, 0))
+    assert make_plan(sweep, store, ONE_CPU).num_to_train == 0
+    run_stack(plan.soups[0], store.storage.uri)
+    with pytest.raises(ValueError, match="differs from its checksum; repeat the sweep"):
+        run_stack(plan.soups[1], store.storage.uri)
+    trials_table(store, "soups", plan.trials, {})
+    assert make_plan(sweep, store, ONE_CPU).num_to_train == 1
 
 
 def test_an_ood_task_that_is_added_is_predicted_by_the_soup_too(sweep, tmp_path):
