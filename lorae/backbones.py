@@ -110,6 +110,13 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
     return backbone
 
 
+def set_matmul_precision(precision: Precision, device: str) -> None:
+    """Let fp32 products on a GPU use TF32, unless all is to be fp32: those of the adapters beside a bf16
+    backbone."""
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+
+
 def read_backbone(source: Source, precision: Precision, device: str, recompute: bool) -> Backbone:
     """What `load_backbone` returns, before it is checked."""
     from transformers import AutoTokenizer

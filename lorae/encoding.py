@@ -19,7 +19,7 @@ from lorae import encoders
 from lorae.backbones import Backbone
 from lorae.encoders import EncoderBatch
 from lorae.media import Audio, Image
-from lorae.methods import Full
+from lorae.methods import Full, LastLayer, Method
 from lorae.packing import Packing
 from lorae.tasks.base import Example, Head, OptionLikelihood, Task
 from lorae.transfer import to_device
@@ -107,6 +107,13 @@ def encode(
 def head_classes(task: Task) -> tuple[str, ...] | None:
     """Names of the classes of heads that are trained on a task; None for other scorings."""
     return task.examples("train")[0].options if isinstance(task.scoring, Head) else None
+
+
+def head_answers(method: Method, task: Task) -> tuple[str, ...] | None:
+    """Answers whose rows of the language model's head are trained on a task; None where none are."""
+    if not isinstance(method, LastLayer) or isinstance(task.scoring, Head):
+        return None
+    return task.prompt(task.examples("train")[0]).answers
 
 
 def _answer_tokens(head: list[int], whole: list[int], example_id: str) -> list[int]:

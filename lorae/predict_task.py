@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 
-from lorae.adapters import Adapters, Soup
-from lorae.backbones import Backbone, load_backbone
+from lorae.adapters import Adapters, Soup, State
+from lorae.backbones import Backbone, load_backbone, set_matmul_precision
 from lorae.draws import MCDropout, drawn_set
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
@@ -22,7 +23,7 @@ from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.seeds import Key
 from lorae.sources import DataSource, Source
 from lorae.store import Store, entry_lock, member_folder, reference_folder, soup_folder
-from lorae.tasks.base import Scoring, Task
+from lorae.tasks.base import Head, Scoring, Task
 from lorae.trial import backbone_id
 from lorae.untrusted import count
 
@@ -31,7 +32,7 @@ STACK_MEMBERS = 16  # predicted in one pass
 
 
 def _class_names(value: Any) -> bool:
-    """A shape: names of a head's classes, or nothing."""
+    """A shape: names of a head's classes, or answers that it has rows of, or nothing."""
     return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
@@ -47,6 +48,7 @@ RECORD = {  # what is relied on in a member.json
     },
     "streams": {"init": list},
     "classes": _class_names,
+    "answers": _class_names,
 }
 
 
@@ -59,6 +61,7 @@ class _Group:
     scoring: Scoring
     template: str
     classes: tuple[str, ...] | None  # of the members' heads
+    answers: tuple[str, ...] | None  # that the members have own rows of the language model's head for
     members: dict[str, dict[str, Key]]  # id -> its named streams
 
     @property
@@ -106,8 +109,9 @@ def predict_task(
     Returns:
         The number of members that lacked the prediction set.
     Raises:
-        ValueError: another prompt template than the members' own task has, another backbone than theirs,
-            draws by a dropout that they were not trained with, or a member that cannot be read.
+        ValueError: another prompt template than the members' own task has, other answers than those of a
+            `LastLayer`, another backbone than theirs, draws by a dropout that they were not trained with, or
+            a member that cannot be read; one that is damaged is discarded.
     """
     groups = list(_groups(store, members, backbone))
     tasks = [_scored_alike(task, group) for group in groups]
@@ -122,8 +126,7 @@ def predict_task(
         lacking = [f for f, wanted_set in wanted.items() if prediction_file(wanted_set) not in store.files(f)]
         if not lacking:
             continue
-        model = load_backbone(group.source, group.recipe["precision"], device)
-        rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens, group.classes)
+        model, rows = _loaded(group, own, device)
         if reference in lacking:
             _store(store, reference, plain, own, rows, predict(model, rows))
         ids = [m for m in group.members if member_folder(m) in lacking]
@@ -155,11 +158,8 @@ def predict_soup(
         return False
     if store.is_of_others(members):
         raise ValueError(f"{folder} is of members that were trained again; repeat the sweep that made it")
-    model = load_backbone(group.source, group.recipe["precision"], device)
-    rows = encode(model.tokenizer, own, own.examples("test"), group.max_tokens, group.classes)
-    if isinstance(group.method, LastLayer):
-        rows = with_features(model, rows)
-    inits, states = [group.members[m]["init"] for m in members], read_stages(store, members)[-1]
+    model, rows = _loaded(group, own, device)
+    inits, states = [group.members[m]["init"] for m in members], _stages(store, members)[-1]
     with Soup(model, group.method, inits, states, rows[0].answer_ids):
         _store(store, folder, name, own, rows, predict_draws(model, rows)[0])
     return True
@@ -169,15 +169,17 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
     """Members by everything that a prediction depends on, and their backbone found and checked."""
     pools: dict[str, list[dict[str, Any]]] = {}
     for member in members:
-        record = store.record(member_folder(member), RECORD)
-        if not {"prompt_template", "source"} <= record.keys():
+        with _damage_discarded(store, [member]):
+            record = store.record(member_folder(member), RECORD)
+        recipe = record["recipe"]
+        if not _needed(recipe) <= record.keys():
             raise ValueError(
                 f"member {member} was stored by an older lorae; predict with a sweep's ood=[...]"
             )
-        recipe = record["recipe"]
         same = [recipe[name] for name in ("backbone", "precision", "method")]
         same += [recipe["budget"]["max_tokens"], recipe["task"]["scoring"], record["prompt_template"]]
-        same += [record.get("classes"), _noise(recipe), recipe.get("optimizer", {}).get("cycles")]
+        same += [record.get("classes"), record.get("answers")]
+        same += [_noise(recipe), recipe.get("optimizer", {}).get("cycles")]
         pools.setdefault(canonical_json(same), []).append(record)
     for records in pools.values():
         recipe = records[0]["recipe"]
@@ -187,8 +189,16 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
             spec_of(recipe["task"]["scoring"], get_args(Scoring)),
             records[0]["prompt_template"],
             tuple(records[0].get("classes") or ()) or None,
+            tuple(records[0].get("answers") or ()) or None,
             {r["member_id"]: {k: tuple(v) for k, v in r["streams"].items()} for r in records},
         )
+
+
+def _needed(recipe: dict[str, Any]) -> set[str]:
+    """What a member's record must say beside its recipe, as those of an older lorae do not."""
+    kinds = recipe["method"].get("type"), recipe["task"]["scoring"].get("type")
+    answers = {"answers"} if kinds[0] == LastLayer.__name__ and kinds[1] != Head.__name__ else set()
+    return {"prompt_template", "source"} | answers
 
 
 def _noise(recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -216,7 +226,39 @@ def _scored_alike(task: Task, group: _Group) -> Task:
             f"{task.name} has the prompt template {scored.prompt_template()!r}, the members were trained "
             f"with {group.template!r}; detection would see the template, so use a task that shares it"
         )
+    for example in scored.examples("test") if group.answers else ():
+        if (answers := scored.prompt(example).answers) != group.answers:
+            raise ValueError(
+                f"{task.name} {example.id} has the answers {answers}, the members' heads have rows of "
+                f"{group.answers}; use a task that has these, or members of another method than LastLayer"
+            )
     return scored
+
+
+def _loaded(group: _Group, task: Task, device: str) -> tuple[Backbone, list[Row]]:
+    """The group's backbone, and a task's test split as its members read it."""
+    precision = group.recipe["precision"]
+    set_matmul_precision(precision, device)
+    model = load_backbone(group.source, precision, device)
+    rows = encode(model.tokenizer, task, task.examples("test"), group.max_tokens, group.classes)
+    return model, with_features(model, rows) if isinstance(group.method, LastLayer) else rows
+
+
+def _stages(store: Store, members: Sequence[str]) -> list[list[State]]:
+    """`read_stages` of some of a group's members."""
+    with _damage_discarded(store, members):
+        return read_stages(store, members)
+
+
+@contextlib.contextmanager
+def _damage_discarded(store: Store, members: Sequence[str]) -> Iterator[None]:
+    """Discard those members that the block finds damaged: the sweep that it says to repeat would find them
+    stored, where no date shows the damage."""
+    try:
+        yield
+    except ValueError:
+        store.discard_damaged(map(member_folder, members))
+        raise
 
 
 def _stack_logits(
@@ -230,10 +272,8 @@ def _stack_logits(
     """Logits (M, K, N, C) of some of a group's members."""
     streams = [group.members[m] for m in members]
     noise, inits, drawn = make_noise(group.noise, streams), [s["init"] for s in streams], []
-    if isinstance(group.method, LastLayer):
-        rows = with_features(model, rows)
     with Adapters(model, group.method, inits, noise, rows[0].answer_ids) as adapters:
-        for states in read_stages(store, members):
+        for states in _stages(store, members):
             adapters.load(states)
             drawn.append(predict_draws(model, rows, draws))
     return np.concatenate(drawn, axis=1)

@@ -19,9 +19,9 @@ import torch
 import lorae
 from lorae import peft_format
 from lorae.adapters import Adapters, Soup, State, projections
-from lorae.backbones import Backbone, Precision, load_backbone
+from lorae.backbones import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.checkpoints import StackCheckpoints
-from lorae.encoding import Row, encode, head_classes
+from lorae.encoding import Row, encode, head_answers, head_classes
 from lorae.identity import canonical
 from lorae.methods import Full, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
@@ -87,8 +87,7 @@ def run_stack(
     """
     if num_threads:
         torch.set_num_threads(num_threads)
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = stack.trial.precision != "fp32"
+    set_matmul_precision(stack.trial.precision, device)
     store = Store(storage_uri)
     on_progress(Progress("load"))
     if isinstance(stack.trial.method, Full):
@@ -427,6 +426,7 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "source": {"type": type(trial.backbone).__name__, **vars(trial.backbone)},
         "prompt_template": trial.task.prompt_template(),
         "classes": head_classes(trial.task),
+        "answers": head_answers(trial.method, trial.task),
         "best_step": run.best_step,
         "cost": {
             "train_tokens": run.train_tokens,
