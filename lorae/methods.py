@@ -310,7 +310,7 @@ def _check_rank(method: Lora | Vera) -> None:
 
 
 def _check_targets(method: Adapter) -> None:
-    if isinstance(method.targets, str) or not method.targets:
+    if not isinstance(method.targets, tuple) or not method.targets:
         raise ValueError(
             f'targets={method.targets!r}: must be a tuple of layer names; write targets=("q_proj", "v_proj")'
         )

@@ -452,8 +452,7 @@ class Sweep:
         grid = [self.base]
         for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]
-        # The soup of one member is that member
-        grid = [t if t.is_soup or t.combine == "logits" else replace(t, combine="probs") for t in grid]
+        grid = [_without_lone_soup(trial) for trial in grid]
         zero = (
             [
                 replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None)
@@ -489,7 +488,8 @@ class Sweep:
                 points = [replace(rival, budget=ours)]
             for axis, values in shared.items():
                 points = [with_value(point, axis, value) for point in points for value in values]
-            found += [replace(point, budget=point.budget.times(factor)) for point in points]
+            points = [replace(point, budget=point.budget.times(factor)) for point in points]
+            found += map(_without_lone_soup, points)
         return found
 
     def space(self, trial: Trial) -> dict[str, Uniform]:
@@ -538,6 +538,11 @@ class Sweep:
                     f"{ours!r}; detection would see the template, so use a task that shares it"
                 )
         return tasks
+
+
+def _without_lone_soup(trial: Trial) -> Trial:
+    """The trial; the soup of one member is that member."""
+    return replace(trial, combine="probs") if trial.combine == "weights" and not trial.is_soup else trial
 
 
 def companions(trial: Trial) -> list[Trial]:

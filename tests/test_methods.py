@@ -291,6 +291,11 @@ def test_rivals_have_the_axes_that_they_share(tiny_trial):
     full = [(t.task.num_train, t.budget.epochs) for t in trials if isinstance(t.method, Full)]
     assert full == [(10, 1), (10, 4), (20, 1), (20, 4)]
 
+    drawn = {"regularizers": (AdapterDropout(),), "draws": MCDropout(3), "combine": "weights"}
+    lone = replace(base, **drawn)
+    trials = Sweep(base=base, rivals=[lone, replace(base, members=2, combine="weights")]).trials()
+    assert [t.combine for t in trials if t.members][-2:] == ["probs", "weights"], "one is no soup"
+
     whole = {"budget": [Budget(batch_size=8, steps=5)]}
     trials = Sweep(base=base, axes=whole, rivals=rivals, zero_shot=False).trials()
     assert [t.budget.steps for t in trials] == [5, 5, 15]
@@ -408,6 +413,7 @@ def test_bad_recipes_say_what_to_do(tiny_trial):
         (lambda: AdamW(schedule="cyclic"), "2 cycles or more"),
         (lambda: AdamW(cycles=3), "no other one has any"),
         (lambda: BatchEnsemble(std=-1), "std=-1"),
+        (lambda: Lora(targets=["q_proj"]), "must be a tuple of layer names"),
         (lambda: Masksembles(masks=1), "masks=1"),
         (lambda: ClassWeights(beta=1), "beta=1"),
         (lambda: MCDropout(0), "passes=0"),
