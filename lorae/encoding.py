@@ -62,7 +62,7 @@ def encode(
     max_tokens: int,
     classes: tuple[str, ...] | None = None,
 ) -> list[Row]:
-    """Rows of the examples; a prompt longer than `max_tokens` loses its beginning.
+    """Rows of the examples; a prompt longer than `max_tokens` loses its beginning, with an encoder its end.
 
     Args:
         tokenizer: of a causal LM, or the `Inputs` of an encoder.

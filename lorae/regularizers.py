@@ -66,7 +66,7 @@ class EarlyStopping:
     kept.
 
     Args:
-        patience: evaluations without improvement that are tolerated, >= 1.
+        patience: evaluations without improvement after which it stops, >= 1.
         every: steps between evaluations; None = once per epoch.
     """
 

@@ -209,7 +209,8 @@ class Storage:
         """Hold the exclusive lock `name`; yields False if another process holds it and `wait` is False.
 
         The kernel releases the lock of a process that dies. Object stores have no locks: there True is
-        yielded always, and two sweeps that train the same member at once both store it, the last one whole.
+        yielded always, and two sweeps that train the same member at once both store it, file by file; where
+        their bytes differ, it may be found damaged, and a repeated sweep trains it again.
         """
         if not self.is_local:
             yield True

@@ -2,8 +2,9 @@
 not at all.
 
     <storage>/members/<member_id>/    adapter, recipe, curve and predictions of one member, DONE.json last;
-                                      snapshots/ under a cyclic schedule
+                                      snapshots/ under a cyclic schedule, path.parquet if it was recorded
     <storage>/reference/<id>/         predictions of the untouched backbone
+    <storage>/soups/<id>/             predictions of the mean weights of some members
     <storage>/failures/<member_id>.json
     <storage>/sweeps/<name>/trials.parquet
     <storage>/checkpoints/            stacks whose training has begun and not ended
