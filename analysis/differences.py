@@ -36,9 +36,10 @@ from lorae.results import OOD_SEPARATOR
 from lorae.trial import Budget
 
 INTERVALS = (
-    "Difference [95 % basic interval] by the paired bootstrap over test examples, {}; bold: p ≤ 0.05 after "
-    "Holm's correction over the column of each test set. Chance adds to a calibration error: differences in "
-    "ECE still favour the model with surer confidences or in fewer bins, and their p-values are too small."
+    "Difference [95 % interval] by the paired bootstrap over test examples (percentile and basic together), "
+    "{}; bold: p ≤ 0.05 after Holm's correction over the column of each test set. Chance adds to a "
+    "calibration error: differences in ECE still favour the model whose confidences are surer or fill fewer "
+    "bins."
 )
 
 

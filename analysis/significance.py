@@ -89,20 +89,22 @@ def _resampled_weights(strata: Sequence[int], resamples: int, seed: int) -> Iter
 
 
 def difference(boot: Bootstrap, row: str, baseline: str) -> Difference:
-    """`row` minus `baseline` with the basic interval, of resamples that are reflected in the value.
+    """`row` minus `baseline` with an interval that holds the percentile and the basic one, of resamples that
+    are reflected in the value, and the larger of their p-values. For means the two agree.
 
     Chance gives even a calibrated model a calibration error (ECE, ACE, MCE), and resampling adds to it once
-    more: percentile intervals would count that twice, these take a part of it away. What is left, about half,
-    still favours the model whose confidences are surer or fill fewer bins. Of two calibrated models, one with
-    confidences in [0.5, 1] and one near 0.97, the first is falsely worse by ECE-15 in 24 of 100 samples of
-    240 examples and 27 of 1,000 (percentiles: 96 and 100). Of two with confidences in [0.5, 1] one is falsely
-    worse in 11 and 15: such p-values are too small (percentiles: in none, which miss real differences too).
+    more, most to confidences that are unsure or fill many bins. Of two calibrated models, one with
+    confidences in [0.5, 1] and one near 0.97, percentile intervals alone find the first worse by ECE-15 in
+    all of 100 samples of 240 examples, these in 30: differences still favour the surer model. Of two with
+    confidences in [0.5, 1] basic intervals alone find one worse in 6, these in none.
 
     Source: Davison and Hinkley 1997, section 5.2.
     """
     value = boot.value[row] - boot.value[baseline]
-    reflected_R = 2 * value - (boot.resampled[row] - boot.resampled[baseline])
-    return _against_zero(value, np.round(reflected_R, 12))  # what is 0 but for rounding is on neither side
+    resampled_R = boot.resampled[row] - boot.resampled[baseline]
+    reflected_R = np.round(2 * value - resampled_R, 12)  # what is 0 but for rounding is on neither side
+    one, other = _against_zero(value, resampled_R), _against_zero(value, reflected_R)
+    return Difference(value, min(one.lo, other.lo), max(one.hi, other.hi), max(one.p_value, other.p_value))
 
 
 def estimate(boot: Bootstrap, row: str) -> Difference:

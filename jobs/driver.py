@@ -57,6 +57,7 @@ def run_sweep(
         return 0
     store.storage.check_writable()
     store.storage.retry_seconds = patience
+    store.finish_writes()  # of a run that was killed, where no stack remains that would do so
     if search or here:
         say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
         _warn_of_slow_bf16(plan, here)
