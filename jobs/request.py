@@ -131,7 +131,7 @@ def modules_of(request: Request) -> list[types.ModuleType]:
     """The sweep file and what it imported from its own folder, which other nodes may lack."""
     assert request.module.__file__
     folder, found = Path(request.module.__file__).parent, [request.module]
-    for name, module in sys.modules.items():
+    for name, module in sys.modules.copy().items():  # MLflow is imported meanwhile
         file = getattr(module, "__file__", None)
         places = (folder / f"{name}.py", folder / name / "__init__.py")
         if name not in INSTALLED and file and Path(file) in places:
