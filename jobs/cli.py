@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     sweep.add_argument("--local", action="store_true", help="without Ray, in this process")
     sweep.add_argument("--address", help='Ray cluster; "auto" refuses to start one on this machine')
-    sweep.add_argument("--recompute", action="store_true", help="keep fewer activations, take 1.4 times as long")
+    sweep.add_argument("--recompute", action="store_true", help="keep fewer activations; 1.4 times the time")
     sweep.add_argument(
         "--zero", type=int, metavar="K", help="backbones in parts on K workers (DeepSpeed ZeRO-3)"
     )
