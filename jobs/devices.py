@@ -59,7 +59,7 @@ def _words(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Seen:
-    """A GPU as its driver reports it; its memory is None where that shares the machine's."""
+    """A GPU as its driver reports it; its memory is None where it is not told."""
 
     index: str
     uuid: str
@@ -173,6 +173,8 @@ def visible_gpus() -> list[Seen]:
     found = []
     for word in visible.split(","):  # CUDA stops at the first that is none
         gpu = next((g for g in gpus if word and (word == g.index or g.uuid.startswith(word))), None)
+        if gpus and word.startswith("MIG-"):  # a part of one
+            gpu = Seen("", word, word, None)
         if gpu is None:
             break
         found.append(gpu)

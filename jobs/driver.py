@@ -58,7 +58,7 @@ def run_sweep(
     store.storage.check_writable()
     store.storage.retry_seconds = patience
     store.finish_writes()  # of a run that was killed, where no stack remains that would do so
-    if search or here:
+    if search or here or plan.is_done:
         say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
         _warn_of_slow_bf16(plan, here)
     with ThreadPoolExecutor(1) as meanwhile:  # MLflow takes as long to be there as Ray does

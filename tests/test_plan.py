@@ -377,6 +377,8 @@ def test_gpus_that_this_process_may_use(tmp_path, monkeypatch, visible, indices)
     assert all(gpu.memory_bytes == (None if gpu.index == "3" else int(gpu.index) * 2**30) for gpu in found)
     assert local_devices().kind == process_devices().kind == ("cuda" if indices else "cpu")
     assert process_devices().num == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-4f6a,MIG-77e1")
+    assert (local_devices().kind, local_devices().num, local_devices().memory_bytes) == ("cuda", 2, None)
 
 
 def test_a_sweep_on_a_cluster_is_planned_for_its_nodes(tiny_llama, data_root, tmp_path, monkeypatch, capsys):
