@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lorae.backbones import Backbone, load_backbone
+import torch
+
+from lorae.backbones import Backbone, load_backbone, read_backbone
 from lorae.encoding import encode
 from lorae.methods import LastLayer
 from lorae.prediction import predict, with_features
@@ -12,8 +14,14 @@ from lorae.training import MemberRun, TrainingData
 from lorae.trial import Trial
 
 
-def prepared(trial: Trial) -> tuple[Backbone, TrainingData]:
-    backbone = load_backbone(trial.backbone, trial.precision, "cpu")
+def prepared(
+    trial: Trial, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Backbone, TrainingData]:
+    """The backbone, computing in `dtype` (None = the trial's precision), and the trial's encoded data."""
+    backbone = load_backbone(trial.backbone, trial.precision, device)
+    if dtype:
+        backbone = read_backbone(trial.backbone, trial.precision, device, recompute=False)
+        backbone.lm.to(dtype)
     splits = {
         split: encode(backbone.tokenizer, trial.task, trial.task.examples(split), trial.budget.max_tokens)
         for split in ("train", "validation")

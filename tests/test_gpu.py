@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stacks import largest_difference, prepared
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.bench.growth import grow
@@ -22,7 +23,7 @@ from lorae.methods import Lora, Vera
 from lorae.prediction import predict
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
 from lorae.sources import Files
-from lorae.training import TrainingData, train_stack
+from lorae.training import train_stack
 from lorae.trial import AdamW, Budget
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -33,24 +34,22 @@ def exact_products():
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+@pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-5), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("method,lr", [(Lora(rank=4), 1e-2), (Vera(rank=16), 1e-1)], ids=["lora", "vera"])
-def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, lr):
+def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, lr, dtype, atol):
+    """fp32 cannot show 1e-5: one ulp of noise on what every linear layer returns moves a VeRA member trained
+    alone by 2.5e-5, and by nothing where the backbone computes in fp64 (measured on a CPU)."""
     regularizers = (AdapterDropout(0.1), KL(0.05), DecayB(0.1), EarlyStopping(patience=1, every=6))
     optimizer, budget = AdamW(lr=lr, max_grad_norm=0.5), Budget(batch_size=4, steps=36)
     trial = tiny_trial(method=method, regularizers=regularizers, optimizer=optimizer, budget=budget)
     states = {}
     for device in ("cpu", "cuda"):
-        backbone = load_backbone(trial.backbone, "fp32", device)
-        rows = {
-            s: encode(backbone.tokenizer, trial.task, trial.task.examples(s), 64)
-            for s in ("train", "validation")
-        }
-        data = TrainingData(rows["train"], rows["validation"], predict(backbone, rows["train"])[0])
+        backbone, data = prepared(trial, device, dtype)
         together = train_stack(backbone, trial, range(4), data)
         alone = [train_stack(backbone, trial, [m], data)[0] for m in range(4)]
         for one, other in zip(together, alone):
             assert one.best_step == other.best_step
-            assert all(torch.allclose(one.state[n], other.state[n], atol=1e-5) for n in one.state)
+            assert largest_difference(one, other) < atol
         states[device] = together[0].state
     assert all(torch.allclose(states["cpu"][n], states["cuda"][n], atol=1e-3) for n in states["cpu"])
 
