@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def predictions_are_whole(stored: Stored) -> list[Finding]:
     """As many predictions as unique example ids in every draw, labels inside the number of logits, and the
-    same examples and labels in every entry, in the plain set and in that of draws by dropout."""
+    same examples and labels in every entry, in the plain set and in those of draws."""
     problems = [problem for faults in stored.unfit.values() for problem in faults]
     files = [s for folder in stored.folders if folder not in stored.broken for s in _sets(stored, folder)]
     return results("predictions are whole", problems, len(files), "prediction sets")

@@ -111,8 +111,13 @@ def _strength(spec: dict[str, Any]) -> dict[str, float]:
 def draws_name(label: str) -> str:
     """What a model with several draws of each member is called; "" for one draw."""
     kind, _, size = label.partition("-")
-    names = {"mc": "MC dropout x{}", "snapshots": "snapshot ensemble of {}", "masks": "Masksembles of {}"}
-    return names[kind].format(size.replace("x", ", scale ")) if kind in names else ""
+    names = {
+        "mc": "MC dropout x{}", "tfb": "TFB x{}", "snapshots": "snapshot ensemble of {}",
+        "masks": "Masksembles of {}",
+    }  # fmt: skip
+    number, _, setting = size.partition("x")
+    what = {"tfb": "tolerance", "masks": "scale"}.get(kind)
+    return names[kind].format(f"{number}, {what} {setting}" if what else size) if kind in names else ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.request import load_module
 from lorae import tasks
-from lorae.draws import MCDropout, read_draws
+from lorae.draws import Draws, read_draws
 from lorae.results import read_trials
 from lorae.sources import Files
 from lorae.store import Store, soup_folder
@@ -46,11 +46,11 @@ def run_predict(
     return num
 
 
-def _members(store: Store, sweep: str | None) -> dict[MCDropout | None, set[str]]:
+def _members(store: Store, sweep: str | None) -> dict[Draws | None, set[str]]:
     """Ids by the way in which a sweep's trials predict with them; without a sweep all that are stored."""
     if sweep is None:
         return {None: set(store.storage.names("members"))}
-    found: dict[MCDropout | None, set[str]] = {}
+    found: dict[Draws | None, set[str]] = {}
     for row in read_trials(store, sweep).select(["draws", "member_ids"]).to_pylist():
         found.setdefault(read_draws(row["draws"]), set()).update(row["member_ids"])
     return found

@@ -18,6 +18,7 @@ from typing import Any
 
 from jobs.zero import Zero, zero_devices
 from lorae.axes import field_type, value_at
+from lorae.draws import read_draws
 from lorae.identity import digest
 from lorae.memory import Saving
 from lorae.plan import Devices
@@ -140,10 +141,11 @@ def modules_of(request: Request) -> list[types.ModuleType]:
 
 
 def with_override(sweep: Sweep, override: str) -> Sweep:
-    """The sweep with an axis replaced or added: `members=1,2`, `method.rank=4,8`, `regularizers=none,kl-0.1`.
+    """The sweep with an axis replaced or added: `members=1,2`, `method.rank=4,8`, `regularizers=none,kl-0.1`,
+    `draws=none,tfb-10x0.003`.
 
     Numbers and words are read by the field's type. A field that holds a spec takes the labels of the values
-    that the file gives for it.
+    that the file gives for it; draws, whose labels say all of them, any.
 
     Raises:
         ValueError: no such axis, or a value that it cannot take.
@@ -165,6 +167,10 @@ def with_override(sweep: Sweep, override: str) -> Sweep:
 
 
 def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
+    if axis == "draws":
+        if word != "none" and read_draws(word) is None:
+            raise ValueError(f"--set {axis}={word}: write none, mc-10 or tfb-10x0.003")
+        return read_draws(word)
     by_label = {_label(v): v for v in given if is_dataclass(v) or isinstance(v, tuple)}
     if by_label:
         if word not in by_label:

@@ -1,4 +1,4 @@
-"""Several predictions of one trained member."""
+"""Several predictions of one trained member, which its training does not depend on."""
 
 from __future__ import annotations
 
@@ -26,14 +26,69 @@ class MCDropout:
     def label(self) -> str:
         return f"mc-{self.passes}"
 
+    @property
+    def num_draws(self) -> int:
+        return self.passes
 
-def read_draws(label: str) -> MCDropout | None:
+
+@dataclass(frozen=True)
+class TFB:
+    """Training-free Bayesianisation: samples of a Gaussian around a trained LoRA member, whose noise on the
+    update is of equal size in all directions that B has: W0 + scale (B A + sigma U E), with U the left
+    singular vectors of B and E (rank x d_in) standard normal.
+
+    sigma is one number for all layers of a member: the largest for which the NLL of the samples' mean
+    probability on training examples differs from the member's own by at most `tolerance` of it. (The authors'
+    code divides that difference once more by the number of examples, by which more noise is tolerated.)
+
+    Args:
+        samples: number of draws, >= 1; as many are taken in the search for sigma.
+        tolerance: of the NLL, relative, > 0.
+    Source: Shi et al. 2024, arXiv:2412.05723.
+    """
+
+    samples: int = 10
+    tolerance: float = 0.003
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples}: must be >= 1; write TFB(samples=10)")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance}: must be > 0; write TFB(tolerance=0.003)")
+
+    @property
+    def label(self) -> str:
+        return f"tfb-{self.samples}x{float(self.tolerance)}"
+
+    @property
+    def num_draws(self) -> int:
+        return self.samples
+
+    def num_searched(self, num_train: int) -> int:
+        """Predictions of one member on a training example that the search for sigma takes."""
+        return SEARCH_STEPS * self.samples * min(ANCHORS, num_train)
+
+
+ANCHORS = 256  # training examples that sigma is searched on
+SIGMAS = 1e-4, 1.0  # between which
+SEARCH_STEPS = 7  # of bisection on a log scale, to 7 %
+
+
+Draws = MCDropout | TFB
+
+
+def read_draws(label: str) -> Draws | None:
     """The draws that a row of a table names; None for those that a member has by its training alone."""
-    kind, _, passes = label.partition("-")
-    return MCDropout(int(passes)) if kind == "mc" and passes.isdecimal() else None
+    kind, _, size = label.partition("-")
+    num, _, tolerance = size.partition("x")
+    if not num.isdecimal():
+        return None
+    if kind == "tfb":
+        return TFB(int(num), float(tolerance))
+    return MCDropout(int(num)) if kind == "mc" and not tolerance else None
 
 
-def drawn_set(eval_set: str, draws: MCDropout | None) -> str:
+def drawn_set(eval_set: str, draws: Draws | None) -> str:
     """Name of a prediction set with these draws beside the plain one, `<task>__<split>__<hash>`."""
     return eval_set if draws is None else f"{eval_set}-{draws.label}"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lorae.checks import MAX_FULL_BYTES, check_recipe
-from lorae.draws import MCDropout
+from lorae.draws import TFB, Draws
 from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, LastLayer
 from lorae.prediction_files import prediction_file
@@ -157,7 +157,7 @@ def make_plan(
     stored: set[str] = set()
     damaged: list[str] = []
     pending: list[Stack] = []
-    draws: dict[Trial, dict[MCDropout | None, None]] = {}
+    draws: dict[Trial, dict[Draws | None, None]] = {}
     for trial, _ in trials:
         draws.setdefault(cell_of(trial), {})[trial.draws] = None
     for cell, num_members in cells([trial for trial, _ in trials]):
@@ -484,6 +484,8 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     train_tokens = int(num * steps * batch * train.total / train.num)
     ways = [replace(trial, draws=s.draws).num_draws for s in stack.eval_sets().values()]
     predicted = max(1, num) * sum(k * lengths.total for k, lengths in zip(ways, _eval_lengths(stack)))
+    searched = sum(d.num_searched(train.num) for d in stack.draws if isinstance(d, TFB))
+    predicted += num * searched * train.total // train.num
     if stack.soup:
         train_tokens = 0
     elif isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once

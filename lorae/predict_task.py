@@ -11,7 +11,7 @@ import numpy as np
 
 from lorae.adapters import Adapters, Soup, State
 from lorae.backbones import Backbone, load_backbone, set_matmul_precision
-from lorae.draws import MCDropout, drawn_set
+from lorae.draws import TFB, Draws, MCDropout, drawn_set
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
 from lorae.methods import Full, Init, LastLayer, Method
@@ -24,6 +24,7 @@ from lorae.seeds import Key
 from lorae.sources import DataSource, Source
 from lorae.store import Store, entry_lock, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, Scoring, Task
+from lorae.tfb import Samples
 from lorae.trial import backbone_id
 from lorae.untrusted import count
 
@@ -92,7 +93,7 @@ def predict_task(
     members: Sequence[str],
     task: Task,
     *,
-    draws: MCDropout | None = None,
+    draws: Draws | None = None,
     device: str = "cpu",
     backbone: Source | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
@@ -104,19 +105,26 @@ def predict_task(
     Args:
         members: ids of stored members.
         task: with its source fixed (`Task.located`).
-        draws: several predictions of each member, beside the plain ones; None = those.
+        draws: several predictions of each member, beside the plain ones; None = those. Samples of TFB are as
+            wide as in the sweep that had them.
         backbone: where the members' backbone is now; None = where it was when they were trained.
     Returns:
         The number of members that lacked the prediction set.
     Raises:
         ValueError: another prompt template than the members' own task has, other answers than those of a
-            `LastLayer`, another backbone than theirs, draws by a dropout that they were not trained with, or
-            a member that cannot be read; one that is damaged is discarded.
+            `LastLayer`, another backbone than theirs, draws by a dropout that they were not trained with or
+            by samples that were not searched for, or a member that cannot be read; one that is damaged is
+            discarded.
     """
     groups = list(_groups(store, members, backbone))
     tasks = [_scored_alike(task, group) for group in groups]
-    if draws and any(not isinstance(spec, AdapterDropout) for g in groups for spec in g.noise or [None]):
+    if isinstance(draws, MCDropout) and not all(
+        any(isinstance(spec, AdapterDropout) for spec in group.noise) for group in groups
+    ):
         raise ValueError(f"draws={draws}: some members were trained without AdapterDropout; leave them out")
+    if isinstance(draws, TFB):
+        for member in members:
+            store.width(member, draws)
     num_predicted = 0
     for group, own in zip(groups, tasks):
         plain, name = own.eval_set("test"), drawn_set(own.eval_set("test"), draws)
@@ -267,7 +275,7 @@ def _stack_logits(
     members: Sequence[str],
     model: Backbone,
     rows: Sequence[Row],
-    draws: MCDropout | None,
+    draws: Draws | None,
 ) -> np.ndarray:
     """Logits (M, K, N, C) of some of a group's members."""
     streams = [group.members[m] for m in members]
@@ -275,7 +283,12 @@ def _stack_logits(
     with Adapters(model, group.method, inits, noise, rows[0].answer_ids) as adapters:
         for states in _stages(store, members):
             adapters.load(states)
-            drawn.append(predict_draws(model, rows, draws))
+            if isinstance(draws, TFB):
+                samples = Samples(adapters, states, members, draws)
+                samples.widths = [store.width(m, draws) for m in members]
+                drawn.append(samples.predict(rows))
+            else:
+                drawn.append(predict_draws(model, rows, draws))
     return np.concatenate(drawn, axis=1)
 
 

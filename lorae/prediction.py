@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -70,6 +71,13 @@ def pooled_draws(logits_MKNC: np.ndarray) -> np.ndarray:
     return np.stack(
         [metrics.combine(draws, "probs") if have_probabilities(draws) else nothing for draws in logits_MKNC]
     )
+
+
+def draws_nll(logits_KNC: np.ndarray, labels_N: np.ndarray) -> float:
+    """NLL (nats) of the mean probability of some draws; NaN where one of them has none."""
+    if not have_probabilities(logits_KNC):
+        return math.nan
+    return metrics.ensemble_nll(metrics.combine(logits_KNC, "probs"), labels_N)
 
 
 def have_probabilities(logits: np.ndarray) -> bool:

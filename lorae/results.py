@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
+from lorae.draws import TFB
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
 from lorae.prediction_files import SCHEMA, Predictions
@@ -225,12 +226,15 @@ def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
     """All cost columns of a row, summed over the trial's distinct members; zero for the backbone itself.
 
     Members of `LastLayer` share the backbone's forward passes: one over each training row, and one per
-    prediction; so do those of a soup when it predicts.
+    prediction; so do those of a soup when it predicts. The search for the width of TFB's samples is training.
     """
     folders = [member_folder(m) for m in dict.fromkeys(trial.member_ids())]
     costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
     total = {name: sum(c[name] for c in costs) for name in _SUMMED}
     total["trainable_parameters"] *= trial.optimizer.cycles or 1  # a state is stored of each cycle
+    if isinstance(trial.draws, TFB):
+        widths = [store.width(m, trial.draws) for m in dict.fromkeys(trial.member_ids())]
+        total["train_seconds"] += sum(width["search_seconds"] for width in widths)
     stored = sum(store.size_bytes(folder) for folder in folders)
     forwards = max(1, trial.members * trial.num_draws)
     if trial.is_soup:

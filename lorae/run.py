@@ -21,6 +21,7 @@ from lorae import peft_format
 from lorae.adapters import Adapters, Soup, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.checkpoints import StackCheckpoints
+from lorae.draws import TFB
 from lorae.encoding import Row, encode, head_answers, head_classes
 from lorae.identity import canonical
 from lorae.methods import Full, LastLayer, Vera, adapted_layers
@@ -43,8 +44,10 @@ from lorae.store import (
     reference_folder,
     snapshot_file,
     soup_folder,
+    width_file,
 )
 from lorae.tasks.base import Split, Task
+from lorae.tfb import Samples
 from lorae.training import MemberRun, TrainingData, train_stack
 
 
@@ -242,8 +245,8 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     failed = {trial.member_id(run.member): run.error for run in runs if run.error is not None}
     if good:
         stages = [*zip(*(run.snapshots for run in good)), [run.state for run in good]]
-        logits, seconds = _predict_sets(job, [run.member for run in good], stages)
-        failed |= job.ranks.once(_store_members, job, good, logits, seconds / len(good))
+        predicted = _predict_sets(job, [run.member for run in good], stages, job.stack.eval_sets())
+        failed |= job.ranks.once(_store_members, job, good, predicted)
     job.ranks.once(_close, job, failed, stack_id)
     return failed
 
@@ -255,14 +258,12 @@ def _close(job: _Job, failed: dict[str, str], stack_id: str) -> None:
     job.store.end(stack_id)
 
 
-def _store_members(
-    job: _Job, runs: list[MemberRun], logits: dict[str, np.ndarray], seconds: float
-) -> dict[str, str]:
+def _store_members(job: _Job, runs: list[MemberRun], predicted: _Predicted) -> dict[str, str]:
     """Store trained members with their predictions; returns member id -> reason of those that failed."""
     trial = job.stack.trial
     layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
     by_id = {trial.member_id(run.member): run for run in runs}
-    stored, failed = _files_by_member(job, list(by_id), logits)
+    stored, failed = _files_by_member(job, list(by_id), predicted)
     for member_id, files in stored.items():
         run = by_id[member_id]
         key = trial.member_key(run.member)["init"]
@@ -276,22 +277,38 @@ def _store_members(
             name = next(n for n, wanted in job.stack.eval_sets().items() if wanted.split == "validation")
             files[PATH_FILE] = _prediction_files(job, member_id, {name: logits_KNC})[prediction_file(name)]
         files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
-        files["member.json"] = _member_json(job, run, len(runs), seconds)
+        files["member.json"] = _member_json(job, run, len(runs), predicted.seconds / len(runs))
     job.store.write_members(stored)
     for member_id in stored:
         job.store.storage.delete(f"failures/{member_id}.json")
     return failed
 
 
+@dataclass
+class _Predicted:
+    """What some members predict.
+
+    Attributes:
+        logits: (M, K, N, C) by evaluation set, K draws of each member.
+        widths: each member's record of the sigma of its samples (`Store.width`), where it draws these.
+        seconds: of the predictions; the search for a sigma is not among them.
+    """
+
+    logits: dict[str, np.ndarray]
+    widths: dict[TFB, list[dict[str, float]]]
+    seconds: float
+
+
 def _predict_sets(
-    job: _Job, members: Sequence[int], stages: Sequence[Sequence[State]]
-) -> tuple[dict[str, np.ndarray], float]:
-    """Logits (M, K, N, C) of each evaluation set, K draws per member; and the seconds that took.
+    job: _Job, members: Sequence[int], stages: Sequence[Sequence[State]], sets: dict[str, EvalSet]
+) -> _Predicted:
+    """Predict evaluation sets with some members.
 
     Args:
         stages: the members' parameters at each of their snapshots, the last one at the end.
     """
-    started, trial, sets = time.perf_counter(), job.stack.trial, job.stack.eval_sets()
+    started, trial = time.perf_counter(), job.stack.trial
+    samples: dict[TFB, Samples] = {}
     streams = [trial.member_key(m) for m in members]
     noise = make_noise(trial.regularizers, streams)
     answer_ids = job.encoded(trial.task, "test")[0].answer_ids
@@ -303,9 +320,35 @@ def _predict_sets(
                 job.stop_if_asked()
                 job.on_progress(Progress("predict", number, len(sets)))
                 rows = job.trained_rows(wanted.task, wanted.split)
-                drawn[name].append(predict_draws(job.backbone, rows, wanted.draws))
+                if isinstance(wanted.draws, TFB):
+                    if wanted.draws not in samples:
+                        samples[wanted.draws] = _found_samples(job, adapters, states, members, wanted.draws)
+                    drawn[name].append(samples[wanted.draws].predict(rows))
+                else:
+                    drawn[name].append(predict_draws(job.backbone, rows, wanted.draws))
     logits = {name: np.concatenate(parts, axis=1) for name, parts in drawn.items()}
-    return logits, time.perf_counter() - started
+    widths = {spec: found.widths for spec, found in samples.items()}
+    searched = sum(found.search_seconds for found in samples.values())
+    return _Predicted(logits, widths, time.perf_counter() - started - searched)
+
+
+def _found_samples(
+    job: _Job, adapters: Adapters, states: Sequence[State], members: Sequence[int], spec: TFB
+) -> Samples:
+    """Samples of members with the widths that are stored, or else are searched for now."""
+    task, ids = job.stack.trial.task, [job.stack.trial.member_id(m) for m in members]
+    samples = Samples(adapters, states, ids, spec)
+    stored = job.ranks.once(_stored_widths, job.store, ids, spec)
+    if len(stored) < len(ids):
+        samples.search(job.trained_rows(task, "train"))
+    samples.widths = [stored.get(m) or width for m, width in zip(ids, samples.widths or stored.values())]
+    return samples
+
+
+def _stored_widths(store: Store, ids: Sequence[str], spec: TFB) -> dict[str, dict[str, float]]:
+    """The widths of those members that have some, in order."""
+    found = [m for m in ids if width_file(spec) in store.files(member_folder(m))]
+    return {m: store.width(m, spec) for m in found}
 
 
 def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
@@ -313,13 +356,20 @@ def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
     trial = job.stack.trial
     ids = [trial.member_id(m) for m in members]
     stages = job.ranks.once(read_stages, job.store, ids)
-    logits, _ = _predict_sets(job, members, stages)
-    return job.ranks.once(_add_predictions, job, ids, logits)
+    predicted = _predict_sets(job, members, stages, job.ranks.once(_lacking_sets, job, ids))
+    return job.ranks.once(_add_predictions, job, ids, predicted)
 
 
-def _add_predictions(job: _Job, ids: Sequence[str], logits: dict[str, np.ndarray]) -> dict[str, str]:
+def _lacking_sets(job: _Job, ids: Sequence[str]) -> dict[str, EvalSet]:
+    """Evaluation sets that one of these members lacks."""
+    has_predictions, folders = job.store.has_predictions, [member_folder(m) for m in ids]
+    sets = job.stack.eval_sets()
+    return {n: s for n, s in sets.items() if not all(has_predictions(f, [n]) for f in folders)}
+
+
+def _add_predictions(job: _Job, ids: Sequence[str], predicted: _Predicted) -> dict[str, str]:
     """Store predictions of stored members; returns member id -> reason of those that failed."""
-    found, failed = _files_by_member(job, ids, logits)
+    found, failed = _files_by_member(job, ids, predicted)
     for member_id, files in found.items():
         folder = member_folder(member_id)
         job.store.write_entry(folder, {k: v for k, v in files.items() if k not in job.store.files(folder)})
@@ -327,15 +377,19 @@ def _add_predictions(job: _Job, ids: Sequence[str], logits: dict[str, np.ndarray
 
 
 def _files_by_member(
-    job: _Job, ids: Sequence[str], logits: dict[str, np.ndarray]
+    job: _Job, ids: Sequence[str], predicted: _Predicted
 ) -> tuple[dict[str, dict[str, bytes]], dict[str, str]]:
-    """Prediction files of each member from logits (M, K, N, C) by evaluation set; and why some have none."""
+    """Prediction files of each member, with the widths of its samples; and why some have none."""
     found, failed = {}, {}
     for position, member_id in enumerate(ids):
+        logits = {name: logits_MKNC[position] for name, logits_MKNC in predicted.logits.items()}
         try:
-            found[member_id] = _prediction_files(job, member_id, {s: v[position] for s, v in logits.items()})
+            found[member_id] = _prediction_files(job, member_id, logits)
         except ValueError as error:
             failed[member_id] = str(error)
+            continue
+        for spec, records in predicted.widths.items():
+            found[member_id][width_file(spec)] = json.dumps(records[position]).encode()
     return found, failed
 
 

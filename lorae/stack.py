@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lorae.draws import MCDropout, drawn_set
+from lorae.draws import Draws, drawn_set
 from lorae.identity import digest
 from lorae.regularizers import KL
 from lorae.tasks.base import Head, Split, Task
@@ -18,7 +18,7 @@ class EvalSet:
 
     task: Task
     split: Split
-    draws: MCDropout | None = None
+    draws: Draws | None = None
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Stack:
     members: tuple[int, ...]
     eval_tasks: tuple[Task, ...] = ()
     micro_batch: int | None = None
-    draws: tuple[MCDropout | None, ...] = ()
+    draws: tuple[Draws | None, ...] = ()
     paths: bool = False
     soup: bool = False
 
@@ -63,7 +63,7 @@ class Stack:
             sets.append(EvalSet(self.trial.task, "train"))
         return {s.name: s for s in sets}
 
-    def _splits(self, draws: MCDropout | None = None) -> list[EvalSet]:
+    def _splits(self, draws: Draws | None = None) -> list[EvalSet]:
         own = [EvalSet(self.trial.task, "validation", draws), EvalSet(self.trial.task, "test", draws)]
         return own + [EvalSet(task, "test", draws) for task in self.eval_tasks]
 

@@ -2,7 +2,8 @@
 not at all.
 
     <storage>/members/<member_id>/    adapter, recipe, curve and predictions of one member, DONE.json last;
-                                      snapshots/ under a cyclic schedule, path.parquet if it was recorded
+                                      snapshots/ under a cyclic schedule, path.parquet if it was recorded,
+                                      the widths of its TFB samples
     <storage>/reference/<id>/         predictions of the untouched backbone
     <storage>/soups/<id>/             predictions of the mean weights of some members
     <storage>/failures/<member_id>.json
@@ -26,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import SCHEMA_VERSION, untrusted
+from lorae.draws import TFB
 from lorae.identity import digest
 from lorae.prediction_files import (
     PREDICTIONS,
@@ -61,6 +63,7 @@ CURVE = pa.schema(
 Shape = Mapping[Any, Any]
 DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
 SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
+WIDTH: Shape = {"sigma": number, "search_seconds": number}
 
 
 class Store:
@@ -209,6 +212,14 @@ class Store:
             return self.soup_record(member_ids)["members"] != self.weight_checksums(member_ids)
         except ValueError:  # its record is damaged, and says nothing
             return True
+
+    def width(self, member_id: str, draws: TFB) -> dict[str, Any]:
+        """The sigma of a member's TFB samples, and the seconds that its search took.
+
+        Raises:
+            ValueError: it was not searched for, or the file is damaged or has not the shape WIDTH.
+        """
+        return self.record(member_folder(member_id), WIDTH, width_file(draws))
 
     def curve(self, folder: str) -> pa.Table:
         """A member's curve.parquet, with the columns of CURVE.
@@ -385,6 +396,10 @@ def entry_lock(folder: str) -> str:
     """Name of the lock on an entry: a member's is its id."""
     kind, _, entry = folder.rpartition("/")
     return entry if kind == "members" else f"{kind}-{entry}"
+
+
+def width_file(draws: TFB) -> str:
+    return f"{draws.label}.json"
 
 
 def checkpoint_file(stack_id: str) -> str:

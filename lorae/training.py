@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lorae import metrics
 from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
 from lorae.checkpoints import Checkpoints, checkpoint, keep_members, restore
@@ -20,7 +19,7 @@ from lorae.encoding import Row, stack_logits
 from lorae.methods import LastLayer
 from lorae.noise import make_noise
 from lorae.order import DataOrder
-from lorae.prediction import have_probabilities, pooled_draws, predict_draws
+from lorae.prediction import draws_nll, pooled_draws, predict_draws
 from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.transfer import ToHost, to_device
 from lorae.trial import AdamW, Trial
@@ -382,10 +381,7 @@ def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float
 def validation_nll(backbone: Backbone, rows: Sequence[Row]) -> float:
     """NLL (nats) of the mean probability of the inserted stack's members; NaN where one of them has none."""
     logits_MKNC = predict_draws(backbone, rows)
-    if not have_probabilities(logits_MKNC):
-        return math.nan
-    pooled_NC = metrics.combine(logits_MKNC.reshape(-1, *logits_MKNC.shape[2:]), "probs")
-    return metrics.ensemble_nll(pooled_NC, np.array([r.label for r in rows]))
+    return draws_nll(logits_MKNC.reshape(-1, *logits_MKNC.shape[2:]), np.array([r.label for r in rows]))
 
 
 def record_path(backbone: Backbone, rows: Sequence[Row], runs: Sequence[MemberRun]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from lorae import SCHEMA_VERSION
 from lorae.axes import value_at, with_value, with_values
-from lorae.draws import MCDropout, drawn_set
+from lorae.draws import TFB, Draws, MCDropout, drawn_set
 from lorae.identity import IF_SET, canonical_json, digest, fields_of, short_hash
 from lorae.methods import Lora, Method
 from lorae.regularizers import (
@@ -192,7 +192,7 @@ class Trial:
     seed: int = 0
     members: int = 1
     combine: Literal["probs", "logits", "weights"] = "probs"
-    draws: MCDropout | None = None
+    draws: Draws | None = None
 
     def __post_init__(self) -> None:
         if self.members < 0:
@@ -251,7 +251,12 @@ class Trial:
         dropout, masks = self.regularizer(AdapterDropout), self.regularizer(Masksembles)
         if masks and dropout:
             raise ValueError(f"{masks} with {dropout}: masks take the place of dropout; write one of them")
-        if self.draws and not dropout:
+        if isinstance(self.draws, TFB) and (masks or not isinstance(self.method, Lora)):
+            raise ValueError(
+                f"draws={self.draws} with {masks or self.method}: its noise is on what LoRA adds to the "
+                "backbone, and its samples are draws already; write Lora() and no Masksembles"
+            )
+        if isinstance(self.draws, MCDropout) and not dropout:
             raise ValueError(
                 f"draws={self.draws} without AdapterDropout: its passes would be equal; write "
                 "regularizers=(AdapterDropout(p=0.1),)"
@@ -278,8 +283,8 @@ class Trial:
     def num_draws(self) -> int:
         """Predictions of one member on each example."""
         masks = self.regularizer(Masksembles)
-        passes = self.draws.passes if self.draws else masks.masks if masks else 1
-        return (self.optimizer.cycles or 1) * passes
+        drawn = self.draws.num_draws if self.draws else masks.masks if masks else 1
+        return (self.optimizer.cycles or 1) * drawn
 
     @property
     def draws_label(self) -> str:
@@ -550,7 +555,8 @@ def companions(trial: Trial) -> list[Trial]:
 
     One of its members, whose row has its temperature-scaled metrics; one trained M times as long, which costs
     what training the ensemble does; for LoRA one of rank M * r and equal scaling, which has as many
-    parameters. (No other method has a size to match.)
+    parameters (no other method has a size to match), and M samples of the member, which take as many forward
+    passes for a prediction.
     """
     if trial.members < 2:
         return []
@@ -558,6 +564,8 @@ def companions(trial: Trial) -> list[Trial]:
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
     if isinstance(trial.method, Lora):
         found.append(replace(single, method=trial.method.times(trial.members)))
+        if trial.num_draws == 1:
+            found.append(replace(single, draws=TFB(trial.members)))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lorae.draws import MCDropout
+from lorae.draws import TFB, MCDropout
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora
 from lorae.regularizers import AdapterDropout, DecayB, Masksembles, Regularizer
 from lorae.search import Search
@@ -71,10 +71,10 @@ def rivals(
     long_lr: float | None = None,
 ) -> list[Trial]:
     """What the reviewers of arXiv:2405.14438 asked LoRA-Ensemble to be compared with, at `members` forward
-    passes per prediction.
+    passes per prediction, and what has come since.
 
     Single and explicit full fine-tuning, BatchEnsemble, last-layer ensemble, snapshot ensemble, MC dropout,
-    Masksembles; the soup of the ensemble's own members; and a single adapter regularised, with as many
+    TFB, Masksembles; the soup of the ensemble's own members; and a single adapter regularised, with as many
     parameters (plain and regularised) and with as much training.
 
     Args:
@@ -103,6 +103,7 @@ def rivals(
         at(head_lr, method=LastLayer(), members=members),
         replace(lora, optimizer=replace(lora.optimizer, schedule="cyclic", cycles=members)),
         regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
+        replace(lora, draws=TFB(members)),
         regularized(lora, Masksembles(masks=members, scale=2.0)),
         replace(lora, members=members, combine="weights"),
         decayed(lora),

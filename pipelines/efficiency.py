@@ -1,10 +1,10 @@
 """Is an ensemble better than one adapter of the same cost? LoRA and VeRA at matched budgets.
 
-    lorae sweep pipelines/efficiency.py --dry-run      # 204 trials and the zero-shot row; 348 members
+    lorae sweep pipelines/efficiency.py --dry-run      # 240 trials and the zero-shot row; 348 members
     python -m analysis.efficiency lorae-results
 
 Each ensemble stands beside a single adapter with as many parameters (rank M * r), one trained M times as
-long, and its own temperature-scaled member. Two learning rates, since VeRA's is larger; choose by validation
+long, M samples of one member (TFB, arXiv:2412.05723), and its own temperature-scaled member. Two learning rates, since VeRA's is larger; choose by validation
 NLL.
 """
 

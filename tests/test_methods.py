@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from jobs.export import export_member
 from lorae import checks, peft_format, seeds
 from lorae.adapters import Adapters, StackedBatchEnsemble
-from lorae.draws import MCDropout, plain_set
+from lorae.draws import TFB, MCDropout, plain_set
 from lorae.memory import full_member_bytes
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
 from lorae.noise import BranchMasks, make_noise
@@ -38,6 +38,7 @@ from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 from lorae.tasks.base import Head, OptionLikelihood
+from lorae.tfb import Samples
 from lorae.training import learning_rate, train_stack
 from lorae.trial import AdamW, Budget, Diversity, Sweep, companions
 
@@ -345,36 +346,62 @@ def test_a_later_prediction_equals_the_sweeps_and_rows_have_their_draws(
             peft_format.read_update(*(store.read(folders[0], name) for name in (ADAPTER_CONFIG, WEIGHTS)))
 
 
-def test_one_training_serves_plain_and_mc_predictions(tiny_trial, data_root, tmp_path):
+@pytest.mark.parametrize("draws,fewer", [(MCDropout(3), MCDropout(2)), (TFB(3), TFB(2))], ids=["mc", "tfb"])
+def test_one_training_serves_plain_and_drawn_predictions(tiny_trial, data_root, tmp_path, draws, fewer):
     trial = tiny_trial(regularizers=(AdapterDropout(0.2),), budget=Budget(batch_size=4, steps=4), members=2)
-    mc = replace(trial, draws=MCDropout(3))
-    assert mc.member_ids() == trial.member_ids()
+    drawn = replace(trial, draws=draws)
+    assert drawn.member_ids() == trial.member_ids()
     store = Store(str(tmp_path / "store"))
-    sweep = Sweep(base=trial, axes={"draws": [None, MCDropout(3)]})
+    sweep = Sweep(base=trial, axes={"draws": [None, draws]})
     plan = make_plan(sweep, store, ONE_CPU)
     assert len(plan.stacks) == 1 and plan.num_to_train == 2
     assert sum(t.members == 0 for t, _ in plan.trials) == 1
     run_stack(plan.stacks[0], store.storage.uri)
     assert not make_plan(sweep, store, ONE_CPU).stacks
     rows = {r["draws"]: r for r in trials_table(store, "toy", plan.trials, {}).to_pylist() if r["members"]}
-    assert rows.keys() == {"none", "mc-3"} and rows["mc-3"]["forwards_per_prediction"] == 6
-    assert rows["none"]["ensemble_nll"] != rows["mc-3"]["ensemble_nll"]
+    assert rows.keys() == {"none", draws.label} and rows[draws.label]["forwards_per_prediction"] == 6
+    assert rows["none"]["ensemble_nll"] != rows[draws.label]["ensemble_nll"]
+    searched = rows[draws.label]["train_seconds"] - rows["none"]["train_seconds"]
+    assert searched > 0 if isinstance(draws, TFB) else searched == 0
     folder, (plain, own) = (
         member_folder(trial.member_id(0)),
-        (t.eval_set(t.task, "test") for t in (trial, mc)),
+        (t.eval_set(t.task, "test") for t in (trial, drawn)),
     )
     assert {prediction_file(plain), prediction_file(own)} <= store.files(folder)
     assert plain_set(own) == plain == plain_set(plain)
     assert len(store.predictions([folder], own).logits_MNC) == 3
     greys = Greys().located(data_root)
-    at_once = Stack(trial, (0, 1), (greys,), draws=(MCDropout(3),))
-    assert predict_task(store, trial.member_ids(), greys, draws=MCDropout(3)) == 2
-    later = store.predictions([folder], mc.eval_set(greys, "test")).logits_MNC
+    at_once = Stack(trial, (0, 1), (greys,), draws=(draws,))
+    assert predict_task(store, trial.member_ids(), greys, draws=draws) == 2
+    later = store.predictions([folder], drawn.eval_set(greys, "test")).logits_MNC
     run_stack(at_once, str(tmp_path / "at-once"))
-    expected = Store(str(tmp_path / "at-once")).predictions([folder], mc.eval_set(greys, "test")).logits_MNC
+    expected = (
+        Store(str(tmp_path / "at-once")).predictions([folder], drawn.eval_set(greys, "test")).logits_MNC
+    )
     np.testing.assert_array_equal(later, expected)
-    more = make_plan(replace(sweep, axes={"draws": [MCDropout(2)]}), store, ONE_CPU)
+    more = make_plan(replace(sweep, axes={"draws": [fewer]}), store, ONE_CPU)
     assert more.num_to_train == 0 and len(more.stacks) == 1, "the members only predict"
+
+
+def test_samples_of_a_further_set_are_as_wide_as_the_first_ones(tiny_trial, data_root, tmp_path, monkeypatch):
+    """And sets that are stored are not predicted again."""
+    trial, greys = tiny_trial(budget=Budget(batch_size=4, steps=4), draws=TFB(2)), Greys().located(data_root)
+    store, once, predicted = Store(str(tmp_path / "store")), Store(str(tmp_path / "once")), []
+    run_stack(Stack(trial, (0, 1)), store.storage.uri)
+    monkeypatch.setattr(Samples, "search", lambda *_: pytest.fail("the widths are stored"))
+    real = Samples.predict
+    monkeypatch.setattr(
+        Samples, "predict", lambda self, rows: predicted.append(len(rows)) or real(self, rows)
+    )
+    run_stack(Stack(trial, (0, 1), (greys,)), store.storage.uri)
+    assert predicted == [len(greys.examples("test"))]
+    monkeypatch.undo()
+    run_stack(Stack(trial, (0, 1), (greys,)), once.storage.uri)
+    folders, name = [member_folder(m) for m in trial.member_ids()], trial.eval_set(greys, "test")
+    found, expected = (s.predictions(folders, name).logits_MNC for s in (store, once))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"has no tfb-3x0.003.json; repeat the sweep"):
+        predict_task(store, trial.member_ids(), greys, draws=TFB(3))
 
 
 @pytest.mark.parametrize("method", [Full(), LastLayer(), BatchEnsemble(std=0), Vera(projection="shared")])
@@ -402,6 +429,10 @@ def test_bad_recipes_say_what_to_do(tiny_trial):
     dropout = (AdapterDropout(0.1),)
     for changes, message in [
         ({"draws": MCDropout()}, "without AdapterDropout"),
+        ({"draws": TFB(), "method": Vera()}, "noise is on what LoRA adds"),
+        ({"draws": TFB(), "regularizers": (Masksembles(),)}, "its samples are draws already"),
+        ({"draws": TFB(), "optimizer": CYCLIC}, "snapshots are draws"),
+        ({"draws": TFB(), "members": 2, "combine": "weights"}, "a soup predicts once"),
         ({"regularizers": (*dropout, Masksembles())}, "take the place of dropout"),
         ({"regularizers": dropout, "draws": MCDropout(), "optimizer": CYCLIC}, "snapshots are draws"),
         ({"regularizers": (EarlyStopping(),), "optimizer": CYCLIC}, "snapshots are draws"),
@@ -417,6 +448,8 @@ def test_bad_recipes_say_what_to_do(tiny_trial):
         (lambda: Masksembles(masks=1), "masks=1"),
         (lambda: ClassWeights(beta=1), "beta=1"),
         (lambda: MCDropout(0), "passes=0"),
+        (lambda: TFB(0), "samples=0"),
+        (lambda: TFB(tolerance=0), "tolerance=0"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()
@@ -458,8 +491,10 @@ def test_explicit_ensembles_are_divided_to_fit(tiny_trial, monkeypatch):
 def test_companions_skip_what_has_no_meaning(tiny_trial):
     for method in RIVALS:
         assert len(companions(tiny_trial(method=method, members=3))) == 2
-    *_, matched = companions(tiny_trial(method=Lora(rank=2, alpha=None), members=3))
-    assert matched.method == Lora(rank=6, alpha=None)
+    *_, wide, sampled = companions(tiny_trial(method=Lora(rank=2, alpha=None), members=3))
+    assert wide.method == Lora(rank=6, alpha=None) and sampled.draws == TFB(3)
+    masks = (Masksembles(),)  # draws of which there are no samples
+    assert len(companions(tiny_trial(method=Lora(rank=2), members=3, regularizers=masks))) == 3
     assert len(companions(tiny_trial(method=Vera(), members=3))) == 2
 
 

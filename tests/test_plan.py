@@ -32,9 +32,10 @@ from jobs.devices import (
     visible_gpus,
 )
 from jobs.simulate import Simulation, simulate
+from lorae.draws import TFB
 from lorae.memory import Saving
 from lorae.methods import Lora
-from lorae.plan import Devices, Estimate, Placement, Plan, make_plan, placed
+from lorae.plan import Devices, Estimate, Placement, Plan, estimate, make_plan, place, placed
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import KL, DecayB
 from lorae.results import trials_table
@@ -449,11 +450,25 @@ def test_shared_data_plans_from_local_copies(tiny_trial, tmp_path):
 def test_companions_cost_what_their_ensemble_costs(tiny_trial):
     base = tiny_trial(method=Lora(rank=2, alpha=6), budget=Budget(epochs=3), members=4)
     singles = [t for t in Sweep(base=base, companions=True).trials() if t.members == 1]
-    member, longer, larger = singles
+    member, longer, larger, sampled = singles
     assert member.member_ids() == base.member_ids()[:1], "the single member is the ensemble's first"
     assert longer.budget.num_steps(53) == 4 * base.budget.num_steps(53)
     assert larger.method.num_parameters(32, 16) == 4 * base.method.num_parameters(32, 16)
     assert larger.method.alpha / larger.method.rank == base.method.alpha / base.method.rank
+    assert sampled.member_ids() == member.member_ids() and sampled.num_draws == 4
+
+
+def test_samples_cost_their_predictions_and_their_search(tiny_trial):
+    """An example's forward pass takes half as long as its share of the training."""
+    trial, samples = tiny_trial(budget=Budget(batch_size=4, steps=5)), TFB(4)
+    plain, sampled = (
+        estimate(stack, CPU, place(stack, CPU))
+        for stack in (Stack(trial, (0, 1), draws=(draws,)) for draws in (None, samples))
+    )
+    searched = samples.num_searched(len(trial.task.examples("train"))) / (4 * 5)
+    assert sampled.train_seconds == plain.train_seconds
+    expected = 4 * plain.predict_seconds + searched * plain.train_seconds / 2
+    assert sampled.predict_seconds == pytest.approx(expected, rel=0.01)
 
 
 def test_a_single_adapter_has_no_companions(tiny_trial):

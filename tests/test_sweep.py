@@ -89,11 +89,14 @@ def test_local_host_gives_the_same_members_as_tune(demo_file, data_root, tmp_pat
             "members=2",
             "--set",
             "regularizers=kl-0.3",
+            "--set",
+            "draws=none,tfb-2x0.003",
             *host,
         )
         lorae(*words, data_root=data_root, num_threads=1).finished(0)
         (name,) = Store(str(storage)).storage.names("sweeps")
         tables.append(pq.read_table(storage / f"sweeps/{name}/trials.parquet").to_pylist())
+    assert [row["draws"] for row in tables[0] if row["members"]] == ["none", "tfb-2x0.003"]
     for one, other in zip(*tables):
         assert one["member_ids"] == other["member_ids"]
         assert one["ensemble_nll"] == pytest.approx(other["ensemble_nll"], abs=1e-4)
@@ -143,6 +146,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(demo_file, data_root, tmp_path,
             ["sweep", str(demo_file), "--set", "regularizers=l2"],
             "the file gives it the values none, kl-0.3, decay_b-",
         ),
+        (["sweep", str(demo_file), "--set", "draws=swag"], "write none, mc-10 or tfb-10x0.003"),
         (["sweep", str(demo_file), "--set", "members"], "write axis=value"),
         (["sweep", str(demo_file), "--set", "method.rank=99"], "rank=99 exceeds"),
         (["sweep", str(demo_file), "--data-root", str(tmp_path / "none")], "none"),

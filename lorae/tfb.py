@@ -1,0 +1,103 @@
+"""Samples of the Gaussians that `TFB` puts around trained LoRA members, and the search for their widths.
+
+A sample replaces A by A + sigma (B^T B)^(-1/2) E, so that B A gets the noise sigma Q E, where Q has the
+directions of B as orthonormal columns: the U of `TFB`, but for a rotation that E does not notice, and without
+its arbitrary signs. Source: Shi et al. 2024, arXiv:2412.05723, equations 4 to 8.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lorae import seeds
+from lorae.adapters import Adapters, State
+from lorae.draws import ANCHORS, SEARCH_STEPS, SIGMAS, TFB
+from lorae.encoding import Row
+from lorae.prediction import draws_nll, predict
+
+NO_DIRECTION = 1e-5  # singular values of B, relative to its largest one, that are rounding
+
+
+class Samples:
+    """What the members of a stack predict when they are sampled.
+
+    Args:
+        adapters: hold the members, and hold them again after each call.
+        states: the members' parameters.
+        member_ids: name the streams of their noise.
+        spec: how many samples.
+
+    Attributes:
+        widths: each member's "sigma" and its share of the "search_seconds"; to be searched or set.
+    """
+
+    def __init__(
+        self, adapters: Adapters, states: Sequence[State], member_ids: Sequence[str], spec: TFB
+    ) -> None:
+        self.adapters, self.states, self.member_ids, self.spec = adapters, states, member_ids, spec
+        self.widths: list[dict[str, float]] = []
+        self.search_seconds = 0.0  # of this object's own search
+        self.spreads = [
+            {layer: inverse_root(state[f"{layer}.B"]) for layer in adapters.layers} for state in states
+        ]
+
+    def predict(self, rows: Sequence[Row]) -> np.ndarray:
+        """Logits (M, K, N, C) of K samples of each member."""
+        return self._predict(rows, np.array([width["sigma"] for width in self.widths]))
+
+    def _predict(self, rows: Sequence[Row], sigma_M: np.ndarray) -> np.ndarray:
+        """The same with these widths; at each width of a member its noise is the same but for its size."""
+        logits = []
+        for sample in range(self.spec.samples):
+            self.adapters.load([self._sampled(m, sample, sigma) for m, sigma in enumerate(sigma_M)])
+            logits.append(predict(self.adapters.backbone, rows))
+        self.adapters.load(self.states)
+        return np.stack(logits, axis=1)
+
+    def search(self, train: Sequence[Row]) -> None:
+        """Find each member's sigma, see `TFB`: by bisection, all members at once, each by its own NLL."""
+        rows, started = anchors(train), time.perf_counter()
+        own_M = _nll(predict(self.adapters.backbone, rows)[:, None], rows)
+        low_M, high_M = (np.full(len(own_M), math.log(bound)) for bound in SIGMAS)
+        for _ in range(SEARCH_STEPS):
+            middle_M = (low_M + high_M) / 2
+            changed_M = np.abs(_nll(self._predict(rows, np.exp(middle_M)), rows) - own_M)
+            tolerable_M = changed_M <= self.spec.tolerance * own_M
+            low_M, high_M = np.where(tolerable_M, (middle_M, high_M), (low_M, middle_M))
+        self.search_seconds = time.perf_counter() - started
+        share = self.search_seconds / len(self.states)
+        self.widths = [{"sigma": float(sigma), "search_seconds": share} for sigma in np.exp(low_M)]
+
+    def _sampled(self, member: int, sample: int, sigma: float) -> State:
+        """Parameters of one sample of a member."""
+        state = dict(self.states[member])
+        for layer, spread_RR in self.spreads[member].items():
+            A_RD = state[f"{layer}.A"]
+            rng = seeds.stream(self.member_ids[member], "tfb", sample, layer)
+            noise_RD = torch.from_numpy(rng.normal(0.0, sigma, A_RD.shape))
+            state[f"{layer}.A"] = A_RD + (spread_RR @ noise_RD).float()
+        return state
+
+
+def anchors(train: Sequence[Row]) -> list[Row]:
+    """Training rows that sigma is searched on, from everywhere in their order."""
+    chosen = np.linspace(0, len(train) - 1, min(ANCHORS, len(train))).astype(int)
+    return [train[n] for n in chosen]
+
+
+def inverse_root(B_ER: torch.Tensor) -> torch.Tensor:
+    """(B^T B)^(-1/2), (R, R) in fp64, on the directions that B has."""
+    values_R, vectors_RR = torch.linalg.eigh(B_ER.double().T @ B_ER.double())
+    has_R = values_R > NO_DIRECTION**2 * values_R.max()
+    return (vectors_RR * torch.where(has_R, values_R, math.inf).rsqrt()) @ vectors_RR.T
+
+
+def _nll(logits_MKNC: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
+    """Each member's NLL (M,) by the mean probability of its draws; NaN where one has none."""
+    labels_N = np.array([row.label for row in rows])
+    return np.array([draws_nll(logits_KNC, labels_N) for logits_KNC in logits_MKNC])
