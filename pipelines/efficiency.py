@@ -4,8 +4,8 @@
     python -m analysis.efficiency lorae-results
 
 Each ensemble stands beside a single adapter with as many parameters (rank M * r), one trained M times as
-long, M samples of one member (TFB, arXiv:2412.05723), and its own temperature-scaled member. Two learning rates, since VeRA's is larger; choose by validation
-NLL.
+long, M samples of one member (TFB, arXiv:2412.05723), and its own temperature-scaled member. Two learning
+rates, since VeRA's is larger; choose by validation NLL.
 """
 
 from lorae.methods import Lora, Vera
