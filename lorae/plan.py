@@ -157,12 +157,20 @@ def make_plan(
     stored: set[str] = set()
     damaged: list[str] = []
     pending: list[Stack] = []
-    draws: dict[Trial, dict[Draws | None, None]] = {}
+    draws: dict[Trial, dict[Draws | None, int]] = {}  # with the most members of a trial
     for trial, _ in trials:
-        draws.setdefault(cell_of(trial), {})[trial.draws] = None
+        of_cell = draws.setdefault(cell_of(trial), {})
+        of_cell[trial.draws] = max(trial.members, of_cell.get(trial.draws, 0))
     for cell, num_members in cells([trial for trial, _ in trials]):
         members, ood = tuple(range(num_members)), tuple(sweep.eval_tasks(cell))
-        stack = Stack(cell, members, ood, draws=tuple(draws[cell]), paths=sweep.paths and num_members > 1)
+        stack = Stack(
+            cell,
+            members,
+            ood,
+            draws=tuple(draws[cell]),
+            draw_members=tuple(draws[cell].values()),
+            paths=sweep.paths and num_members > 1,
+        )
         ids = replace(cell, members=num_members).member_ids()
         lacking, found, damages = _lacking_members(stack, ids, store)
         needed |= dict.fromkeys(ids)
@@ -248,7 +256,6 @@ def _lacking_members(
 ) -> tuple[tuple[int, ...], set[str], list[str]]:
     """Members that are not stored or lack predictions (of equal identities only the first), the ids of those
     that are stored and sound, and what is damaged."""
-    wanted = {prediction_file(name) for name in stack.eval_sets()}
     lacking, found, damaged = {}, set(), []
     for m, member_id in zip(stack.members, ids):
         files = store.files(member_folder(member_id))
@@ -257,7 +264,7 @@ def _lacking_members(
                 damaged.append(damage)
             else:
                 found.add(member_id)
-        if member_id not in found or not wanted <= files:
+        if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
             lacking.setdefault(member_id, m)
     return tuple(lacking.values()), found, damaged
 
@@ -310,8 +317,9 @@ def _typical(stack: Stack) -> Stack:
     """The stack without what its memory and time do not depend on: the seed, and which members they are. A
     soup takes what one of them does."""
     trial = replace(stack.trial, seed=0, diversity=Diversity())
-    num = 1 if stack.soup else len(stack.members)
-    return replace(stack, trial=trial, members=tuple(range(num)), micro_batch=None)
+    members = tuple(range(1 if stack.soup else len(stack.members)))
+    drawing = tuple(sum(m < num for m in stack.members) for num in stack.draw_members)
+    return replace(stack, trial=trial, members=members, draw_members=drawing, micro_batch=None)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -482,14 +490,16 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     train = _lengths(trial.task, "train", *_token_limits(trial))
     steps, batch = trial.budget.num_steps(train.num), trial.budget.batch_size
     train_tokens = int(num * steps * batch * train.total / train.num)
-    ways = [replace(trial, draws=s.draws).num_draws for s in stack.eval_sets().values()]
-    predicted = max(1, num) * sum(k * lengths.total for k, lengths in zip(ways, _eval_lengths(stack)))
-    searched = sum(d.num_searched(train.num) for d in stack.draws if isinstance(d, TFB))
-    predicted += num * searched * train.total // train.num
+    sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
+    ways = {name: replace(trial, draws=s.draws).num_draws for name, s in sets.items()}
+    tokens = {name: ways[name] * lengths.total for name, lengths in zip(sets, _eval_lengths(stack))}
+    predicted = sum(tokens[name] for of_member in each for name in of_member)
+    searches = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, TFB)]
+    predicted += sum(d.num_searched(train.num) for d in searches) * train.total // train.num
     if stack.soup:
         train_tokens = 0
     elif isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once
-        train_tokens, predicted = train.total, predicted // (max(1, num) * max(ways))
+        train_tokens, predicted = train.total, predicted // (len(each) * max(ways.values()))
     rate = gpus * devices.flops(trial.precision)
     train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
     if devices.saving.recompute:

@@ -198,8 +198,7 @@ def _stored(job: _Job, members: Sequence[int]) -> tuple[list[int], list[int]]:
     """Members that are stored, and those of them that lack predictions."""
     store, ids = job.store, {m: job.stack.trial.member_id(m) for m in members}
     stored = [m for m in members if _is_intact(store, ids[m])]
-    sets = job.stack.eval_sets()
-    return stored, [m for m in stored if not store.has_predictions(member_folder(ids[m]), sets)]
+    return stored, [m for m in stored if _lacking_sets(job, m)]
 
 
 def _is_intact(store: Store, member_id: str) -> bool:
@@ -245,7 +244,8 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     failed = {trial.member_id(run.member): run.error for run in runs if run.error is not None}
     if good:
         stages = [*zip(*(run.snapshots for run in good)), [run.state for run in good]]
-        predicted = _predict_sets(job, [run.member for run in good], stages, job.stack.eval_sets())
+        wanted = {run.member: job.stack.eval_sets(run.member) for run in good}
+        predicted = _predict_sets(job, wanted, stages)
         failed |= job.ranks.once(_store_members, job, good, predicted)
     job.ranks.once(_close, job, failed, stack_id)
     return failed
@@ -289,47 +289,59 @@ class _Predicted:
     """What some members predict.
 
     Attributes:
-        logits: (M, K, N, C) by evaluation set, K draws of each member.
+        logits: each member's (K, N, C) by evaluation set, of K draws.
         widths: each member's record of the sigma of its samples (`Store.width`), where it draws these.
         seconds: of the predictions; the search for a sigma is not among them.
     """
 
-    logits: dict[str, np.ndarray]
-    widths: dict[TFB, list[dict[str, float]]]
+    logits: list[dict[str, np.ndarray]]
+    widths: list[dict[TFB, dict[str, float]]]
     seconds: float
 
 
 def _predict_sets(
-    job: _Job, members: Sequence[int], stages: Sequence[Sequence[State]], sets: dict[str, EvalSet]
+    job: _Job, wanted: dict[int, dict[str, EvalSet]], stages: Sequence[Sequence[State]]
 ) -> _Predicted:
-    """Predict evaluation sets with some members.
+    """Predict with some members, together those that want the same evaluation sets.
 
     Args:
+        wanted: the members with the sets that each predicts.
         stages: the members' parameters at each of their snapshots, the last one at the end.
     """
-    started, trial = time.perf_counter(), job.stack.trial
-    samples: dict[TFB, Samples] = {}
-    streams = [trial.member_key(m) for m in members]
-    noise = make_noise(trial.regularizers, streams)
+    started, trial, searched = time.perf_counter(), job.stack.trial, 0.0
+    found = _Predicted([{} for _ in wanted], [{} for _ in wanted], 0.0)
     answer_ids = job.encoded(trial.task, "test")[0].answer_ids
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in sets}
-    with Adapters(job.backbone, trial.method, [s["init"] for s in streams], noise, answer_ids) as adapters:
-        for states in stages:
-            adapters.load(states)
-            for number, (name, wanted) in enumerate(sets.items()):
-                job.stop_if_asked()
-                job.on_progress(Progress("predict", number, len(sets)))
-                rows = job.trained_rows(wanted.task, wanted.split)
-                if isinstance(wanted.draws, TFB):
-                    if wanted.draws not in samples:
-                        samples[wanted.draws] = _found_samples(job, adapters, states, members, wanted.draws)
-                    drawn[name].append(samples[wanted.draws].predict(rows))
-                else:
-                    drawn[name].append(predict_draws(job.backbone, rows, wanted.draws))
-    logits = {name: np.concatenate(parts, axis=1) for name, parts in drawn.items()}
-    widths = {spec: found.widths for spec, found in samples.items()}
-    searched = sum(found.search_seconds for found in samples.values())
-    return _Predicted(logits, widths, time.perf_counter() - started - searched)
+    sets = {name: s for of_member in wanted.values() for name, s in of_member.items()}
+    numbers = {name: number for number, name in enumerate(sets)}
+    together: dict[tuple[int, ...], list[str]] = {}  # by their positions among the members
+    for name in sets:
+        who = tuple(position for position, of_member in enumerate(wanted.values()) if name in of_member)
+        together.setdefault(who, []).append(name)
+    for who, names in together.items():
+        members, samples = [[*wanted][position] for position in who], {}
+        streams = [trial.member_key(m) for m in members]
+        noise, inits = make_noise(trial.regularizers, streams), [s["init"] for s in streams]
+        drawn: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        with Adapters(job.backbone, trial.method, inits, noise, answer_ids) as adapters:
+            for stage in stages:
+                states = [stage[position] for position in who]
+                adapters.load(states)
+                for name in names:
+                    job.stop_if_asked()
+                    job.on_progress(Progress("predict", numbers[name], len(sets)))
+                    rows, draws = job.trained_rows(sets[name].task, sets[name].split), sets[name].draws
+                    if isinstance(draws, TFB):
+                        if draws not in samples:
+                            samples[draws] = _found_samples(job, adapters, states, members, draws)
+                        drawn[name].append(samples[draws].predict(rows))
+                    else:
+                        drawn[name].append(predict_draws(job.backbone, rows, draws))
+        searched += sum(of_spec.search_seconds for of_spec in samples.values())
+        for m, position in enumerate(who):
+            found.logits[position] |= {n: np.concatenate([d[m] for d in drawn[n]]) for n in names}
+            found.widths[position] |= {spec: of_spec.widths[m] for spec, of_spec in samples.items()}
+    found.seconds = time.perf_counter() - started - searched
+    return found
 
 
 def _found_samples(
@@ -356,15 +368,15 @@ def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
     trial = job.stack.trial
     ids = [trial.member_id(m) for m in members]
     stages = job.ranks.once(read_stages, job.store, ids)
-    predicted = _predict_sets(job, members, stages, job.ranks.once(_lacking_sets, job, ids))
-    return job.ranks.once(_add_predictions, job, ids, predicted)
+    wanted = job.ranks.once(lambda: {m: _lacking_sets(job, m) for m in members})
+    return job.ranks.once(_add_predictions, job, ids, _predict_sets(job, wanted, stages))
 
 
-def _lacking_sets(job: _Job, ids: Sequence[str]) -> dict[str, EvalSet]:
-    """Evaluation sets that one of these members lacks."""
-    has_predictions, folders = job.store.has_predictions, [member_folder(m) for m in ids]
-    sets = job.stack.eval_sets()
-    return {n: s for n, s in sets.items() if not all(has_predictions(f, [n]) for f in folders)}
+def _lacking_sets(job: _Job, member: int) -> dict[str, EvalSet]:
+    """Evaluation sets that a stored member lacks."""
+    files = job.store.files(member_folder(job.stack.trial.member_id(member)))
+    sets = job.stack.eval_sets(member)
+    return {name: wanted for name, wanted in sets.items() if prediction_file(name) not in files}
 
 
 def _add_predictions(job: _Job, ids: Sequence[str], predicted: _Predicted) -> dict[str, str]:
@@ -382,14 +394,13 @@ def _files_by_member(
     """Prediction files of each member, with the widths of its samples; and why some have none."""
     found, failed = {}, {}
     for position, member_id in enumerate(ids):
-        logits = {name: logits_MKNC[position] for name, logits_MKNC in predicted.logits.items()}
         try:
-            found[member_id] = _prediction_files(job, member_id, logits)
+            found[member_id] = _prediction_files(job, member_id, predicted.logits[position])
         except ValueError as error:
             failed[member_id] = str(error)
             continue
-        for spec, records in predicted.widths.items():
-            found[member_id][width_file(spec)] = json.dumps(records[position]).encode()
+        for spec, width in predicted.widths[position].items():
+            found[member_id][width_file(spec)] = json.dumps(width).encode()
     return found, failed
 
 

@@ -36,6 +36,7 @@ class Stack:
         micro_batch: examples of each member per forward pass, None = the whole batch; no part of any
             identity.
         draws: ways in which each member predicts; None among them = plainly. () = the trial's own.
+        draw_members: how many members predict in each of these ways, those of the lowest indices; () = all.
         paths: store how each member's predictions on validation change while it is trained.
         soup: the members are stored, and only their soup predicts: the model with their mean weights.
     """
@@ -45,12 +46,15 @@ class Stack:
     eval_tasks: tuple[Task, ...] = ()
     micro_batch: int | None = None
     draws: tuple[Draws | None, ...] = ()
+    draw_members: tuple[int, ...] = ()
     paths: bool = False
     soup: bool = False
 
-    def eval_sets(self) -> dict[str, EvalSet]:
-        """Prediction sets that every member has at the end, by name."""
+    def eval_sets(self, member: int | None = None) -> dict[str, EvalSet]:
+        """Prediction sets that a member has at the end, by name; None = those of all members."""
         ways = self.draws or (self.trial.draws,)
+        if member is not None and self.draw_members:
+            ways = [draws for draws, num in zip(ways, self.draw_members) if member < num]
         return {s.name: s for draws in ways for s in self._splits(draws)}
 
     def reference_sets(self) -> dict[str, EvalSet]:

@@ -27,7 +27,7 @@ from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
 from lorae.noise import BranchMasks, make_noise
 from lorae.order import DataOrder
 from lorae.peft_format import read_stages
-from lorae.plan import Devices, Plan, make_plan, placed
+from lorae.plan import Devices, Plan, estimate, make_plan, placed
 from lorae.predict_task import predict_task
 from lorae.prediction import predict, predict_draws, with_features
 from lorae.prediction_files import prediction_file
@@ -381,6 +381,27 @@ def test_one_training_serves_plain_and_drawn_predictions(tiny_trial, data_root, 
     np.testing.assert_array_equal(later, expected)
     more = make_plan(replace(sweep, axes={"draws": [fewer]}), store, ONE_CPU)
     assert more.num_to_train == 0 and len(more.stacks) == 1, "the members only predict"
+
+
+def test_only_the_members_of_a_trial_draw_as_it_asks(tiny_trial, tmp_path):
+    """An ensemble of three, and samples of its first member, which are not predicted with the others."""
+    trial = tiny_trial(method=Lora(rank=2), budget=Budget(batch_size=4, steps=4), members=3)
+    store = Store(str(tmp_path / "store"))
+    sweep = Sweep(base=trial, companions=True)
+    plan = make_plan(sweep, store, ONE_CPU)
+    (stack,) = [s for s in plan.stacks if len(s.members) == 3]
+    assert dict(zip(stack.draws, stack.draw_members)) == {None: 3, TFB(3): 1}
+    plain = estimate(replace(stack, draws=(), draw_members=()), ONE_CPU, plan.placements[0])
+    seconds = [
+        estimate(s, ONE_CPU, plan.placements[0]).predict_seconds
+        for s in (stack, replace(stack, draw_members=()))
+    ]
+    sampled = [s - plain.predict_seconds for s in seconds]
+    assert sampled[1] == pytest.approx(3 * sampled[0])
+    run_stack(stack, store.storage.uri)
+    drawn = [[n for n in store.files(member_folder(m)) if "-tfb-" in n] for m in trial.member_ids()]
+    assert [len(names) for names in drawn] == [2, 0, 0]
+    assert stack.trial not in [s.trial for s in make_plan(sweep, store, ONE_CPU).stacks]
 
 
 def test_samples_of_a_further_set_are_as_wide_as_the_first_ones(tiny_trial, data_root, tmp_path, monkeypatch):
