@@ -55,6 +55,26 @@ def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, l
     assert largest_difference(together[0], together[1]) > 1e-3
 
 
+@pytest.mark.parametrize("dtype,moves", [(torch.float32, True), (torch.float64, False)], ids=["fp32", "fp64"])
+def test_rounding_alone_moves_a_member_in_fp32_and_not_in_fp64(tiny_trial, monkeypatch, dtype, moves):
+    """One unit in the last place on what linear layers return, for a member that is trained alone: exactness
+    to 1e-5 on another device can be shown in fp64 alone (`test_gpu`)."""
+    trial = tiny_trial(method=Vera(rank=16), optimizer=AdamW(lr=1e-1), budget=Budget(batch_size=4, steps=36))
+    backbone, data = prepared(trial, dtype=dtype)
+    (exact,), generator = train_stack(backbone, trial, [2], data), torch.Generator().manual_seed(0)
+
+    def rounded(x, weight, bias=None, linear=F.linear):
+        y = linear(x, weight, bias)
+        return y * (
+            1 + torch.finfo(y.dtype).eps / 2 * torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        )
+
+    monkeypatch.setattr(F, "linear", rounded)
+    (noisy,) = train_stack(backbone, trial, [2], data)
+    difference = largest_difference(exact, noisy)
+    assert difference > 1e-6 if moves else difference == 0
+
+
 @pytest.mark.parametrize(
     "regularizers", [(), (DecayB(5.0),), (KL(0.3, "forward"),)], ids=["plain", "decay_b", "kl"]
 )
