@@ -4,6 +4,7 @@ ensembling(trials, resampling)         ensembles minus the single member of the 
 regularising(trials, resampling)       regularised cells minus the unregularised of the same size
 same_parameters(trials, resampling)    ensembles minus the single LoRA of rank M * r
 same_compute(trials, resampling)       ensembles minus the single adapter trained M times as long
+same_predictions(trials, resampling)   ensembles minus M samples of a single member
 souping(trials, resampling)            soups minus the ensemble of the same members
 against_rivals(trials, resampling)     the largest LoRA ensemble minus each other way to its accuracy
 """
@@ -31,6 +32,7 @@ from analysis.table import (
     mean_entry,
     setting,
 )
+from lorae.draws import TFB
 from lorae.identity import spec_of
 from lorae.results import OOD_SEPARATOR
 from lorae.trial import Budget
@@ -94,6 +96,19 @@ def same_compute(trials: Trials, resampling: Resampling) -> Table:
 
     heading = "Ensembles against a single adapter trained M times as long"
     return differences(trials, resampling, longer, "same-compute", heading, own_lr=True)
+
+
+def same_predictions(trials: Trials, resampling: Resampling) -> Table:
+    """Each ensemble minus as many samples of its first member, where the sweep has them: equal forward passes
+    for a prediction."""
+
+    def sampled(cell: Cell) -> dict[str, Any] | None:
+        if cell.members < 2 or cell.is_soup or cell.factors["draws"] != "none":
+            return None
+        return cell.factors | {"members": 1, "draws": TFB(cell.members).label}
+
+    heading = "Ensembles against M samples of a single member (TFB)"
+    return differences(trials, resampling, sampled, "same-predictions", heading)
 
 
 def souping(trials: Trials, resampling: Resampling) -> Table:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from analysis.data import Trials
-from analysis.differences import against_rivals, ensembling, same_compute, same_parameters
+from analysis.differences import (
+    against_rivals,
+    ensembling,
+    same_compute,
+    same_parameters,
+    same_predictions,
+)
 from analysis.figures import standard_figures
 from analysis.figures_setting import metric_against_setting
 from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
@@ -15,7 +21,7 @@ from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import OOD_SEPARATOR
 
-CHANGES = (against_rivals, ensembling, same_parameters, same_compute)
+CHANGES = (against_rivals, ensembling, same_parameters, same_compute, same_predictions)
 SENSITIVITY = ("Xavier gain", "rank")
 
 

@@ -19,6 +19,7 @@ from analysis.differences import (
     regularising,
     same_compute,
     same_parameters,
+    same_predictions,
     souping,
 )
 from analysis.figures import MEMBERS_METRICS, metric_against_members, reliability_diagram
@@ -70,7 +71,9 @@ def write_report(
 def report_sections(trials: Trials) -> list[Section]:
     """What the report says, in order; sections without content are left out."""
     resampling = resample(trials, default_metrics(trials))
-    comparisons = (against_rivals, ensembling, souping, regularising, same_parameters, same_compute)
+    comparisons = (
+        against_rivals, ensembling, souping, regularising, same_parameters, same_compute, same_predictions,
+    )  # fmt: skip
     changes = [table for make in comparisons if (table := make(trials, resampling)).blocks]
     drawn = panels(trials)
     size, calibration, scores = [], [], []

@@ -31,12 +31,14 @@ class ProgressLine:
         self.started = self.printed = time.monotonic()
 
     def update(self, stack: int, phase: str, step: int = 0, num_steps: int = 0) -> None:
-        """A stack's news: its phase, and how far it is in training or predicting."""
+        """A stack's news: its phase, and how far it is in training (steps) or predicting (per cent)."""
         trained = self.estimates[stack].train_seconds / self.estimates[stack].seconds
         within = step / num_steps if num_steps else 0.0
         shares = {"train": trained * within, "predict": trained + (1 - trained) * within, "done": 1.0}
         self.fractions[stack] = max(self.fractions[stack], shares.get(phase, 0.0))
-        self.phases[stack] = f"{phase} {step}/{num_steps}" if num_steps else phase
+        self.phases[stack] = phase
+        if num_steps:
+            self.phases[stack] += f" {step} %" if phase == "predict" else f" {step}/{num_steps}"
         if phase == "done":
             self._print(final=True)
         elif self.stream.isatty() or time.monotonic() - self.printed >= PLAIN_SECONDS:

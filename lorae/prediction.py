@@ -18,6 +18,8 @@ from lorae.memory import PREDICT_TOKENS
 from lorae.noise import BranchMasks
 from lorae.transfer import to_device
 
+OnRows = Callable[[Sequence[Row]], None]
+
 
 @torch.no_grad()
 def predict(
@@ -25,6 +27,7 @@ def predict(
     rows: Sequence[Row],
     batch_tokens: int | None = None,
     set_noise: Callable[[Sequence[str]], None] | None = None,
+    on_rows: OnRows = lambda rows: None,
 ) -> np.ndarray:
     """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are
     none.
@@ -35,6 +38,7 @@ def predict(
     Args:
         batch_tokens: members' tokens of one forward pass; None = PREDICT_TOKENS.
         set_noise: called with the ids of the examples of each forward pass, before it.
+        on_rows: called with the rows of each forward pass, after it.
     """
     num_members = backbone.num_members
     num_classes = max(r.num_classes for r in rows)
@@ -46,18 +50,31 @@ def predict(
         logits = stack_logits(backbone, part * num_members, num_classes)
         own = logits.view(num_members, len(part), num_classes)[:, :real]
         logits_MNC.index_copy_(1, to_device(indices[:real], backbone.device), own)
+        on_rows(part[:real])
     backbone.ranks.sum_([logits_MNC])
     return logits_MNC.cpu().numpy()
 
 
-def predict_draws(backbone: Backbone, rows: Sequence[Row], draws: MCDropout | None = None) -> np.ndarray:
-    """Logits (M, K, N, C) of K draws of each member: one, the passes of MC dropout, or one for each mask."""
+def predict_draws(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    draws: MCDropout | None = None,
+    on_rows: OnRows = lambda rows: None,
+) -> np.ndarray:
+    """Logits (M, K, N, C) of K draws of each member: one, the passes of MC dropout, or one for each mask.
+
+    Args:
+        on_rows: as for `predict`.
+    """
     noise = backbone.inserted.noise if backbone.inserted else None
     masks = noise.spec.masks if isinstance(noise, BranchMasks) else None
     if noise is None or not (draws or masks):
-        return predict(backbone, rows)[:, None]
+        return predict(backbone, rows, on_rows=on_rows)[:, None]
     passes = range(masks or (draws.passes if draws else 1))
-    logits = [predict(backbone, rows, set_noise=functools.partial(noise.predict, k)) for k in passes]
+    logits = [
+        predict(backbone, rows, set_noise=functools.partial(noise.predict, k), on_rows=on_rows)
+        for k in passes
+    ]
     noise.off()
     return np.stack(logits, axis=1)
 

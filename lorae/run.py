@@ -27,7 +27,7 @@ from lorae.identity import canonical
 from lorae.methods import Full, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
-from lorae.prediction import predict, predict_draws, with_features
+from lorae.prediction import OnRows, predict, predict_draws, with_features
 from lorae.prediction_files import parquet_bytes, prediction_file, rows_bytes
 from lorae.ranks import Ranks
 from lorae.regularizers import KL
@@ -47,7 +47,7 @@ from lorae.store import (
     width_file,
 )
 from lorae.tasks.base import Split, Task
-from lorae.tfb import Samples
+from lorae.tfb import Samples, anchors
 from lorae.training import MemberRun, TrainingData, train_stack
 
 
@@ -149,6 +149,18 @@ class _Job:
     def stop_if_asked(self) -> None:
         if self.should_stop():
             raise Stopped
+
+    def counted(self, tokens: int) -> OnRows:
+        """To be told of rows that were predicted: reports their share of so many tokens, stops if asked."""
+        done = 0
+
+        def on_rows(rows: Sequence[Row]) -> None:
+            nonlocal done
+            done += _num_tokens(rows) * self.ranks.size
+            self.stop_if_asked()
+            self.on_progress(Progress("predict", min(100, 100 * done // tokens), 100))
+
+        return on_rows
 
     def encoded(self, task: Task, split: Split) -> list[Row]:
         """Token rows of a split, encoded once per stack."""
@@ -312,11 +324,11 @@ def _predict_sets(
     found = _Predicted([{} for _ in wanted], [{} for _ in wanted], 0.0)
     answer_ids = job.encoded(trial.task, "test")[0].answer_ids
     sets = {name: s for of_member in wanted.values() for name, s in of_member.items()}
-    numbers = {name: number for number, name in enumerate(sets)}
     together: dict[tuple[int, ...], list[str]] = {}  # by their positions among the members
     for name in sets:
         who = tuple(position for position, of_member in enumerate(wanted.values()) if name in of_member)
         together.setdefault(who, []).append(name)
+    on_rows = job.counted(_tokens_to_predict(job, [*sets.values()], len(stages)))
     for who, names in together.items():
         members, samples = [[*wanted][position] for position in who], {}
         streams = [trial.member_key(m) for m in members]
@@ -327,15 +339,13 @@ def _predict_sets(
                 states = [stage[position] for position in who]
                 adapters.load(states)
                 for name in names:
-                    job.stop_if_asked()
-                    job.on_progress(Progress("predict", numbers[name], len(sets)))
                     rows, draws = job.trained_rows(sets[name].task, sets[name].split), sets[name].draws
                     if isinstance(draws, TFB):
                         if draws not in samples:
-                            samples[draws] = _found_samples(job, adapters, states, members, draws)
+                            samples[draws] = _samples(job, adapters, states, members, draws, on_rows)
                         drawn[name].append(samples[draws].predict(rows))
                     else:
-                        drawn[name].append(predict_draws(job.backbone, rows, draws))
+                        drawn[name].append(predict_draws(job.backbone, rows, draws, on_rows))
         searched += sum(of_spec.search_seconds for of_spec in samples.values())
         for m, position in enumerate(who):
             found.logits[position] |= {n: np.concatenate([d[m] for d in drawn[n]]) for n in names}
@@ -344,12 +354,34 @@ def _predict_sets(
     return found
 
 
-def _found_samples(
-    job: _Job, adapters: Adapters, states: Sequence[State], members: Sequence[int], spec: TFB
+def _tokens_to_predict(job: _Job, sets: Sequence[EvalSet], num_stages: int) -> int:
+    """Tokens of all forward passes for some sets, and of the searches for the width of their samples."""
+    trial, total = job.stack.trial, 0
+    for wanted in sets:
+        num_draws = replace(trial, draws=wanted.draws).num_draws // (trial.optimizer.cycles or 1)
+        total += num_stages * num_draws * _num_tokens(job.trained_rows(wanted.task, wanted.split))
+    for spec in {wanted.draws for wanted in sets}:
+        if isinstance(spec, TFB):
+            searched = anchors(job.trained_rows(trial.task, "train"))
+            total += spec.num_searched(len(searched)) * _num_tokens(searched) // len(searched)
+    return total
+
+
+def _num_tokens(rows: Sequence[Row]) -> int:
+    return sum(max(1, len(row.tokens)) for row in rows)  # images and sounds have none
+
+
+def _samples(
+    job: _Job,
+    adapters: Adapters,
+    states: Sequence[State],
+    members: Sequence[int],
+    spec: TFB,
+    on_rows: OnRows,
 ) -> Samples:
     """Samples of members with the widths that are stored, or else are searched for now."""
     task, ids = job.stack.trial.task, [job.stack.trial.member_id(m) for m in members]
-    samples = Samples(adapters, states, ids, spec)
+    samples = Samples(adapters, states, ids, spec, on_rows)
     stored = job.ranks.once(_stored_widths, job.store, ids, spec)
     if len(stored) < len(ids):
         samples.search(job.trained_rows(task, "train"))
@@ -425,7 +457,7 @@ def _ensure_reference(job: _Job) -> None:
             return
         job.on_progress(Progress("reference"))
         rows = {name: job.encoded(sets[name].task, sets[name].split) for name in missing}
-        logits = {name: predict(job.backbone, rows[name]) for name in missing}
+        logits = {n: predict(job.backbone, rows[n], on_rows=lambda _: job.stop_if_asked()) for n in missing}
         job.ranks.once(_write_predictions, job, folder, logits)
 
 
@@ -446,11 +478,11 @@ def _ensure_soup(job: _Job) -> None:
         started, logits = time.perf_counter(), {}
         inits = [trial.member_key(m)["init"] for m in stack.members]
         answer_ids = job.encoded(trial.task, "test")[0].answer_ids
+        rows = {name: job.trained_rows(sets[name].task, sets[name].split) for name in missing}
+        on_rows = job.counted(sum(map(_num_tokens, rows.values())))
         with Soup(backbone, trial.method, inits, states, answer_ids):
-            for number, name in enumerate(missing):
-                job.stop_if_asked()
-                job.on_progress(Progress("predict", number, len(missing)))
-                logits[name] = predict(backbone, job.trained_rows(sets[name].task, sets[name].split))
+            for name in missing:
+                logits[name] = predict(backbone, rows[name], on_rows=on_rows)
         cost = {"predict_seconds": time.perf_counter() - started}
         job.ranks.once(_write_predictions, job, folder, logits, cost)
 

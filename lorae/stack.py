@@ -91,7 +91,8 @@ class StackResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running stack is: `phase` is "load", "reference", "train", "evaluate", "predict" or "done".
+    """Where a running stack is: `phase` is "load", "reference", "train", "evaluate", "predict" or "done". In
+    "train" it counts steps, in "predict" per cent of the tokens.
 
     In "evaluate" it has the number of evaluations so far and the ensemble's validation NLL, for a search.
     """

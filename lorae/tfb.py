@@ -18,7 +18,7 @@ from lorae import seeds
 from lorae.adapters import Adapters, State
 from lorae.draws import ANCHORS, SEARCH_STEPS, SIGMAS, TFB
 from lorae.encoding import Row
-from lorae.prediction import draws_nll, predict
+from lorae.prediction import OnRows, draws_nll, predict
 
 NO_DIRECTION = 1e-5  # singular values of B, relative to its largest one, that are rounding
 
@@ -31,15 +31,22 @@ class Samples:
         states: the members' parameters.
         member_ids: name the streams of their noise.
         spec: how many samples.
+        on_rows: as for `predict`.
 
     Attributes:
         widths: each member's "sigma" and its share of the "search_seconds"; to be searched or set.
     """
 
     def __init__(
-        self, adapters: Adapters, states: Sequence[State], member_ids: Sequence[str], spec: TFB
+        self,
+        adapters: Adapters,
+        states: Sequence[State],
+        member_ids: Sequence[str],
+        spec: TFB,
+        on_rows: OnRows = lambda rows: None,
     ) -> None:
         self.adapters, self.states, self.member_ids, self.spec = adapters, states, member_ids, spec
+        self.on_rows = on_rows
         self.widths: list[dict[str, float]] = []
         self.search_seconds = 0.0  # of this object's own search
         self.spreads = [
@@ -55,7 +62,7 @@ class Samples:
         logits = []
         for sample in range(self.spec.samples):
             self.adapters.load([self._sampled(m, sample, sigma) for m, sigma in enumerate(sigma_M)])
-            logits.append(predict(self.adapters.backbone, rows))
+            logits.append(predict(self.adapters.backbone, rows, on_rows=self.on_rows))
         self.adapters.load(self.states)
         return np.stack(logits, axis=1)
 

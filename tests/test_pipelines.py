@@ -30,7 +30,7 @@ NAMES = sorted(
 )
 TABLES = {  # beside the comparison
     "regularization": {"ensembling", "regularising"},
-    "efficiency": {"ensembling", "same-parameters", "same-compute"},
+    "efficiency": {"ensembling", "same-parameters", "same-compute", "same-predictions"},
     "ood": {"ood-grid", "ood-scores"},
     "randomness": {"regularising"},
     "strength": {"regularising"},
@@ -38,7 +38,10 @@ TABLES = {  # beside the comparison
     "rank": {"ensembling"},
     "initialization": {"ensembling"},
     "search": {"best"},
-    **{name: {"ensembling", "rivals", "same-parameters", "same-compute", "weights"} for name in ENCODERS},
+    **{
+        name: {"ensembling", "rivals", "same-parameters", "same-compute", "same-predictions", "weights"}
+        for name in ENCODERS
+    },
 }
 FIGURES = {
     "demo": {"ensemble_nll-members", "ece15-members"},

@@ -28,6 +28,10 @@ def test_plain_lines_tell_stacks_members_and_steps(tiny_trial, monkeypatch):
     )
     line.update(0, "train", 16, 30)
     assert len(stream.getvalue().splitlines()) == 1, "no flood of lines where there is no terminal"
+    clock[0] = 60.0
+    line.update(0, "predict", 50, 100)
+    assert stream.getvalue().strip().endswith("about 0:25 left | colours lora none seed 0 x3: predict 50 %")
+    clock[0] = 30.0
     line.update(0, "done")
     assert "stacks 1/2, members 3/4, about 0:07 left" in stream.getvalue().splitlines()[-1]
     line.update(1, "done")

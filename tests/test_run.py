@@ -14,12 +14,14 @@ import torch
 from toys import Greys
 from victims import SERVER, exit_code, wait_until
 
+from lorae import memory
+from lorae.draws import TFB
 from lorae.methods import Lora, Vera
 from lorae.plan import Devices, make_plan
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.run import run_stack
-from lorae.stack import Stack
+from lorae.stack import Progress, Stack, Stopped
 from lorae.store import WEIGHTS, Store, member_folder, reference_folder
 from lorae.trial import AdamW, Budget, Sweep, Trial
 
@@ -90,6 +92,27 @@ def test_stack_stores_members_predictions_and_reference(trial, data_root, tmp_pa
     )
     assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
     assert run_stack(stack, str(tmp_path)).found == tuple(trial.member_ids()), "nothing is trained twice"
+
+
+@pytest.mark.parametrize("draws", [None, TFB(2)], ids=["plain", "samples"])
+def test_predicting_tells_how_far_it_is_and_stops_in_the_middle(tiny_trial, tmp_path, monkeypatch, draws):
+    monkeypatch.setitem(memory.PREDICT_TOKENS, "cpu", 64)  # several forward passes for each set
+    stack, told, stop = Stack(tiny_trial(draws=draws), (0, 1)), [], [False]
+
+    def run(at: int) -> None:
+        def note(progress: Progress) -> None:
+            if progress.phase == "predict":
+                told.append(progress.step)
+                stop[0] = progress.step >= at
+
+        run_stack(stack, str(tmp_path), on_progress=note, should_stop=lambda: stop[0])
+
+    with pytest.raises(Stopped):
+        run(40)
+    assert 40 <= told[-1] < 60
+    stop[0], told = False, told[:0]
+    run(101)
+    assert told == sorted(told) and len(set(told)) > 4 and told[-1] == 100
 
 
 @pytest.mark.parametrize("method", [Lora(rank=4), Vera(rank=8)], ids=["lora", "vera"])
