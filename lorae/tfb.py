@@ -98,8 +98,11 @@ def anchors(train: Sequence[Row]) -> list[Row]:
 
 
 def inverse_root(B_ER: torch.Tensor) -> torch.Tensor:
-    """(B^T B)^(-1/2), (R, R) in fp64, on the directions that B has."""
-    values_R, vectors_RR = torch.linalg.eigh(B_ER.double().T @ B_ER.double())
+    """(B^T B)^(-1/2), (R, R) in fp64, on the directions that B has; NaN where B is not finite."""
+    gram_RR = B_ER.double().T @ B_ER.double()
+    if not gram_RR.isfinite().all():
+        return torch.full_like(gram_RR, math.nan)
+    values_R, vectors_RR = torch.linalg.eigh(gram_RR)
     has_R = values_R > NO_DIRECTION**2 * values_R.max()
     return (vectors_RR * torch.where(has_R, values_R, math.inf).rsqrt()) @ vectors_RR.T
 

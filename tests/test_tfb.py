@@ -3,6 +3,7 @@ on the member alone."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -104,6 +105,19 @@ def test_a_sample_depends_on_neither_the_other_members_nor_the_other_examples(tr
     assert np.allclose(alone[0], together[1][:, ::-1][:, :5], atol=1e-5)
     distinct = [together[0, 0], together[0, 1], together[0, 2], together[1, 0]]
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(distinct) for b in distinct[:i])
+
+
+def test_a_member_that_is_not_finite_spoils_no_other(trained):
+    backbone, data, trial, states = trained
+    broken = {name: torch.full_like(value, math.nan) for name, value in states[0].items()}
+
+    def use(samples):
+        samples.search(data.train)
+        return samples.widths[-1]["sigma"], samples.predict(data.validation)[-1]
+
+    both = sampled((backbone, data, trial, [broken, states[1]]), [0, 1], TFB(2), use)
+    alone = sampled(trained, [1], TFB(2), use)
+    assert both[0] == pytest.approx(alone[0], rel=1e-9) and np.allclose(both[1], alone[1], atol=1e-5)
 
 
 def test_sigma_is_the_largest_that_the_tolerance_allows(trained):
