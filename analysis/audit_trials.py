@@ -19,7 +19,7 @@ from lorae.prediction_files import prediction_file, prediction_sets
 from lorae.regularizers import Regularizer
 from lorae.results import trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
-from lorae.store import RECORD, member_folder, soup_folder
+from lorae.store import RECORD, is_width_file, member_folder, soup_folder
 from lorae.tasks.base import Scoring, Split, Task
 from lorae.trial import AdamW, Budget, Diversity, Trial
 
@@ -183,7 +183,7 @@ def _backbone_names(stored: Stored) -> dict[str, set[str]]:
 def costs_come_from_the_records(stored: Stored) -> list[Finding]:
     """Every cost column of every done trial, summed again over its members' records.
 
-    Prediction sets that a member got after the table was made are in no row's `stored_bytes`.
+    Prediction sets and samples that a member got after the table was made are in no row's `stored_bytes`.
     """
     problems = []
     for row, trial in stored.trials:
@@ -201,12 +201,13 @@ def costs_come_from_the_records(stored: Stored) -> list[Finding]:
 
 
 def _later_bytes(stored: Stored, row: Row) -> int:
-    """Bytes of the members' prediction sets that a row does not name."""
+    """Bytes of the members' prediction sets that a row does not name, and of the widths of samples."""
     total = 0
     for member in dict.fromkeys(row["member_ids"]):
         sizes = stored.store.file_bytes(member_folder(member))
         others = prediction_sets(sizes) - set(eval_sets(row).values())
-        total += sum(sizes[prediction_file(name)] for name in others)
+        later = [*map(prediction_file, others), *filter(is_width_file, sizes)]
+        total += sum(sizes[name] for name in later)
     return total
 
 

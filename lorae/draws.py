@@ -78,14 +78,16 @@ Draws = MCDropout | TFB
 
 
 def read_draws(label: str) -> Draws | None:
-    """The draws that a row of a table names; None for those that a member has by its training alone."""
+    """The draws that a row of a table names; None for those that a member has by its training alone, and for
+    a label of no draws."""
     kind, _, size = label.partition("-")
     num, _, tolerance = size.partition("x")
-    if not num.isdecimal():
+    try:
+        if kind == "tfb":
+            return TFB(int(num), float(tolerance))
+        return MCDropout(int(size)) if kind == "mc" else None
+    except ValueError:
         return None
-    if kind == "tfb":
-        return TFB(int(num), float(tolerance))
-    return MCDropout(int(num)) if kind == "mc" and not tolerance else None
 
 
 def drawn_set(eval_set: str, draws: Draws | None) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import SCHEMA_VERSION, untrusted
-from lorae.draws import TFB
+from lorae.draws import TFB, read_draws
 from lorae.identity import digest
 from lorae.prediction_files import (
     PREDICTIONS,
@@ -400,6 +400,10 @@ def entry_lock(folder: str) -> str:
 
 def width_file(draws: TFB) -> str:
     return f"{draws.label}.json"
+
+
+def is_width_file(name: str) -> bool:
+    return name.endswith(".json") and isinstance(read_draws(name.removesuffix(".json")), TFB)
 
 
 def checkpoint_file(stack_id: str) -> str:

@@ -20,6 +20,7 @@ from toys import Colours, Greys, colour_rows, write_split
 from analysis.audit import audit, text
 from analysis.audit_predictions import below_chance
 from analysis.findings import Finding
+from lorae.draws import TFB
 from lorae.methods import Lora, Vera
 from lorae.prediction_files import parquet_bytes, prediction_file
 from lorae.regularizers import KL, AdapterDropout
@@ -568,6 +569,17 @@ def test_edited_costs(sound):
 
     sound.edit_rows(edit)
     assert sorted(columns(sound.faults(), "costs come from the records")) == sorted([*COST, "stored_bytes"])
+
+
+def test_samples_of_members_that_an_earlier_table_has(sound):
+    """Its rows have fewer bytes than their members have now; those of the samples are as they say."""
+    sampled = replace(sound.lora, draws=TFB(2))
+    tasks = next(ood for trial, ood in sound.trials if trial == sound.lora)
+    run_stack(Stack(sampled, (0, 1), tuple(tasks)), sound.store.storage.uri)
+    assert sound.faults() == []
+    sound.trials.append((sampled, tasks))
+    sound.tabulate()
+    assert sound.faults() == []
 
 
 @pytest.mark.parametrize(

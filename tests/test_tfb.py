@@ -163,7 +163,9 @@ def test_a_label_names_its_draws(draws):
     assert read_draws(draws.label) == draws
 
 
-@pytest.mark.parametrize("label", ["none", "snapshots-5", "masks-4x2", "mc-", "mc-4x2", ""])
+@pytest.mark.parametrize(
+    "label", ["none", "snapshots-5", "masks-4x2", "mc-", "mc-4x2", "", "tfb-4", "tfb-4xmany", "tfb-0x0.003"]
+)
 def test_other_labels_name_none(label):
     assert read_draws(label) is None
 
