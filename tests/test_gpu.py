@@ -37,8 +37,8 @@ def exact_products():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("method,lr", [(Lora(rank=4), 1e-2), (Vera(rank=16), 1e-1)], ids=["lora", "vera"])
 def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, lr, dtype):
-    """VeRA in fp32 missed the bound on an H200. One ulp of noise on what every linear layer returns moves such
-    a member trained alone by 2.5e-5, and by nothing where the backbone computes in fp64 (on a CPU)."""
+    """VeRA in fp32 missed the bound on an H200. One ulp of noise on what every linear layer returns moves
+    such a member trained alone by 2.5e-5, and by nothing where the backbone computes in fp64 (on a CPU)."""
     regularizers = (AdapterDropout(0.1), KL(0.05), DecayB(0.1), EarlyStopping(patience=1, every=6))
     optimizer, budget = AdamW(lr=lr, max_grad_norm=0.5), Budget(batch_size=4, steps=36)
     trial = tiny_trial(method=method, regularizers=regularizers, optimizer=optimizer, budget=budget)
