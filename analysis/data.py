@@ -28,6 +28,7 @@ SHARED_FACTORS = ("backbone", "task", "scoring", "precision", "max_tokens")  # a
 # Of a method: its single member, and its ensemble
 METHOD_NAMES = {
     "lora": ("single LoRA", "LoRA ensemble"),
+    "blob": ("single BLoB", "BLoB ensemble"),
     "vera": ("single VeRA", "VeRA ensemble"),
     "batchensemble": ("single BatchEnsemble member", "BatchEnsemble"),
     "last-layer": ("single last layer", "last-layer ensemble"),
@@ -58,9 +59,12 @@ class Cell:
         if self.is_soup:
             return f"{single.removeprefix('single ').removesuffix(' member')} soup of {self.members}"
         if self.members > 1:
-            return f"{several} of {self.members}" + (f", each a {draws}" if draws else "")
+            each = draws if draws.startswith("x") else f"a {draws}"
+            return f"{several} of {self.members}" + (f", each {each}" if draws else "")
         if not draws:
             return single
+        if draws.startswith("x"):
+            return f"{single.removeprefix('single ')} {draws}"
         return draws if method == "lora" else f"{draws} ({single.removeprefix('single ')})"
 
     @property
@@ -113,7 +117,7 @@ def draws_name(label: str) -> str:
     kind, _, size = label.partition("-")
     names = {
         "mc": "MC dropout x{}", "tfb": "TFB x{}", "snapshots": "snapshot ensemble of {}",
-        "masks": "Masksembles of {}",
+        "masks": "Masksembles of {}", "posterior": "x{}",
     }  # fmt: skip
     number, _, setting = size.partition("x")
     what = {"tfb": "tolerance", "masks": "scale"}.get(kind)

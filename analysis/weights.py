@@ -51,7 +51,7 @@ from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
 OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name in OF_UPDATE}
 WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *OF_MEAN_UPDATE.values())
-LOW_RANK = ("Lora", "Vera")  # methods whose members are updates
+LOW_RANK = ("Lora", "Blob", "Vera")  # methods whose members are updates
 ATTENTION = tuple(ROLES)
 MAX_REPORT_ENTRIES = 500_000_000  # of the weights that a report decomposes: half a minute of one core
 

@@ -18,8 +18,8 @@ from torch import nn
 
 from lorae import seeds
 from lorae.backbones import Backbone
-from lorae.methods import Adapter, BatchEnsemble, Full, LastLayer, Lora, Method, Vera, adapted_layers
-from lorae.noise import Noise
+from lorae.methods import Adapter, BatchEnsemble, Blob, Full, LastLayer, Lora, Method, Vera, adapted_layers
+from lorae.noise import Noise, WeightNoise
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
 HEAD = "head.weight", "head.bias"  # (M, C, D), (M, C)
@@ -44,6 +44,21 @@ class StackedLora(Stacked):
         h = torch.bmm(z, A_MRD.to(x.dtype).transpose(1, 2))  # (M, S, R)
         B_MRE = B_MER.to(x.dtype).transpose(1, 2)
         y_MNE = y.view(num_members, -1, y.shape[-1])
+        return torch.baddbmm(y_MNE, h, B_MRE, alpha=self.adapters.scale).view_as(y)
+
+
+class StackedBlob(Stacked):
+    """h = W0 x + (alpha / rank) B_m (A_m + sample) x, where the sample has standard deviation G_m * G_m."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
+        A_MRD, B_MER, G_MRD = self.adapters.factors(self.layer)
+        y, num_members = self.base(x), len(A_MRD)
+        z = x.reshape(num_members, -1, x.shape[-1])
+        h = torch.bmm(z, A_MRD.to(x.dtype).transpose(1, 2))  # (M, S, R)
+        if isinstance(self.adapters.noise, WeightNoise):  # none in a soup
+            h = h + self.adapters.noise.added(z, G_MRD**2, self.number)
+        y_MNE = y.view(num_members, -1, y.shape[-1])
+        B_MRE = B_MER.to(x.dtype).transpose(1, 2)
         return torch.baddbmm(y_MNE, h, B_MRE, alpha=self.adapters.scale).view_as(y)
 
 
@@ -78,6 +93,7 @@ class StackedBatchEnsemble(Stacked):
 
 MODULES: dict[type, type[Stacked]] = {
     Lora: StackedLora,
+    Blob: StackedBlob,
     Vera: StackedVera,
     BatchEnsemble: StackedBatchEnsemble,
 }
@@ -194,11 +210,10 @@ class Adapters:
         """The parameter of the member that is computed now, or of all."""
         return parameter if self.only is None else parameter[self.only : self.only + 1]
 
-    def factors(self, layer: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """The two trained factors of a layer, members leading."""
+    def factors(self, layer: str) -> list[nn.Parameter]:
+        """The trained factors of a layer in the method's order, members leading."""
         assert isinstance(self.method, Adapter)
-        first, second = self.method.factors
-        return self.parameters[f"{layer}.{first}"], self.parameters[f"{layer}.{second}"]
+        return [self.parameters[f"{layer}.{factor}"] for factor in self.method.factors]
 
     @property
     def num_members(self) -> int:

@@ -69,12 +69,36 @@ class TFB:
         return SEARCH_STEPS * self.samples * min(ANCHORS, num_train)
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """Samples of the weights that a Bayesian member (`Blob`) has learned a distribution of. The trained
+    member is the one that predicts with their mean, too.
+
+    Args:
+        samples: number of draws, >= 1.
+    """
+
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples}: must be >= 1; write Posterior(samples=10)")
+
+    @property
+    def label(self) -> str:
+        return f"posterior-{self.samples}"
+
+    @property
+    def num_draws(self) -> int:
+        return self.samples
+
+
 ANCHORS = 256  # training examples that sigma is searched on
 SIGMAS = 1e-4, 1.0  # between which
 SEARCH_STEPS = 7  # of bisection on a log scale, to 7 %
 
 
-Draws = MCDropout | TFB
+Draws = MCDropout | TFB | Posterior
 
 
 def read_draws(label: str) -> Draws | None:
@@ -85,7 +109,8 @@ def read_draws(label: str) -> Draws | None:
     try:
         if kind == "tfb":
             return TFB(int(num), float(tolerance))
-        return MCDropout(int(size)) if kind == "mc" else None
+        of_size = {"mc": MCDropout, "posterior": Posterior}.get(kind)
+        return of_size(int(size)) if of_size else None
     except ValueError:
         return None
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lorae.methods import Adapter, BatchEnsemble, Full, LastLayer, Vera, adapted_layers
+from lorae.methods import Adapter, BatchEnsemble, Blob, Full, LastLayer, Vera, adapted_layers
 from lorae.regularizers import AdapterDropout, EarlyStopping, Masksembles
 from lorae.shapes import kind_of, linear_shapes, num_backbone_parameters
 from lorae.trial import Trial
@@ -199,15 +199,18 @@ def _adapter_bytes(
     *,
     on_cpu: bool,
 ) -> int:
-    """Parameters, gradients, two moments; early stopping's best state (in host memory), VeRA's projections,
-    the cast to bf16. A classification head has `head` parameters; `LastLayer`'s few rows are not counted."""
+    """Parameters, gradients, two moments; early stopping's best state (in host memory), VeRA's projections or
+    BLoB's noise, the cast to bf16. A classification head has `head` parameters; `LastLayer`'s few rows are
+    not counted."""
     size, method = BYTES[trial.precision], trial.method
     trained = num_backbone_parameters(config) if isinstance(method, Full) else 0
+    frozen = 0
     if isinstance(method, Adapter):
         trained = sum(method.num_parameters(*shape) for shape in layers.values())
+    if isinstance(method, Blob):  # the noise of a step, and its product with the standard deviation
+        frozen = (4 + size) * method.rank * sum(d_in for d_in, _ in layers.values())
     copies = 4 + (on_cpu and trial.regularizer(EarlyStopping) is not None)
     casts = size * trained * (size < 4)
-    frozen = 0
     if isinstance(method, Vera):
         d_ins, d_outs = zip(*layers.values())
         frozen = size * method.rank * (max(d_ins) + max(d_outs))
@@ -216,8 +219,8 @@ def _adapter_bytes(
 
 def _branch_bytes(trial: Trial, layers: dict[str, tuple[int, int]], tokens: int) -> int:
     """What autograd keeps of the adapters' branches: LoRA's inputs (one for layers that read the same, each
-    its own with a mask under noise) and A x; VeRA's two products; the inputs and outputs that BatchEnsemble
-    multiplies; the inputs of every layer whose weight is trained."""
+    its own with a mask under noise) and A x; BLoB's signs, and inputs with these; VeRA's two products; the
+    inputs and outputs that BatchEnsemble multiplies; the inputs of every layer whose weight is trained."""
     size, rank = BYTES[trial.precision], trial.method.rank
     if isinstance(trial.method, Vera):
         return tokens * size * sum(rank + d_out for _, d_out in layers.values())
@@ -230,4 +233,5 @@ def _branch_bytes(trial: Trial, layers: dict[str, tuple[int, int]], tokens: int)
     for name, (d_in, _) in layers.items():
         path, _, leaf = name.rpartition(".")
         inputs[path, SAME_INPUT.get(leaf, leaf)] = d_in
-    return tokens * size * (sum(inputs.values()) + rank * len(layers) + outputs)
+    signs = sum(2 * d_in + rank for d_in, _ in layers.values()) if isinstance(trial.method, Blob) else 0
+    return tokens * size * (sum(inputs.values()) + rank * len(layers) + outputs + signs)

@@ -2,7 +2,7 @@
 
 A method is a setting; the stacked modules that compute it are in `lorae.adapters`. LoRA: Hu et al. 2021,
 arXiv:2106.09685. VeRA: Kopiczko et al. 2023, arXiv:2310.11454. BatchEnsemble: Wen et al. 2020,
-arXiv:2002.06715.
+arXiv:2002.06715. BLoB: Wang et al. 2024, arXiv:2406.11675.
 """
 
 from __future__ import annotations
@@ -140,11 +140,72 @@ class Lora:
         """Trained numbers of one member in one layer."""
         return self.rank * (d_in + d_out)
 
-    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, ...]:
         """A (rank, d_in) and B (d_out, rank) of one member in one layer; `key` names its init stream."""
         a = self.init.draw(seeds.stream(*key, layer, "A"), self.rank, d_in)
         b = seeds.stream(*key, layer, "B").normal(0.0, self.b_std, (d_out, self.rank)) if self.b_std else None
         return a, np.zeros((d_out, self.rank)) if b is None else b
+
+
+@dataclass(frozen=True)
+class Blob(Lora):
+    """LoRA whose A is a Gaussian, A ~ N(mean, (G * G)^2) element by element; mean, G and B are trained.
+
+    Every training example has a sample of its own, by random signs of one for each step (Flipout, Wen et al.
+    2018, arXiv:1803.04386). After each step of the optimizer on their NLL, gradient descent takes one on the
+    KL divergence from the prior N(0, prior_std^2), of size kl_lr times the schedule of the learning rate
+    times the weight of the step. A member predicts with the mean, or by `lorae.draws.Posterior`.
+
+    Args:
+        rank, alpha, targets, init, b_std: as for `Lora`; `init` is of the mean.
+        std_root: G begins uniform in [std_root / sqrt(2), std_root]; > 0.
+        prior_std: > 0.
+        kl_lr: step size of the KL divergence, > 0; kl_lr < 2 prior_std^2, or the mean oscillates.
+        gamma: the steps' weights grow over cycles of 100 N^(pi / gamma) / batch_size steps, of N training
+            examples; > 0.
+
+    Source: Wang et al. 2024, arXiv:2406.11675, equations 6 to 9 and algorithm 1; the cycles' length and the
+    halving of the weights by the authors' code.
+    """
+
+    label = "blob"
+    factors: ClassVar[tuple[str, ...]] = ("A", "B", "G")
+
+    std_root: float = 0.05
+    prior_std: float = 0.2
+    kl_lr: float = 0.01
+    gamma: float = 8.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("std_root", "prior_std", "kl_lr", "gamma"):
+            if not (value := getattr(self, name)) > 0:
+                raise ValueError(f"{name}={value}: must be > 0; write Blob({name}={getattr(Blob, name)})")
+        if self.kl_lr >= 2 * self.prior_std**2:
+            raise ValueError(
+                f"kl_lr={self.kl_lr} with prior_std={self.prior_std}: must be < 2 prior_std^2, or the mean "
+                f"oscillates; write Blob(kl_lr={self.prior_std**2 / 4:.2g}) or less"
+            )
+
+    @property
+    def init_label(self) -> str:
+        return f"{super().init_label}+g-{self.std_root:g}"
+
+    def num_parameters(self, d_in: int, d_out: int) -> int:
+        """Trained numbers of one member in one layer."""
+        return super().num_parameters(d_in, d_out) + self.rank * d_in
+
+    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, ...]:
+        """The mean of A (rank, d_in), B (d_out, rank) and G (rank, d_in) of one member in one layer."""
+        low = self.std_root / math.sqrt(2)
+        g = seeds.stream(*key, layer, "G").uniform(low, self.std_root, (self.rank, d_in))
+        return *super().draw(layer, d_in, d_out, key), g
+
+    def kl_weight(self, step: int, num_train: int, batch_size: int) -> float:
+        """Weight of the KL divergence after step `step` (from 0): it doubles from step to step of a cycle,
+        and its sum over one is almost 1."""
+        cycle = max(1, int(100 * num_train ** (math.pi / self.gamma) / batch_size))
+        return 2.0 ** (step % cycle - cycle) / (1 - 2.0 ** -(cycle + 1))
 
 
 @dataclass(frozen=True)
@@ -300,7 +361,7 @@ class Full:
     zero_factor: ClassVar[str | None] = None
 
 
-Adapter = Lora | Vera | BatchEnsemble  # methods that change some linear layers
+Adapter = Lora | Blob | Vera | BatchEnsemble  # methods that change some linear layers
 Method = Adapter | LastLayer | Full
 
 

@@ -1,4 +1,5 @@
-"""Noise on what the trained parts of a stack's members read: dropout, or the masks of Masksembles.
+"""Noise on what the trained parts of a stack's members read, dropout or the masks of Masksembles, or on their
+weights, where these are Gaussians.
 
 It is off unless rows are set. A row's noise depends on its member and on itself, never on the other rows.
 """
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from lorae import seeds
+from lorae.methods import Blob, Method
 from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.transfer import to_device
 
@@ -85,7 +87,7 @@ class BranchDropout(_Located):
         return x * keep / (1 - self.p)
 
     def _set(self, row_keys: list[int]) -> None:
-        self.row_keys = torch.tensor(row_keys, dtype=torch.int32)
+        self.row_keys = _int32(row_keys)
 
 
 class BranchMasks(_Located):
@@ -137,13 +139,71 @@ class BranchMasks(_Located):
         return self._masks[layer, width]
 
 
-Noise = BranchDropout | BranchMasks
+class WeightNoise(_Located):
+    """Samples of Gaussian weights: one of each member for a training step, of which every row has its own by
+    random signs (Flipout, Wen et al. 2018, arXiv:1803.04386, equation 3), or one for a draw.
+
+    Args:
+        keys: the posterior stream of each member.
+    """
+
+    def __init__(self, keys: Sequence[seeds.Key]) -> None:
+        super().__init__(keys)
+        self.sample_keys: torch.Tensor | None = None  # int32 (M,)
+        self.row_keys: torch.Tensor | None = None  # int32 (M*B,); None = a sample is that of all rows
+
+    def train(self, step: int, rows: Sequence[int]) -> None:
+        """A sample for a training step, and signs of these rows of each member's batch."""
+        self._set([(*key, step) for key in self.keys])
+        self.row_keys = _int32([seeds.key32(*key, step, b) for key in self.keys for b in rows])
+
+    def predict(self, draw: int, example_ids: Sequence[str]) -> None:
+        """The sample of one draw."""
+        self._set([(*key, "draw", draw) for key in self.keys])
+
+    def off(self) -> None:
+        self.sample_keys = self.row_keys = None
+
+    def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
+        """x: what is read stays as it is."""
+        return x
+
+    def added(self, x: torch.Tensor, std_MRD: torch.Tensor, layer: int) -> torch.Tensor:
+        """What a sample of a layer's weights adds to their means' product with x: (M, S, D) -> (M, S, R)."""
+        if self.sample_keys is None:
+            return x.new_zeros(())
+        key = seeds.key32("layer", layer)
+        noise_MRD = seeds.normals(to_device(self.sample_keys, x.device) ^ key, *std_MRD.shape[1:])
+        noise_MDR = (noise_MRD * std_MRD).to(x.dtype).transpose(1, 2)
+        if self.row_keys is None:
+            return torch.bmm(x, noise_MDR)
+        ins, outs = (self._signs(x, noise_MDR.shape[side], seeds.key32(key, side)) for side in (1, 2))
+        return torch.bmm(x * ins, noise_MDR) * outs
+
+    def _signs(self, x: torch.Tensor, width: int, key: int) -> torch.Tensor:
+        """Random signs (M, S, width) of each token of x: its row's."""
+        assert self.row_keys is not None and self.tokens is not None, "locate() comes first"
+        keys = to_device(self.row_keys, x.device) ^ key
+        signs = seeds.keep_mask(keys, torch.zeros_like(keys), width, 0.5).to(x.dtype) * 2 - 1
+        return signs[self.tokens[0].reshape(x.shape[:2])]
+
+    def _set(self, samples: Sequence[seeds.Key]) -> None:
+        self.sample_keys, self.row_keys = _int32([seeds.key32(*key) for key in samples]), None
+
+
+def _int32(keys: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(keys, dtype=torch.int32)
+
+
+Noise = BranchDropout | BranchMasks | WeightNoise
 
 
 def make_noise(
-    regularizers: Sequence[Regularizer], streams: Sequence[Mapping[str, seeds.Key]]
+    method: Method, regularizers: Sequence[Regularizer], streams: Sequence[Mapping[str, seeds.Key]]
 ) -> Noise | None:
     """The noise that a recipe trains with, of the members with these named streams."""
+    if isinstance(method, Blob):
+        return WeightNoise([s["posterior"] for s in streams])
     for spec in regularizers:
         if isinstance(spec, AdapterDropout):
             return BranchDropout(spec.p, [s["dropout"] for s in streams])

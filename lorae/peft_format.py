@@ -1,7 +1,7 @@
 """Members as PEFT adapters: the files that `peft.PeftModel.from_pretrained` and vLLM load, and back.
 
 PEFT knows LoRA and VeRA. What other methods train is kept under our own names in the same two files, whose
-adapter_config.json then has no `peft_type`.
+adapter_config.json then has no `peft_type`; BLoB is LoRA by its mean, with G in a third file.
 
 `read_update` needs no torch, so that an analysis can look at stored weights.
 """
@@ -21,7 +21,7 @@ from lorae.identity import canonical
 from lorae.methods import Lora, Method, Vera, target_modules
 from lorae.shapes import classifier_path
 from lorae.sources import Hub, Source, backbone_config
-from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder, snapshot_file
+from lorae.store import ADAPTER_CONFIG, POSTERIOR, WEIGHTS, Store, member_folder, snapshot_file
 from lorae.tasks.base import Head, Scoring
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def adapter_files(
     projections: tuple[torch.Tensor, torch.Tensor] | None = None,
     scoring: Scoring | None = None,
 ) -> dict[str, bytes]:
-    """adapter_config.json and adapter_model.safetensors of one member.
+    """adapter_config.json and adapter_model.safetensors of one member; of a Bayesian one also
+    posterior.safetensors.
 
     A classification head is stored as the classifier of transformers' own class, with which PEFT predicts
     what we do; where that class computes its logits otherwise (all texts, mean pooling), under "head.".
@@ -73,8 +74,11 @@ def adapter_files(
     tensors, layers, classifier = {}, {}, None
     if isinstance(scoring, Head):
         classifier = classifier_path(backbone_config(backbone), scoring.pool)
+    widths = {name: value for name, value in state.items() if name.endswith(".G")}
     for name, value in state.items():
         layer, factor = name.rsplit(".", 1)
+        if name in widths:
+            continue
         if layer == "head":
             name = f"{_PREFIX}{classifier}.{factor}" if classifier else name
         else:
@@ -91,7 +95,8 @@ def adapter_files(
     config = _config(method, backbone, list(layers))
     if isinstance(scoring, Head):
         config |= {"task_type": None, "modules_to_save": ["classifier"] if classifier else None}
-    return {ADAPTER_CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
+    files = {ADAPTER_CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
+    return files | ({POSTERIOR: state_bytes(widths)} if widths else {})
 
 
 def state_bytes(state: State) -> bytes:
@@ -121,9 +126,16 @@ def read_stages(store: Store, members: Sequence[str]) -> list[list[State]]:
     Raises:
         ValueError: a file is missing, damaged or not in that format.
     """
-    snapshots = sum(name.startswith("snapshots/") for name in store.files(member_folder(members[0])))
-    names = [*map(snapshot_file, range(snapshots)), WEIGHTS]
-    return [[read_state(store.read(member_folder(m), name)) for m in members] for name in names]
+    files = store.files(member_folder(members[0]))
+    snapshots = sum(name.startswith("snapshots/") for name in files)
+    last = [WEIGHTS, POSTERIOR] if POSTERIOR in files else [WEIGHTS]
+
+    def state(member: str, names: Sequence[str]) -> State:
+        parts = (read_state(store.read(member_folder(member), name)) for name in names)
+        return {name: value for part in parts for name, value in part.items()}
+
+    stages = [*([snapshot_file(k)] for k in range(snapshots)), last]
+    return [[state(m, names) for m in members] for names in stages]
 
 
 def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None = None) -> Update:

@@ -11,10 +11,10 @@ import numpy as np
 
 from lorae.adapters import Adapters, Soup, State
 from lorae.backbones import Backbone, load_backbone, set_matmul_precision
-from lorae.draws import TFB, Draws, MCDropout, drawn_set
+from lorae.draws import TFB, Draws, MCDropout, Posterior, drawn_set
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
-from lorae.methods import Full, Init, LastLayer, Method
+from lorae.methods import Blob, Full, Init, LastLayer, Method
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
@@ -122,6 +122,8 @@ def predict_task(
         any(isinstance(spec, AdapterDropout) for spec in group.noise) for group in groups
     ):
         raise ValueError(f"draws={draws}: some members were trained without AdapterDropout; leave them out")
+    if isinstance(draws, Posterior) and not all(isinstance(group.method, Blob) for group in groups):
+        raise ValueError(f"draws={draws}: some members learned no distribution of weights; leave them out")
     if isinstance(draws, TFB):
         for member in members:
             store.width(member, draws)
@@ -279,7 +281,7 @@ def _stack_logits(
 ) -> np.ndarray:
     """Logits (M, K, N, C) of some of a group's members."""
     streams = [group.members[m] for m in members]
-    noise, inits, drawn = make_noise(group.noise, streams), [s["init"] for s in streams], []
+    noise, inits, drawn = make_noise(group.method, group.noise, streams), [s["init"] for s in streams], []
     with Adapters(model, group.method, inits, noise, rows[0].answer_ids) as adapters:
         for states in _stages(store, members):
             adapters.load(states)

@@ -12,7 +12,7 @@ import torch
 
 from lorae import metrics
 from lorae.backbones import Backbone
-from lorae.draws import MCDropout
+from lorae.draws import MCDropout, Posterior
 from lorae.encoding import Row, collate, features, stack_logits
 from lorae.memory import PREDICT_TOKENS
 from lorae.noise import BranchMasks
@@ -58,10 +58,11 @@ def predict(
 def predict_draws(
     backbone: Backbone,
     rows: Sequence[Row],
-    draws: MCDropout | None = None,
+    draws: MCDropout | Posterior | None = None,
     on_rows: OnRows = lambda rows: None,
 ) -> np.ndarray:
-    """Logits (M, K, N, C) of K draws of each member: one, the passes of MC dropout, or one for each mask.
+    """Logits (M, K, N, C) of K draws of each member: one, the passes of MC dropout, samples of its weights,
+    or one for each mask.
 
     Args:
         on_rows: as for `predict`.
@@ -70,7 +71,7 @@ def predict_draws(
     masks = noise.spec.masks if isinstance(noise, BranchMasks) else None
     if noise is None or not (draws or masks):
         return predict(backbone, rows, on_rows=on_rows)[:, None]
-    passes = range(masks or (draws.passes if draws else 1))
+    passes = range(masks or (draws.num_draws if draws else 1))
     logits = [
         predict(backbone, rows, set_noise=functools.partial(noise.predict, k), on_rows=on_rows)
         for k in passes

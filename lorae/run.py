@@ -332,7 +332,7 @@ def _predict_sets(
     for who, names in together.items():
         members, samples = [[*wanted][position] for position in who], {}
         streams = [trial.member_key(m) for m in members]
-        noise, inits = make_noise(trial.regularizers, streams), [s["init"] for s in streams]
+        noise, inits = make_noise(trial.method, trial.regularizers, streams), [s["init"] for s in streams]
         drawn: dict[str, list[np.ndarray]] = {name: [] for name in names}
         with Adapters(job.backbone, trial.method, inits, noise, answer_ids) as adapters:
             for stage in stages:

@@ -10,6 +10,7 @@ that depends neither on the device nor on padding nor on the other rows of a bat
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,12 +48,34 @@ def keep_mask(row_keys: torch.Tensor, places: torch.Tensor, width: int, drop: fl
         width: channels D.
         drop: probability in [0, 1) that an element is dropped.
     """
+    return _bits(row_keys, places, width) >= int(drop * 2**31)
+
+
+def normals(keys: torch.Tensor, num: int, width: int) -> torch.Tensor:
+    """Standard normal numbers (*keys, num, width), fp32, as a pure function of key, row and channel.
+
+    By Box and Muller from two hashes like that of `keep_mask`; devices differ by rounding.
+
+    Args:
+        keys: int32, see `key32`.
+    """
+    import torch
+
+    places = torch.arange(num, device=keys.device).expand(*keys.shape, num)
+    radius, angle = (
+        (_bits(key[..., None].expand_as(places), places, width) + 1.0) / 2**31  # in (0, 1]
+        for key in (keys, _mix(keys ^ 0x2545F491))
+    )
+    return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
+
+
+def _bits(row_keys: torch.Tensor, places: torch.Tensor, width: int) -> torch.Tensor:
+    """Hashes (*tokens, width) in [0, 2^31) of row key, place and channel."""
     import torch
 
     token_keys = _mix(row_keys ^ _mix(places.to(torch.int32) + 1))
     channel = _mix(torch.arange(width, dtype=torch.int32, device=row_keys.device) + 0x5BD1E995)
-    bits = _mix(token_keys[..., None] ^ channel) & 0x7FFFFFFF
-    return bits >= int(drop * 2**31)
+    return _mix(token_keys[..., None] ^ channel) & 0x7FFFFFFF
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

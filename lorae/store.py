@@ -43,6 +43,7 @@ from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, count, number
 from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+POSTERIOR = "posterior.safetensors"  # of Gaussian weights what PEFT's adapter has no place for
 RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
 SOUP_RECORD = "soup.json"  # its members with the checksums of their weights, and what its predictions cost
 CURVE = pa.schema(

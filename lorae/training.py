@@ -16,7 +16,7 @@ from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
 from lorae.checkpoints import Checkpoints, checkpoint, keep_members, restore
 from lorae.encoding import Row, stack_logits
-from lorae.methods import LastLayer
+from lorae.methods import Blob, LastLayer
 from lorae.noise import make_noise
 from lorae.order import DataOrder
 from lorae.prediction import draws_nll, pooled_draws, predict_draws
@@ -24,6 +24,7 @@ from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.transfer import ToHost, to_device
 from lorae.trial import AdamW, Trial
 
+KL_FLOOR = 1e-6  # of a standard deviation, which keeps the gradient of its logarithm finite
 PATH_PARTS = 5  # of the training, between which a member's path has points
 
 
@@ -141,7 +142,7 @@ def train_stack(
             run.train_tokens = int(lengths.sum())
     active = list(range(len(runs)))  # positions in `runs` of the members still training
     unread: list[StepDone] = []
-    ranks, noise = backbone.ranks, make_noise(trial.regularizers, keys)
+    ranks, noise = backbone.ranks, make_noise(trial.method, trial.regularizers, keys)
     inits, answer_ids = [k["init"] for k in keys], data.train[0].answer_ids
 
     with Adapters(backbone, trial.method, inits, noise, answer_ids) as adapters:
@@ -198,6 +199,9 @@ def train_stack(
             # Each member's own gradient norm; what is not finite stays in its own member
             norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
             optimizer.step()
+            if isinstance(trial.method, Blob):
+                weight = trial.method.kl_weight(step, len(data.train), batch_size)
+                descend_kl(adapters, trial.method, weight * lr / trial.optimizer.lr)
             step += 1
 
             # Records, each member's share of the time. A step is read when the next one has begun, so that a
@@ -352,6 +356,17 @@ def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
         for g in grads:
             g.mul_(scale_M.view(-1, *[1] * (g.dim() - 1)))
     return norms_M
+
+
+@torch.no_grad()
+def descend_kl(adapters: Adapters, method: Blob, weight: float) -> None:
+    """A step of gradient descent on KL(N(A, G^4) || N(0, prior_std^2)), summed over the elements of a member,
+    times `weight`: its gradient is A / prior_std^2 and 2 G^3 / prior_std^2 - 2 / G."""
+    size, variance = method.kl_lr * weight, method.prior_std**2
+    for layer in adapters.layers:
+        A, _, G = adapters.factors(layer)
+        A.mul_(1 - size / variance)
+        G.add_(size * (2 * G / (G**2 + KL_FLOOR) - 2 * G**3 / variance))
 
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor, direction: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ import pytest
 from toys import Colours
 
 from lorae.memory import Memory, Saving, Texts, stack_memory
-from lorae.methods import BatchEnsemble, Full, Lora
+from lorae.methods import BatchEnsemble, Blob, Full, Lora
 from lorae.plan import USABLE_FRAC, Devices, Placement, Plan, memory, place, placed
 from lorae.regularizers import AdapterDropout, EarlyStopping
 from lorae.shapes import num_backbone_parameters
@@ -83,7 +83,9 @@ for members, batch, method in shapes:
 """
 
 
-METHODS = {method.label: method for method in (Lora(), BatchEnsemble(), Full())} | {"recomputed": Lora()}
+METHODS = {method.label: method for method in (Lora(), Blob(), BatchEnsemble(), Full())} | {
+    "recomputed": Lora()
+}
 
 
 def trial(batch_size: int, **changes) -> Trial:
@@ -97,7 +99,7 @@ def test_computed_memory_is_the_measured_peak(config):
     """Every tensor in a mapping of its own, so that what is resident is what is in use: glibc's heap keeps
     holes between tensors, up to as much again."""
     shapes = [(1, 4, "lora"), (1, 8, "lora"), (4, 2, "lora"), (2, 4, "batchensemble"), (2, 4, "full")]
-    shapes += [(4, 4, "recomputed")]
+    shapes += [(1, 4, "blob"), (4, 2, "blob"), (4, 4, "recomputed")]
     tokens = 128
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "MALLOC_MMAP_THRESHOLD_": "65536"}

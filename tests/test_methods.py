@@ -189,7 +189,7 @@ def test_passes_of_mc_dropout_differ_and_repeat(tiny_trial):
     streams = [trial.member_key(m) for m in range(2)]
 
     def drawn(members, rows):
-        noise = make_noise(trial.regularizers, [streams[m] for m in members])
+        noise = make_noise(trial.method, trial.regularizers, [streams[m] for m in members])
         with Adapters(backbone, trial.method, [streams[m]["init"] for m in members], noise):
             return predict_draws(backbone, rows, trial.draws), predict(backbone, rows)
 

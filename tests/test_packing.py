@@ -72,7 +72,10 @@ def test_noise_of_its_own_keeps_a_beginning_apart(tiny_trial):
     backbone = load_backbone(trial.backbone, "fp32", "cpu")
     rows = encode(backbone.tokenizer, trial.task, trial.task.examples("train")[:4], 128)
     key = trial.member_key(0)
-    for noise, shared in ((None, common_beginning(rows)), (make_noise(trial.regularizers, [key]), 0)):
+    for noise, shared in (
+        (None, common_beginning(rows)),
+        (make_noise(trial.method, trial.regularizers, [key]), 0),
+    ):
         with Adapters(backbone, trial.method, [key["init"]], noise):
             assert collate(rows, 3, backbone).packing.shared == shared  # type: ignore[union-attr]
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lorae import seeds
 from lorae.adapters import Adapters
-from lorae.draws import ANCHORS, SIGMAS, TFB, MCDropout, read_draws
+from lorae.draws import ANCHORS, SIGMAS, TFB, MCDropout, Posterior, read_draws
 from lorae.encoding import class_logits, collate
 from lorae.methods import Lora
 from lorae.prediction import draws_nll, predict
@@ -158,13 +158,25 @@ def test_anchors_are_taken_from_everywhere_in_the_training_rows():
     assert anchors(rows[:5]) == rows[:5]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("draws", [TFB(), TFB(3, 1e-5), TFB(2, 1), MCDropout(4)])
+@pytest.mark.parametrize("draws", [TFB(), TFB(3, 1e-5), TFB(2, 1), MCDropout(4), Posterior(7)])
 def test_a_label_names_its_draws(draws):
     assert read_draws(draws.label) == draws
 
 
 @pytest.mark.parametrize(
-    "label", ["none", "snapshots-5", "masks-4x2", "mc-", "mc-4x2", "", "tfb-4", "tfb-4xmany", "tfb-0x0.003"]
+    "label",
+    [
+        "none",
+        "snapshots-5",
+        "masks-4x2",
+        "mc-",
+        "mc-4x2",
+        "posterior-0",
+        "",
+        "tfb-4",
+        "tfb-4xmany",
+        "tfb-0x0.003",
+    ],
 )
 def test_other_labels_name_none(label):
     assert read_draws(label) is None

@@ -27,8 +27,8 @@ from victims import lorae
 from jobs.cli import main
 from jobs.zero import PERSISTENT_NUMBERS, Zero, _has_died, deepspeed_config, zero_devices
 from lorae.backbones import load_backbone
-from lorae.draws import TFB
-from lorae.methods import Vera
+from lorae.draws import TFB, Posterior
+from lorae.methods import Blob, Vera
 from lorae.plan import Devices
 from lorae.ranks import Ranks
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
@@ -130,6 +130,13 @@ def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
     return {
         "lora": Case(stack),
         "vera": Case(replace(stack, trial=replace(trial, method=Vera(rank=16)))),
+        "blob": Case(
+            replace(
+                stack,
+                trial=replace(trial, method=Blob(gamma=1000), regularizers=(KL(0.1),)),
+                draws=(None, Posterior(2)),
+            )
+        ),
         "recomputed": Case(replace(stack, micro_batch=2), settings={"recompute": True}),
         "tied": Case(Stack(tied, (0, 1))),
         "options, offloaded": Case(Stack(options, (0, 1)), Zero(2, cpu_offload=True)),
@@ -168,7 +175,9 @@ def logits(storage: Path, stack: Stack) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lora", "vera", "recomputed", "tied", "options, offloaded", "resumed"])
+@pytest.mark.parametrize(
+    "name", ["lora", "vera", "blob", "recomputed", "tied", "options, offloaded", "resumed"]
+)
 def test_stack_on_two_ranks_equals_the_stack_on_one(cases, outcomes, tmp_path, name):
     """Same members, best steps, logits and costs, whether or not the backbone is whole."""
     stack, outcome = cases[name].stack, outcomes[name]
