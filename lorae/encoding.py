@@ -169,7 +169,8 @@ def collate(
             padded[n, : len(of_row)] = of_row
         return to_device(padded, backbone.device)
 
-    noisy = backbone.inserted and backbone.inserted.noise  # then what a row begins with is its own
+    noise = backbone.inserted and backbone.inserted.noise
+    noisy = noise is not None and noise.of_rows is not None  # then what a row begins with is its own
     shared = 0 if noisy else common_beginning(rows)
     packing = Packing.of([len(r.tokens) for r in rows], num_members, backbone.device, shared)
     batch = Batch(

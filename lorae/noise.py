@@ -24,12 +24,15 @@ class _Located:
         keys: a random stream of each member.
 
     Attributes:
+        of_rows: what each row (M*B,) has, the key of its noise or the number of its mask; None = rows have no
+            noise of their own.
         only: the one member whose rows are computed now; None = all, members first.
         tokens: row and place of each token of the batch, (M, S) each, see `lorae.packing.Packing`.
     """
 
     def __init__(self, keys: Sequence[seeds.Key]) -> None:
         self.keys = list(keys)
+        self.of_rows: torch.Tensor | None = None
         self.only: int | None = None
         self.tokens: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -37,12 +40,18 @@ class _Located:
         """Tell where the tokens of the batch belong that is computed next."""
         self.tokens = rows, places
 
+    def off(self) -> None:
+        """No noise."""
+        self.of_rows = None
+
     def keep(self, members: Sequence[int]) -> None:
         """Drop all other members."""
         self.keys = [self.keys[m] for m in members]
 
-    def _of_tokens(self, of_rows: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _of_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What each row has, for each token of x (M, S, D), or for each row of x (rows, D); and its place."""
+        assert self.of_rows is not None
+        of_rows = self.of_rows = to_device(self.of_rows, x.device)
         if self.only is not None:
             of_rows = of_rows.view(len(self.keys), -1)[self.only]
         if x.dim() == 2:
@@ -63,7 +72,6 @@ class BranchDropout(_Located):
     def __init__(self, p: float, keys: Sequence[seeds.Key]) -> None:
         super().__init__(keys)
         self.p = p
-        self.row_keys: torch.Tensor | None = None  # int32 (M*B,)
 
     def train(self, step: int, rows: Sequence[int]) -> None:
         """Noise of a training step on these rows of each member's batch."""
@@ -74,20 +82,16 @@ class BranchDropout(_Located):
         streams = [(*key[:-1], "mc", draw) for key in self.keys]
         self._set([seeds.key32(*stream, name) for stream in streams for name in example_ids])
 
-    def off(self) -> None:
-        self.row_keys = None
-
     def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
         """x (M, S, D) of tokens, or (rows, D), with noise that is a layer's own."""
-        if self.row_keys is None:
+        if self.of_rows is None:
             return x
-        self.row_keys = to_device(self.row_keys, x.device)
-        keys, places = self._of_tokens(self.row_keys, x)
+        keys, places = self._of_tokens(x)
         keep = seeds.keep_mask(keys ^ seeds.key32("layer", layer), places, x.shape[-1], self.p)
         return x * keep / (1 - self.p)
 
     def _set(self, row_keys: list[int]) -> None:
-        self.row_keys = _int32(row_keys)
+        self.of_rows = _int32(row_keys)
 
 
 class BranchMasks(_Located):
@@ -101,7 +105,6 @@ class BranchMasks(_Located):
     def __init__(self, spec: Masksembles, keys: Sequence[seeds.Key]) -> None:
         super().__init__(keys)
         self.spec = spec
-        self.row_masks: torch.Tensor | None = None  # (M*B,) which of all members' masks each row has
         self._masks: dict[tuple[int | str, int], torch.Tensor] = {}  # layer, width -> (M * K, D)
 
     def train(self, step: int, rows: Sequence[int]) -> None:
@@ -113,24 +116,20 @@ class BranchMasks(_Located):
         """The mask of one draw on examples that all members predict."""
         self._set([draw] * len(example_ids))
 
-    def off(self) -> None:
-        self.row_masks = None
-
     def keep(self, members: Sequence[int]) -> None:
         super().keep(members)
         self._masks = {}  # drawn again
 
     def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
         """x (M, S, D) of tokens, or (rows, D), with each row's mask of a layer."""
-        if self.row_masks is None:
+        if self.of_rows is None:
             return x
-        self.row_masks = to_device(self.row_masks, x.device)
-        numbers, _ = self._of_tokens(self.row_masks, x)
+        numbers, _ = self._of_tokens(x)
         return x * self._drawn(layer, x.shape[-1], x.device)[numbers]
 
     def _set(self, masks: list[int]) -> None:
         """Each member's rows have these of its own masks."""
-        self.row_masks = torch.tensor([m * self.spec.masks + k for m in range(len(self.keys)) for k in masks])
+        self.of_rows = torch.tensor([m * self.spec.masks + k for m in range(len(self.keys)) for k in masks])
 
     def _drawn(self, layer: int | str, width: int, device: torch.device) -> torch.Tensor:
         if (layer, width) not in self._masks:
@@ -150,19 +149,20 @@ class WeightNoise(_Located):
     def __init__(self, keys: Sequence[seeds.Key]) -> None:
         super().__init__(keys)
         self.sample_keys: torch.Tensor | None = None  # int32 (M,)
-        self.row_keys: torch.Tensor | None = None  # int32 (M*B,); None = a sample is that of all rows
 
     def train(self, step: int, rows: Sequence[int]) -> None:
         """A sample for a training step, and signs of these rows of each member's batch."""
-        self._set([(*key, step) for key in self.keys])
-        self.row_keys = _int32([seeds.key32(*key, step, b) for key in self.keys for b in rows])
+        self.sample_keys = _int32([seeds.key32(*key, step) for key in self.keys])
+        self.of_rows = _int32([seeds.key32(*key, step, b) for key in self.keys for b in rows])
 
     def predict(self, draw: int, example_ids: Sequence[str]) -> None:
-        """The sample of one draw."""
-        self._set([(*key, "draw", draw) for key in self.keys])
+        """The sample of one draw, which all examples have."""
+        self.sample_keys = _int32([seeds.key32(*key, "draw", draw) for key in self.keys])
+        self.of_rows = None
 
     def off(self) -> None:
-        self.sample_keys = self.row_keys = None
+        super().off()
+        self.sample_keys = None
 
     def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
         """x: what is read stays as it is."""
@@ -175,20 +175,17 @@ class WeightNoise(_Located):
         key = seeds.key32("layer", layer)
         noise_MRD = seeds.normals(to_device(self.sample_keys, x.device) ^ key, *std_MRD.shape[1:])
         noise_MDR = (noise_MRD * std_MRD).to(x.dtype).transpose(1, 2)
-        if self.row_keys is None:
+        if self.of_rows is None:
             return torch.bmm(x, noise_MDR)
         ins, outs = (self._signs(x, noise_MDR.shape[side], seeds.key32(key, side)) for side in (1, 2))
         return torch.bmm(x * ins, noise_MDR) * outs
 
     def _signs(self, x: torch.Tensor, width: int, key: int) -> torch.Tensor:
         """Random signs (M, S, width) of each token of x: its row's."""
-        assert self.row_keys is not None and self.tokens is not None, "locate() comes first"
-        keys = to_device(self.row_keys, x.device) ^ key
+        assert self.of_rows is not None and self.tokens is not None, "locate() comes first"
+        keys = to_device(self.of_rows, x.device) ^ key
         signs = seeds.keep_mask(keys, torch.zeros_like(keys), width, 0.5).to(x.dtype) * 2 - 1
         return signs[self.tokens[0].reshape(x.shape[:2])]
-
-    def _set(self, samples: Sequence[seeds.Key]) -> None:
-        self.sample_keys, self.row_keys = _int32([seeds.key32(*key) for key in samples]), None
 
 
 def _int32(keys: Sequence[int]) -> torch.Tensor:

@@ -251,7 +251,7 @@ def test_every_row_is_trained_with_every_mask_equally_often():
     used = []
     for step in range(8):
         noise.train(step, range(2))
-        used.append(noise.row_masks.tolist())
+        used.append(noise.of_rows.tolist())
     assert all(Counter(of_row) == dict.fromkeys(range(4), 2) for of_row in zip(*used))
 
 

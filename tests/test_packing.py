@@ -71,13 +71,19 @@ def test_noise_of_its_own_keeps_a_beginning_apart(tiny_trial):
     trial = tiny_trial(regularizers=(AdapterDropout(0.1),))
     backbone = load_backbone(trial.backbone, "fp32", "cpu")
     rows = encode(backbone.tokenizer, trial.task, trial.task.examples("train")[:4], 128)
-    key = trial.member_key(0)
-    for noise, shared in (
-        (None, common_beginning(rows)),
-        (make_noise(trial.method, trial.regularizers, [key]), 0),
-    ):
-        with Adapters(backbone, trial.method, [key["init"]], noise):
-            assert collate(rows, 3, backbone).packing.shared == shared  # type: ignore[union-attr]
+    key, common = trial.member_key(0), common_beginning(rows)
+    noise = make_noise(trial.method, trial.regularizers, [key])
+    assert noise and common
+
+    def shared():
+        return collate(rows, 3, backbone).packing.shared  # type: ignore[union-attr]
+
+    with Adapters(backbone, trial.method, [key["init"]], noise):
+        assert shared() == common
+        noise.train(0, range(4))
+        assert shared() == 0
+        noise.off()
+        assert shared() == common
 
 
 def test_a_stack_that_shares_trains_what_one_that_does_not_does(tiny_trial, monkeypatch):
