@@ -31,6 +31,7 @@ NAMES = sorted(
 TABLES = {  # beside the comparison
     "regularization": {"ensembling", "regularising"},
     "efficiency": {"ensembling", "same-parameters", "same-compute", "same-predictions"},
+    "bayesian": {"ensembling", "regularising", "rivals", "same-predictions"},
     "ood": {"ood-grid", "ood-scores"},
     "randomness": {"regularising"},
     "strength": {"regularising"},
@@ -49,6 +50,7 @@ FIGURES = {
     "rank": {"ensemble_nll-rank", "ece15-rank", "cost"},
     "strength": {"ensemble_nll-DecayB-strength", "ece15-DecayB-strength"},
     "efficiency": {"cost"},
+    "bayesian": {"cost"},
     "search": {"validation_nll-lr"},
     "ood": {"ood-roc-greys", "risk-coverage"},
     **{name: {"cost", "paths"} for name in ENCODERS},

@@ -1,0 +1,62 @@
+"""Are ensembles of LoRA better than Bayesian LoRA? At equal forward passes, on the tasks of its papers.
+
+    lorae sweep pipelines/bayesian.py --dry-run
+    # 234 trials and a zero-shot row per task; 414 members
+    python -m analysis.bayesian lorae-results
+
+Published tables put ten samples of one member beside an ensemble of three, whose members have all seen the
+same batches. Here an ensemble of ten stands beside ten samples, by the recipe of BLoB's authors
+(arXiv:2406.11675); every row has its temperature-scaled metrics, and ensembles are regularised and souped, too.
+"""
+
+from dataclasses import replace
+
+from lorae.draws import TFB, MCDropout, Posterior
+from lorae.methods import Blob, Lora
+from lorae.regularizers import AdapterDropout, DecayB
+from lorae.tasks import ArcChallenge, ArcEasy, BoolQ, OpenBookQA, WinoGrande
+from lorae.trial import AdamW, Budget, Sweep, Trial
+from pipelines._common import SEVEN_B, smoke
+
+
+def bayesian_rivals(lora: Trial, samples: int) -> list[Trial]:
+    """One member that is sampled so many times, by every way to its posterior; and what else predicts so."""
+    assert isinstance(lora.method, Lora)
+    method, optimizer = lora.method, lora.optimizer
+    blob = replace(lora, method=Blob(method.rank, method.alpha, method.targets, method.init))
+    return [
+        replace(lora, optimizer=replace(optimizer, weight_decay=1e-5)),  # "MAP"
+        replace(lora, regularizers=(AdapterDropout(0.1),), draws=MCDropout(samples)),
+        replace(lora, draws=TFB(samples)),
+        blob,
+        replace(blob, draws=Posterior(samples)),
+        replace(blob, draws=TFB(samples)),
+        replace(lora, members=samples, combine="weights"),
+    ]
+
+
+LORA = replace(
+    SEVEN_B,
+    method=Lora(rank=8, alpha=16),
+    optimizer=AdamW(lr=1e-4),
+    budget=Budget(batch_size=4, steps=5000, max_tokens=300),
+)
+SWEEP = Sweep(
+    base=LORA,
+    axes={
+        "task": [
+            WinoGrande("s"),
+            ArcChallenge(),
+            ArcEasy(),
+            WinoGrande("m"),
+            OpenBookQA(),
+            BoolQ(),
+        ],
+        "regularizers": [(), (DecayB(strength=100.0),)],
+        "members": [1, 3, 10],
+        "seed": [0, 1, 2],
+    },
+    rivals=bayesian_rivals(LORA, 10),
+)
+SMOKE = smoke(SWEEP, {"members": [1, 2], "regularizers": [(), (DecayB(strength=50.0),)]})
+SMOKE = replace(SMOKE, rivals=bayesian_rivals(SMOKE.base, 2))
