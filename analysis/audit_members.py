@@ -56,6 +56,7 @@ def _starts_as_the_backbone(recipe: dict[str, Any]) -> bool:
     low-rank branch does not under noise, nor where it is drawn at random."""
     method = recipe["method"]
     noisy = any(r["type"] in ("AdapterDropout", "Masksembles") for r in recipe["regularizers"])
+    noisy = noisy or method["type"] == "Rank1BNN"
     if method["type"] in ("Lora", "Blob", "Vera"):
         return not method.get("b_std") and not (noisy and recipe["task"]["scoring"]["type"] == "Head")
     return not noisy and method.get("init") != "signs" and not method.get("std")

@@ -31,6 +31,7 @@ METHOD_NAMES = {
     "blob": ("single BLoB", "BLoB ensemble"),
     "vera": ("single VeRA", "VeRA ensemble"),
     "batchensemble": ("single BatchEnsemble member", "BatchEnsemble"),
+    "rank-1-bnn": ("single rank-1 BNN component", "rank-1 BNN"),
     "last-layer": ("single last layer", "last-layer ensemble"),
     "full": ("single full fine-tuning", "explicit ensemble"),
 }

@@ -18,7 +18,18 @@ from torch import nn
 
 from lorae import seeds
 from lorae.backbones import Backbone
-from lorae.methods import Adapter, BatchEnsemble, Blob, Full, LastLayer, Lora, Method, Vera, adapted_layers
+from lorae.methods import (
+    Adapter,
+    BatchEnsemble,
+    Blob,
+    Full,
+    LastLayer,
+    Lora,
+    Method,
+    Rank1BNN,
+    Vera,
+    adapted_layers,
+)
 from lorae.noise import Noise, WeightNoise
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
@@ -81,7 +92,7 @@ class StackedBatchEnsemble(Stacked):
     """y = (W (x * r_m)) * s_m + bias for each member m of a stack."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
-        r_MD, s_ME = self.adapters.factors(self.layer)
+        r_MD, s_ME = self.vectors()
         z = self.adapters.noisy(x, self.number).reshape(len(r_MD), -1, x.shape[-1])
         y = self.base((z * r_MD.to(x.dtype)[:, None]).view_as(x))
         y_MNE, s_M1E = y.view(len(s_ME), -1, y.shape[-1]), s_ME.to(x.dtype)[:, None]
@@ -90,12 +101,33 @@ class StackedBatchEnsemble(Stacked):
         with self.adapters.backbone.gathered([bias]):
             return ((y_MNE - bias) * s_M1E + bias).view_as(y)
 
+    def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The members' r (M, D) and s (M, E)."""
+        r_MD, s_ME = self.adapters.factors(self.layer)
+        return r_MD, s_ME
+
+
+class StackedRank1BNN(StackedBatchEnsemble):
+    """The same with a sample of r and s."""
+
+    def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        *means, r_rho, s_rho = self.adapters.factors(self.layer)
+        noise = self.adapters.noise
+        if not isinstance(noise, WeightNoise):  # in a soup
+            return means[0], means[1]
+        r_MD, s_ME = (
+            mean + noise.sample(nn.functional.softplus(rho), "layer", self.number, side)
+            for side, (mean, rho) in enumerate(zip(means, (r_rho, s_rho)))
+        )
+        return r_MD, s_ME
+
 
 MODULES: dict[type, type[Stacked]] = {
     Lora: StackedLora,
     Blob: StackedBlob,
     Vera: StackedVera,
     BatchEnsemble: StackedBatchEnsemble,
+    Rank1BNN: StackedRank1BNN,
 }
 
 

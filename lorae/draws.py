@@ -71,8 +71,8 @@ class TFB:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Samples of the weights that a Bayesian member (`Blob`) has learned a distribution of. The trained
-    member is the one that predicts with their mean, too.
+    """Samples of the weights that a Bayesian member (`Blob`, `Rank1BNN`) has learned a distribution of. The
+    trained member is the one that predicts with their mean, too.
 
     Args:
         samples: number of draws, >= 1.

@@ -2,7 +2,8 @@
 
 A method is a setting; the stacked modules that compute it are in `lorae.adapters`. LoRA: Hu et al. 2021,
 arXiv:2106.09685. VeRA: Kopiczko et al. 2023, arXiv:2310.11454. BatchEnsemble: Wen et al. 2020,
-arXiv:2002.06715. BLoB: Wang et al. 2024, arXiv:2406.11675.
+arXiv:2002.06715. BLoB: Wang et al. 2024, arXiv:2406.11675. Rank-1 BNN: Dusenberry et al. 2020,
+arXiv:2005.07186.
 """
 
 from __future__ import annotations
@@ -302,13 +303,67 @@ class BatchEnsemble:
         """Trained numbers of one member in one layer."""
         return d_in + d_out
 
-    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, ...]:
         """r (d_in,) and s (d_out,) of one member in one layer."""
         r, s = (self._vector(seeds.stream(*key, layer, f), d) for f, d in zip(self.factors, (d_in, d_out)))
         return r, s
 
     def _vector(self, rng: np.random.Generator, size: int) -> np.ndarray:
         return rng.choice((-1.0, 1.0), size) if self.init == "signs" else rng.normal(1.0, self.std, size)
+
+
+@dataclass(frozen=True)
+class Rank1BNN(BatchEnsemble):
+    """BatchEnsemble whose r and s are Gaussians, N(mean, softplus(rho)^2) element by element; members are the
+    components of a mixture.
+
+    Trained on the NLL of one sample for each step, plus the KL divergence from the prior N(1, prior_std^2)
+    over the number of training examples, which is annealed: it grows in the first `annealed_frac` of the
+    steps. A member predicts with the means, or by `lorae.draws.Posterior`.
+
+    Args:
+        targets, init, std: as for `BatchEnsemble`, of the means.
+        noise_std: softplus(rho) at the start, > 0.
+        prior_std: > 0.
+        annealed_frac: in [0, 1].
+
+    Source: Dusenberry et al. 2020, arXiv:2005.07186, equation 4, and the authors' settings; there W is
+    trained, too, here it is pre-trained and frozen.
+    """
+
+    label = "rank-1-bnn"
+    factors: ClassVar[tuple[str, ...]] = ("r", "s", "r_rho", "s_rho")
+
+    noise_std: float = 0.03
+    prior_std: float = 0.1
+    annealed_frac: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("Rank1BNN", "noise_std", self.noise_std)
+        _positive("Rank1BNN", "prior_std", self.prior_std)
+        if not 0 <= self.annealed_frac <= 1:
+            raise ValueError(
+                f"annealed_frac={self.annealed_frac}: must be in [0, 1]; write Rank1BNN(annealed_frac=0.8)"
+            )
+
+    @property
+    def init_label(self) -> str:
+        return f"{super().init_label}+noise-{self.noise_std:g}"
+
+    def num_parameters(self, d_in: int, d_out: int) -> int:
+        """Trained numbers of one member in one layer."""
+        return 2 * super().num_parameters(d_in, d_out)
+
+    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, ...]:
+        """Means of r (d_in,) and s (d_out,) of one member in one layer, and their rho."""
+        rho = math.log(math.expm1(self.noise_std))
+        return *super().draw(layer, d_in, d_out, key), np.full(d_in, rho), np.full(d_out, rho)
+
+    def kl_weight(self, step: int, num_steps: int, num_train: int) -> float:
+        """Weight of the KL divergence in the loss of step `step` (from 0)."""
+        annealed = self.annealed_frac * num_steps
+        return min(1.0, (step + 1) / annealed if annealed else 1.0) / num_train
 
 
 @dataclass(frozen=True)
@@ -361,7 +416,8 @@ class Full:
     zero_factor: ClassVar[str | None] = None
 
 
-Adapter = Lora | Blob | Vera | BatchEnsemble  # methods that change some linear layers
+Bayesian = Blob | Rank1BNN  # methods that learn a distribution of their weights
+Adapter = Lora | Blob | Vera | BatchEnsemble | Rank1BNN  # methods that change some linear layers
 Method = Adapter | LastLayer | Full
 
 

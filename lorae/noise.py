@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lorae import seeds
-from lorae.methods import Blob, Method
+from lorae.methods import Bayesian, Blob, Method
 from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.transfer import to_device
 
@@ -139,26 +139,28 @@ class BranchMasks(_Located):
 
 
 class WeightNoise(_Located):
-    """Samples of Gaussian weights: one of each member for a training step, of which every row has its own by
-    random signs (Flipout, Wen et al. 2018, arXiv:1803.04386, equation 3), or one for a draw.
+    """Samples of Gaussian weights: one of each member for a training step, and one for a draw.
 
     Args:
         keys: the posterior stream of each member.
+        flipout: every row of a training step has a sample of its own, by random signs of the step's (Wen et
+            al. 2018, arXiv:1803.04386, equation 3).
     """
 
-    def __init__(self, keys: Sequence[seeds.Key]) -> None:
+    def __init__(self, keys: Sequence[seeds.Key], flipout: bool) -> None:
         super().__init__(keys)
-        self.sample_keys: torch.Tensor | None = None  # int32 (M,)
+        self.flipout = flipout
+        self.sample_keys: torch.Tensor | None = None  # int32 (M,); None = the means
 
     def train(self, step: int, rows: Sequence[int]) -> None:
         """A sample for a training step, and signs of these rows of each member's batch."""
         self.sample_keys = _int32([seeds.key32(*key, step) for key in self.keys])
-        self.of_rows = _int32([seeds.key32(*key, step, b) for key in self.keys for b in rows])
+        if self.flipout:
+            self.of_rows = _int32([seeds.key32(*key, step, b) for key in self.keys for b in rows])
 
     def predict(self, draw: int, example_ids: Sequence[str]) -> None:
         """The sample of one draw, which all examples have."""
-        self.sample_keys = _int32([seeds.key32(*key, "draw", draw) for key in self.keys])
-        self.of_rows = None
+        self.sample_keys, self.of_rows = _int32([seeds.key32(*key, "draw", draw) for key in self.keys]), None
 
     def off(self) -> None:
         super().off()
@@ -168,16 +170,22 @@ class WeightNoise(_Located):
         """x: what is read stays as it is."""
         return x
 
+    def sample(self, std_M: torch.Tensor, *name: int | str) -> torch.Tensor:
+        """Noise on the weights of this name, of these standard deviations (M, D) or (M, R, D)."""
+        if self.sample_keys is None:
+            return torch.zeros_like(std_M)
+        keys, width = to_device(self.sample_keys, std_M.device) ^ seeds.key32(*name), std_M.shape[-1]
+        return std_M * seeds.normals(keys, std_M[0].numel() // width, width).view_as(std_M)
+
     def added(self, x: torch.Tensor, std_MRD: torch.Tensor, layer: int) -> torch.Tensor:
         """What a sample of a layer's weights adds to their means' product with x: (M, S, D) -> (M, S, R)."""
         if self.sample_keys is None:
             return x.new_zeros(())
-        key = seeds.key32("layer", layer)
-        noise_MRD = seeds.normals(to_device(self.sample_keys, x.device) ^ key, *std_MRD.shape[1:])
-        noise_MDR = (noise_MRD * std_MRD).to(x.dtype).transpose(1, 2)
+        noise_MDR = self.sample(std_MRD, "layer", layer).to(x.dtype).transpose(1, 2)
         if self.of_rows is None:
             return torch.bmm(x, noise_MDR)
-        ins, outs = (self._signs(x, noise_MDR.shape[side], seeds.key32(key, side)) for side in (1, 2))
+        keys = (seeds.key32("layer", layer, side) for side in ("in", "out"))
+        ins, outs = (self._signs(x, width, key) for width, key in zip(noise_MDR.shape[1:], keys))
         return torch.bmm(x * ins, noise_MDR) * outs
 
     def _signs(self, x: torch.Tensor, width: int, key: int) -> torch.Tensor:
@@ -199,8 +207,8 @@ def make_noise(
     method: Method, regularizers: Sequence[Regularizer], streams: Sequence[Mapping[str, seeds.Key]]
 ) -> Noise | None:
     """The noise that a recipe trains with, of the members with these named streams."""
-    if isinstance(method, Blob):
-        return WeightNoise([s["posterior"] for s in streams])
+    if isinstance(method, Bayesian):
+        return WeightNoise([s["posterior"] for s in streams], flipout=isinstance(method, Blob))
     for spec in regularizers:
         if isinstance(spec, AdapterDropout):
             return BranchDropout(spec.p, [s["dropout"] for s in streams])

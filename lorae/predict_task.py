@@ -14,7 +14,7 @@ from lorae.backbones import Backbone, load_backbone, set_matmul_precision
 from lorae.draws import TFB, Draws, MCDropout, Posterior, drawn_set
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
-from lorae.methods import Blob, Full, Init, LastLayer, Method
+from lorae.methods import Bayesian, Full, Init, LastLayer, Method
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
@@ -122,7 +122,7 @@ def predict_task(
         any(isinstance(spec, AdapterDropout) for spec in group.noise) for group in groups
     ):
         raise ValueError(f"draws={draws}: some members were trained without AdapterDropout; leave them out")
-    if isinstance(draws, Posterior) and not all(isinstance(group.method, Blob) for group in groups):
+    if isinstance(draws, Posterior) and not all(isinstance(group.method, Bayesian) for group in groups):
         raise ValueError(f"draws={draws}: some members learned no distribution of weights; leave them out")
     if isinstance(draws, TFB):
         for member in members:

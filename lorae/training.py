@@ -16,15 +16,15 @@ from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
 from lorae.checkpoints import Checkpoints, checkpoint, keep_members, restore
 from lorae.encoding import Row, stack_logits
-from lorae.methods import Blob, LastLayer
+from lorae.methods import Blob, LastLayer, Rank1BNN
 from lorae.noise import make_noise
 from lorae.order import DataOrder
+from lorae.posterior import add_kl_gradient, descend_kl
 from lorae.prediction import draws_nll, pooled_draws, predict_draws
 from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
 from lorae.transfer import ToHost, to_device
 from lorae.trial import AdamW, Trial
 
-KL_FLOOR = 1e-6  # of a standard deviation, which keeps the gradient of its logarithm finite
 PATH_PARTS = 5  # of the training, between which a member's path has points
 
 
@@ -195,6 +195,9 @@ def train_stack(
             if noise:
                 noise.off()
             ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
+            if isinstance(trial.method, Rank1BNN):
+                weight = trial.method.kl_weight(step, num_steps, len(data.train))
+                add_kl_gradient(adapters, trial.method, weight)
 
             # Each member's own gradient norm; what is not finite stays in its own member
             norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
@@ -356,17 +359,6 @@ def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
         for g in grads:
             g.mul_(scale_M.view(-1, *[1] * (g.dim() - 1)))
     return norms_M
-
-
-@torch.no_grad()
-def descend_kl(adapters: Adapters, method: Blob, weight: float) -> None:
-    """A step of gradient descent on KL(N(A, G^4) || N(0, prior_std^2)), summed over the elements of a member,
-    times `weight`: its gradient is A / prior_std^2 and 2 G^3 / prior_std^2 - 2 / G."""
-    size, variance = method.kl_lr * weight, method.prior_std**2
-    for layer in adapters.layers:
-        A, _, G = adapters.factors(layer)
-        A.mul_(1 - size / variance)
-        G.add_(size * (2 * G / (G**2 + KL_FLOOR) - 2 * G**3 / variance))
 
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor, direction: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from lorae import SCHEMA_VERSION
 from lorae.axes import value_at, with_value, with_values
 from lorae.draws import TFB, Draws, MCDropout, Posterior, drawn_set
 from lorae.identity import IF_SET, canonical_json, digest, fields_of, short_hash
-from lorae.methods import Blob, Lora, Method
+from lorae.methods import Bayesian, Lora, Method
 from lorae.regularizers import (
     KL,
     AdapterDropout,
@@ -256,12 +256,12 @@ class Trial:
                 f"draws={self.draws} with {masks or self.method}: its noise is on what LoRA adds to the "
                 "backbone, and its samples are draws already; write Lora() and no Masksembles"
             )
-        if isinstance(self.method, Blob) and (masks or dropout):
+        if isinstance(self.method, Bayesian) and (masks or dropout):
             raise ValueError(f"{masks or dropout} with {self.method}: its weights have noise; leave it out")
-        if isinstance(self.draws, Posterior) and not isinstance(self.method, Blob):
+        if isinstance(self.draws, Posterior) and not isinstance(self.method, Bayesian):
             raise ValueError(
                 f"draws={self.draws} with {self.method}: no distribution of its weights is learned; write "
-                "Blob(), or draws=TFB() for samples around LoRA"
+                "Blob() or Rank1BNN(), or draws=TFB() for samples around LoRA"
             )
         if isinstance(self.draws, MCDropout) and not dropout:
             raise ValueError(
@@ -322,7 +322,7 @@ class Trial:
         if self.regularizer(Masksembles):
             # Another name than "masks", whose members trained each mask on fixed rows of every batch
             keys["masks"] = (self.seed, index, "rotated-masks")
-        if isinstance(self.method, Blob):
+        if isinstance(self.method, Bayesian):
             keys["posterior"] = (self.seed, index, "posterior")
         return keys
 

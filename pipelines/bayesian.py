@@ -6,7 +6,7 @@
 
 Published tables put ten samples of one member beside an ensemble of three, whose members have all seen the
 same batches. Here an ensemble of ten stands beside ten samples, by the recipe of BLoB's authors
-(arXiv:2406.11675); every row has its temperature-scaled metrics, and ensembles are regularised and souped, too.
+(arXiv:2406.11675); every row has its temperature-scaled metrics, and ensembles are regularised, too.
 """
 
 from dataclasses import replace

@@ -234,6 +234,7 @@ def test_another_schema_says_which_version_reads_it(storage):
         ("lora", "none", 1, "single LoRA"),
         ("lora", "none", 4, "LoRA ensemble of 4"),
         ("lora", "mc-10", 1, "MC dropout x10"),
+        ("rank-1-bnn", "posterior-2", 4, "rank-1 BNN of 4, each x2"),
         ("blob", "none", 1, "single BLoB"),
         ("blob", "posterior-10", 1, "BLoB x10"),
         ("blob", "posterior-10", 3, "BLoB ensemble of 3, each x10"),

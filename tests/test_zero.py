@@ -28,7 +28,7 @@ from jobs.cli import main
 from jobs.zero import PERSISTENT_NUMBERS, Zero, _has_died, deepspeed_config, zero_devices
 from lorae.backbones import load_backbone
 from lorae.draws import TFB, Posterior
-from lorae.methods import Blob, Vera
+from lorae.methods import Blob, Rank1BNN, Vera
 from lorae.plan import Devices
 from lorae.ranks import Ranks
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
@@ -137,6 +137,7 @@ def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
                 draws=(None, Posterior(2)),
             )
         ),
+        "rank-1-bnn": Case(replace(plain, trial=replace(plain.trial, method=Rank1BNN()))),
         "recomputed": Case(replace(stack, micro_batch=2), settings={"recompute": True}),
         "tied": Case(Stack(tied, (0, 1))),
         "options, offloaded": Case(Stack(options, (0, 1)), Zero(2, cpu_offload=True)),
@@ -176,7 +177,7 @@ def logits(storage: Path, stack: Stack) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["lora", "vera", "blob", "recomputed", "tied", "options, offloaded", "resumed"]
+    "name", ["lora", "vera", "blob", "rank-1-bnn", "recomputed", "tied", "options, offloaded", "resumed"]
 )
 def test_stack_on_two_ranks_equals_the_stack_on_one(cases, outcomes, tmp_path, name):
     """Same members, best steps, logits and costs, whether or not the backbone is whole."""
