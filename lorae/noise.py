@@ -174,7 +174,8 @@ class WeightNoise(_Located):
         """Noise on the weights of this name, of these standard deviations (M, D) or (M, R, D)."""
         if self.sample_keys is None:
             return torch.zeros_like(std_M)
-        keys, width = to_device(self.sample_keys, std_M.device) ^ seeds.key32(*name), std_M.shape[-1]
+        self.sample_keys, width = to_device(self.sample_keys, std_M.device), std_M.shape[-1]
+        keys = self.sample_keys ^ seeds.key32(*name)
         return std_M * seeds.normals(keys, std_M[0].numel() // width, width).view_as(std_M)
 
     def added(self, x: torch.Tensor, std_MRD: torch.Tensor, layer: int) -> torch.Tensor:
@@ -191,7 +192,8 @@ class WeightNoise(_Located):
     def _signs(self, x: torch.Tensor, width: int, key: int) -> torch.Tensor:
         """Random signs (M, S, width) of each token of x: its row's."""
         assert self.of_rows is not None and self.tokens is not None, "locate() comes first"
-        keys = to_device(self.of_rows, x.device) ^ key
+        self.of_rows = to_device(self.of_rows, x.device)
+        keys = self.of_rows ^ key
         signs = seeds.keep_mask(keys, torch.zeros_like(keys), width, 0.5).to(x.dtype) * 2 - 1
         return signs[self.tokens[0].reshape(x.shape[:2])]
 
