@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lorae.draws import TFB, MCDropout
-from lorae.methods import BatchEnsemble, Full, LastLayer, Lora
+from lorae.draws import TFB, MCDropout, Posterior
+from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, Rank1BNN
 from lorae.regularizers import AdapterDropout, DecayB, Masksembles, Regularizer
 from lorae.search import Search
 from lorae.sources import Hub, MnistVit, Wheel
@@ -69,19 +69,22 @@ def rivals(
     head_lr: float,
     wide_lr: float | None = None,
     long_lr: float | None = None,
+    blob: Blob = Blob(),
 ) -> list[Trial]:
     """What the reviewers of arXiv:2405.14438 asked LoRA-Ensemble to be compared with, at `members` forward
     passes per prediction, and what has come since.
 
-    Single and explicit full fine-tuning, BatchEnsemble, last-layer ensemble, snapshot ensemble, MC dropout,
-    TFB, Masksembles; the soup of the ensemble's own members; and a single adapter regularised, with as many
-    parameters (plain and regularised) and with as much training.
+    Single and explicit full fine-tuning, BatchEnsemble, rank-1 BNN, last-layer ensemble, snapshot ensemble,
+    MC dropout, TFB, BLoB, Masksembles; the soup of the ensemble's own members; and a single adapter
+    regularised, with as many parameters (plain and regularised) and with as much training.
 
     Args:
         lora: the recipe of one LoRA member.
-        full_lr, scales_lr, head_lr: learning rates of full fine-tuning, BatchEnsemble and last layers.
+        full_lr, scales_lr, head_lr: learning rates of full fine-tuning, of BatchEnsemble and the rank-1 BNN,
+            and of last layers.
         wide_lr, long_lr: of the single adapters with as many parameters and with as much training; None = as
             the member's.
+        blob: how BLoB learns its Gaussian; rank, scaling, layers and the mean's initialisation are LoRA's.
     """
     assert isinstance(lora.method, Lora)
 
@@ -100,10 +103,12 @@ def rivals(
         at(full_lr, method=Full()),
         at(full_lr, method=Full(), members=members),
         at(scales_lr, method=BatchEnsemble(targets=lora.method.targets), members=members),
+        at(scales_lr, method=Rank1BNN(targets=lora.method.targets), members=members, draws=Posterior(1)),
         at(head_lr, method=LastLayer(), members=members),
         replace(lora, optimizer=replace(lora.optimizer, schedule="cyclic", cycles=members)),
         regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
         replace(lora, draws=TFB(members)),
+        replace(lora, method=replace(blob, **vars(lora.method)), draws=Posterior(members)),
         regularized(lora, Masksembles(masks=members, scale=2.0)),
         replace(lora, members=members, combine="weights"),
         decayed(lora),

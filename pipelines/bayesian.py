@@ -21,11 +21,9 @@ from pipelines._common import SEVEN_B, smoke
 
 def bayesian_rivals(lora: Trial, samples: int) -> list[Trial]:
     """One member that is sampled so many times, by every way to its posterior; and what else predicts so."""
-    assert isinstance(lora.method, Lora)
-    method, optimizer = lora.method, lora.optimizer
-    blob = replace(lora, method=Blob(method.rank, method.alpha, method.targets, method.init))
+    blob = replace(lora, method=Blob(**vars(lora.method)))
     return [
-        replace(lora, optimizer=replace(optimizer, weight_decay=1e-5)),  # "MAP"
+        replace(lora, optimizer=replace(lora.optimizer, weight_decay=1e-5)),  # "MAP"
         replace(lora, regularizers=(AdapterDropout(0.1),), draws=MCDropout(samples)),
         replace(lora, draws=TFB(samples)),
         blob,

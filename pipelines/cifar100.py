@@ -1,6 +1,6 @@
 """LoRA-Ensemble on CIFAR-100 (table 1 and the OOD tables of arXiv:2405.14438), with its reviewers' baselines.
 
-    lorae sweep pipelines/cifar100.py --dry-run      # 69 trials, 261 members
+    lorae sweep pipelines/cifar100.py --dry-run      # 75 trials, 312 members
     python -m analysis.cifar100 lorae-results
 
 ViT-B/32, rank 8, 16 members that share each batch; OOD sets SVHN and CIFAR-10.

@@ -1,6 +1,6 @@
 """LoRA-Ensemble on images that anyone can fetch: a ViT of MNIST adapted to other digits.
 
-    lorae sweep pipelines/digits.py      # 93 trials, 237 members
+    lorae sweep pipelines/digits.py      # 99 trials, 264 members
     python -m analysis.digits lorae-results
 
 A small ViT, pre-trained on MNIST on first use, is adapted to scikit-learn's digits. The OOD set is patches of

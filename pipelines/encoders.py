@@ -1,6 +1,6 @@
 """Does LoRA-Ensemble hold for a sentence encoder? Against its reviewers' rivals, on a laptop, in minutes.
 
-    lorae sweep pipelines/encoders.py        # 16 trials, 23 members
+    lorae sweep pipelines/encoders.py        # 18 trials, 28 members
     python -m analysis.encoders lorae-results
 
 MiniLM-L6 on Rotten Tomatoes sentiment with a classification head per member, by the recipe of

@@ -1,6 +1,6 @@
 """LoRA-Ensemble on ESC-50, sounds in five folds (arXiv:2405.14438), with its reviewers' baselines.
 
-    lorae sweep pipelines/esc50.py --dry-run      # 255 trials, 585 members
+    lorae sweep pipelines/esc50.py --dry-run      # 285 trials, 720 members
     python -m analysis.esc50 lorae-results
 
 Audio Spectrogram Transformer, rank 16, 8 members; each fold is the test set once.

@@ -1,6 +1,6 @@
 """LoRA-Ensemble on HAM10000, skin lesions (arXiv:2405.14438), with its reviewers' baselines.
 
-    lorae sweep pipelines/ham10000.py --dry-run      # 54 trials, 213 members
+    lorae sweep pipelines/ham10000.py --dry-run      # 60 trials, 264 members
     python -m analysis.ham10000 lorae-results
 
 ViT-B/32, rank 4, 16 members, effective-number class weights; macro F1 stands beside accuracy.

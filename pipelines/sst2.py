@@ -1,6 +1,6 @@
 """LoRA-Ensemble on SST-2 with BERT (the text experiment of arXiv:2405.14438), with its reviewers' baselines.
 
-    lorae sweep pipelines/sst2.py --dry-run      # 54 trials, 213 members
+    lorae sweep pipelines/sst2.py --dry-run      # 60 trials, 264 members
     python -m analysis.sst2 lorae-results
 
 BERT-base with a classification head per member; the OOD set is plot summaries of films.
