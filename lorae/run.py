@@ -328,7 +328,7 @@ def _predict_sets(
     for name in sets:
         who = tuple(position for position, of_member in enumerate(wanted.values()) if name in of_member)
         together.setdefault(who, []).append(name)
-    on_rows = job.counted(_tokens_to_predict(job, [*sets.values()], len(stages)))
+    on_rows = job.counted(_tokens_to_predict(job, wanted, len(stages)))
     for who, names in together.items():
         members, samples = [[*wanted][position] for position in who], {}
         streams = [trial.member_key(m) for m in members]
@@ -354,14 +354,17 @@ def _predict_sets(
     return found
 
 
-def _tokens_to_predict(job: _Job, sets: Sequence[EvalSet], num_stages: int) -> int:
-    """Tokens of all forward passes for some sets, and of the searches for the width of their samples."""
+def _tokens_to_predict(job: _Job, wanted: dict[int, dict[str, EvalSet]], num_stages: int) -> int:
+    """Tokens of all forward passes for the sets that members want, and of the searches for the width of their
+    samples."""
     trial, total = job.stack.trial, 0
-    for wanted in sets:
-        num_draws = replace(trial, draws=wanted.draws).num_draws // (trial.optimizer.cycles or 1)
-        total += num_stages * num_draws * _num_tokens(job.trained_rows(wanted.task, wanted.split))
-    for spec in {wanted.draws for wanted in sets}:
-        if isinstance(spec, TFB):
+    for s in {name: s for of_member in wanted.values() for name, s in of_member.items()}.values():
+        num_draws = replace(trial, draws=s.draws).num_draws // (trial.optimizer.cycles or 1)
+        total += num_stages * num_draws * _num_tokens(job.trained_rows(s.task, s.split))
+    sampled = {m: {s.draws for s in of_member.values()} for m, of_member in wanted.items()}
+    for spec in {draws for ways in sampled.values() for draws in ways if isinstance(draws, TFB)}:
+        ids = [trial.member_id(m) for m, ways in sampled.items() if spec in ways]
+        if len(job.ranks.once(_stored_widths, job.store, ids, spec)) < len(ids):
             searched = anchors(job.trained_rows(trial.task, "train"))
             total += spec.num_searched(len(searched)) * _num_tokens(searched) // len(searched)
     return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -95,11 +95,15 @@ def test_stack_stores_members_predictions_and_reference(trial, data_root, tmp_pa
 
 
 @pytest.mark.parametrize("draws", [None, TFB(2)], ids=["plain", "samples"])
-def test_predicting_tells_how_far_it_is_and_stops_in_the_middle(tiny_trial, tmp_path, monkeypatch, draws):
+def test_predicting_tells_how_far_it_is_and_stops_in_the_middle(
+    tiny_trial, data_root, tmp_path, monkeypatch, draws
+):
     monkeypatch.setitem(memory.PREDICT_TOKENS, "cpu", 64)  # several forward passes for each set
     stack, told, stop = Stack(tiny_trial(draws=draws), (0, 1)), [], [False]
 
-    def run(at: int) -> None:
+    def run(at: int, stack: Stack = stack) -> None:
+        told.clear()
+
         def note(progress: Progress) -> None:
             if progress.phase == "predict":
                 told.append(progress.step)
@@ -110,9 +114,11 @@ def test_predicting_tells_how_far_it_is_and_stops_in_the_middle(tiny_trial, tmp_
     with pytest.raises(Stopped):
         run(40)
     assert 40 <= told[-1] < 60
-    stop[0], told = False, told[:0]
+    stop[0] = False
     run(101)
     assert told == sorted(told) and len(set(told)) > 4 and told[-1] == 100
+    run(101, replace(stack, eval_tasks=(greys(data_root),)))
+    assert len(set(told)) > 1 and told[-1] == 100, "a width that is stored is not searched for"
 
 
 @pytest.mark.parametrize("method", [Lora(rank=4), Vera(rank=8)], ids=["lora", "vera"])
