@@ -23,6 +23,7 @@ from analysis.audit_members import (
     SAME_NLL,
     adapters_are_distinct_and_trained,
     first_step,
+    is_in_context,
     members_differ_after_training,
     members_start_as_the_backbone,
     vera_members_differ,
@@ -46,6 +47,7 @@ from analysis.audit_trials import (
 )
 from analysis.data import Row, is_soup, load_trials, pool
 from analysis.findings import Finding, Problem, results
+from lorae import untrusted
 from lorae.identity import digest
 from lorae.prediction_files import Predictions
 from lorae.results import read_trials
@@ -89,9 +91,11 @@ _MEMBER = {  # what the checks rely on in a member.json
         "budget": {"batch_size": count, "max_tokens": count},
         "precision": _precision,
     },
-    "streams": {"init": list, "order": list, str: list},
+    "streams": {str: list},
     "source": _source,
 }
+_TRAINED = {"streams": {"init": list, "order": list}}
+_PROMPTED = {"recipe": {"method": {"shots": count}}, "context": {"demonstrations": [str], "text": str}}
 
 _NEEDED = {  # files of an entry, beside its predictions
     "reference": (),
@@ -278,9 +282,21 @@ def _check_record(stored: Stored, folder: str) -> None:
         stored.store.record(folder, SOUP, SOUP_RECORD)
     if folder.startswith("members/"):
         member = folder.removeprefix("members/")
-        stored.store.record(folder, _MEMBER)
-        first_step(stored.store, member)
+        record = stored.store.record(folder, _MEMBER)
         weights_of(stored.store, member)
+        if is_in_context(record["recipe"]):
+            _check_context(untrusted.check(record, f"{folder}/{RECORD}", _PROMPTED), folder)
+        else:
+            untrusted.check(record, f"{folder}/{RECORD}", _TRAINED)
+            first_step(stored.store, member)
+
+
+def _check_context(record: dict[str, Any], folder: str) -> None:
+    """Raise ValueError where a member has not as many demonstrations as it should."""
+    shots, found = record["recipe"]["method"]["shots"], record["context"]["demonstrations"]
+    if len(set(found)) != shots or len(found) != shots:
+        what = f"{len(found)} demonstrations, {len(set(found))} distinct, of {shots} shots"
+        raise ValueError(f"{folder}/{RECORD} has {what}; delete it and repeat the sweep")
 
 
 CHECKS = (

@@ -12,6 +12,7 @@ import numpy as np
 from analysis.data import Row, eval_sets
 from analysis.findings import Finding, Problem, results
 from lorae.identity import digest
+from lorae.methods import InContext
 from lorae.peft_format import read_tensors
 from lorae.store import CURVE_FILE, WEIGHTS, Store, member_folder
 
@@ -55,11 +56,18 @@ def _starts_as_the_backbone(recipe: dict[str, Any]) -> bool:
     """Whether a member computes what the backbone does until its first update. One that has a head or is no
     low-rank branch does not under noise, nor where it is drawn at random."""
     method = recipe["method"]
+    if is_in_context(recipe):
+        return False  # it has no steps
     noisy = any(r["type"] in ("AdapterDropout", "Masksembles") for r in recipe["regularizers"])
     noisy = noisy or method["type"] == "Rank1BNN"
     if method["type"] in ("Lora", "Blob", "Vera"):
         return not method.get("b_std") and not (noisy and recipe["task"]["scoring"]["type"] == "Head")
     return not noisy and method.get("init") != "signs" and not method.get("std")
+
+
+def is_in_context(recipe: dict[str, Any]) -> bool:
+    """Whether a member trains nothing, and has demonstrations in its record."""
+    return recipe["method"]["type"] == InContext.__name__
 
 
 def first_step(store: Store, member: str) -> tuple[float, float]:
@@ -83,14 +91,20 @@ def _first_batch(record: dict[str, Any]) -> str:
 
 
 def members_differ_after_training(stored: Stored) -> list[Finding]:
-    """No two members of a recipe, of one seed or of several, have the same logits on a whole test set."""
+    """No two members of a recipe, of one seed or of several, have the same logits on a whole test set; unless
+    they drew the same demonstrations."""
 
     def logits(row: Row, member: str) -> str:
         predictions = stored.predictions(member_folder(member), eval_sets(row)["test"])
         return hashlib.sha256(predictions.logits_MNC.tobytes()).hexdigest()
 
     problems, num_seen = _repeats(stored, logits)
-    named = [(f"{w}/predictions", f"logits on test are those of {other}") for w, other in problems]
+    named = [
+        (f"{member_folder(member)}/predictions", f"logits on test are those of {other}")
+        for member, other in problems
+        if not is_in_context(stored.members[member]["recipe"])
+        or stored.members[member]["context"] != stored.members[other]["context"]
+    ]
     return results("members differ after training", named, num_seen, "members with others of their recipe")
 
 
@@ -101,14 +115,19 @@ def adapters_are_distinct_and_trained(stored: Stored) -> list[Finding]:
         content = stored.store.read(member_folder(member), WEIGHTS)
         return hashlib.sha256(content).hexdigest()
 
+    trained = [m for m, record in stored.members.items() if not is_in_context(record["recipe"])]
     repeated, _ = _repeats(stored, weights)
-    problems = [(f"{where}/{WEIGHTS}", f"the same adapter as {other}") for where, other in repeated]
-    for member in stored.members:
+    problems = [
+        (f"{member_folder(member)}/{WEIGHTS}", f"the same adapter as {other}")
+        for member, other in repeated
+        if member in trained
+    ]
+    for member in trained:
         for name, value in weights_of(stored.store, member).items():
             if name.endswith(ZERO_FACTORS) and not value.any():
                 what = "all zero, as before training"
                 problems.append((f"{member_folder(member)}/{WEIGHTS} {name}", what))
-    return results("adapters are distinct and trained", problems, len(stored.members), "adapters")
+    return results("adapters are distinct and trained", problems, len(trained), "adapters")
 
 
 def vera_members_differ(stored: Stored) -> list[Finding]:
@@ -153,17 +172,18 @@ def weights_of(store: Store, member: str) -> dict[str, np.ndarray]:
     return read_tensors(content, f"{member_folder(member)}/{WEIGHTS}")
 
 
-def _repeats(stored: Stored, key: Callable[[Row, str], str]) -> tuple[list[Problem], int]:
-    """Members whose key an earlier member of the same recipe and test set has; and how many were compared."""
+def _repeats(stored: Stored, key: Callable[[Row, str], str]) -> tuple[list[tuple[str, str]], int]:
+    """Members whose key an earlier member of the same recipe and test set has, with that one; and how many
+    were compared."""
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for row in stored.done:
         group = groups.setdefault((row["recipe"], eval_sets(row)["test"]), {})
         group.update((m, row) for m in row["member_ids"] if m in stored.members)
-    problems: dict[Problem, None] = {}
+    pairs: dict[tuple[str, str], None] = {}
     for group in groups.values():
         owners: dict[str, str] = {}
         for member, row in group.items():
             owner = owners.setdefault(key(row, member), member)
             if owner != member:
-                problems[member_folder(member), owner] = None
-    return list(problems), sum(len(group) for group in groups.values() if len(group) > 1)
+                pairs[member, owner] = None
+    return list(pairs), sum(len(group) for group in groups.values() if len(group) > 1)

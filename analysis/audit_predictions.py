@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.audit_members import is_in_context
 from analysis.data import Row, eval_sets, ood_sets, pool
 from analysis.findings import Finding, Problem, results
 from lorae.draws import plain_set
@@ -88,12 +89,13 @@ def _table_faults(table: pa.Table, entry: str) -> Iterator[Problem]:
 
 
 def splits_are_disjoint(stored: Stored) -> list[Finding]:
-    """No example id of a trial is in two of test, validation and, where the backbone predicted it (KL), the
-    training split."""
+    """No example id of a trial is in two of test, validation and the training split, of which known are those
+    that the backbone predicted (KL), and the demonstrations of in-context learning."""
     problems: dict[Problem, None] = {}
     for row in stored.sound:
         sets = {split: eval_sets(row)[split] for split in ("test", "validation")} | {"train": _train_set(row)}
-        ids = {split: found for split, name in sets.items() if (found := _ids(stored, row, name))}
+        ids = {split: _ids(stored, row, name) for split, name in sets.items()}
+        ids["train"] |= _demonstrated(stored, row)
         for one, other in itertools.combinations(ids, 2):
             if both := sorted(ids[one] & ids[other]):
                 what = f"{len(both)} examples are also in {sets[other]}, first {both[0]!r}"
@@ -121,6 +123,13 @@ def _train_set(row: Row) -> str:
     """Name of the training split's prediction set, from the recipe: `Task.eval_set`."""
     content = {k: v for k, v in json.loads(row["recipe"])["task"].items() if k != "num_validation"}
     return f"{content['task'].replace('/', '-')}__train__{digest(content)[:8]}"
+
+
+def _demonstrated(stored: Stored, row: Row) -> set[str]:
+    """Ids of the examples that a trial's members read before a question."""
+    records = [stored.members[m] for m in row["member_ids"] if m in stored.members]
+    prompted = [record for record in records if is_in_context(record["recipe"])]
+    return {example for record in prompted for example in record["context"]["demonstrations"]}
 
 
 def _ids(stored: Stored, row: Row, eval_set: str) -> set[str]:

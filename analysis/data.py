@@ -17,6 +17,7 @@ from typing import Any
 
 from analysis.significance import OverSeeds, over_seeds
 from lorae.draws import plain_set
+from lorae.methods import InContext
 from lorae.metrics import ood_summary
 from lorae.prediction_files import Predictions, prediction_sets
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
@@ -25,6 +26,7 @@ from lorae.store import Store, pool_folders
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 
 SHARED_FACTORS = ("backbone", "task", "scoring", "precision", "max_tokens")  # a zero-shot row has these
+IN_CONTEXT = InContext.label
 # Of a method: its single member, and its ensemble
 METHOD_NAMES = {
     "lora": ("single LoRA", "LoRA ensemble"),
@@ -34,6 +36,7 @@ METHOD_NAMES = {
     "rank-1-bnn": ("single rank-1 BNN component", "rank-1 BNN"),
     "last-layer": ("single last layer", "last-layer ensemble"),
     "full": ("single full fine-tuning", "explicit ensemble"),
+    IN_CONTEXT: ("in-context learning", "in-context ensemble"),
 }
 
 
@@ -57,6 +60,9 @@ class Cell:
         method = self.factors["method"]
         single, several = METHOD_NAMES.get(method, (f"single {method}", f"{method} ensemble"))
         draws = draws_name(self.factors["draws"])
+        if method == IN_CONTEXT:
+            shots = self.factors["init"].replace("+", ", ")
+            return f"{several} of {self.members}, {shots}" if self.members > 1 else f"{single}, {shots}"
         if self.is_soup:
             return f"{single.removeprefix('single ').removesuffix(' member')} soup of {self.members}"
         if self.members > 1:

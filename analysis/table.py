@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.columns import COST_COLUMNS, Column, default_metrics, direction, title
-from analysis.data import Cell, Trials, provenance
+from analysis.data import IN_CONTEXT, Cell, Trials, provenance
 from analysis.resampling import Resampling
 from analysis.significance import Difference, Verdict
 from lorae.results import FACTORS
@@ -102,10 +102,12 @@ def cell_line(cell: Cell) -> Line:
 
 def cell_columns(trials: Trials) -> list[Column]:
     """What tells cells apart: varying factors, the model, and its regulariser ("none" says something too)."""
-    # The model's name has the method and the draws, and says whether it is a soup
+    # The model's name has the method, the draws and the shots, and says whether it is a soup
     told = {"method", "draws", "regularizers"}
     if {"probs", "logits"} - {cell.factors["combine"] for cell in trials.cells if cell.members}:
         told.add("combine")
+    if len({c.factors["init"] for c in trials.cells if c.members and c.factors["method"] != IN_CONTEXT}) < 2:
+        told.add("init")
     shown = [f for f in trials.varying if f not in told]
     hidden = [f for f in FACTORS if f not in ("seed", "regularizers", *shown)]
     return [

@@ -17,6 +17,7 @@ from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tun
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
+from lorae.methods import InContext
 from lorae.plan import Devices, Plan, make_plan, placed, soups_of
 from lorae.results import trials_table
 from lorae.store import Store
@@ -174,17 +175,18 @@ def plan_text(plan: Plan) -> str:
     """The plan for a person."""
     record = plan_record(plan)
     members = record["members"]
+    prompted = plan.num_to_prompt
     lines = [
         f"{len(plan.trials)} trials; members: {members['needed']} needed, {members['stored']} stored, "
-        f"{members['to_train']} to train"
+        f"{members['to_train'] - prompted} to train" + (f", {prompted} to prompt" if prompted else "")
     ]
     lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
     for number, stack in enumerate(record["stacks"], 1):
+        size = stack["init"] if stack["method"] == InContext.label else f"rank {stack['rank']}"
         lines.append(
-            f"  stack {number}: {stack['task']} {stack['method']} rank {stack['rank']} "
-            f"{stack['regularizers']} seed {stack['seed']} members {stack['members']} | "
-            f"host {stack['host']} | {stack['memory_bytes'] / 2**30:.1f} GiB | "
-            f"roughly {duration(stack['seconds'])}"
+            f"  stack {number}: {stack['task']} {stack['method']} {size} {stack['regularizers']} "
+            f"seed {stack['seed']} members {stack['members']} | host {stack['host']} | "
+            f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {duration(stack['seconds'])}"
         )
     if plan.soups:
         lines.append(f"  then {len(plan.soups)} soups of their members predict")
@@ -194,8 +196,10 @@ def plan_text(plan: Plan) -> str:
 
 def outcome_text(outcome: dict[str, Any], request: Request) -> str:
     """What was done, what failed, and the commands that follow."""
+    prompted = any(isinstance(trial.method, InContext) for trial in request.sweep.trials())
+    made = "trained or prompted" if prompted else "trained"
     lines = [
-        f"{outcome['trials']} trials, {outcome['trained']} members trained in "
+        f"{outcome['trials']} trials, {outcome['trained']} members {made} in "
         f"{duration(outcome['seconds'])}; results in {request.storage}/sweeps/{request.name}"
     ]
     if outcome["pruned"]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorae import untrusted
-from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
+from lorae.methods import InContext
+from lorae.store import ADAPTER_CONFIG, RECORD, WEIGHTS, Store, member_folder
 
 
 def export_member(storage: str, member: str, folder: str) -> Path:
@@ -27,9 +28,15 @@ def export_member(storage: str, member: str, folder: str) -> Path:
         raise ValueError(f"{target} is not empty; give a new folder")
     contents = {name: store.read(member_folder(matches[0]), name) for name in (ADAPTER_CONFIG, WEIGHTS)}
     settings = untrusted.json_object(contents[ADAPTER_CONFIG], ADAPTER_CONFIG, {})
+    method = settings.get("lorae_method")
+    if isinstance(method, dict) and method.get("type") == InContext.__name__:
+        raise ValueError(
+            f"member {matches[0]} is no adapter: it is the untouched backbone with the demonstrations of its "
+            f"{store.storage.path(member_folder(matches[0]))}/{RECORD}; put their text before a prompt"
+        )
     if "peft_type" not in settings:
         raise ValueError(
-            f"member {matches[0]} is no PEFT adapter but {settings.get('lorae_method')}; its parameters are "
+            f"member {matches[0]} is no PEFT adapter but {method}; its parameters are "
             f"{store.storage.path(member_folder(matches[0]))}/{WEIGHTS}, under the backbone's own names"
         )
     target.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,7 @@ class Adapters:
             state = full_state(backbone)
         elif isinstance(method, Adapter):
             state = initial_state(method, self.layers, key)
-        elif not backbone.is_encoder:
+        elif isinstance(method, LastLayer) and not backbone.is_encoder:
             state = head_state(method, backbone, answer_ids, key)
         if backbone.is_encoder:
             state = state | initial_head(len(answer_ids), backbone.lm.config.hidden_size, key)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lorae import seeds
 from lorae.memory import full_member_bytes
-from lorae.methods import Full, LastLayer, adapted_layers
+from lorae.methods import Full, InContext, LastLayer, adapted_layers
 from lorae.regularizers import Masksembles
 from lorae.shapes import kind_of, linear_shapes, most_tokens
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
@@ -27,7 +27,7 @@ def check_recipe(trial: Trial, ood: Sequence[Task], config: dict[str, Any]) -> N
     Raises:
         ValueError: a backbone that does not read the task's examples or fit its scoring, targets or a rank
             that do not fit, a backbone too large for `Full`, examples without common answers for `LastLayer`,
-            more cycles than steps, masks that do not exist.
+            more cycles than steps, masks that do not exist, more demonstrations than there are examples.
     """
     _check_backbone(trial, config)
     linears = linear_shapes(config)
@@ -38,6 +38,8 @@ def check_recipe(trial: Trial, ood: Sequence[Task], config: dict[str, Any]) -> N
         layers = linears
     if isinstance(trial.method, LastLayer) and not isinstance(trial.task.scoring, Head):
         _check_answers(trial, ood)
+    if isinstance(trial.method, InContext):
+        _check_shots(trial.method, trial, config)
     if masks := trial.regularizer(Masksembles):
         head = isinstance(trial.task.scoring, Head) or isinstance(trial.method, LastLayer)
         widths = {d_in for d_in, _ in layers.values()} | ({config["hidden_size"]} if head else set())
@@ -65,6 +67,22 @@ def _check_backbone(trial: Trial, config: dict[str, Any]) -> None:
         raise ValueError(
             f"max_tokens={trial.budget.max_tokens}: {name} reads at most {longest}; "
             f"write Budget(max_tokens={longest})"
+        )
+
+
+def _check_shots(method: InContext, trial: Trial, config: dict[str, Any]) -> None:
+    num_train, longest = len(trial.task.examples("train")), most_tokens(config)
+    if method.shots > num_train:
+        raise ValueError(
+            f"shots={method.shots}: {trial.task.name} has {num_train} training examples; write "
+            f"InContext(shots={num_train}) or fewer"
+        )
+    most, parts = trial.budget.max_tokens, method.shots + 1
+    if longest and parts * most > longest:
+        raise ValueError(
+            f"shots={method.shots} with max_tokens={most}: a prompt of {parts} such parts has {parts * most} "
+            f"tokens, {trial.backbone.label} reads at most {longest}; write "
+            f"Budget(max_tokens={longest // parts}), or fewer shots"
         )
 
 

@@ -35,7 +35,8 @@ class Row:
             likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
-        truncated: tokens of the prompt's beginning that were cut off; for a head of the end.
+        truncated: tokens of the prompt's beginning (after its context) that were cut off; for a head of the
+            end.
         media: image or sound; only for a head.
         pool: which tokens' features the head reads; only for a head.
         features: hidden state (D,) that class logits are read from, where the backbone is not run again
@@ -61,6 +62,7 @@ def encode(
     examples: Sequence[Example],
     max_tokens: int,
     classes: tuple[str, ...] | None = None,
+    context: str = "",
 ) -> list[Row]:
     """Rows of the examples; a prompt longer than `max_tokens` loses its beginning, with an encoder its end.
 
@@ -68,6 +70,7 @@ def encode(
         tokenizer: of a causal LM, or the `Inputs` of an encoder.
         classes: names of the head's classes, which every row then has; an example with other classes has no
             label. None: the examples' own.
+        context: text before every prompt, which is whole and has further tokens.
     Raises:
         ValueError: two classes of an example start with the same token, or an answer does not fit
             `max_tokens`; a damaged image or sound.
@@ -82,17 +85,20 @@ def encode(
         return rows
     prompts = [task.prompt(e) for e in examples]
     # An answer's tokens are what follows the prompt's in the tokenisation of both together.
-    heads = tokenizer([p.text for p in prompts])["input_ids"]
-    whole = iter(tokenizer([p.text + answer for p in prompts for answer in p.answers])["input_ids"])
+    texts = [context + p.text for p in prompts]
+    heads = tokenizer(texts, return_offsets_mapping=bool(context))
+    answered = [text + answer for text, p in zip(texts, prompts) for answer in p.answers]
+    whole = iter(tokenizer(answered)["input_ids"])
     rows = []
-    for example, prompt, head in zip(examples, prompts, heads):
+    for n, (example, prompt, head) in enumerate(zip(examples, prompts, heads["input_ids"])):
         tails = [_answer_tokens(head, next(whole), example.id) for _ in prompt.answers]
         label = -1 if example.label is None else example.label
         row = Row(example.id, label, len(tails), tuple(head))
+        kept = _context_tokens(heads["offset_mapping"][n], context) if context else 0
         if isinstance(task.scoring, OptionLikelihood):
             chars = task.scoring.norm == "chars"
             norms = tuple(float(len(a.strip())) if chars else 1.0 for a in prompt.answers)
-            rows.append(_pack_options(replace(row, norms=norms), tails, max_tokens))
+            rows.append(_pack_options(replace(row, norms=norms), tails, max_tokens, kept))
         else:
             first = tuple(tail[0] for tail in tails)
             if len(set(first)) < len(first):
@@ -100,7 +106,7 @@ def encode(
                     f"{task.name} {example.id}: two answers of {prompt.answers} start with the same "
                     "token of this tokenizer; score by OptionLikelihood() or choose other label words"
                 )
-            rows.append(_truncate(replace(row, answer_ids=first), max_tokens))
+            rows.append(_truncate(replace(row, answer_ids=first), max_tokens, kept))
     return rows
 
 
@@ -124,18 +130,25 @@ def _answer_tokens(head: list[int], whole: list[int], example_id: str) -> list[i
     return whole[len(head) :]
 
 
-def _truncate(row: Row, max_tokens: int) -> Row:
-    excess = max(0, len(row.tokens) - max_tokens)
-    return replace(row, tokens=row.tokens[excess:], segments=row.segments[excess:], truncated=excess)
+def _context_tokens(spans: Sequence[tuple[int, int]], context: str) -> int:
+    """Tokens of the context that a text begins with, from the characters of each token. (What a tokenizer
+    makes of the context alone may end otherwise: GPT-2's joins newlines where nothing follows.)"""
+    return sum(1 for _ in itertools.takewhile(lambda span: span[1] <= len(context), spans))
 
 
-def _pack_options(row: Row, tails: list[list[int]], max_tokens: int) -> Row:
+def _truncate(row: Row, max_tokens: int, kept: int) -> Row:
+    """The row without the beginning of what follows its first `kept` tokens, as far as that is too long."""
+    excess = max(0, len(row.tokens) - kept - max_tokens)
+    return replace(row, tokens=row.tokens[:kept] + row.tokens[kept + excess :], truncated=excess)
+
+
+def _pack_options(row: Row, tails: list[list[int]], max_tokens: int, kept: int) -> Row:
     longest = max(map(len, tails))
     if longest >= max_tokens:
         raise ValueError(
             f"{row.id}: an option has {longest} tokens, max_tokens={max_tokens}; raise Budget(max_tokens=...)"
         )
-    row = _truncate(row, max_tokens - longest)
+    row = _truncate(row, max_tokens - longest, kept)
     segments = (-1,) * len(row.tokens)
     for k, tail in enumerate(tails):
         segments += (k,) * len(tail)

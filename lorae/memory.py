@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lorae.methods import Adapter, BatchEnsemble, Blob, Full, LastLayer, Vera, adapted_layers
+from lorae.methods import Adapter, BatchEnsemble, Blob, Full, InContext, LastLayer, Vera, adapted_layers
 from lorae.regularizers import AdapterDropout, EarlyStopping, Masksembles
 from lorae.shapes import kind_of, linear_shapes, num_backbone_parameters
 from lorae.trial import Trial
@@ -89,10 +89,12 @@ def stack_memory(
         gpus: 0 = on a CPU; from 2 on ZeRO-3 partitions the frozen weights over them, adapters stay whole.
     """
     shape = _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
-    predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], num_members * texts.longest)
+    untrained = not num_members or isinstance(trial.method, InContext)
+    at_once = 1 if untrained else num_members
+    predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], at_once * texts.longest)
     prediction = shape.forward_bytes(predicted, texts)
     backbone = _backbone_bytes(trial, config, max(1, gpus), saving)
-    if not num_members:
+    if untrained:
         return Memory(backbone, 0, prediction)
     layers = adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
     head = texts.classes * (config["hidden_size"] + 1)

@@ -1,9 +1,9 @@
 """How a member differs from the backbone: LoRA, VeRA and their rivals, and how they are initialised.
 
-A method is a setting; the stacked modules that compute it are in `lorae.adapters`. LoRA: Hu et al. 2021,
-arXiv:2106.09685. VeRA: Kopiczko et al. 2023, arXiv:2310.11454. BatchEnsemble: Wen et al. 2020,
-arXiv:2002.06715. BLoB: Wang et al. 2024, arXiv:2406.11675. Rank-1 BNN: Dusenberry et al. 2020,
-arXiv:2005.07186.
+A method is a setting; the stacked modules that compute it are in `lorae.adapters`, what in-context learning
+reads in `lorae.in_context`. LoRA: Hu et al. 2021, arXiv:2106.09685. VeRA: Kopiczko et al. 2023,
+arXiv:2310.11454. BatchEnsemble: Wen et al. 2020, arXiv:2002.06715. BLoB: Wang et al. 2024, arXiv:2406.11675.
+Rank-1 BNN: Dusenberry et al. 2020, arXiv:2005.07186.
 """
 
 from __future__ import annotations
@@ -416,9 +416,44 @@ class Full:
     zero_factor: ClassVar[str | None] = None
 
 
+@dataclass(frozen=True)
+class InContext:
+    """Trains nothing: the untouched backbone reads demonstrations, training examples with their right
+    answers, before the question. Several members are an ensemble of prompts.
+
+    A member draws its demonstrations from a stream of its own, uniformly and without replacement from the
+    training examples that fit `Budget(max_tokens)`, in random order.
+
+    Args:
+        shots: demonstrations, >= 1; a member's first ones are those of the member with fewer.
+        calibrated: subtract from the class logits the log-probabilities of the classes after the same
+            demonstrations and "N/A" as question: contextual calibration (Zhao et al. 2021, arXiv:2102.09690),
+            whose W is diag(p_cf)^-1.
+    """
+
+    label = "in-context"
+    starts_apart: ClassVar[bool] = True
+    rank: ClassVar[int] = 0
+    targets: ClassVar[tuple[str, ...]] = ()
+    zero_factor: ClassVar[str | None] = None
+
+    shots: int = 4
+    calibrated: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shots < 1:
+            raise ValueError(
+                f"shots={self.shots}: must be >= 1; write InContext(shots=4), or members=0 for none"
+            )
+
+    @property
+    def init_label(self) -> str:
+        return f"{self.shots}-shot" + ("+calibrated" if self.calibrated else "")
+
+
 Bayesian = Blob | Rank1BNN  # methods that learn a distribution of their weights
 Adapter = Lora | Blob | Vera | BatchEnsemble | Rank1BNN  # methods that change some linear layers
-Method = Adapter | LastLayer | Full
+Method = Adapter | LastLayer | Full | InContext
 
 
 def _check_rank(method: Lora | Vera) -> None:
@@ -447,7 +482,7 @@ def adapted_layers(
     method: Method, linears: dict[str, tuple[int, int]], backbone: str
 ) -> dict[str, tuple[int, int]]:
     """The linear layers that `method` adapts, name -> (d_in, d_out), in the backbone's order; none for
-    `LastLayer` and `Full`.
+    `LastLayer`, `Full` and `InContext`.
 
     A target matches a layer whose path is it or ends in `.target`; "q", "k", "v" and "o" match every name in
     `ROLES`. The output head is never adapted.
@@ -455,7 +490,7 @@ def adapted_layers(
     Raises:
         ValueError: a target matches nothing, or the rank exceeds a layer's smaller side.
     """
-    if isinstance(method, (LastLayer, Full)):
+    if isinstance(method, (LastLayer, Full, InContext)):
         return {}
     for target in method.targets:
         if not any(_matches(name, target) for name in linears):

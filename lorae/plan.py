@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from lorae.checks import MAX_FULL_BYTES, check_recipe
 from lorae.draws import TFB, Draws
-from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
-from lorae.methods import Full, LastLayer
+from lorae.memory import BYTES, PREDICT_TOKENS, Memory, Saving, Texts, full_member_bytes, stack_memory
+from lorae.methods import Full, InContext, LastLayer
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
@@ -130,6 +130,12 @@ class Plan:
     @property
     def num_to_train(self) -> int:
         return len(self.needed) - len(self.stored)
+
+    @property
+    def num_to_prompt(self) -> int:
+        """Of those, members that are only given demonstrations."""
+        prompted = {m for t, _ in self.trials if isinstance(t.method, InContext) for m in t.member_ids()}
+        return len(prompted - set(self.stored))
 
 
 def make_plan(
@@ -488,17 +494,17 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     trial, num, gpus = stack.trial, len(stack.members), max(1, where.gpus)
     parameters = num_backbone_parameters(backbone_config(trial.backbone))
     train = _lengths(trial.task, "train", *_token_limits(trial))
-    steps, batch = trial.budget.num_steps(train.num), trial.budget.batch_size
+    untrained = stack.soup or isinstance(trial.method, InContext)
+    steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
     train_tokens = int(num * steps * batch * train.total / train.num)
     sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
     ways = {name: replace(trial, draws=s.draws).num_draws for name, s in sets.items()}
-    tokens = {name: ways[name] * lengths.total for name, lengths in zip(sets, _eval_lengths(stack))}
+    at_once = PREDICT_TOKENS[devices.kind]
+    tokens = {name: ways[name] * lengths.read(at_once) for name, lengths in zip(sets, _eval_lengths(stack))}
     predicted = sum(tokens[name] for of_member in each for name in of_member)
     searches = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, TFB)]
     predicted += sum(d.num_searched(train.num) for d in searches) * train.total // train.num
-    if stack.soup:
-        train_tokens = 0
-    elif isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once
+    if isinstance(trial.method, LastLayer) and not stack.soup:  # the frozen backbone reads each example once
         train_tokens, predicted = train.total, predicted // (len(each) * max(ways.values()))
     rate = gpus * devices.flops(trial.precision)
     train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
@@ -515,12 +521,19 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers."""
+    """Tokens of a split's rows: how many rows, their sum, the longest, the most in one row's answers, and
+    demonstrations that all begin with, which the sum has not."""
 
     num: int
     total: int
     longest: int
     answers: int
+    shared: int = 0
+
+    def read(self, batch_tokens: int) -> int:
+        """Tokens of the forward passes over all rows; a batch reads what its rows share once."""
+        rows = max(1, int(batch_tokens / (self.total / self.num + self.shared)))
+        return self.total + self.shared * -(-self.num // rows)
 
 
 def _token_limits(trial: Trial) -> tuple[int, int]:
@@ -545,8 +558,14 @@ def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _L
 
 
 def _eval_lengths(stack: Stack) -> list[_Lengths]:
-    limits = _token_limits(stack.trial)
-    return [_lengths(s.task, s.split, *limits) for s in stack.eval_sets().values()]
+    """Of what members predict, with their demonstrations."""
+    trial, limits = stack.trial, _token_limits(stack.trial)
+    every = [_lengths(s.task, s.split, *limits) for s in stack.eval_sets().values()]
+    if not (isinstance(trial.method, InContext) and stack.members):
+        return every
+    train, shots = _lengths(trial.task, "train", *limits), trial.method.shots
+    shared, longest = shots * train.total // train.num, shots * train.longest
+    return [replace(lengths, longest=lengths.longest + longest, shared=shared) for lengths in every]
 
 
 def _longest(stack: Stack) -> Texts:

@@ -14,7 +14,8 @@ from lorae.backbones import Backbone, load_backbone, set_matmul_precision
 from lorae.draws import TFB, Draws, MCDropout, Posterior, drawn_set
 from lorae.encoding import Row, encode
 from lorae.identity import canonical, canonical_json, spec_of
-from lorae.methods import Bayesian, Full, Init, LastLayer, Method
+from lorae.in_context import predict_in_context
+from lorae.methods import Bayesian, Full, InContext, Init, LastLayer, Method
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
@@ -22,11 +23,12 @@ from lorae.prediction_files import prediction_file, rows_bytes
 from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
 from lorae.seeds import Key
 from lorae.sources import DataSource, Source
+from lorae.store import RECORD as RECORD_FILE
 from lorae.store import Store, entry_lock, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, Scoring, Task
 from lorae.tfb import Samples
 from lorae.trial import backbone_id
-from lorae.untrusted import count
+from lorae.untrusted import check, count
 
 SPECS = (*get_args(DataSource), *get_args(Method), *get_args(Init), AdapterDropout, Masksembles)
 STACK_MEMBERS = 16  # predicted in one pass
@@ -47,10 +49,11 @@ RECORD = {  # what is relied on in a member.json
         "task": {"scoring": {}},
         "regularizers": [{"type": str}],
     },
-    "streams": {"init": list},
+    "streams": {str: list},
     "classes": _class_names,
     "answers": _class_names,
 }
+TRAINED, PROMPTED = {"streams": {"init": list}}, {"context": {"text": str}}  # and by what a member does
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class _Group:
     template: str
     classes: tuple[str, ...] | None  # of the members' heads
     answers: tuple[str, ...] | None  # that the members have own rows of the language model's head for
+    context: str  # what the members read before a question
     members: dict[str, dict[str, Key]]  # id -> its named streams
 
     @property
@@ -142,7 +146,11 @@ def predict_task(
         ids = [m for m in group.members if member_folder(m) in lacking]
         for start in range(0, len(ids), group.stack_members):
             stack = ids[start : start + group.stack_members]
-            for member, logits_KNC in zip(stack, _stack_logits(store, group, stack, model, rows, draws)):
+            if isinstance(group.method, InContext):
+                logits_MKNC = _in_context_logits(group, stack, model, own)
+            else:
+                logits_MKNC = _stack_logits(store, group, stack, model, rows, draws)
+            for member, logits_KNC in zip(stack, logits_MKNC):
                 _store(store, member_folder(member), name, own, rows, logits_KNC)
             on_progress(f"{name}: {start + len(stack)} of {len(ids)} members of {group.source.label}")
         num_predicted += len(ids)
@@ -181,7 +189,9 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
     for member in members:
         with _damage_discarded(store, [member]):
             record = store.record(member_folder(member), RECORD)
-        recipe = record["recipe"]
+            recipe = record["recipe"]
+            shape = PROMPTED if _is_prompted(recipe) else TRAINED
+            check(record, f"{member_folder(member)}/{RECORD_FILE}", shape)
         if not _needed(recipe) <= record.keys():
             raise ValueError(
                 f"member {member} was stored by an older lorae; predict with a sweep's ood=[...]"
@@ -189,7 +199,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
         same = [recipe[name] for name in ("backbone", "precision", "method")]
         same += [recipe["budget"]["max_tokens"], recipe["task"]["scoring"], record["prompt_template"]]
         same += [record.get("classes"), record.get("answers")]
-        same += [_noise(recipe), recipe.get("optimizer", {}).get("cycles")]
+        same += [_noise(recipe), recipe.get("optimizer", {}).get("cycles"), _context(record)]
         pools.setdefault(canonical_json(same), []).append(record)
     for records in pools.values():
         recipe = records[0]["recipe"]
@@ -200,6 +210,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
             records[0]["prompt_template"],
             tuple(records[0].get("classes") or ()) or None,
             tuple(records[0].get("answers") or ()) or None,
+            _context(records[0]),
             {r["member_id"]: {k: tuple(v) for k, v in r["streams"].items()} for r in records},
         )
 
@@ -209,6 +220,16 @@ def _needed(recipe: dict[str, Any]) -> set[str]:
     kinds = recipe["method"].get("type"), recipe["task"]["scoring"].get("type")
     answers = {"answers"} if kinds[0] == LastLayer.__name__ and kinds[1] != Head.__name__ else set()
     return {"prompt_template", "source"} | answers
+
+
+def _context(record: dict[str, Any]) -> str:
+    """What a member reads before a question."""
+    return record["context"]["text"] if _is_prompted(record["recipe"]) else ""
+
+
+def _is_prompted(recipe: dict[str, Any]) -> bool:
+    """Whether its members train nothing."""
+    return recipe["method"].get("type") == InContext.__name__
 
 
 def _noise(recipe: dict[str, Any]) -> list[dict[str, Any]]:
@@ -292,6 +313,13 @@ def _stack_logits(
             else:
                 drawn.append(predict_draws(model, rows, draws))
     return np.concatenate(drawn, axis=1)
+
+
+def _in_context_logits(group: _Group, members: Sequence[str], model: Backbone, task: Task) -> np.ndarray:
+    """The same of members that train nothing: those of a group read the same."""
+    assert isinstance(group.method, InContext)
+    logits_NC = predict_in_context(model, group.method, group.context, group.max_tokens, task, "test")
+    return np.stack([logits_NC[None]] * len(members))
 
 
 def _store(

@@ -24,7 +24,8 @@ from lorae.checkpoints import StackCheckpoints
 from lorae.draws import TFB
 from lorae.encoding import Row, encode, head_answers, head_classes
 from lorae.identity import canonical
-from lorae.methods import Full, LastLayer, Vera, adapted_layers
+from lorae.in_context import draw_context, predict_in_context
+from lorae.methods import Full, InContext, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import OnRows, predict, predict_draws, with_features
@@ -193,11 +194,12 @@ def _take_locks(job: _Job, members: Sequence[int], locks: contextlib.ExitStack) 
 
 
 def _run_members(job: _Job, members: Sequence[int]) -> StackResult:
-    """Train the members that are not stored, then predict what stored ones lack."""
+    """Make the members that are not stored, then predict what stored ones lack."""
     ids = {m: job.stack.trial.member_id(m) for m in members}
     stored, lacking = job.ranks.once(_stored, job, members)
     missing = [m for m in members if m not in stored]
-    failed = _train(job, missing) if missing else {}
+    make = _prompt if isinstance(job.stack.trial.method, InContext) else _train
+    failed = make(job, missing) if missing else {}
     if lacking:
         failed |= _predict_stored(job, lacking)
     done = [m for m in members if ids[m] not in failed]
@@ -263,6 +265,18 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     return failed
 
 
+def _prompt(job: _Job, members: Sequence[int]) -> dict[str, str]:
+    """Predict with members that train nothing, and store each at once: a run that is killed goes on with the
+    next one. Returns member id -> reason of those that failed."""
+    wanted, failed = {m: job.stack.eval_sets(m) for m in members}, {}
+    on_rows = job.counted(_tokens_in_context(job, wanted))
+    for m, of_member in wanted.items():
+        predicted = _predict_in_context(job, {m: of_member}, on_rows)
+        failed |= job.ranks.once(_store_members, job, [MemberRun(m)], predicted)
+    job.ranks.once(_close, job, failed, job.stack.id)
+    return failed
+
+
 def _close(job: _Job, failed: dict[str, str], stack_id: str) -> None:
     """Remember the members that failed; nothing is left to resume."""
     for member_id, reason in failed.items():
@@ -278,8 +292,9 @@ def _store_members(job: _Job, runs: list[MemberRun], predicted: _Predicted) -> d
     stored, failed = _files_by_member(job, list(by_id), predicted)
     for member_id, files in stored.items():
         run = by_id[member_id]
-        key = trial.member_key(run.member)["init"]
-        frozen = projections(trial.method, layers, key) if isinstance(trial.method, Vera) else None
+        frozen = None
+        if isinstance(trial.method, Vera):
+            frozen = projections(trial.method, layers, trial.member_key(run.member)["init"])
         scoring = trial.task.scoring
         files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, scoring)
         for k, state in enumerate(run.snapshots):
@@ -321,6 +336,8 @@ def _predict_sets(
         stages: the members' parameters at each of their snapshots, the last one at the end.
     """
     started, trial, searched = time.perf_counter(), job.stack.trial, 0.0
+    if isinstance(trial.method, InContext):
+        return _predict_in_context(job, wanted, job.counted(_tokens_in_context(job, wanted)))
     found = _Predicted([{} for _ in wanted], [{} for _ in wanted], 0.0)
     answer_ids = job.encoded(trial.task, "test")[0].answer_ids
     sets = {name: s for of_member in wanted.values() for name, s in of_member.items()}
@@ -352,6 +369,31 @@ def _predict_sets(
             found.widths[position] |= {spec: of_spec.widths[m] for spec, of_spec in samples.items()}
     found.seconds = time.perf_counter() - started - searched
     return found
+
+
+def _predict_in_context(job: _Job, wanted: dict[int, dict[str, EvalSet]], on_rows: OnRows) -> _Predicted:
+    """The same with members that differ in what they read before a question, each by itself."""
+    started, trial, backbone = time.perf_counter(), job.stack.trial, job.backbone
+    assert isinstance(trial.method, InContext)
+    found = _Predicted([], [{} for _ in wanted], 0.0)
+    for m, of_member in wanted.items():
+        context = draw_context(backbone.tokenizer, trial, m).text
+        setting, logits = (trial.method, context, trial.budget.max_tokens), {}
+        for name, s in of_member.items():
+            logits[name] = predict_in_context(backbone, *setting, s.task, s.split, on_rows)[None]
+        found.logits.append(logits)
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+def _tokens_in_context(job: _Job, wanted: dict[int, dict[str, EvalSet]]) -> int:
+    """Tokens of the prompts of some members on some sets."""
+    tokenizer, total = job.backbone.tokenizer, 0
+    for m, of_member in wanted.items():
+        before = len(tokenizer(draw_context(tokenizer, job.stack.trial, m).text)["input_ids"])
+        rows = [row for s in of_member.values() for row in job.encoded(s.task, s.split)]
+        total += len(rows) * before + _num_tokens(rows)
+    return total
 
 
 def _tokens_to_predict(job: _Job, wanted: dict[int, dict[str, EvalSet]], num_stages: int) -> int:
@@ -538,6 +580,8 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "truncated_frac": float(np.mean([r.truncated > 0 for r in rows])),
         "provenance": job.provenance,
     }
+    if isinstance(trial.method, InContext):
+        record["context"] = vars(draw_context(job.backbone.tokenizer, trial, run.member))
     return json.dumps(record, indent=1).encode()
 
 

@@ -13,7 +13,7 @@ from lorae import SCHEMA_VERSION
 from lorae.axes import value_at, with_value, with_values
 from lorae.draws import TFB, Draws, MCDropout, Posterior, drawn_set
 from lorae.identity import IF_SET, canonical_json, digest, fields_of, short_hash
-from lorae.methods import Bayesian, Lora, Method
+from lorae.methods import Bayesian, InContext, Lora, Method
 from lorae.regularizers import (
     KL,
     AdapterDropout,
@@ -25,7 +25,7 @@ from lorae.regularizers import (
 )
 from lorae.search import EarlyEnd, Optuna, Search, Uniform
 from lorae.sources import Source, resolve
-from lorae.tasks.base import Head, Split, Task
+from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,8 @@ class Trial:
         object.__setattr__(
             self, "regularizers", tuple(sorted(self.regularizers, key=lambda r: type(r).__name__))
         )
+        if isinstance(self.method, InContext):
+            self._check_in_context(self.method)
         self._check_draws()
         self._check_members_differ()
         if self.members == 0 and isinstance(self.task.scoring, Head):
@@ -233,6 +235,32 @@ class Trial:
                 "lr * strength must be < 1, or B oscillates; write "
                 f"DecayB(strength={0.1 / self.optimizer.lr:g}) or less"
             )
+
+    def _check_in_context(self, method: InContext) -> None:
+        """Refuse what belongs to a training, or what demonstrations cannot be given to or calibrate."""
+        if isinstance(self.task.scoring, Head):
+            raise ValueError(
+                f"{method} with {self.task.scoring}: an encoder reads no demonstrations; score by Letters(), "
+                "LabelWords() or OptionLikelihood() on a causal LM"
+            )
+        if method.calibrated and isinstance(self.task.scoring, OptionLikelihood):
+            raise ValueError(
+                f"{method} with {self.task.scoring}: the options are texts, which a content-free question "
+                "does not have; write calibrated=False, or score by Letters() or LabelWords()"
+            )
+        given = {
+            "regularizers": self.regularizers,
+            "draws": self.draws,
+            "cycles": self.optimizer.cycles,
+            "combine": self.combine if self.combine == "weights" else None,
+            "diversity": self.diversity if self.members and self.diversity != Diversity() else None,
+        }
+        for name, value in given.items():
+            if value:
+                raise ValueError(
+                    f"{name}={value!r} with {method}: it trains nothing and predicts once; leave {name} out, "
+                    "or name the trial in Sweep(rivals=[...]) beside those that have it"
+                )
 
     def _check_members_differ(self) -> None:
         """Refuse members that are one under several identities: they share the data order, and draw nothing
@@ -311,6 +339,8 @@ class Trial:
 
     def member_key(self, index: int) -> dict[str, tuple[int | str, ...]]:
         """Keys of the named streams that member `index` draws from; a stream that is not used is absent."""
+        if isinstance(self.method, InContext):
+            return {"demonstrations": (self.seed, index, "demonstrations")}
         init = index if self.diversity.init == "per_member" else "shared"
         order = index if self.diversity.order == "per_member" else "shared"
         keys: dict[str, tuple[int | str, ...]] = {
@@ -329,7 +359,8 @@ class Trial:
     def recipe(self) -> dict[str, Any]:
         """Canonical form of everything that changes a member except its streams."""
         parts = ("backbone", "task", "method", "regularizers", "optimizer", "budget", "precision")
-        return {"schema": SCHEMA_VERSION} | {k: v for k, v in fields_of(self).items() if k in parts}
+        settings = fields_of(_without_idle_settings(self))
+        return {"schema": SCHEMA_VERSION} | {k: v for k, v in settings.items() if k in parts}
 
     def member_id(self, index: int) -> str:
         """Identity of member `index`: 16 hex digits. Equal for equal members, whatever the number of members,
@@ -352,8 +383,8 @@ class Trial:
         return backbone_id(self.backbone, self.precision, self.budget.max_tokens)
 
     def factors(self) -> dict[str, str | int | float]:
-        """Readable columns of the row, flat and in a fixed order; "none" or 0 for what the backbone itself
-        lacks."""
+        """Readable columns of the row, flat and in a fixed order; "none" or 0 for what the backbone itself,
+        or what trains nothing, lacks."""
         model = {
             "backbone": self.backbone.label,
             "task": self.task.label,
@@ -362,11 +393,15 @@ class Trial:
             "max_tokens": self.budget.max_tokens,
         }
         ensemble = {"seed": self.seed, "members": self.members, "combine": self.combine}
-        if self.members == 0:
+        method, optimizer = self.method, self.optimizer
+        if self.members == 0 or isinstance(method, InContext):
             words = ("method", "init", "targets", "regularizers", "budget", "schedule", "diversity", "draws")
             numbers = ("rank", "alpha", "lr", "warmup_frac", "weight_decay", "max_grad_norm")
-            return model | dict.fromkeys(words, "none") | dict.fromkeys(numbers, 0) | ensemble
-        method, optimizer = self.method, self.optimizer
+            untrained = dict.fromkeys(words, "none") | dict.fromkeys(numbers, 0)
+            if self.members:
+                untrained |= {"method": method.label, "init": method.init_label}
+                untrained |= {"diversity": self.diversity.label}
+            return model | untrained | ensemble
         return (
             model
             | {
@@ -466,7 +501,7 @@ class Sweep:
         grid = [self.base]
         for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]
-        grid = [_without_lone_soup(trial) for trial in grid]
+        grid = [_without_idle_settings(trial) for trial in grid]
         zero = (
             [
                 replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None)
@@ -503,7 +538,7 @@ class Sweep:
             for axis, values in shared.items():
                 points = [with_value(point, axis, value) for point in points for value in values]
             points = [replace(point, budget=point.budget.times(factor)) for point in points]
-            found += map(_without_lone_soup, points)
+            found += map(_without_idle_settings, points)
         return found
 
     def space(self, trial: Trial) -> dict[str, Uniform]:
@@ -554,22 +589,30 @@ class Sweep:
         return tasks
 
 
-def _without_lone_soup(trial: Trial) -> Trial:
-    """The trial; the soup of one member is that member."""
-    return replace(trial, combine="probs") if trial.combine == "weights" and not trial.is_soup else trial
+def _without_idle_settings(trial: Trial) -> Trial:
+    """The trial as it is run: the soup of one member is that member, and what trains nothing has no more
+    than the number of tokens of its budget."""
+    if trial.combine == "weights" and not trial.is_soup:
+        return replace(trial, combine="probs")
+    if isinstance(trial.method, InContext):
+        budget = Budget(batch_size=1, epochs=1, max_tokens=trial.budget.max_tokens)
+        return replace(trial, optimizer=AdamW(), budget=budget)
+    return trial
 
 
 def companions(trial: Trial) -> list[Trial]:
     """The single members that an ensemble of M is fairly compared with; none for a single member.
 
     One of its members, whose row has its temperature-scaled metrics; one trained M times as long, which costs
-    what training the ensemble does; for LoRA one of rank M * r and equal scaling, which has as many
-    parameters (no other method has a size to match), and M samples of the member, which take as many forward
-    passes for a prediction.
+    what training the ensemble does, unless nothing is trained; for LoRA one of rank M * r and equal scaling,
+    which has as many parameters (no other method has a size to match), and M samples of the member, which
+    take as many forward passes for a prediction.
     """
     if trial.members < 2:
         return []
     single = replace(trial, members=1, combine="probs" if trial.is_soup else trial.combine)
+    if isinstance(trial.method, InContext):
+        return [single]
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
     if isinstance(trial.method, Lora):
         found.append(replace(single, method=trial.method.times(trial.members)))
@@ -596,6 +639,11 @@ def _check_search(sweep: Sweep) -> None:
         raise ValueError("companions=True with a search: compare what it finds in a sweep without search")
     if search and "weights" in (sweep.base.combine, *sweep.axes.get("combine", ())):
         raise ValueError('combine="weights" with a search: compare soups in a sweep without search')
+    if search and any(isinstance(trial.method, InContext) for trial in sweep.trials()):
+        raise ValueError(
+            f"search={search} with InContext: nothing is trained that it could end or tune; compare the "
+            "numbers of shots in a sweep without search"
+        )
     if search and sweep.rivals:
         raise ValueError("rivals with a search: compare what it finds with them in a sweep without search")
     if isinstance(search, EarlyEnd) and any(t.regularizer(EarlyStopping) for t in sweep.trials()):
