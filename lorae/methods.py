@@ -452,7 +452,7 @@ class InContext:
 
 
 Bayesian = Blob | Rank1BNN  # methods that learn a distribution of their weights
-Adapter = Lora | Blob | Vera | BatchEnsemble | Rank1BNN  # methods that change some linear layers
+Adapter = Lora | Vera | Blob | BatchEnsemble | Rank1BNN  # methods that change some linear layers
 Method = Adapter | LastLayer | Full | InContext
 
 

@@ -70,6 +70,7 @@ def rivals(
     wide_lr: float | None = None,
     long_lr: float | None = None,
     blob: Blob = Blob(),
+    rank1: Rank1BNN = Rank1BNN(),
 ) -> list[Trial]:
     """What the reviewers of arXiv:2405.14438 asked LoRA-Ensemble to be compared with, at `members` forward
     passes per prediction, and what has come since.
@@ -85,6 +86,7 @@ def rivals(
         wide_lr, long_lr: of the single adapters with as many parameters and with as much training; None = as
             the member's.
         blob: how BLoB learns its Gaussian; rank, scaling, layers and the mean's initialisation are LoRA's.
+        rank1: how the rank-1 BNN does; the layers are LoRA's.
     """
     assert isinstance(lora.method, Lora)
 
@@ -103,7 +105,12 @@ def rivals(
         at(full_lr, method=Full()),
         at(full_lr, method=Full(), members=members),
         at(scales_lr, method=BatchEnsemble(targets=lora.method.targets), members=members),
-        at(scales_lr, method=Rank1BNN(targets=lora.method.targets), members=members, draws=Posterior(1)),
+        at(
+            scales_lr,
+            method=replace(rank1, targets=lora.method.targets),
+            members=members,
+            draws=Posterior(1),
+        ),
         at(head_lr, method=LastLayer(), members=members),
         replace(lora, optimizer=replace(lora.optimizer, schedule="cyclic", cycles=members)),
         regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
