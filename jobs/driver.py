@@ -187,6 +187,7 @@ def plan_text(plan: Plan) -> str:
             f"  stack {number}: {stack['task']} {stack['method']} {size} {stack['regularizers']} "
             f"seed {stack['seed']} members {stack['members']} | host {stack['host']} | "
             f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {duration(stack['seconds'])}"
+            + ("" if stack["train_tokens"] else " to predict")
         )
     if plan.soups:
         lines.append(f"  then {len(plan.soups)} soups of their members predict")

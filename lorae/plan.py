@@ -185,7 +185,8 @@ def make_plan(
         if lacking or not store.has_predictions(
             reference_folder(cell.reference_id()), stack.reference_sets()
         ):
-            pending.append(replace(stack, members=lacking))
+            only_predict = tuple(m for m in lacking if ids[m] in found)
+            pending.append(replace(stack, members=lacking, stored=only_predict))
     whole = isinstance(sweep.search, EarlyEnd)
     pending, begun = (pending, []) if whole else _as_begun(pending, store)
     covered = {
@@ -325,7 +326,8 @@ def _typical(stack: Stack) -> Stack:
     trial = replace(stack.trial, seed=0, diversity=Diversity())
     members = tuple(range(1 if stack.soup else len(stack.members)))
     drawing = tuple(sum(m < num for m in stack.members) for num in stack.draw_members)
-    return replace(stack, trial=trial, members=members, draw_members=drawing, micro_batch=None)
+    stored = members[len(stack.to_train) :]
+    return replace(stack, trial=trial, members=members, draw_members=drawing, micro_batch=None, stored=stored)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -491,10 +493,10 @@ def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
 
 @functools.lru_cache(maxsize=4096)
 def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
-    trial, num, gpus = stack.trial, len(stack.members), max(1, where.gpus)
+    trial, num, gpus = stack.trial, len(stack.to_train), max(1, where.gpus)
     parameters = num_backbone_parameters(backbone_config(trial.backbone))
     train = _lengths(trial.task, "train", *_token_limits(trial))
-    untrained = stack.soup or isinstance(trial.method, InContext)
+    untrained = not num or isinstance(trial.method, InContext)
     steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
     train_tokens = int(num * steps * batch * train.total / train.num)
     sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
@@ -505,7 +507,7 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     searches = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, TFB)]
     predicted += sum(d.num_searched(train.num) for d in searches) * train.total // train.num
     if isinstance(trial.method, LastLayer) and not stack.soup:  # the frozen backbone reads each example once
-        train_tokens, predicted = train.total, predicted // (len(each) * max(ways.values()))
+        train_tokens, predicted = train.total * bool(num), predicted // (len(each) * max(ways.values()))
     rate = gpus * devices.flops(trial.precision)
     train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
     if devices.saving.recompute:
@@ -513,7 +515,7 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     rows = where.micro_batch or -(-batch // gpus)
     needs = memory(stack, rows, where.gpus, devices.saving)
     if where.host == "zero":  # every rank receives the others' weights for each forward and backward pass
-        passes = 2 * steps * -(-batch // (rows * gpus)) if num else 0
+        passes = 2 * steps * -(-batch // (rows * gpus))
         received = BYTES[trial.precision] * parameters * (gpus - 1) / gpus
         train_seconds += passes * received / ZERO_BYTES_PER_SECOND
     return Estimate(needs.total, train_tokens, train_seconds, predict_seconds)

@@ -39,6 +39,8 @@ class Stack:
         draw_members: how many members predict in each of these ways, those of the lowest indices; () = all.
         paths: store how each member's predictions on validation change while it is trained.
         soup: the members are stored, and only their soup predicts: the model with their mean weights.
+        stored: members that were stored when this was planned, and only predict what they lack; no part of
+            any identity.
     """
 
     trial: Trial
@@ -49,6 +51,12 @@ class Stack:
     draw_members: tuple[int, ...] = ()
     paths: bool = False
     soup: bool = False
+    stored: tuple[int, ...] = ()
+
+    @property
+    def to_train(self) -> tuple[int, ...]:
+        """Members that were not stored when this was planned."""
+        return () if self.soup else tuple(m for m in self.members if m not in self.stored)
 
     def eval_sets(self, member: int | None = None) -> dict[str, EvalSet]:
         """Prediction sets that a member has at the end, by name; None = those of all members."""

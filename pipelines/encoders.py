@@ -7,8 +7,8 @@ MiniLM-L6 on Rotten Tomatoes sentiment with a classification head per member, by
 arXiv:2405.14438: Xavier-uniform A, no alpha / r, cosine with warm-up. Its gain (of 1 and 3) with its learning
 rate (nine settings), and the rates of full fine-tuning (five), BatchEnsemble, last layers, the wider adapter
 (four each) and the longer training (three) have the lowest NLL on 400 validation sentences, mean of two
-members trained on 128; the Gaussians of BLoB (eight settings at LoRA's rate) and the rank-1 BNN (nine) that of
-two members together. The OOD set is plot summaries of the same films' world.
+members trained on 128; so have the Gaussians of BLoB (eight settings at LoRA's rate) and the rank-1 BNN
+(nine) for two members together. The OOD set is plot summaries of the same films' world.
 """
 
 from lorae.methods import Blob, Lora, Rank1BNN, Xavier

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from toys import Greys
 from transformers import AutoModelForCausalLM
 
+from jobs.driver import plan_text
 from jobs.export import export_member
 from lorae import checks, peft_format, seeds
 from lorae.adapters import Adapters, StackedBatchEnsemble
@@ -381,6 +382,27 @@ def test_one_training_serves_plain_and_drawn_predictions(tiny_trial, data_root, 
     np.testing.assert_array_equal(later, expected)
     more = make_plan(replace(sweep, axes={"draws": [fewer]}), store, ONE_CPU)
     assert more.num_to_train == 0 and len(more.stacks) == 1, "the members only predict"
+
+
+def test_a_plan_counts_no_training_of_members_that_only_predict(tiny_trial, tmp_path):
+    trial = tiny_trial(budget=Budget(batch_size=4, steps=4))
+    store = Store(str(tmp_path / "store"))
+    run_stack(Stack(trial, (0,)), store.storage.uri)
+    drawn = replace(trial, draws=TFB(2))
+
+    def planned(members: int) -> Plan:
+        return make_plan(Sweep(base=replace(drawn, members=members), zero_shot=False), store, ONE_CPU)
+
+    alone, both = planned(1), planned(2)
+    (one,), (two,) = alone.stacks, both.stacks
+    assert (one.members, one.stored, two.members, two.stored) == ((0,), (0,), (0, 1), (0,))
+    fresh = estimate(replace(two, stored=()), ONE_CPU, both.placements[0])
+    assert alone.estimates[0].train_tokens == alone.estimates[0].train_seconds == 0
+    assert both.estimates[0].train_tokens == fresh.train_tokens // 2 > 0
+    assert both.estimates[0].predict_seconds == fresh.predict_seconds
+    assert plan_text(alone).splitlines()[1].endswith("to predict")
+    assert not plan_text(both).splitlines()[1].endswith("to predict")
+    assert two.id == replace(two, stored=()).id
 
 
 def test_only_the_members_of_a_trial_draw_as_it_asks(tiny_trial, tmp_path):
