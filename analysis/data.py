@@ -347,11 +347,19 @@ def _cells(rows: Sequence[Row]) -> list[Cell]:
         factors = {f: row[f] for f in names} | {f: _flat(row["recipe"]).get(f, "none") for f in unnamed}
         if row["members"] == 0:
             factors = {f: v if f == "members" or is_shared(f) else None for f, v in factors.items()}
+        elif row["method"] == IN_CONTEXT:
+            factors |= dict.fromkeys(_OF_TRAINING)
         key = json.dumps(factors), row["eval_sets"]  # subsets of one test split share every factor
         pools.setdefault(key, (factors, []))[1].append(row)
     return [
         Cell(factors, tuple(sorted(pool, key=lambda row: row["seed"]))) for factors, pool in pools.values()
     ]
+
+
+_OF_TRAINING = (  # factors that in-context learning lacks
+    *("targets", "rank", "alpha", "budget"),
+    *("schedule", "lr", "warmup_frac", "weight_decay", "max_grad_norm"),
+)
 
 
 def _unnamed_settings(rows: Sequence[Row]) -> list[str]:

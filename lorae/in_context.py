@@ -97,8 +97,8 @@ def predict_in_context(
     if not method.calibrated:
         return logits(examples)
     free = [content_free(task, example) for example in examples]
-    distinct = list(dict.fromkeys(free))
-    free_NC = logits(distinct)[[distinct.index(example) for example in free]]
+    place = {example: number for number, example in enumerate(dict.fromkeys(free))}
+    free_NC = logits(list(place))[[place[example] for example in free]]
     return contextually_calibrated(logits(examples), free_NC)
 
 

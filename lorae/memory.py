@@ -89,12 +89,11 @@ def stack_memory(
         gpus: 0 = on a CPU; from 2 on ZeRO-3 partitions the frozen weights over them, adapters stay whole.
     """
     shape = _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
-    untrained = not num_members or isinstance(trial.method, InContext)
-    at_once = 1 if untrained else num_members
-    predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], at_once * texts.longest)
+    together = 1 if isinstance(trial.method, InContext) else num_members
+    predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], together * texts.longest)
     prediction = shape.forward_bytes(predicted, texts)
     backbone = _backbone_bytes(trial, config, max(1, gpus), saving)
-    if untrained:
+    if not num_members or isinstance(trial.method, InContext):
         return Memory(backbone, 0, prediction)
     layers = adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
     head = texts.classes * (config["hidden_size"] + 1)

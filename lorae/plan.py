@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lorae.checks import MAX_FULL_BYTES, check_recipe
 from lorae.draws import TFB, Draws
-from lorae.memory import BYTES, PREDICT_TOKENS, Memory, Saving, Texts, full_member_bytes, stack_memory
+from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, InContext, LastLayer
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import Masksembles
@@ -501,8 +501,7 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     train_tokens = int(num * steps * batch * train.total / train.num)
     sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
     ways = {name: replace(trial, draws=s.draws).num_draws for name, s in sets.items()}
-    at_once = PREDICT_TOKENS[devices.kind]
-    tokens = {name: ways[name] * lengths.read(at_once) for name, lengths in zip(sets, _eval_lengths(stack))}
+    tokens = {name: ways[name] * lengths.total for name, lengths in zip(sets, _eval_lengths(stack))}
     predicted = sum(tokens[name] for of_member in each for name in of_member)
     searches = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, TFB)]
     predicted += sum(d.num_searched(train.num) for d in searches) * train.total // train.num
@@ -523,19 +522,12 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Tokens of a split's rows: how many rows, their sum, the longest, the most in one row's answers, and
-    demonstrations that all begin with, which the sum has not."""
+    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers."""
 
     num: int
     total: int
     longest: int
     answers: int
-    shared: int = 0
-
-    def read(self, batch_tokens: int) -> int:
-        """Tokens of the forward passes over all rows; a batch reads what its rows share once."""
-        rows = max(1, int(batch_tokens / (self.total / self.num + self.shared)))
-        return self.total + self.shared * -(-self.num // rows)
 
 
 def _token_limits(trial: Trial) -> tuple[int, int]:
@@ -560,14 +552,15 @@ def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _L
 
 
 def _eval_lengths(stack: Stack) -> list[_Lengths]:
-    """Of what members predict, with their demonstrations."""
+    """Of what members predict, with their demonstrations. (A batch computes these once, but not their
+    attention, which takes as long on a CPU.)"""
     trial, limits = stack.trial, _token_limits(stack.trial)
     every = [_lengths(s.task, s.split, *limits) for s in stack.eval_sets().values()]
     if not (isinstance(trial.method, InContext) and stack.members):
         return every
     train, shots = _lengths(trial.task, "train", *limits), trial.method.shots
-    shared, longest = shots * train.total // train.num, shots * train.longest
-    return [replace(lengths, longest=lengths.longest + longest, shared=shared) for lengths in every]
+    before, longest = shots * train.total // train.num, shots * train.longest
+    return [replace(e, total=e.total + e.num * before, longest=e.longest + longest) for e in every]
 
 
 def _longest(stack: Stack) -> Texts:
