@@ -1,7 +1,7 @@
 """Are ensembles of LoRA better than Bayesian LoRA? At equal forward passes, on the tasks of its papers.
 
     lorae sweep pipelines/bayesian.py --dry-run
-    # 234 trials and a zero-shot row per task; 414 members
+    # 252 trials and a zero-shot row per task; 594 members
     python -m analysis.bayesian lorae-results
 
 Published tables put ten samples of one member beside an ensemble of three, whose members have all seen the
@@ -12,7 +12,7 @@ same batches. Here an ensemble of ten stands beside ten samples, by the recipe o
 from dataclasses import replace
 
 from lorae.draws import TFB, MCDropout, Posterior
-from lorae.methods import Blob, Lora
+from lorae.methods import Blob, InContext, Lora
 from lorae.regularizers import AdapterDropout, DecayB
 from lorae.tasks import ArcChallenge, ArcEasy, BoolQ, OpenBookQA, WinoGrande
 from lorae.trial import AdamW, Budget, Sweep, Trial
@@ -20,7 +20,8 @@ from pipelines._common import SEVEN_B, smoke
 
 
 def bayesian_rivals(lora: Trial, samples: int) -> list[Trial]:
-    """One member that is sampled so many times, by every way to its posterior; and what else predicts so."""
+    """One member that is sampled so many times, by every way to its posterior; the ensemble's soup; and as
+    many prompts with demonstrations in place of members."""
     blob = replace(lora, method=Blob(**vars(lora.method)))
     return [
         replace(lora, optimizer=replace(lora.optimizer, weight_decay=1e-5)),  # "MAP"
@@ -30,6 +31,7 @@ def bayesian_rivals(lora: Trial, samples: int) -> list[Trial]:
         replace(blob, draws=Posterior(samples)),
         replace(blob, draws=TFB(samples)),
         replace(lora, members=samples, combine="weights"),
+        replace(lora, method=InContext(shots=4), members=samples),
     ]
 
 
