@@ -283,12 +283,12 @@ def _check_record(stored: Stored, folder: str) -> None:
     if folder.startswith("members/"):
         member = folder.removeprefix("members/")
         record = stored.store.record(folder, _MEMBER)
-        weights_of(stored.store, member)
         if is_in_context(record["recipe"]):
             _check_context(untrusted.check(record, f"{folder}/{RECORD}", _PROMPTED), folder)
         else:
             untrusted.check(record, f"{folder}/{RECORD}", _TRAINED)
             first_step(stored.store, member)
+        weights_of(stored.store, member)
 
 
 def _check_context(record: dict[str, Any], folder: str) -> None:
