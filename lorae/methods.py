@@ -165,8 +165,8 @@ class Blob(Lora):
         gamma: the steps' weights grow over cycles of 100 N^(pi / gamma) / batch_size steps, of N training
             examples; > 0.
 
-    Source: Wang et al. 2024, arXiv:2406.11675, equations 6 to 9 and algorithm 1; the cycles' length and the
-    halving of the weights by the authors' code.
+    Source: Wang et al. 2024, arXiv:2406.11675; the order of the steps, the cycles and the weights are those
+    of the authors' code, which draws signs for each token, not for each example.
     """
 
     label = "blob"
@@ -327,8 +327,8 @@ class Rank1BNN(BatchEnsemble):
         prior_std: > 0.
         annealed_frac: in [0, 1].
 
-    Source: Dusenberry et al. 2020, arXiv:2005.07186, equation 4, and the authors' settings; there W is
-    trained, too, here it is pre-trained and frozen.
+    Source: Dusenberry et al. 2020, arXiv:2005.07186; one sample a step, the prior and the annealing are those
+    of the authors' code, in which W is trained, too. Here it is pre-trained and frozen.
     """
 
     label = "rank-1-bnn"

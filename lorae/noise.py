@@ -144,7 +144,7 @@ class WeightNoise(_Located):
     Args:
         keys: the posterior stream of each member.
         flipout: every row of a training step has a sample of its own, by random signs of the step's (Wen et
-            al. 2018, arXiv:1803.04386, equation 3).
+            al. 2018, arXiv:1803.04386).
     """
 
     def __init__(self, keys: Sequence[seeds.Key], flipout: bool) -> None:
