@@ -148,8 +148,12 @@ def _cost_axes(axes: Axes, cells: Sequence[Cell], cost: str) -> None:
         lw=0.7,
         zorder=1,
     )
-    axes.set(xscale="log", xlabel=title(cost))
     costs = sorted({x for _, x, _ in points})
+    if costs and costs[0] == 0:  # nothing was trained
+        axes.set_xscale("symlog", linthresh=min(filter(None, costs), default=1))
+    else:
+        axes.set_xscale("log")
+    axes.set_xlabel(title(cost))
     axes.xaxis.set(major_locator=FixedLocator(costs[:: -(-len(costs) // 4)]), minor_locator=NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: amount(value))
     axes.margins(0.15)

@@ -19,6 +19,7 @@ from analysis.audit import audit, text
 from analysis.columns import default_metrics
 from analysis.data import load_trials
 from analysis.differences import against_rivals
+from analysis.figures_sweep import quality_against_cost
 from analysis.render import markdown
 from analysis.resampling import resample
 from analysis.table import comparison
@@ -448,6 +449,14 @@ def test_what_needs_weights_says_that_there_are_none(swept, tmp_path):
     by_method = {r["method"]: r["update_norm"] for r in updated.rows if r["members"]}
     assert by_method["in-context"] is None and by_method["lora"] > 0
     assert Store(str(swept)).read(member_folder(ids[0]), WEIGHTS)
+
+
+def test_what_cost_no_training_is_in_the_figure_of_costs(swept):
+    (plot,) = quality_against_cost(load_trials(str(swept), "rivals"))
+    tokens, _ = plot.figure.axes
+    low, high = tokens.get_xlim()
+    shown = [x for line in tokens.lines for x in line.get_xdata() if line.get_linestyle() == "None"]
+    assert shown.count(0) == 4 and low < 0 and max(shown) < high
 
 
 def test_mlflow_shows_them(swept, tmp_path):
