@@ -92,7 +92,7 @@ def run_sweep(
     }
     if as_json:
         print(shown(json.dumps(outcome, indent=1)))
-    say(outcome_text(outcome, request))
+    say(outcome_text(outcome, request, found.plan))
     return 1 if found.failed or incomplete else 0
 
 
@@ -195,9 +195,9 @@ def plan_text(plan: Plan) -> str:
     return "\n".join([*lines, *reasons])
 
 
-def outcome_text(outcome: dict[str, Any], request: Request) -> str:
+def outcome_text(outcome: dict[str, Any], request: Request, plan: Plan) -> str:
     """What was done, what failed, and the commands that follow."""
-    prompted = any(isinstance(trial.method, InContext) for trial in request.sweep.trials())
+    prompted = any(isinstance(trial.method, InContext) for trial, _ in plan.trials)
     made = "trained or prompted" if prompted else "trained"
     lines = [
         f"{outcome['trials']} trials, {outcome['trained']} members {made} in "

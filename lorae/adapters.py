@@ -49,28 +49,28 @@ class StackedLora(Stacked):
     """h = W0 x + (alpha / rank) B_m A_m x for each member m of a stack."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
-        A_MRD, B_MER = self.adapters.factors(self.layer)
+        A_MRD, B_MER, *_ = self.adapters.factors(self.layer)
         y, num_members = self.base(x), len(A_MRD)
         z = self.adapters.noisy(x, self.number).reshape(num_members, -1, x.shape[-1])
-        h = torch.bmm(z, A_MRD.to(x.dtype).transpose(1, 2))  # (M, S, R)
+        h = self.lowered(z, A_MRD)
         B_MRE = B_MER.to(x.dtype).transpose(1, 2)
         y_MNE = y.view(num_members, -1, y.shape[-1])
         return torch.baddbmm(y_MNE, h, B_MRE, alpha=self.adapters.scale).view_as(y)
 
+    def lowered(self, z: torch.Tensor, A_MRD: torch.Tensor) -> torch.Tensor:
+        """A_m z: (M, S, D) -> (M, S, R)."""
+        return torch.bmm(z, A_MRD.to(z.dtype).transpose(1, 2))
 
-class StackedBlob(Stacked):
-    """h = W0 x + (alpha / rank) B_m (A_m + sample) x, where the sample has standard deviation G_m * G_m."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
-        A_MRD, B_MER, G_MRD = self.adapters.factors(self.layer)
-        y, num_members = self.base(x), len(A_MRD)
-        z = x.reshape(num_members, -1, x.shape[-1])
-        h = torch.bmm(z, A_MRD.to(x.dtype).transpose(1, 2))  # (M, S, R)
-        if isinstance(self.adapters.noise, WeightNoise):  # none in a soup
-            h = h + self.adapters.noise.added(z, G_MRD**2, self.number)
-        y_MNE = y.view(num_members, -1, y.shape[-1])
-        B_MRE = B_MER.to(x.dtype).transpose(1, 2)
-        return torch.baddbmm(y_MNE, h, B_MRE, alpha=self.adapters.scale).view_as(y)
+class StackedBlob(StackedLora):
+    """The same with a sample of A_m, whose standard deviation is G_m * G_m."""
+
+    def lowered(self, z: torch.Tensor, A_MRD: torch.Tensor) -> torch.Tensor:
+        h, noise = super().lowered(z, A_MRD), self.adapters.noise
+        if not isinstance(noise, WeightNoise):  # in a soup
+            return h
+        *_, G_MRD = self.adapters.factors(self.layer)
+        return h + noise.added(z, G_MRD**2, self.number)
 
 
 class StackedVera(Stacked):

@@ -24,7 +24,7 @@ from lorae.checkpoints import StackCheckpoints
 from lorae.draws import TFB
 from lorae.encoding import Row, encode, head_answers, head_classes
 from lorae.identity import canonical
-from lorae.in_context import draw_context, predict_in_context
+from lorae.in_context import Context, draw_context, predict_in_context
 from lorae.methods import Full, InContext, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
@@ -146,6 +146,7 @@ class _Job:
     early_end: EarlyEnd | None
     rows: dict[str, list[Row]] = field(default_factory=dict)
     feature_seconds: dict[str, float] = field(default_factory=dict)
+    contexts: dict[int, Context] = field(default_factory=dict)
 
     def stop_if_asked(self) -> None:
         if self.should_stop():
@@ -172,6 +173,12 @@ class _Job:
             tokenizer, examples = self.backbone.tokenizer, task.examples(split)
             self.rows[name] = encode(tokenizer, task, examples, max_tokens, classes)
         return self.rows[name]
+
+    def context(self, member: int) -> Context:
+        """What a member of in-context learning reads before every question, drawn once per stack."""
+        if member not in self.contexts:
+            self.contexts[member] = draw_context(self.backbone.tokenizer, self.stack.trial, member)
+        return self.contexts[member]
 
     def trained_rows(self, task: Task, split: Split) -> list[Row]:
         """The same, with the backbone's features where members are trained on those alone."""
@@ -377,8 +384,7 @@ def _predict_in_context(job: _Job, wanted: dict[int, dict[str, EvalSet]], on_row
     assert isinstance(trial.method, InContext)
     found = _Predicted([], [{} for _ in wanted], 0.0)
     for m, of_member in wanted.items():
-        context = draw_context(backbone.tokenizer, trial, m).text
-        setting, logits = (trial.method, context, trial.budget.max_tokens), {}
+        setting, logits = (trial.method, job.context(m).text, trial.budget.max_tokens), {}
         for name, s in of_member.items():
             logits[name] = predict_in_context(backbone, *setting, s.task, s.split, on_rows)[None]
         found.logits.append(logits)
@@ -388,9 +394,9 @@ def _predict_in_context(job: _Job, wanted: dict[int, dict[str, EvalSet]], on_row
 
 def _tokens_in_context(job: _Job, wanted: dict[int, dict[str, EvalSet]]) -> int:
     """Tokens of the prompts of some members on some sets."""
-    tokenizer, total = job.backbone.tokenizer, 0
+    total = 0
     for m, of_member in wanted.items():
-        before = len(tokenizer(draw_context(tokenizer, job.stack.trial, m).text)["input_ids"])
+        before = len(job.backbone.tokenizer(job.context(m).text)["input_ids"])
         rows = [row for s in of_member.values() for row in job.encoded(s.task, s.split)]
         total += len(rows) * before + _num_tokens(rows)
     return total
@@ -581,7 +587,7 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "provenance": job.provenance,
     }
     if isinstance(trial.method, InContext):
-        record["context"] = vars(draw_context(job.backbone.tokenizer, trial, run.member))
+        record["context"] = vars(job.context(run.member))
     return json.dumps(record, indent=1).encode()
 
 
