@@ -19,7 +19,7 @@ from lorae.prediction_files import prediction_file, prediction_sets
 from lorae.regularizers import Regularizer
 from lorae.results import trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
-from lorae.store import RECORD, is_width_file, member_folder, soup_folder
+from lorae.store import RECORD, is_fit_file, member_folder, soup_folder
 from lorae.tasks.base import Scoring, Split, Task
 from lorae.trial import AdamW, Budget, Diversity, Trial
 
@@ -201,12 +201,12 @@ def costs_come_from_the_records(stored: Stored) -> list[Finding]:
 
 
 def _later_bytes(stored: Stored, row: Row) -> int:
-    """Bytes of the members' prediction sets that a row does not name, and of the widths of samples."""
+    """Bytes of the members' prediction sets that a row does not name, and of what draws were fitted by."""
     total = 0
     for member in dict.fromkeys(row["member_ids"]):
         sizes = stored.store.file_bytes(member_folder(member))
         others = prediction_sets(sizes) - set(eval_sets(row).values())
-        later = [*map(prediction_file, others), *filter(is_width_file, sizes)]
+        later = [*map(prediction_file, others), *filter(is_fit_file, sizes)]
         total += sum(sizes[name] for name in later)
     return total
 

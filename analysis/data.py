@@ -124,10 +124,10 @@ def draws_name(label: str) -> str:
     kind, _, size = label.partition("-")
     names = {
         "mc": "MC dropout x{}", "tfb": "TFB x{}", "snapshots": "snapshot ensemble of {}",
-        "masks": "Masksembles of {}", "posterior": "x{}",
+        "masks": "Masksembles of {}", "posterior": "x{}", "laplace": "Laplace x{}",
     }  # fmt: skip
     number, _, setting = size.partition("x")
-    what = {"tfb": "tolerance", "masks": "scale"}.get(kind)
+    what = {"tfb": "tolerance", "masks": "scale", "laplace": "rank"}.get(kind)
     return names[kind].format(f"{number}, {what} {setting}" if what else size) if kind in names else ""
 
 

@@ -169,7 +169,9 @@ def with_override(sweep: Sweep, override: str) -> Sweep:
 def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
     if axis == "draws":
         if word != "none" and read_draws(word) is None:
-            raise ValueError(f"--set {axis}={word}: write none, mc-10, tfb-10x0.003 or posterior-10")
+            raise ValueError(
+                f"--set {axis}={word}: write none, mc-10, tfb-10x0.003, laplace-100x10 or posterior-10"
+            )
         return read_draws(word)
     by_label = {_label(v): v for v in given if is_dataclass(v) or isinstance(v, tuple)}
     if by_label:

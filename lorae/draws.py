@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Drawn:
+    """What all kinds of draws have; `label` names one with its settings, see `read_draws`."""
+
+    @property
+    def num_draws(self) -> int:
+        raise NotImplementedError
+
+    def num_passes(self, num_classes: int) -> int:
+        """Forward passes of one member for a prediction, and backward passes, which take as long."""
+        return self.num_draws
 
 
 @dataclass(frozen=True)
-class MCDropout:
+class MCDropout(Drawn):
     """Predicts with dropout active, several times; the passes are draws of the member's predictions.
 
     Needs `AdapterDropout` in the recipe. The trained member is the one that predicts without dropout, too.
@@ -32,7 +50,7 @@ class MCDropout:
 
 
 @dataclass(frozen=True)
-class TFB:
+class TFB(Drawn):
     """Training-free Bayesianisation: samples of a Gaussian around a trained LoRA member, whose noise on the
     update is of equal size in all directions that B has: W0 + scale (B A + sigma U E), with U the left
     singular vectors of B and E (rank x d_in) standard normal.
@@ -64,13 +82,18 @@ class TFB:
     def num_draws(self) -> int:
         return self.samples
 
-    def num_searched(self, num_train: int) -> int:
-        """Predictions of one member on a training example that the search for sigma takes."""
+    def num_fitted(self, num_train: int, num_classes: int) -> int:
+        """Passes of one member over one training example in the search for sigma."""
         return SEARCH_STEPS * self.samples * min(ANCHORS, num_train)
+
+    def fitted_on(self, train: Sequence[T]) -> list[T]:
+        """Training examples that sigma is searched on, from everywhere in their order."""
+        chosen = np.linspace(0, len(train) - 1, min(ANCHORS, len(train))).astype(int)
+        return [train[n] for n in chosen]
 
 
 @dataclass(frozen=True)
-class Posterior:
+class Posterior(Drawn):
     """Samples of the weights that a Bayesian member (`Blob`, `Rank1BNN`) has learned a distribution of. The
     trained member is the one that predicts with their mean, too.
 
@@ -93,22 +116,75 @@ class Posterior:
         return self.samples
 
 
+@dataclass(frozen=True)
+class Laplace(Drawn):
+    """Linearised Laplace approximation around a trained LoRA member ("Laplace-LoRA"): its weights are
+    Gaussian, with the curvature of the training NLL (generalised Gauss-Newton, in Kronecker factors) and a
+    prior as precision; its logits are drawn from the Gaussian that follows where they are linear in the
+    weights.
+
+    The prior's precision is one number for all layers of a member, and maximises the marginal likelihood of
+    the training examples. A draw takes no further pass of the backbone: the logits' covariance is found by a
+    backward pass for each class. A classification head stays as it is.
+
+    Args:
+        samples: number of draws, >= 1.
+        rank: eigenvalues that are kept of those factors that are as wide as a layer, >= 1.
+    Source: Yang et al. 2023, arXiv:2308.13111.
+    """
+
+    samples: int = 100
+    rank: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be >= 1; write Laplace(samples=100)")
+
+    @property
+    def label(self) -> str:
+        return f"laplace-{self.samples}x{self.rank}"
+
+    @property
+    def num_draws(self) -> int:
+        return self.samples
+
+    @property
+    def columns(self) -> int:
+        """Of the random matrix by whose products the kept eigenvalues are found."""
+        return 4 * self.rank
+
+    def num_passes(self, num_classes: int) -> int:
+        return 1 + num_classes
+
+    def num_fitted(self, num_train: int, num_classes: int) -> int:
+        """Passes of one member over one training example to find the curvature."""
+        return self.num_passes(num_classes) * num_train
+
+    def fitted_on(self, train: Sequence[T]) -> list[T]:
+        """Training examples whose NLL's curvature is taken: all."""
+        return list(train)
+
+
 ANCHORS = 256  # training examples that sigma is searched on
 SIGMAS = 1e-4, 1.0  # between which
 SEARCH_STEPS = 7  # of bisection on a log scale, to 7 %
 
 
-Draws = MCDropout | TFB | Posterior
+Fitted = TFB | Laplace  # to trained members
+Draws = MCDropout | Posterior | Fitted
 
 
 def read_draws(label: str) -> Draws | None:
     """The draws that a row of a table names; None for those that a member has by its training alone, and for
     a label of no draws."""
     kind, _, size = label.partition("-")
-    num, _, tolerance = size.partition("x")
+    num, _, setting = size.partition("x")
     try:
         if kind == "tfb":
-            return TFB(int(num), float(tolerance))
+            return TFB(int(num), float(setting))
+        if kind == "laplace":
+            return Laplace(int(num), int(setting))
         of_size = {"mc": MCDropout, "posterior": Posterior}.get(kind)
         return of_size(int(size)) if of_size else None
     except ValueError:

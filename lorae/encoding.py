@@ -170,9 +170,10 @@ class Batch:
 
 
 def collate(
-    rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1
+    rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1, share: bool = True
 ) -> Batch | EncoderBatch:
-    """Rows of so many members, members first and as many of each, on the backbone's device."""
+    """Rows of so many members, members first and as many of each, on the backbone's device; what a member's
+    rows begin with in common is there once, unless `share` is false."""
     if backbone.is_encoder:
         return encoders.collate(rows, backbone, num_members)
 
@@ -184,7 +185,7 @@ def collate(
 
     noise = backbone.inserted and backbone.inserted.noise
     noisy = noise is not None and noise.of_rows is not None  # then what a row begins with is its own
-    shared = 0 if noisy else common_beginning(rows)
+    shared = common_beginning(rows) if share and not noisy else 0
     packing = Packing.of([len(r.tokens) for r in rows], num_members, backbone.device, shared)
     batch = Batch(
         input_ids=packing.pack([t for r in rows for t in r.tokens]),

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from lorae.draws import Laplace
 from lorae.methods import Adapter, BatchEnsemble, Blob, Full, InContext, LastLayer, Vera, adapted_layers
 from lorae.regularizers import AdapterDropout, EarlyStopping, Masksembles
 from lorae.shapes import kind_of, linear_shapes, num_backbone_parameters
@@ -66,11 +67,13 @@ class Saving:
 @dataclass(frozen=True)
 class Texts:
     """Sizes of the longest example in tokens: the whole row (of an image or sound its patches), and of it the
-    answers that are scored by the full vocabulary (0 but for option likelihood); the classes of a head."""
+    answers that are scored by the full vocabulary (0 but for option likelihood); the classes of a head, and
+    those of an example."""
 
     longest: int
     answers: int = 0
     classes: int = 0
+    options: int = 2
 
 
 def stack_memory(
@@ -81,12 +84,14 @@ def stack_memory(
     texts: Texts,
     gpus: int = 0,
     saving: Saving = Saving(),
+    laplace: Laplace | None = None,
 ) -> Memory:
     """Peak bytes of training and predicting with a stack.
 
     Args:
         rows: examples of each member in one forward pass on one device.
         gpus: 0 = on a CPU; from 2 on ZeRO-3 partitions the frozen weights over them, adapters stay whole.
+        laplace: the members draw so, too.
     """
     shape = _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
     together = 1 if isinstance(trial.method, InContext) else num_members
@@ -100,16 +105,26 @@ def stack_memory(
     adapters = _adapter_bytes(trial, config, layers, head, num_members, on_cpu=not gpus)
     if isinstance(trial.method, LastLayer):  # trained on features, which prediction alone computes
         return Memory(backbone, adapters, prediction)
-    tokens = num_members * rows * texts.longest
     if isinstance(trial.method, Full):
         layers = linear_shapes(config)
     first = min(int(found[0]) if (found := re.findall(r"\.(\d+)\.", name)) else 0 for name in layers)
     num_layers = config["num_hidden_layers"] - first
-    kept = num_layers * shape.kept_bytes(tokens, texts.longest) + _branch_bytes(trial, layers, tokens)
-    if saving.recompute:  # one layer's at a time, and every layer's input
-        kept = kept // num_layers + num_layers * tokens * shape.hidden * shape.size
-    training = kept + shape.backward_bytes(tokens, num_members * rows, texts)
-    return Memory(backbone, adapters, max(training, prediction))
+
+    def pass_bytes(rows: int) -> int:
+        """Of a forward and backward pass."""
+        tokens = num_members * rows * texts.longest
+        kept = num_layers * shape.kept_bytes(tokens, texts.longest) + _branch_bytes(trial, layers, tokens)
+        if saving.recompute:  # one layer's at a time, and every layer's input
+            kept = kept // num_layers + num_layers * tokens * shape.hidden * shape.size
+        return kept + shape.backward_bytes(tokens, num_members * rows, texts)
+
+    needed = max(pass_bytes(rows), prediction)
+    if laplace:
+        rows = max(1, rows // texts.options)
+        drawing = num_members * _curvature_bytes(laplace, layers)
+        drawing += _jacobian_bytes(trial, layers, num_members * rows, texts)
+        needed = max(needed, pass_bytes(rows) + drawing)
+    return Memory(backbone, adapters, needed)
 
 
 @dataclass(frozen=True)
@@ -216,6 +231,20 @@ def _adapter_bytes(
         d_ins, d_outs = zip(*layers.values())
         frozen = size * method.rank * (max(d_ins) + max(d_outs))
     return num_members * (4 * copies * (trained + head) + casts + frozen)
+
+
+def _curvature_bytes(laplace: Laplace, layers: dict[str, tuple[int, int]]) -> int:
+    """One member's products with a random matrix, and that, in fp64."""
+    return 2 * 8 * laplace.columns * sum(sum(shape) for shape in layers.values())
+
+
+def _jacobian_bytes(trial: Trial, layers: dict[str, tuple[int, int]], rows: int, texts: Texts) -> int:
+    """What the adapted layers read, in fp32, and give and are sent back; and the Jacobians of the classes."""
+    assert isinstance(trial.method, Adapter)
+    tokens, size = rows * texts.longest, BYTES[trial.precision]
+    of_token = sum(4 * (d_in + trial.method.rank) + 2 * size * d_out for d_in, d_out in layers.values())
+    jacobians = 4 * texts.options * sum(trial.method.num_parameters(*shape) for shape in layers.values())
+    return tokens * of_token + rows * jacobians
 
 
 def _branch_bytes(trial: Trial, layers: dict[str, tuple[int, int]], tokens: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lorae.checks import MAX_FULL_BYTES, check_recipe
-from lorae.draws import TFB, Draws
+from lorae.draws import Draws, Fitted, Laplace
 from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, InContext, LastLayer
 from lorae.prediction_files import prediction_file
@@ -387,8 +387,10 @@ def _largest_rows(stack: Stack, most: int, usable: float, gpus: int, saving: Sav
 def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Memory:
     """Peak memory of a stack on one of its GPUs (0: on a CPU), with `rows` examples of each member at
     once."""
-    config, num_members = backbone_config(stack.trial.backbone), len(stack.members)
-    return stack_memory(stack.trial, config, num_members, rows, _longest(stack), gpus, saving)
+    trial, config, num_members = stack.trial, backbone_config(stack.trial.backbone), len(stack.members)
+    drawn = (s.draws for s in stack.eval_sets().values() if isinstance(s.draws, Laplace))
+    laplace = max(drawn, key=lambda draws: draws.rank, default=None)
+    return stack_memory(trial, config, num_members, rows, _longest(stack), gpus, saving, laplace)
 
 
 def _gib(num_bytes: int) -> str:
@@ -500,11 +502,12 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
     train_tokens = int(num * steps * batch * train.total / train.num)
     sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
-    ways = {name: replace(trial, draws=s.draws).num_draws for name, s in sets.items()}
+    classes = len(trial.task.examples("train")[0].options)
+    ways = {name: replace(trial, draws=s.draws).num_passes(classes) for name, s in sets.items()}
     tokens = {name: ways[name] * lengths.total for name, lengths in zip(sets, _eval_lengths(stack))}
     predicted = sum(tokens[name] for of_member in each for name in of_member)
-    searches = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, TFB)]
-    predicted += sum(d.num_searched(train.num) for d in searches) * train.total // train.num
+    fitted = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, Fitted)]
+    predicted += sum(d.num_fitted(train.num, classes) for d in fitted) * train.total // train.num
     if isinstance(trial.method, LastLayer) and not stack.soup:  # the frozen backbone reads each example once
         train_tokens, predicted = train.total * bool(num), predicted // (len(each) * max(ways.values()))
     rate = gpus * devices.flops(trial.precision)
@@ -568,5 +571,5 @@ def _longest(stack: Stack) -> Texts:
     task = stack.trial.task
     every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
     longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
-    head = isinstance(task.scoring, Head)
-    return Texts(longest, answers, len(task.examples("train")[0].options) if head else 0)
+    options = len(task.examples("train")[0].options)
+    return Texts(longest, answers, options if isinstance(task.scoring, Head) else 0, options)

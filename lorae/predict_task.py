@@ -11,8 +11,10 @@ import numpy as np
 
 from lorae.adapters import Adapters, Soup, State
 from lorae.backbones import Backbone, load_backbone, set_matmul_precision
-from lorae.draws import TFB, Draws, MCDropout, Posterior, drawn_set
+from lorae.drawing import Drawing
+from lorae.draws import Draws, Fitted, MCDropout, Posterior, drawn_set
 from lorae.encoding import Row, encode
+from lorae.fitted import read_fit
 from lorae.identity import canonical, canonical_json, spec_of
 from lorae.in_context import predict_in_context
 from lorae.methods import Bayesian, Full, InContext, Init, LastLayer, Method
@@ -26,7 +28,6 @@ from lorae.sources import DataSource, Source
 from lorae.store import RECORD as RECORD_FILE
 from lorae.store import Store, entry_lock, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, Scoring, Task
-from lorae.tfb import Samples
 from lorae.trial import backbone_id
 from lorae.untrusted import check, count
 
@@ -109,15 +110,15 @@ def predict_task(
     Args:
         members: ids of stored members.
         task: with its source fixed (`Task.located`).
-        draws: several predictions of each member, beside the plain ones; None = those. Samples of TFB are as
-            wide as in the sweep that had them.
+        draws: several predictions of each member, beside the plain ones; None = those. Those that are
+            fitted to members are as in the sweep that had them.
         backbone: where the members' backbone is now; None = where it was when they were trained.
     Returns:
         The number of members that lacked the prediction set.
     Raises:
         ValueError: another prompt template than the members' own task has, other answers than those of a
             `LastLayer`, another backbone than theirs, draws by a dropout that they were not trained with or
-            by samples that were not searched for, or a member that cannot be read; one that is damaged is
+            by ones that were not fitted, or a member that cannot be read; one that is damaged is
             discarded.
     """
     groups = list(_groups(store, members, backbone))
@@ -128,9 +129,9 @@ def predict_task(
         raise ValueError(f"draws={draws}: some members were trained without AdapterDropout; leave them out")
     if isinstance(draws, Posterior) and not all(isinstance(group.method, Bayesian) for group in groups):
         raise ValueError(f"draws={draws}: some members learned no distribution of weights; leave them out")
-    if isinstance(draws, TFB):
+    if isinstance(draws, Fitted):
         for member in members:
-            store.width(member, draws)
+            read_fit(store, member, draws)
     num_predicted = 0
     for group, own in zip(groups, tasks):
         plain, name = own.eval_set("test"), drawn_set(own.eval_set("test"), draws)
@@ -306,12 +307,15 @@ def _stack_logits(
     with Adapters(model, group.method, inits, noise, rows[0].answer_ids) as adapters:
         for states in _stages(store, members):
             adapters.load(states)
-            if isinstance(draws, TFB):
-                samples = Samples(adapters, states, members, draws)
-                samples.widths = [store.width(m, draws) for m in members]
-                drawn.append(samples.predict(rows))
-            else:
-                drawn.append(predict_draws(model, rows, draws))
+            drawing = Drawing(
+                adapters,
+                states,
+                members,
+                stored=lambda ids, spec: {m: read_fit(store, m, spec) for m in ids},
+                train=list,
+                rows_at_once=group.recipe["budget"]["batch_size"],
+            )
+            drawn.append(drawing.predict(rows, draws))
     return np.concatenate(drawn, axis=1)
 
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
-from lorae.draws import TFB
+from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
 from lorae.prediction_files import SCHEMA, Predictions
@@ -226,17 +226,19 @@ def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
     """All cost columns of a row, summed over the trial's distinct members; zero for the backbone itself.
 
     Members of `LastLayer` share the backbone's forward passes: one over each training row, and one per
-    prediction; so do those of a soup when it predicts. The search for the width of TFB's samples is training.
+    prediction; so do those of a soup when it predicts. Fitting draws to a member is training;
+    the backward passes of `Laplace` count as forward ones.
     """
     folders = [member_folder(m) for m in dict.fromkeys(trial.member_ids())]
     costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
     total = {name: sum(c[name] for c in costs) for name in _SUMMED}
     total["trainable_parameters"] *= trial.optimizer.cycles or 1  # a state is stored of each cycle
-    if isinstance(trial.draws, TFB):
-        widths = [store.width(m, trial.draws) for m in dict.fromkeys(trial.member_ids())]
-        total["train_seconds"] += sum(width["search_seconds"] for width in widths)
     stored = sum(store.size_bytes(folder) for folder in folders)
     forwards = max(1, trial.members * trial.num_draws)
+    if isinstance(trial.draws, Fitted):
+        fits = [store.fit_record(m, trial.draws) for m in dict.fromkeys(trial.member_ids())]
+        total["train_seconds"] += sum(fit["search_seconds"] for fit in fits)
+        forwards = trial.members * fits[0].get("passes", trial.num_draws)
     if trial.is_soup:
         soup = store.soup_record(trial.member_ids())
         forwards, total["predict_seconds"] = 1, soup["cost"]["predict_seconds"]

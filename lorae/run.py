@@ -21,14 +21,16 @@ from lorae import peft_format
 from lorae.adapters import Adapters, Soup, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.checkpoints import StackCheckpoints
-from lorae.draws import TFB
+from lorae.drawing import Drawing
+from lorae.draws import Fitted
 from lorae.encoding import Row, encode, head_answers, head_classes
+from lorae.fitted import Fit, fit_files, read_fit
 from lorae.identity import canonical
 from lorae.in_context import Context, draw_context, predict_in_context
 from lorae.methods import Full, InContext, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
-from lorae.prediction import OnRows, predict, predict_draws, with_features
+from lorae.prediction import OnRows, predict, with_features
 from lorae.prediction_files import parquet_bytes, prediction_file, rows_bytes
 from lorae.ranks import Ranks
 from lorae.regularizers import KL
@@ -41,14 +43,13 @@ from lorae.store import (
     SOUP_RECORD,
     Store,
     entry_lock,
+    fit_file,
     member_folder,
     reference_folder,
     snapshot_file,
     soup_folder,
-    width_file,
 )
 from lorae.tasks.base import Split, Task
-from lorae.tfb import Samples, anchors
 from lorae.training import MemberRun, TrainingData, train_stack
 
 
@@ -324,12 +325,12 @@ class _Predicted:
 
     Attributes:
         logits: each member's (K, N, C) by evaluation set, of K draws.
-        widths: each member's record of the sigma of its samples (`Store.width`), where it draws these.
-        seconds: of the predictions; the search for a sigma is not among them.
+        fits: what each member's draws were fitted by, where they were.
+        seconds: of the predictions; the fitting is not among them.
     """
 
     logits: list[dict[str, np.ndarray]]
-    widths: list[dict[TFB, dict[str, float]]]
+    fits: list[dict[Fitted, Fit]]
     seconds: float
 
 
@@ -354,7 +355,7 @@ def _predict_sets(
         together.setdefault(who, []).append(name)
     on_rows = job.counted(_tokens_to_predict(job, wanted, len(stages)))
     for who, names in together.items():
-        members, samples = [[*wanted][position] for position in who], {}
+        members = [[*wanted][position] for position in who]
         streams = [trial.member_key(m) for m in members]
         noise, inits = make_noise(trial.method, trial.regularizers, streams), [s["init"] for s in streams]
         drawn: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -362,18 +363,14 @@ def _predict_sets(
             for stage in stages:
                 states = [stage[position] for position in who]
                 adapters.load(states)
+                drawing = _drawing(job, adapters, states, members, on_rows)
                 for name in names:
-                    rows, draws = job.trained_rows(sets[name].task, sets[name].split), sets[name].draws
-                    if isinstance(draws, TFB):
-                        if draws not in samples:
-                            samples[draws] = _samples(job, adapters, states, members, draws, on_rows)
-                        drawn[name].append(samples[draws].predict(rows))
-                    else:
-                        drawn[name].append(predict_draws(job.backbone, rows, draws, on_rows))
-        searched += sum(of_spec.search_seconds for of_spec in samples.values())
+                    rows = job.trained_rows(sets[name].task, sets[name].split)
+                    drawn[name].append(drawing.predict(rows, sets[name].draws))
+                searched += drawing.search_seconds
         for m, position in enumerate(who):
             found.logits[position] |= {n: np.concatenate([d[m] for d in drawn[n]]) for n in names}
-            found.widths[position] |= {spec: of_spec.widths[m] for spec, of_spec in samples.items()}
+            found.fits[position] |= drawing.fits(m)
     found.seconds = time.perf_counter() - started - searched
     return found
 
@@ -403,18 +400,18 @@ def _tokens_in_context(job: _Job, wanted: dict[int, dict[str, EvalSet]]) -> int:
 
 
 def _tokens_to_predict(job: _Job, wanted: dict[int, dict[str, EvalSet]], num_stages: int) -> int:
-    """Tokens of all forward passes for the sets that members want, and of the searches for the width of their
-    samples."""
+    """Tokens of all forward passes for the sets that members want, and to fit their draws."""
     trial, total = job.stack.trial, 0
     for s in {name: s for of_member in wanted.values() for name, s in of_member.items()}.values():
-        num_draws = replace(trial, draws=s.draws).num_draws // (trial.optimizer.cycles or 1)
-        total += num_stages * num_draws * _num_tokens(job.trained_rows(s.task, s.split))
+        rows = job.trained_rows(s.task, s.split)
+        num_passes = replace(trial, draws=s.draws).num_passes(_num_classes(rows))
+        total += num_stages * num_passes // (trial.optimizer.cycles or 1) * _num_tokens(rows)
     sampled = {m: {s.draws for s in of_member.values()} for m, of_member in wanted.items()}
-    for spec in {draws for ways in sampled.values() for draws in ways if isinstance(draws, TFB)}:
+    for spec in {draws for ways in sampled.values() for draws in ways if isinstance(draws, Fitted)}:
         ids = [trial.member_id(m) for m, ways in sampled.items() if spec in ways]
-        if len(job.ranks.once(_stored_widths, job.store, ids, spec)) < len(ids):
-            searched = anchors(job.trained_rows(trial.task, "train"))
-            total += spec.num_searched(len(searched)) * _num_tokens(searched) // len(searched)
+        if len(job.ranks.once(_fitted, job.store, ids, spec)) < len(ids):
+            read = spec.fitted_on(job.trained_rows(trial.task, "train"))
+            total += spec.num_fitted(len(read), _num_classes(read)) * _num_tokens(read) // len(read)
     return total
 
 
@@ -422,28 +419,34 @@ def _num_tokens(rows: Sequence[Row]) -> int:
     return sum(max(1, len(row.tokens)) for row in rows)  # images and sounds have none
 
 
-def _samples(
-    job: _Job,
-    adapters: Adapters,
-    states: Sequence[State],
-    members: Sequence[int],
-    spec: TFB,
-    on_rows: OnRows,
-) -> Samples:
-    """Samples of members with the widths that are stored, or else are searched for now."""
-    task, ids = job.stack.trial.task, [job.stack.trial.member_id(m) for m in members]
-    samples = Samples(adapters, states, ids, spec, on_rows)
-    stored = job.ranks.once(_stored_widths, job.store, ids, spec)
-    if len(stored) < len(ids):
-        samples.search(job.trained_rows(task, "train"))
-    samples.widths = [stored.get(m) or width for m, width in zip(ids, samples.widths or stored.values())]
-    return samples
+def _num_classes(rows: Sequence[Row]) -> int:
+    return max(row.num_classes for row in rows)
 
 
-def _stored_widths(store: Store, ids: Sequence[str], spec: TFB) -> dict[str, dict[str, float]]:
-    """The widths of those members that have some, in order."""
-    found = [m for m in ids if width_file(spec) in store.files(member_folder(m))]
-    return {m: store.width(m, spec) for m in found}
+def _drawing(
+    job: _Job, adapters: Adapters, states: Sequence[State], members: Sequence[int], on_rows: OnRows
+) -> Drawing:
+    """Predictions of members by the fits that are stored, or else are made now."""
+    trial = job.stack.trial
+    return Drawing(
+        adapters,
+        states,
+        [trial.member_id(m) for m in members],
+        stored=lambda ids, spec: job.ranks.once(_stored_fits, job.store, ids, spec),
+        train=lambda: job.trained_rows(trial.task, "train"),
+        rows_at_once=job.stack.micro_batch or -(-trial.budget.batch_size // job.ranks.size),
+        on_rows=on_rows,
+    )
+
+
+def _stored_fits(store: Store, ids: Sequence[str], spec: Fitted) -> dict[str, Fit]:
+    """The fits of those members that have some, in order."""
+    return {m: read_fit(store, m, spec) for m in _fitted(store, ids, spec)}
+
+
+def _fitted(store: Store, ids: Sequence[str], spec: Fitted) -> list[str]:
+    """Members to which these draws are fitted."""
+    return [m for m in ids if fit_file(spec) in store.files(member_folder(m))]
 
 
 def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
@@ -474,7 +477,7 @@ def _add_predictions(job: _Job, ids: Sequence[str], predicted: _Predicted) -> di
 def _files_by_member(
     job: _Job, ids: Sequence[str], predicted: _Predicted
 ) -> tuple[dict[str, dict[str, bytes]], dict[str, str]]:
-    """Prediction files of each member, with the widths of its samples; and why some have none."""
+    """Prediction files of each member, with what its draws were fitted by; and why some have none."""
     found, failed = {}, {}
     for position, member_id in enumerate(ids):
         try:
@@ -482,8 +485,8 @@ def _files_by_member(
         except ValueError as error:
             failed[member_id] = str(error)
             continue
-        for spec, width in predicted.widths[position].items():
-            found[member_id][width_file(spec)] = json.dumps(width).encode()
+        for spec, fit in predicted.fits[position].items():
+            found[member_id] |= fit_files(spec, fit)
     return found, failed
 
 

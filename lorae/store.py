@@ -3,7 +3,7 @@ not at all.
 
     <storage>/members/<member_id>/    adapter, recipe, curve and predictions of one member, DONE.json last;
                                       snapshots/ under a cyclic schedule, path.parquet if it was recorded,
-                                      the widths of its TFB samples
+                                      what its draws were fitted by (`TFB`, `Laplace`)
     <storage>/reference/<id>/         predictions of the untouched backbone
     <storage>/soups/<id>/             predictions of the mean weights of some members
     <storage>/failures/<member_id>.json
@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import SCHEMA_VERSION, untrusted
-from lorae.draws import TFB, read_draws
+from lorae.draws import TFB, Fitted, Laplace, read_draws
 from lorae.identity import digest
 from lorae.prediction_files import (
     PREDICTIONS,
@@ -64,7 +64,10 @@ CURVE = pa.schema(
 Shape = Mapping[Any, Any]
 DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
 SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
-WIDTH: Shape = {"sigma": number, "search_seconds": number}
+FITS: Mapping[type, Shape] = {
+    TFB: {"sigma": number, "search_seconds": number},
+    Laplace: {"prior_precision": number, "passes": count, "search_seconds": number},
+}
 
 
 class Store:
@@ -214,13 +217,13 @@ class Store:
         except ValueError:  # its record is damaged, and says nothing
             return True
 
-    def width(self, member_id: str, draws: TFB) -> dict[str, Any]:
-        """The sigma of a member's TFB samples, and the seconds that its search took.
+    def fit_record(self, member_id: str, draws: Fitted) -> dict[str, Any]:
+        """The numbers by which a member is drawn, and the seconds that their search took.
 
         Raises:
-            ValueError: it was not searched for, or the file is damaged or has not the shape WIDTH.
+            ValueError: it was not fitted, or the file is damaged or has not its shape of FITS.
         """
-        return self.record(member_folder(member_id), WIDTH, width_file(draws))
+        return self.record(member_folder(member_id), FITS[type(draws)], fit_file(draws))
 
     def curve(self, folder: str) -> pa.Table:
         """A member's curve.parquet, with the columns of CURVE.
@@ -399,12 +402,13 @@ def entry_lock(folder: str) -> str:
     return entry if kind == "members" else f"{kind}-{entry}"
 
 
-def width_file(draws: TFB) -> str:
-    return f"{draws.label}.json"
+def fit_file(draws: Fitted, tensors: bool = False) -> str:
+    """Of the numbers of a fit, or of its tensors, if it has any."""
+    return f"{draws.label}.{'safetensors' if tensors else 'json'}"
 
 
-def is_width_file(name: str) -> bool:
-    return name.endswith(".json") and isinstance(read_draws(name.removesuffix(".json")), TFB)
+def is_fit_file(name: str) -> bool:
+    return isinstance(read_draws(name.rpartition(".")[0]), Fitted)
 
 
 def checkpoint_file(stack_id: str) -> str:

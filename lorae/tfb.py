@@ -8,7 +8,6 @@ its arbitrary signs. Source: Shi et al. 2024, arXiv:2412.05723, equations 4 to 8
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,26 +15,16 @@ import torch
 
 from lorae import seeds
 from lorae.adapters import Adapters, State
-from lorae.draws import ANCHORS, SEARCH_STEPS, SIGMAS, TFB
+from lorae.draws import SEARCH_STEPS, SIGMAS, TFB
 from lorae.encoding import Row
+from lorae.fitted import Fit, Sampler
 from lorae.prediction import OnRows, draws_nll, predict
 
 NO_DIRECTION = 1e-5  # singular values of B, relative to its largest one, that are rounding
 
 
-class Samples:
-    """What the members of a stack predict when they are sampled.
-
-    Args:
-        adapters: hold the members, and hold them again after each call.
-        states: the members' parameters.
-        member_ids: name the streams of their noise.
-        spec: how many samples.
-        on_rows: as for `predict`.
-
-    Attributes:
-        widths: each member's "sigma" and its share of the "search_seconds"; to be searched or set.
-    """
+class Samples(Sampler):
+    """Samples of the members of a stack, each as wide as its "sigma"."""
 
     def __init__(
         self,
@@ -43,19 +32,17 @@ class Samples:
         states: Sequence[State],
         member_ids: Sequence[str],
         spec: TFB,
+        rows_at_once: int = 8,
         on_rows: OnRows = lambda rows: None,
     ) -> None:
-        self.adapters, self.states, self.member_ids, self.spec = adapters, states, member_ids, spec
-        self.on_rows = on_rows
-        self.widths: list[dict[str, float]] = []
-        self.search_seconds = 0.0  # of this object's own search
+        super().__init__(adapters, states, member_ids, spec, rows_at_once, on_rows)
+        self.spec = spec
         self.spreads = [
             {layer: inverse_root(state[f"{layer}.B"]) for layer in adapters.layers} for state in states
         ]
 
     def predict(self, rows: Sequence[Row]) -> np.ndarray:
-        """Logits (M, K, N, C) of K samples of each member."""
-        return self._predict(rows, np.array([width["sigma"] for width in self.widths]))
+        return self._predict(rows, np.array([fit.record["sigma"] for fit in self.fits]))
 
     def _predict(self, rows: Sequence[Row], sigma_M: np.ndarray) -> np.ndarray:
         """The same with these widths; at each width of a member its noise is the same but for its size."""
@@ -66,9 +53,9 @@ class Samples:
         self.adapters.load(self.states)
         return np.stack(logits, axis=1)
 
-    def search(self, train: Sequence[Row]) -> None:
-        """Find each member's sigma, see `TFB`: by bisection, all members at once, each by its own NLL."""
-        rows, started = anchors(train), time.perf_counter()
+    def _fitted(self, train: Sequence[Row]) -> list[Fit]:
+        """Each member's sigma, see `TFB`: by bisection, all members at once, each by its own NLL."""
+        rows = self.spec.fitted_on(train)
         own_M = _nll(predict(self.adapters.backbone, rows)[:, None], rows)
         low_M, high_M = (np.full(len(own_M), math.log(bound)) for bound in SIGMAS)
         for _ in range(SEARCH_STEPS):
@@ -76,9 +63,7 @@ class Samples:
             changed_M = np.abs(_nll(self._predict(rows, np.exp(middle_M)), rows) - own_M)
             tolerable_M = changed_M <= self.spec.tolerance * own_M
             low_M, high_M = np.where(tolerable_M, (middle_M, high_M), (low_M, middle_M))
-        self.search_seconds = time.perf_counter() - started
-        share = self.search_seconds / len(self.states)
-        self.widths = [{"sigma": float(sigma), "search_seconds": share} for sigma in np.exp(low_M)]
+        return [Fit({"sigma": float(sigma)}) for sigma in np.exp(low_M)]
 
     def _sampled(self, member: int, sample: int, sigma: float) -> State:
         """Parameters of one sample of a member."""
@@ -89,12 +74,6 @@ class Samples:
             noise_RD = torch.from_numpy(rng.normal(0.0, sigma, A_RD.shape))
             state[f"{layer}.A"] = A_RD + (spread_RR @ noise_RD).float()
         return state
-
-
-def anchors(train: Sequence[Row]) -> list[Row]:
-    """Training rows that sigma is searched on, from everywhere in their order."""
-    chosen = np.linspace(0, len(train) - 1, min(ANCHORS, len(train))).astype(int)
-    return [train[n] for n in chosen]
 
 
 def inverse_root(B_ER: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from lorae import SCHEMA_VERSION
 from lorae.axes import value_at, with_value, with_values
-from lorae.draws import TFB, Draws, MCDropout, Posterior, drawn_set
+from lorae.draws import TFB, Draws, Fitted, MCDropout, Posterior, drawn_set
 from lorae.identity import IF_SET, canonical_json, digest, fields_of, short_hash
 from lorae.methods import Bayesian, InContext, Lora, Method
 from lorae.regularizers import (
@@ -279,7 +279,7 @@ class Trial:
         dropout, masks = self.regularizer(AdapterDropout), self.regularizer(Masksembles)
         if masks and dropout:
             raise ValueError(f"{masks} with {dropout}: masks take the place of dropout; write one of them")
-        if isinstance(self.draws, TFB) and (masks or not isinstance(self.method, Lora)):
+        if isinstance(self.draws, Fitted) and (masks or not isinstance(self.method, Lora)):
             raise ValueError(
                 f"draws={self.draws} with {masks or self.method}: its noise is on what LoRA adds to the "
                 "backbone, and its samples are draws already; write Lora() and no Masksembles"
@@ -289,7 +289,7 @@ class Trial:
         if isinstance(self.draws, Posterior) and not isinstance(self.method, Bayesian):
             raise ValueError(
                 f"draws={self.draws} with {self.method}: no distribution of its weights is learned; write "
-                "Blob() or Rank1BNN(), or draws=TFB() for samples around LoRA"
+                "Blob() or Rank1BNN(), or draws=TFB() or Laplace() for samples around LoRA"
             )
         if isinstance(self.draws, MCDropout) and not dropout:
             raise ValueError(
@@ -320,6 +320,10 @@ class Trial:
         masks = self.regularizer(Masksembles)
         drawn = self.draws.num_draws if self.draws else masks.masks if masks else 1
         return (self.optimizer.cycles or 1) * drawn
+
+    def num_passes(self, num_classes: int) -> int:
+        """Forward passes of one member for these, and backward passes, which take as long."""
+        return self.draws.num_passes(num_classes) if self.draws else self.num_draws
 
     @property
     def draws_label(self) -> str:

@@ -1,7 +1,7 @@
 """Are ensembles of LoRA better than Bayesian LoRA? At equal forward passes, on the tasks of its papers.
 
     lorae sweep pipelines/bayesian.py --dry-run
-    # 252 trials and a zero-shot row per task; 594 members
+    # 270 trials and a zero-shot row per task; 594 members
     python -m analysis.bayesian lorae-results
 
 Published tables put ten samples of one member beside an ensemble of three, whose members have all seen the
@@ -11,7 +11,7 @@ same batches. Here an ensemble of ten stands beside ten samples, by the recipe o
 
 from dataclasses import replace
 
-from lorae.draws import TFB, MCDropout, Posterior
+from lorae.draws import TFB, Laplace, MCDropout, Posterior
 from lorae.methods import Blob, InContext, Lora
 from lorae.regularizers import AdapterDropout, DecayB
 from lorae.tasks import ArcChallenge, ArcEasy, BoolQ, OpenBookQA, WinoGrande
@@ -20,13 +20,15 @@ from pipelines._common import SEVEN_B, smoke
 
 
 def bayesian_rivals(lora: Trial, samples: int) -> list[Trial]:
-    """One member that is sampled so many times, by every way to its posterior; the ensemble's soup; and as
-    many prompts with demonstrations in place of members."""
+    """One member that is sampled so many times, by every way to its posterior (by Laplace, whose samples cost
+    nothing, a hundred times); the ensemble's soup; and as many prompts with demonstrations in place of
+    members."""
     blob = replace(lora, method=Blob(**vars(lora.method)))
     return [
         replace(lora, optimizer=replace(lora.optimizer, weight_decay=1e-5)),  # "MAP"
         replace(lora, regularizers=(AdapterDropout(0.1),), draws=MCDropout(samples)),
         replace(lora, draws=TFB(samples)),
+        replace(lora, draws=Laplace()),
         blob,
         replace(blob, draws=Posterior(samples)),
         replace(blob, draws=TFB(samples)),

@@ -241,6 +241,7 @@ def test_another_schema_says_which_version_reads_it(storage):
         ("blob", "tfb-4x0.003", 1, "TFB x4, tolerance 0.003 (BLoB)"),
         ("full", "mc-10", 1, "MC dropout x10 (full fine-tuning)"),
         ("lora", "tfb-10x0.003", 1, "TFB x10, tolerance 0.003"),
+        ("lora", "laplace-100x10", 1, "Laplace x100, rank 10"),
         ("lora", "tfb-4x0.003", 2, "LoRA ensemble of 2, each a TFB x4, tolerance 0.003"),
         ("lora", "masks-4x2.5", 1, "Masksembles of 4, scale 2.5"),
         ("vera", "snapshots-5", 2, "VeRA ensemble of 2, each a snapshot ensemble of 5"),

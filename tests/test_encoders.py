@@ -18,6 +18,7 @@ import soundfile
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from stacks import Recorder, featured, largest_difference
+from test_laplace import assert_is_the_definition, trained_on
 from toys import OPTIONS, WORDS, Colours, Greys, write_split
 from transformers import (
     AutoFeatureExtractor,
@@ -308,6 +309,14 @@ def test_lora_member_equals_a_plain_peft_loop_with_the_models_own_classifier(enc
     assert theirs.keys() == ours.state.keys()
     for name, value in ours.state.items():
         assert torch.allclose(value, theirs[name].detach(), atol=1e-5), name
+
+
+@pytest.mark.parametrize("model", ["vit", AST, "bert", "distilbert"])
+def test_laplace_has_the_logits_of_its_definition(encoder_trial, model):
+    """The head stays as it is."""
+    trial = encoder_trial(model, method=Lora(rank=2, targets=("q", "v"), init=Xavier(2)))
+    trained = trained_on(trial, *prepared(trial))
+    assert_is_the_definition(trained, trained.data.validation[:4])
 
 
 @pytest.mark.parametrize("model", ["vit", AST, "bert"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from toys import Colours
 
+from lorae.draws import Laplace
 from lorae.memory import Memory, Saving, Texts, stack_memory
 from lorae.methods import BatchEnsemble, Blob, Full, Lora
 from lorae.plan import USABLE_FRAC, Devices, Placement, Plan, memory, place, placed
@@ -42,15 +43,17 @@ SMOLLM = {  # SmolLM2-135M's layers, six of them
     "tie_word_embeddings": True,
 }
 
-# Trains a stack for two steps in a process of its own; prints how far its resident memory grows beyond that
-# of the process with the backbone loaded.
+# Trains a stack for two steps in a process of its own, or draws from one; prints how far its resident memory
+# grows beyond that of the process with the backbone loaded.
 PROBE = """
 import gc, json, sys
 import numpy as np, torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from test_memory import METHODS, trial
+from test_memory import DRAWN, METHODS, trial
+from lorae.adapters import Adapters
 from lorae.backbones import Backbone, recompute_layers
 from lorae.encoding import Row
+from lorae.laplace import Linearised
 from lorae.packing import ATTENTION, register_attention
 from lorae.training import TrainingData, train_stack
 
@@ -66,7 +69,16 @@ backbone = Backbone("probe", lm, None)
 def train(members, batch, tokens, method="lora"):
     rows = [Row(str(n), 0, 3, (n, *(7,) * (tokens - 1)), (1, 2, 3)) for n in range(2 * batch)]
     recipe = trial(batch, method=METHODS[method])
+    if method == "laplace":
+        return draw(recipe, members, rows)
     train_stack(backbone, recipe, range(members), TrainingData(rows, rows[:1]))
+
+def draw(recipe, members, rows):
+    with Adapters(backbone, recipe.method, [(m,) for m in range(members)]) as adapters:
+        states = [adapters.state(m) for m in range(members)]
+        sampler = Linearised(adapters, states, [str(m) for m in range(members)], DRAWN, len(rows) // 2)
+        sampler.fit(rows)
+        sampler.predict(rows)
 
 def status(field):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(field))
@@ -84,8 +96,10 @@ for members, batch, method in shapes:
 
 
 METHODS = {method.label: method for method in (Lora(), Blob(), BatchEnsemble(), Full())} | {
-    "recomputed": Lora()
+    "recomputed": Lora(),
+    "laplace": Lora(rank=32),
 }
+DRAWN = Laplace(2, rank=4)
 
 
 def trial(batch_size: int, **changes) -> Trial:
@@ -99,7 +113,7 @@ def test_computed_memory_is_the_measured_peak(config):
     """Every tensor in a mapping of its own, so that what is resident is what is in use: glibc's heap keeps
     holes between tensors, up to as much again."""
     shapes = [(1, 4, "lora"), (1, 8, "lora"), (4, 2, "lora"), (2, 4, "batchensemble"), (2, 4, "full")]
-    shapes += [(1, 4, "blob"), (4, 2, "blob"), (4, 4, "recomputed")]
+    shapes += [(1, 4, "blob"), (4, 2, "blob"), (3, 1, "laplace"), (6, 1, "laplace"), (4, 4, "recomputed")]
     tokens = 128
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -110,8 +124,10 @@ def test_computed_memory_is_the_measured_peak(config):
     for (members, batch, method), measured in zip(shapes, done.stdout.split(), strict=True):
         recipe = trial(batch, method=METHODS[method])
         saving = Saving(recompute=method == "recomputed")
-        computed = stack_memory(recipe, config, members, batch, Texts(tokens), saving=saving)
-        ratios[members, batch, method] = (computed.adapters + computed.activations) / int(measured)
+        texts, laplace = Texts(tokens, options=3), DRAWN if method == "laplace" else None
+        computed = stack_memory(recipe, config, members, batch, texts, saving=saving, laplace=laplace)
+        adapters = computed.adapters // (4 if laplace else 1)  # neither gradients nor moments
+        ratios[members, batch, method] = (adapters + computed.activations) / int(measured)
     assert all(ratio == pytest.approx(1.0, abs=0.15) for ratio in ratios.values()), ratios
 
 

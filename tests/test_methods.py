@@ -22,7 +22,7 @@ from jobs.driver import plan_text
 from jobs.export import export_member
 from lorae import checks, peft_format, seeds
 from lorae.adapters import Adapters, StackedBatchEnsemble
-from lorae.draws import TFB, MCDropout, plain_set
+from lorae.draws import TFB, Fitted, Laplace, MCDropout, plain_set
 from lorae.memory import full_member_bytes
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
 from lorae.noise import BranchMasks, make_noise
@@ -347,8 +347,14 @@ def test_a_later_prediction_equals_the_sweeps_and_rows_have_their_draws(
             peft_format.read_update(*(store.read(folders[0], name) for name in (ADAPTER_CONFIG, WEIGHTS)))
 
 
-@pytest.mark.parametrize("draws,fewer", [(MCDropout(3), MCDropout(2)), (TFB(3), TFB(2))], ids=["mc", "tfb"])
-def test_one_training_serves_plain_and_drawn_predictions(tiny_trial, data_root, tmp_path, draws, fewer):
+@pytest.mark.parametrize(
+    "draws,fewer,passes",
+    [(MCDropout(3), MCDropout(2), 3), (TFB(3), TFB(2), 3), (Laplace(5), Laplace(2), 4)],
+    ids=["mc", "tfb", "laplace"],
+)
+def test_one_training_serves_plain_and_drawn_predictions(
+    tiny_trial, data_root, tmp_path, draws, fewer, passes
+):
     trial = tiny_trial(regularizers=(AdapterDropout(0.2),), budget=Budget(batch_size=4, steps=4), members=2)
     drawn = replace(trial, draws=draws)
     assert drawn.member_ids() == trial.member_ids()
@@ -360,17 +366,17 @@ def test_one_training_serves_plain_and_drawn_predictions(tiny_trial, data_root, 
     run_stack(plan.stacks[0], store.storage.uri)
     assert not make_plan(sweep, store, ONE_CPU).stacks
     rows = {r["draws"]: r for r in trials_table(store, "toy", plan.trials, {}).to_pylist() if r["members"]}
-    assert rows.keys() == {"none", draws.label} and rows[draws.label]["forwards_per_prediction"] == 6
+    assert rows.keys() == {"none", draws.label} and rows[draws.label]["forwards_per_prediction"] == 2 * passes
     assert rows["none"]["ensemble_nll"] != rows[draws.label]["ensemble_nll"]
     searched = rows[draws.label]["train_seconds"] - rows["none"]["train_seconds"]
-    assert searched > 0 if isinstance(draws, TFB) else searched == 0
+    assert searched > 0 if isinstance(draws, Fitted) else searched == 0
     folder, (plain, own) = (
         member_folder(trial.member_id(0)),
         (t.eval_set(t.task, "test") for t in (trial, drawn)),
     )
     assert {prediction_file(plain), prediction_file(own)} <= store.files(folder)
     assert plain_set(own) == plain == plain_set(plain)
-    assert len(store.predictions([folder], own).logits_MNC) == 3
+    assert len(store.predictions([folder], own).logits_MNC) == draws.num_draws
     greys = Greys().located(data_root)
     at_once = Stack(trial, (0, 1), (greys,), draws=(draws,))
     assert predict_task(store, trial.member_ids(), greys, draws=draws) == 2
@@ -431,7 +437,7 @@ def test_samples_of_a_further_set_are_as_wide_as_the_first_ones(tiny_trial, data
     trial, greys = tiny_trial(budget=Budget(batch_size=4, steps=4), draws=TFB(2)), Greys().located(data_root)
     store, once, predicted = Store(str(tmp_path / "store")), Store(str(tmp_path / "once")), []
     run_stack(Stack(trial, (0, 1)), store.storage.uri)
-    monkeypatch.setattr(Samples, "search", lambda *_: pytest.fail("the widths are stored"))
+    monkeypatch.setattr(Samples, "fit", lambda *_: pytest.fail("the fits are stored"))
     real = Samples.predict
     monkeypatch.setattr(
         Samples, "predict", lambda self, rows: predicted.append(len(rows)) or real(self, rows)
@@ -473,6 +479,7 @@ def test_bad_recipes_say_what_to_do(tiny_trial):
     for changes, message in [
         ({"draws": MCDropout()}, "without AdapterDropout"),
         ({"draws": TFB(), "method": Vera()}, "noise is on what LoRA adds"),
+        ({"draws": Laplace(), "method": LastLayer()}, "noise is on what LoRA adds"),
         ({"draws": TFB(), "regularizers": (Masksembles(),)}, "its samples are draws already"),
         ({"draws": TFB(), "optimizer": CYCLIC}, "snapshots are draws"),
         ({"draws": TFB(), "members": 2, "combine": "weights"}, "a soup predicts once"),

@@ -16,14 +16,15 @@ from lorae import seeds
 from lorae.adapters import Adapters
 from lorae.draws import ANCHORS, SIGMAS, TFB, MCDropout, Posterior, read_draws
 from lorae.encoding import class_logits, collate
+from lorae.fitted import Fit
 from lorae.methods import Lora
 from lorae.prediction import draws_nll, predict
 from lorae.regularizers import DecayB
-from lorae.tfb import Samples, anchors, inverse_root
+from lorae.tfb import Samples, inverse_root
 from lorae.training import train_stack
 from lorae.trial import AdamW, Budget
 
-WIDTHS = [{"sigma": 0.02, "search_seconds": 0.0}, {"sigma": 0.05, "search_seconds": 0.0}]
+WIDTHS = [Fit({"sigma": 0.02}), Fit({"sigma": 0.05})]
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_sample_is_the_model_with_noise_merged_into_its_weights(trained):
     backbone, data, trial, states = trained
 
     def use(samples):
-        samples.widths = WIDTHS
+        samples.fits = WIDTHS
         logits = samples.predict(data.validation)
         after = predict(backbone, data.validation)
         return logits, after
@@ -76,7 +77,7 @@ def test_a_sample_is_the_model_with_noise_merged_into_its_weights(trained):
                         A, B = states[m][f"{layer}.A"], states[m][f"{layer}.B"]
                         U, _, Vh = np.linalg.svd(B.double().numpy(), full_matrices=False)
                         E = seeds.stream(trial.member_id(m), "tfb", k, layer).normal(size=A.shape)
-                        noise = torch.from_numpy(width["sigma"] * U @ Vh @ E).float()
+                        noise = torch.from_numpy(width.record["sigma"] * U @ Vh @ E).float()
                         lm.get_submodule(layer).weight += trial.method.scale * (B @ A + noise)
                 rows = data.validation[:4]
                 expected = merged_logits(backbone, lm, rows)
@@ -96,7 +97,7 @@ def test_a_sample_depends_on_neither_the_other_members_nor_the_other_examples(tr
 
     def drawn(members, rows):
         def use(samples):
-            samples.widths = [WIDTHS[m] for m in members]
+            samples.fits = [WIDTHS[m] for m in members]
             return samples.predict(rows)
 
         return sampled(trained, members, TFB(3), use)
@@ -112,8 +113,8 @@ def test_a_member_that_is_not_finite_spoils_no_other(trained):
     broken = {name: torch.full_like(value, math.nan) for name, value in states[0].items()}
 
     def use(samples):
-        samples.search(data.train)
-        return samples.widths[-1]["sigma"], samples.predict(data.validation)[-1]
+        samples.fit(data.train)
+        return samples.fits[-1].record["sigma"], samples.predict(data.validation)[-1]
 
     both = sampled((backbone, data, trial, [broken, states[1]]), [0, 1], TFB(2), use)
     alone = sampled(trained, [1], TFB(2), use)
@@ -126,8 +127,8 @@ def test_sigma_is_the_largest_that_the_tolerance_allows(trained):
 
     def searched(members):
         def use(samples):
-            samples.search(data.train)
-            return [width["sigma"] for width in samples.widths], samples.search_seconds
+            samples.fit(data.train)
+            return [fit.record["sigma"] for fit in samples.fits], samples.search_seconds
 
         return sampled(trained, members, spec, use)
 
@@ -135,10 +136,10 @@ def test_sigma_is_the_largest_that_the_tolerance_allows(trained):
         """Of each member's NLL on the anchors, relative, where its sigma is so many times as large."""
 
         def use(samples):
-            rows = anchors(data.train)
+            rows = spec.fitted_on(data.train)
             labels_N = np.array([row.label for row in rows])
             own = predict(samples.adapters.backbone, rows)[:, None]
-            samples.widths = [{"sigma": factor * sigma} for sigma in sigmas]
+            samples.fits = [Fit({"sigma": factor * sigma}) for sigma in sigmas]
             nlls = [[draws_nll(d, labels_N) for d in logits] for logits in (own, samples.predict(rows))]
             return np.abs(np.diff(nlls, axis=0))[0] / nlls[0]
 
@@ -153,9 +154,9 @@ def test_sigma_is_the_largest_that_the_tolerance_allows(trained):
 
 def test_anchors_are_taken_from_everywhere_in_the_training_rows():
     rows = list(range(10 * ANCHORS))
-    found = anchors(rows)  # type: ignore[arg-type]
+    found = TFB().fitted_on(rows)
     assert len(found) == len(set(found)) == ANCHORS and {found[0], found[-1]} == {rows[0], rows[-1]}
-    assert anchors(rows[:5]) == rows[:5]  # type: ignore[arg-type]
+    assert TFB().fitted_on(rows[:5]) == rows[:5]
 
 
 @pytest.mark.parametrize("draws", [TFB(), TFB(3, 1e-5), TFB(2, 1), MCDropout(4), Posterior(7)])
@@ -190,7 +191,7 @@ def test_a_strongly_decayed_member_can_be_sampled(tiny_trial):
     (run,) = train_stack(backbone, trial, [0], data)
 
     def use(samples):
-        samples.widths = [{"sigma": 1e-4}]
+        samples.fits = [Fit({"sigma": 1e-4})]
         return samples.predict(data.validation), predict(backbone, data.validation)
 
     noisy, own = sampled((backbone, data, trial, [run.state]), [0], TFB(2), use)

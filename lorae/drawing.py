@@ -1,0 +1,72 @@
+"""What the members of a stack predict, plainly or by draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from lorae.adapters import Adapters, State
+from lorae.draws import TFB, Draws, Fitted, Laplace
+from lorae.encoding import Row
+from lorae.fitted import Fit, Sampler
+from lorae.laplace import Linearised
+from lorae.prediction import OnRows, predict_draws
+from lorae.tfb import Samples
+
+SAMPLERS: dict[type, type[Sampler]] = {TFB: Samples, Laplace: Linearised}
+
+
+class Drawing:
+    """Predictions of the members that are in a backbone.
+
+    Args:
+        adapters, states, member_ids, rows_at_once, on_rows: as for `Sampler`.
+        stored: gives the stored fits of those members that have some, by id.
+        train: gives the training rows, for what is to be fitted.
+
+    Attributes:
+        samplers: by what was drawn.
+    """
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        states: Sequence[State],
+        member_ids: Sequence[str],
+        stored: Callable[[Sequence[str], Fitted], Mapping[str, Fit]],
+        train: Callable[[], Sequence[Row]],
+        rows_at_once: int,
+        on_rows: OnRows = lambda rows: None,
+    ) -> None:
+        self.adapters, self.states, self.member_ids = adapters, states, member_ids
+        self.stored, self.train = stored, train
+        self.rows_at_once, self.on_rows = rows_at_once, on_rows
+        self.samplers: dict[Fitted, Sampler] = {}
+
+    def predict(self, rows: Sequence[Row], draws: Draws | None) -> np.ndarray:
+        """Logits (M, K, N, C) of K draws of each member."""
+        if not isinstance(draws, Fitted):
+            return predict_draws(self.adapters.backbone, rows, draws, self.on_rows)
+        if draws not in self.samplers:
+            self.samplers[draws] = self._sampler(draws)
+        return self.samplers[draws].predict(rows)
+
+    def _sampler(self, draws: Fitted) -> Sampler:
+        """With the fits that are stored, all others fitted now."""
+        make, ids = SAMPLERS[type(draws)], self.member_ids
+        sampler = make(self.adapters, self.states, ids, draws, self.rows_at_once, self.on_rows)
+        stored = self.stored(ids, draws)
+        if len(stored) < len(ids):
+            sampler.fit(self.train())
+        sampler.fits = [stored.get(m) or fit for m, fit in zip(ids, sampler.fits or stored.values())]
+        return sampler
+
+    @property
+    def search_seconds(self) -> float:
+        """What all fitting took."""
+        return sum(sampler.search_seconds for sampler in self.samplers.values())
+
+    def fits(self, member: int) -> dict[Fitted, Fit]:
+        """What one member's draws were drawn by."""
+        return {draws: sampler.fits[member] for draws, sampler in self.samplers.items()}

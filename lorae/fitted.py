@@ -1,0 +1,96 @@
+"""Draws that are fitted to trained members by their training examples: what those of `TFB` and of `Laplace`
+share."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lorae.adapters import Adapters, State
+from lorae.draws import Fitted
+from lorae.encoding import Row
+from lorae.peft_format import read_state, state_bytes
+from lorae.prediction import OnRows
+from lorae.store import Store, fit_file, member_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What one member's draws are drawn by.
+
+    Attributes:
+        record: its numbers, among them the member's share of the "search_seconds".
+        tensors: what else there is.
+    """
+
+    record: dict[str, float]
+    tensors: State = field(default_factory=dict)
+
+
+class Sampler(ABC):
+    """Draws of the members of a stack.
+
+    Args:
+        adapters: hold the members, and hold them again after each call.
+        states: the members' parameters.
+        member_ids: name the streams of their noise.
+        spec: how they are drawn.
+        rows_at_once: examples of each member in one pass with gradients.
+        on_rows: as for `lorae.prediction.predict`.
+
+    Attributes:
+        fits: each member's; to be fitted or set.
+        search_seconds: what `fit` took.
+    """
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        states: Sequence[State],
+        member_ids: Sequence[str],
+        spec: Fitted,
+        rows_at_once: int = 8,
+        on_rows: OnRows = lambda rows: None,
+    ) -> None:
+        self.adapters, self.states, self.member_ids = adapters, states, member_ids
+        self.rows_at_once, self.on_rows = rows_at_once, on_rows
+        self.fits: list[Fit] = []
+        self.search_seconds = 0.0
+
+    def fit(self, train: Sequence[Row]) -> None:
+        """Fit the members' draws to them, all members at once, each by itself."""
+        started = time.perf_counter()
+        found = self._fitted(train)
+        self.search_seconds = time.perf_counter() - started
+        share = {"search_seconds": self.search_seconds / len(found)}
+        self.fits = [Fit(fit.record | share, fit.tensors) for fit in found]
+
+    @abstractmethod
+    def _fitted(self, train: Sequence[Row]) -> list[Fit]:
+        """What `fit` finds, without the seconds."""
+
+    @abstractmethod
+    def predict(self, rows: Sequence[Row]) -> np.ndarray:
+        """Logits (M, K, N, C) of K draws of each member."""
+
+
+def fit_files(draws: Fitted, fit: Fit) -> dict[str, bytes]:
+    """A member's files of a fit."""
+    files = {fit_file(draws): json.dumps(fit.record).encode()}
+    return files | ({fit_file(draws, tensors=True): state_bytes(fit.tensors)} if fit.tensors else {})
+
+
+def read_fit(store: Store, member_id: str, draws: Fitted) -> Fit:
+    """A member's fit.
+
+    Raises:
+        ValueError: it was not fitted, or a file is damaged or has not its shape.
+    """
+    record, name = store.fit_record(member_id, draws), fit_file(draws, tensors=True)
+    has_tensors = name in store.files(member_folder(member_id))
+    return Fit(record, read_state(store.read(member_folder(member_id), name)) if has_tensors else {})
