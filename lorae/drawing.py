@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from lorae.laplace import Linearised
 from lorae.prediction import OnRows, predict_draws
 from lorae.tfb import Samples
 
-SAMPLERS: dict[type, type[Sampler]] = {TFB: Samples, Laplace: Linearised}
+SAMPLERS: dict[type, type[Sampler[Any]]] = {TFB: Samples, Laplace: Linearised}
 
 
 class Drawing:
@@ -42,7 +43,7 @@ class Drawing:
         self.adapters, self.states, self.member_ids = adapters, states, member_ids
         self.stored, self.train = stored, train
         self.rows_at_once, self.on_rows = rows_at_once, on_rows
-        self.samplers: dict[Fitted, Sampler] = {}
+        self.samplers: dict[Fitted, Sampler[Any]] = {}
 
     def predict(self, rows: Sequence[Row], draws: Draws | None) -> np.ndarray:
         """Logits (M, K, N, C) of K draws of each member."""
@@ -52,7 +53,7 @@ class Drawing:
             self.samplers[draws] = self._sampler(draws)
         return self.samplers[draws].predict(rows)
 
-    def _sampler(self, draws: Fitted) -> Sampler:
+    def _sampler(self, draws: Fitted) -> Sampler[Any]:
         """With the fits that are stored, all others fitted now."""
         make, ids = SAMPLERS[type(draws)], self.member_ids
         sampler = make(self.adapters, self.states, ids, draws, self.rows_at_once, self.on_rows)

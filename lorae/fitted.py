@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -32,7 +33,10 @@ class Fit:
     tensors: State = field(default_factory=dict)
 
 
-class Sampler(ABC):
+F = TypeVar("F", bound=Fitted)
+
+
+class Sampler(ABC, Generic[F]):
     """Draws of the members of a stack.
 
     Args:
@@ -53,11 +57,11 @@ class Sampler(ABC):
         adapters: Adapters,
         states: Sequence[State],
         member_ids: Sequence[str],
-        spec: Fitted,
+        spec: F,
         rows_at_once: int = 8,
         on_rows: OnRows = lambda rows: None,
     ) -> None:
-        self.adapters, self.states, self.member_ids = adapters, states, member_ids
+        self.adapters, self.states, self.member_ids, self.spec = adapters, states, member_ids, spec
         self.rows_at_once, self.on_rows = rows_at_once, on_rows
         self.fits: list[Fit] = []
         self.search_seconds = 0.0

@@ -28,30 +28,18 @@ from lorae.draws import Laplace
 from lorae.encoders import EncoderBatch
 from lorae.encoding import Row, class_logits, collate
 from lorae.fitted import Fit, Sampler
-from lorae.prediction import OnRows
 from lorae.transfer import to_device
 
 PRECISIONS = 1e-8, 1e12  # between which the prior's is searched
 
 
-class Linearised(Sampler):
+class Linearised(Sampler[Laplace]):
     """Draws of the logits of the members of a stack, which are linear in the weights."""
-
-    def __init__(
-        self,
-        adapters: Adapters,
-        states: Sequence[State],
-        member_ids: Sequence[str],
-        spec: Laplace,
-        rows_at_once: int = 8,
-        on_rows: OnRows = lambda rows: None,
-    ) -> None:
-        super().__init__(adapters, states, member_ids, spec, rows_at_once, on_rows)
-        self.spec = spec
 
     def _fitted(self, train: Sequence[Row]) -> list[Fit]:
         num_classes, curvature = max(row.num_classes for row in train), _Curvature(self.adapters, self.spec)
-        for rows, real in self._parts(train):
+        for indices, real in self._parts(train):
+            rows = [train[n] for n in indices]
             curvature.add(_Pass(self.adapters, rows, real, num_classes))
             self._report(rows[:real], num_classes)
         self.adapters.backbone.ranks.sum_(curvature.sums())
@@ -71,23 +59,22 @@ class Linearised(Sampler):
         mean_MNC = torch.zeros(size, device=device)
         covariance_MNCC = torch.zeros(*size, num_classes, dtype=torch.float64, device=device)
         posterior = {name: self._posterior(name) for name in factors_of(self.adapters)}
-        place = {row.id: n for n, row in enumerate(rows)}
-        for part, real in self._parts(rows):
+        for indices, real in self._parts(rows):
+            part, where = [rows[n] for n in indices], to_device(indices[:real], device)
             mean, covariance = _gaussian(_Pass(self.adapters, part, real, num_classes), posterior)
-            where = to_device(np.array([place[row.id] for row in part[:real]], np.int64), device)
             mean_MNC.index_copy_(1, where, mean)
             covariance_MNCC.index_copy_(1, where, covariance)
             self._report(part[:real], num_classes)
         backbone.ranks.sum_([mean_MNC, covariance_MNCC])
         return self._drawn(rows, mean_MNC.cpu().numpy(), covariance_MNCC.cpu().numpy())
 
-    def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], int]]:
-        """This rank's rows, those of equal length together, in parts whose Jacobians are not too large; and
-        how many of them count."""
+    def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, int]]:
+        """Indices of this rank's rows, those of equal length together, in parts whose Jacobians are not too
+        large; and how many of them count."""
         ranks, num_classes = self.adapters.backbone.ranks, max(row.num_classes for row in rows)
-        longest_first = sorted(rows, key=lambda row: -len(row.tokens))
+        longest_first = np.argsort([-len(row.tokens) for row in rows], kind="stable")
         for part, real in ranks.parts(len(rows), max(1, self.rows_at_once // num_classes)):
-            yield [longest_first[n] for n in part], real
+            yield longest_first[part], real
 
     def _report(self, rows: Sequence[Row], num_classes: int) -> None:
         for _ in range(self.spec.num_passes(num_classes)):

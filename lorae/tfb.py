@@ -7,6 +7,7 @@ its arbitrary signs. Source: Shi et al. 2024, arXiv:2412.05723, equations 4 to 8
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,32 +15,23 @@ import numpy as np
 import torch
 
 from lorae import seeds
-from lorae.adapters import Adapters, State
+from lorae.adapters import State
 from lorae.draws import SEARCH_STEPS, SIGMAS, TFB
 from lorae.encoding import Row
 from lorae.fitted import Fit, Sampler
-from lorae.prediction import OnRows, draws_nll, predict
+from lorae.prediction import draws_nll, predict
 
 NO_DIRECTION = 1e-5  # singular values of B, relative to its largest one, that are rounding
 
 
-class Samples(Sampler):
+class Samples(Sampler[TFB]):
     """Samples of the members of a stack, each as wide as its "sigma"."""
 
-    def __init__(
-        self,
-        adapters: Adapters,
-        states: Sequence[State],
-        member_ids: Sequence[str],
-        spec: TFB,
-        rows_at_once: int = 8,
-        on_rows: OnRows = lambda rows: None,
-    ) -> None:
-        super().__init__(adapters, states, member_ids, spec, rows_at_once, on_rows)
-        self.spec = spec
-        self.spreads = [
-            {layer: inverse_root(state[f"{layer}.B"]) for layer in adapters.layers} for state in states
-        ]
+    @functools.cached_property
+    def spreads(self) -> list[State]:
+        """Of each member and layer what gives the noise its directions and equal sizes."""
+        layers = self.adapters.layers
+        return [{layer: inverse_root(state[f"{layer}.B"]) for layer in layers} for state in self.states]
 
     def predict(self, rows: Sequence[Row]) -> np.ndarray:
         return self._predict(rows, np.array([fit.record["sigma"] for fit in self.fits]))
