@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from stacks import largest_difference, prepared
+from test_laplace import drawn, trained_on
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.bench.growth import grow
@@ -18,6 +21,7 @@ from jobs.bench.setting import batches, rows
 from jobs.bench.train import in_turns, lorae_stack
 from lorae.adapters import Adapters
 from lorae.backbones import load_backbone
+from lorae.draws import Laplace
 from lorae.encoding import encode
 from lorae.methods import Lora, Vera
 from lorae.prediction import predict
@@ -52,6 +56,14 @@ def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, l
             assert largest_difference(one, other) < 1e-5
         states[device] = together[0].state
     assert all(torch.allclose(states["cpu"][n], states["cuda"][n], atol=1e-3) for n in states["cpu"])
+
+
+def test_laplace_draws_as_on_a_cpu(tiny_trial):
+    trial = tiny_trial(method=Lora(rank=4), budget=Budget(batch_size=4, epochs=3))
+    trained = trained_on(trial, *prepared(trial))
+    on_gpu = SimpleNamespace(**vars(trained) | {"backbone": load_backbone(trial.backbone, "fp32", "cuda")})
+    found, expected = (drawn(t, [0, 1], trained.data.validation, Laplace(4, 3))[1] for t in (on_gpu, trained))
+    assert np.abs(found - expected).max() < 1e-3
 
 
 def test_backbone_is_in_memory_once_whatever_the_number_of_members(tiny_trial, wide_llama):
