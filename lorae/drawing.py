@@ -13,6 +13,7 @@ from lorae.encoding import Row
 from lorae.fitted import Fit, Sampler
 from lorae.laplace import Linearised
 from lorae.prediction import OnRows, predict_draws
+from lorae.store import fit_file, member_folder
 from lorae.tfb import Samples
 
 SAMPLERS: dict[type, type[Sampler[Any]]] = {TFB: Samples, Laplace: Linearised}
@@ -46,7 +47,11 @@ class Drawing:
         self.samplers: dict[Fitted, Sampler[Any]] = {}
 
     def predict(self, rows: Sequence[Row], draws: Draws | None) -> np.ndarray:
-        """Logits (M, K, N, C) of K draws of each member."""
+        """Logits (M, K, N, C) of K draws of each member.
+
+        Raises:
+            ValueError: a stored fit has other tensors than it must.
+        """
         if not isinstance(draws, Fitted):
             return predict_draws(self.adapters.backbone, rows, draws, self.on_rows)
         if draws not in self.samplers:
@@ -54,10 +59,20 @@ class Drawing:
         return self.samplers[draws].predict(rows)
 
     def _sampler(self, draws: Fitted) -> Sampler[Any]:
-        """With the fits that are stored, all others fitted now."""
+        """With the fits that are stored, all others fitted now.
+
+        Raises:
+            ValueError: a stored one has other tensors than it must.
+        """
         make, ids = SAMPLERS[type(draws)], self.member_ids
         sampler = make(self.adapters, self.states, ids, draws, self.rows_at_once, self.on_rows)
         stored = self.stored(ids, draws)
+        for m, fit in stored.items():
+            if {name: tuple(value.shape) for name, value in fit.tensors.items()} != sampler.shapes():
+                where = f"{member_folder(m)}/{fit_file(draws, tensors=True)}"
+                raise ValueError(
+                    f"{where} is no fit of {draws} to this member; delete it and repeat the sweep"
+                )
         if len(stored) < len(ids):
             sampler.fit(self.train())
         sampler.fits = [stored.get(m) or fit for m, fit in zip(ids, sampler.fits or stored.values())]

@@ -74,6 +74,10 @@ class Sampler(ABC, Generic[F]):
         share = {"search_seconds": self.search_seconds / len(found)}
         self.fits = [Fit(fit.record | share, fit.tensors) for fit in found]
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors of a fit."""
+        return {}
+
     @abstractmethod
     def _fitted(self, train: Sequence[Row]) -> list[Fit]:
         """What `fit` finds, without the seconds."""

@@ -36,6 +36,16 @@ PRECISIONS = 1e-8, 1e12  # between which the prior's is searched
 class Linearised(Sampler[Laplace]):
     """Draws of the logits of the members of a stack, which are linear in the weights."""
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for layer, widths in self.adapters.layers.items():
+            rank = self.states[0][f"{layer}.A"].shape[0]
+            for name, width in zip((f"{layer}.A", f"{layer}.B"), widths):
+                kept = min(self.spec.rank, width)
+                found |= {f"{name}.wide": (kept, width), f"{name}.narrow": (rank, rank)}
+                found[f"{name}.curvature"] = kept, rank
+        return found
+
     def _fitted(self, train: Sequence[Row]) -> list[Fit]:
         num_classes, curvature = max(row.num_classes for row in train), _Curvature(self.adapters, self.spec)
         for indices, real in self._parts(train):

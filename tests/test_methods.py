@@ -23,6 +23,7 @@ from jobs.export import export_member
 from lorae import checks, peft_format, seeds
 from lorae.adapters import Adapters, StackedBatchEnsemble
 from lorae.draws import TFB, Fitted, Laplace, MCDropout, plain_set
+from lorae.fitted import read_fit
 from lorae.memory import full_member_bytes
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
 from lorae.noise import BranchMasks, make_noise
@@ -451,6 +452,27 @@ def test_samples_of_a_further_set_are_as_wide_as_the_first_ones(tiny_trial, data
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match=r"has no tfb-3x0.003.json; repeat the sweep"):
         predict_task(store, trial.member_ids(), greys, draws=TFB(3))
+
+
+def test_a_fit_of_other_tensors_is_refused(tiny_trial, data_root, tmp_path):
+    """Whole by its checksum, but not what it must be."""
+    trial, greys = (
+        tiny_trial(budget=Budget(batch_size=4, steps=2), draws=Laplace(2)),
+        Greys().located(data_root),
+    )
+    store, member = Store(str(tmp_path)), trial.member_id(0)
+    run_stack(Stack(trial, (0,)), store.storage.uri)
+    tensors = read_fit(store, member, Laplace(2)).tensors
+    (name, value), *_ = tensors.items()
+    for changed in (tensors | {name: value[:, 1:]}, {n: t for n, t in tensors.items() if n != name}):
+        store.write_entry(
+            member_folder(member), {"laplace-2x10.safetensors": peft_format.state_bytes(changed)}
+        )
+        message = rf"{member}/laplace-2x10.safetensors is no fit of Laplace\(.*; delete it and repeat"
+        with pytest.raises(ValueError, match=message):
+            run_stack(Stack(trial, (0,), (greys,)), store.storage.uri)
+        with pytest.raises(ValueError, match=message):
+            predict_task(store, [member], greys, draws=Laplace(2))
 
 
 @pytest.mark.parametrize("method", [Full(), LastLayer(), BatchEnsemble(std=0), Vera(projection="shared")])
