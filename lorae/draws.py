@@ -11,20 +11,32 @@ import numpy as np
 T = TypeVar("T")
 
 
-class Drawn:
-    """What all kinds of draws have; `label` names one with its settings, see `read_draws`."""
+@dataclass(frozen=True)
+class Sampled:
+    """Draws that are samples.
+
+    Args:
+        samples: number of draws, >= 1.
+    """
+
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            name = type(self).__name__
+            raise ValueError(f"samples={self.samples}: must be >= 1; write {name}(samples=10)")
 
     @property
     def num_draws(self) -> int:
-        raise NotImplementedError
+        return self.samples
 
     def num_passes(self, num_classes: int) -> int:
         """Forward passes of one member for a prediction, and backward passes, which take as long."""
-        return self.num_draws
+        return self.samples
 
 
 @dataclass(frozen=True)
-class MCDropout(Drawn):
+class MCDropout:
     """Predicts with dropout active, several times; the passes are draws of the member's predictions.
 
     Needs `AdapterDropout` in the recipe. The trained member is the one that predicts without dropout, too.
@@ -48,9 +60,13 @@ class MCDropout(Drawn):
     def num_draws(self) -> int:
         return self.passes
 
+    def num_passes(self, num_classes: int) -> int:
+        """Forward passes of one member for a prediction."""
+        return self.passes
+
 
 @dataclass(frozen=True)
-class TFB(Drawn):
+class TFB(Sampled):
     """Training-free Bayesianisation: samples of a Gaussian around a trained LoRA member, whose noise on the
     update is of equal size in all directions that B has: W0 + scale (B A + sigma U E), with U the left
     singular vectors of B and E (rank x d_in) standard normal.
@@ -65,12 +81,10 @@ class TFB(Drawn):
     Source: Shi et al. 2024, arXiv:2412.05723.
     """
 
-    samples: int = 10
     tolerance: float = 0.003
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples={self.samples}: must be >= 1; write TFB(samples=10)")
+        super().__post_init__()
         if not self.tolerance > 0:
             raise ValueError(f"tolerance={self.tolerance}: must be > 0; write TFB(tolerance=0.003)")
 
@@ -78,13 +92,9 @@ class TFB(Drawn):
     def label(self) -> str:
         return f"tfb-{self.samples}x{float(self.tolerance)}"
 
-    @property
-    def num_draws(self) -> int:
-        return self.samples
-
-    def num_fitted(self, num_train: int, num_classes: int) -> int:
-        """Passes of one member over one training example in the search for sigma."""
-        return SEARCH_STEPS * self.samples * min(ANCHORS, num_train)
+    def passes_to_fit(self, num_classes: int) -> int:
+        """Passes of one member over each example that its draws are fitted on."""
+        return SEARCH_STEPS * self.samples
 
     def fitted_on(self, train: Sequence[T]) -> list[T]:
         """Training examples that sigma is searched on, from everywhere in their order."""
@@ -93,7 +103,7 @@ class TFB(Drawn):
 
 
 @dataclass(frozen=True)
-class Posterior(Drawn):
+class Posterior(Sampled):
     """Samples of the weights that a Bayesian member (`Blob`, `Rank1BNN`) has learned a distribution of. The
     trained member is the one that predicts with their mean, too.
 
@@ -101,23 +111,13 @@ class Posterior(Drawn):
         samples: number of draws, >= 1.
     """
 
-    samples: int = 10
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples={self.samples}: must be >= 1; write Posterior(samples=10)")
-
     @property
     def label(self) -> str:
         return f"posterior-{self.samples}"
 
-    @property
-    def num_draws(self) -> int:
-        return self.samples
-
 
 @dataclass(frozen=True)
-class Laplace(Drawn):
+class Laplace(Sampled):
     """Linearised Laplace approximation around a trained LoRA member ("Laplace-LoRA"): its weights are
     Gaussian, with the curvature of the training NLL (generalised Gauss-Newton, in Kronecker factors) and a
     prior as precision; its logits are drawn from the Gaussian that follows where they are linear in the
@@ -137,17 +137,13 @@ class Laplace(Drawn):
     rank: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("samples", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be >= 1; write Laplace(samples=100)")
+        super().__post_init__()
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank}: must be >= 1; write Laplace(rank=10)")
 
     @property
     def label(self) -> str:
         return f"laplace-{self.samples}x{self.rank}"
-
-    @property
-    def num_draws(self) -> int:
-        return self.samples
 
     @property
     def columns(self) -> int:
@@ -157,9 +153,9 @@ class Laplace(Drawn):
     def num_passes(self, num_classes: int) -> int:
         return 1 + num_classes
 
-    def num_fitted(self, num_train: int, num_classes: int) -> int:
-        """Passes of one member over one training example to find the curvature."""
-        return self.num_passes(num_classes) * num_train
+    def passes_to_fit(self, num_classes: int) -> int:
+        """Passes of one member over each example that its draws are fitted on."""
+        return self.num_passes(num_classes)
 
     def fitted_on(self, train: Sequence[T]) -> list[T]:
         """Training examples whose NLL's curvature is taken: all."""

@@ -69,7 +69,7 @@ class Sampler(ABC, Generic[F]):
     def fit(self, train: Sequence[Row]) -> None:
         """Fit the members' draws to them, all members at once, each by itself."""
         started = time.perf_counter()
-        found = self._fitted(train)
+        found = self._fitted(self.spec.fitted_on(train))
         self.search_seconds = time.perf_counter() - started
         share = {"search_seconds": self.search_seconds / len(found)}
         self.fits = [Fit(fit.record | share, fit.tensors) for fit in found]
@@ -79,8 +79,8 @@ class Sampler(ABC, Generic[F]):
         return {}
 
     @abstractmethod
-    def _fitted(self, train: Sequence[Row]) -> list[Fit]:
-        """What `fit` finds, without the seconds."""
+    def _fitted(self, rows: Sequence[Row]) -> list[Fit]:
+        """What `fit` finds on the rows that it takes, without the seconds."""
 
     @abstractmethod
     def predict(self, rows: Sequence[Row]) -> np.ndarray:

@@ -28,6 +28,7 @@ from lorae.draws import Laplace
 from lorae.encoders import EncoderBatch
 from lorae.encoding import Row, class_logits, collate
 from lorae.fitted import Fit, Sampler
+from lorae.methods import Lora
 from lorae.transfer import to_device
 
 PRECISIONS = 1e-8, 1e12  # between which the prior's is searched
@@ -38,24 +39,22 @@ class Linearised(Sampler[Laplace]):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
-        for layer, widths in self.adapters.layers.items():
-            rank = self.states[0][f"{layer}.A"].shape[0]
-            for name, width in zip((f"{layer}.A", f"{layer}.B"), widths):
-                kept = min(self.spec.rank, width)
-                found |= {f"{name}.wide": (kept, width), f"{name}.narrow": (rank, rank)}
-                found[f"{name}.curvature"] = kept, rank
+        for name, (rank, width) in shapes_of(self.adapters).items():
+            kept = min(self.spec.rank, width)
+            found |= {f"{name}.wide": (kept, width), f"{name}.narrow": (rank, rank)}
+            found[f"{name}.curvature"] = kept, rank
         return found
 
-    def _fitted(self, train: Sequence[Row]) -> list[Fit]:
-        num_classes, curvature = max(row.num_classes for row in train), _Curvature(self.adapters, self.spec)
-        for indices, real in self._parts(train):
-            rows = [train[n] for n in indices]
-            curvature.add(_Pass(self.adapters, rows, real, num_classes))
-            self._report(rows[:real], num_classes)
+    def _fitted(self, rows: Sequence[Row]) -> list[Fit]:
+        num_classes, curvature = max(row.num_classes for row in rows), _Curvature(self.adapters, self.spec)
+        for indices, real in self._parts(rows):
+            part = [rows[n] for n in indices]
+            curvature.add(_Pass(self.adapters, part, real, num_classes))
+            self._report(part[:real], num_classes)
         self.adapters.backbone.ranks.sum_(curvature.sums())
         found = []
         for m, state in enumerate(self.states):
-            tensors = curvature.of_member(m, len(train))
+            tensors = curvature.of_member(m, len(rows))
             eigenvalues = [value.flatten() for name, value in tensors.items() if name.endswith(".curvature")]
             norms = [state[name].double().square().sum().item() for name in curvature.wide]
             precision = prior_precision(torch.cat(eigenvalues).cpu().numpy(), sum(norms))
@@ -68,7 +67,7 @@ class Linearised(Sampler[Laplace]):
         size, device = (len(self.states), len(rows), num_classes), backbone.device
         mean_MNC = torch.zeros(size, device=device)
         covariance_MNCC = torch.zeros(*size, num_classes, dtype=torch.float64, device=device)
-        posterior = {name: self._posterior(name) for name in factors_of(self.adapters)}
+        posterior = {name: self._posterior(name) for name in shapes_of(self.adapters)}
         for indices, real in self._parts(rows):
             part, where = [rows[n] for n in indices], to_device(indices[:real], device)
             mean, covariance = _gaussian(_Pass(self.adapters, part, real, num_classes), posterior)
@@ -135,7 +134,7 @@ class _Pass:
 
     def _forward(self) -> dict[str, torch.Tensor]:
         """By layer what it reads; what it gives is kept with the graph from there to the logits."""
-        backbone, self.outputs, self.sent = self.adapters.backbone, dict[str, torch.Tensor](), 0
+        backbone, self.outputs = self.adapters.backbone, dict[str, torch.Tensor]()
         read: dict[str, torch.Tensor] = {}
 
         def keep(layer: str, _: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -154,16 +153,16 @@ class _Pass:
     ) -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:
         """By layer what is sent back to what A gives (M, B, T, R), and B (M, B, T, E), by these gradients of
         the logits."""
-        if (
-            self.sent and self.adapters.backbone.ranks.size > 1
-        ):  # DeepSpeed gathers for one backward pass only
+        if not self.outputs:
             self._forward()
-        self.sent += 1
+        once = self.adapters.backbone.ranks.size > 1  # DeepSpeed gathers for one backward pass only
         cotangent = torch.zeros(self.shape, device=self.graph.device)
         cotangent[:, : self.real] = cotangent_MBC
-        outputs = list(self.outputs.values())
-        grads = torch.autograd.grad(self.graph, outputs, cotangent.flatten(0, 1), retain_graph=True)
-        for layer, grad in zip(self.outputs, grads):
+        layers, outputs = zip(*self.outputs.items())
+        grads = torch.autograd.grad(self.graph, outputs, cotangent.flatten(0, 1), retain_graph=not once)
+        if once:
+            self.outputs = {}
+        for layer, grad in zip(layers, grads):
             _, B_MER, *_ = (factor.detach() for factor in self.adapters.factors(layer))
             to_y = self.adapters.scale * self._of_rows(grad)
             yield layer, (to_y @ B_MER[:, None], to_y)
@@ -188,11 +187,9 @@ class _Curvature:
     def __init__(self, adapters: Adapters, spec: Laplace) -> None:
         self.wide: dict[str, Products] = {}
         self.narrow: dict[str, torch.Tensor] = {}
-        for layer, widths in adapters.layers.items():
-            num_members, rank, _ = adapters.factors(layer)[0].shape
-            for name, width in zip((f"{layer}.A", f"{layer}.B"), widths):
-                self.wide[name] = Products(num_members, width, spec, name, adapters.backbone.device)
-                self.narrow[name] = self.wide[name].sums.new_zeros(num_members, rank, rank)
+        for name, (rank, width) in shapes_of(adapters).items():
+            self.wide[name] = Products(adapters.num_members, width, spec, name, adapters.backbone.device)
+            self.narrow[name] = self.wide[name].sums.new_zeros(adapters.num_members, rank, rank)
 
     def add(self, read: _Pass) -> None:
         """Add those of some rows: the exact Fisher information, class by class, by the rows of a root of the
@@ -312,9 +309,11 @@ def prior_precision(curvature: np.ndarray, square_norm: float) -> float:
     return math.exp(root_scalar(excess, bracket=(low, high)).root)
 
 
-def factors_of(adapters: Adapters) -> list[str]:
-    """Names of every A and B."""
-    return [f"{layer}.{factor}" for layer in adapters.layers for factor in ("A", "B")]
+def shapes_of(adapters: Adapters) -> dict[str, tuple[int, int]]:
+    """Rank and width of every A and B."""
+    assert isinstance(adapters.method, Lora)
+    layers, rank = adapters.layers.items(), adapters.method.rank
+    return {f"{layer}.{f}": (rank, width) for layer, widths in layers for f, width in zip("AB", widths)}
 
 
 def _gram(x: torch.Tensor) -> torch.Tensor:

@@ -507,7 +507,8 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     tokens = {name: ways[name] * lengths.total for name, lengths in zip(sets, _eval_lengths(stack))}
     predicted = sum(tokens[name] for of_member in each for name in of_member)
     fitted = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, Fitted)]
-    predicted += sum(d.num_fitted(train.num, classes) for d in fitted) * train.total // train.num
+    num_fitted = sum(d.passes_to_fit(classes) * len(d.fitted_on(range(train.num))) for d in fitted)
+    predicted += num_fitted * train.total // train.num
     if isinstance(trial.method, LastLayer) and not stack.soup:  # the frozen backbone reads each example once
         train_tokens, predicted = train.total * bool(num), predicted // (len(each) * max(ways.values()))
     rate = gpus * devices.flops(trial.precision)

@@ -131,7 +131,7 @@ def predict_task(
         raise ValueError(f"draws={draws}: some members learned no distribution of weights; leave them out")
     if isinstance(draws, Fitted):
         for member in members:
-            read_fit(store, member, draws)
+            store.fit_record(member, draws)
     num_predicted = 0
     for group, own in zip(groups, tasks):
         plain, name = own.eval_set("test"), drawn_set(own.eval_set("test"), draws)

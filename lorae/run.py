@@ -411,7 +411,7 @@ def _tokens_to_predict(job: _Job, wanted: dict[int, dict[str, EvalSet]], num_sta
         ids = [trial.member_id(m) for m, ways in sampled.items() if spec in ways]
         if len(job.ranks.once(_fitted, job.store, ids, spec)) < len(ids):
             read = spec.fitted_on(job.trained_rows(trial.task, "train"))
-            total += spec.num_fitted(len(read), _num_classes(read)) * _num_tokens(read) // len(read)
+            total += spec.passes_to_fit(_num_classes(read)) * _num_tokens(read)
     return total
 
 

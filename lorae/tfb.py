@@ -45,9 +45,8 @@ class Samples(Sampler[TFB]):
         self.adapters.load(self.states)
         return np.stack(logits, axis=1)
 
-    def _fitted(self, train: Sequence[Row]) -> list[Fit]:
+    def _fitted(self, rows: Sequence[Row]) -> list[Fit]:
         """Each member's sigma, see `TFB`: by bisection, all members at once, each by its own NLL."""
-        rows = self.spec.fitted_on(train)
         own_M = _nll(predict(self.adapters.backbone, rows)[:, None], rows)
         low_M, high_M = (np.full(len(own_M), math.log(bound)) for bound in SIGMAS)
         for _ in range(SEARCH_STEPS):

@@ -465,7 +465,7 @@ def test_samples_cost_their_predictions_and_their_search(tiny_trial):
         estimate(stack, CPU, place(stack, CPU))
         for stack in (Stack(trial, (0, 1), draws=(draws,)) for draws in (None, samples))
     )
-    searched = samples.num_fitted(len(trial.task.examples("train")), 3) / (4 * 5)
+    searched = samples.passes_to_fit(3) * len(samples.fitted_on(trial.task.examples("train"))) / (4 * 5)
     assert sampled.train_seconds == plain.train_seconds
     expected = 4 * plain.predict_seconds + searched * plain.train_seconds / 2
     assert sampled.predict_seconds == pytest.approx(expected, rel=0.01)
