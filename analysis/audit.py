@@ -45,8 +45,9 @@ from analysis.audit_trials import (
     trial_of,
     trials_are_complete,
 )
-from analysis.data import Row, is_soup, load_trials, pool
+from analysis.data import load_trials
 from analysis.findings import Finding, Problem, results
+from analysis.rows import Row, is_soup, pool
 from lorae import untrusted
 from lorae.identity import digest
 from lorae.prediction_files import Predictions

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from analysis.data import Row, describe, eval_sets, is_soup, ood_sets, pool
 from analysis.findings import Finding, results
+from analysis.rows import Row, describe, eval_sets, is_soup, ood_sets, pool
 from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
 from lorae.methods import Init, Method
