@@ -46,21 +46,25 @@ SCALED = [
     *("temperature", "ts_ensemble_nll", "ts_brier", "ts_ece15"),
     *("members_ts_ensemble_nll", "members_ts_ece15"),
 ]
+COUNTED = ("train_flops", "train_process_seconds")  # null where a member or fit is of a lorae that did not
 COST = {
     "train_tokens": pa.int64(),
+    "train_flops": pa.float64(),  # see `lorae.flops`
     "train_seconds": pa.float64(),
+    "train_process_seconds": pa.float64(),  # see `lorae.clock`
     "predict_seconds": pa.float64(),
     "trainable_parameters": pa.int64(),
     "forwards_per_prediction": pa.int32(),
     "stored_bytes": pa.int64(),
 }
-LATER = dict.fromkeys(SCALED, pa.float64())  # columns that tables of an older lorae lack
+LATER = dict.fromkeys((*SCALED, *COUNTED), pa.float64())  # columns that tables of an older lorae lack
 OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
 
 _SUMMED = {
     **dict.fromkeys(("train_tokens", "trainable_parameters"), untrusted.count),
     **dict.fromkeys(("train_seconds", "predict_seconds"), untrusted.number),
 }
+_COUNTED = dict.fromkeys((*COUNTED, "shared_flops"), untrusted.amount)
 _JSON = {  # what readers of these columns rely on
     "eval_sets": {"test": str, "validation": str, str: str},
     "recipe": {"task": {"task": str}, "regularizers": [{"type": str}]},
@@ -272,19 +276,26 @@ def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
     prediction; so do those of a soup when it predicts. Fitting draws to a member is training;
     the backward passes of `Laplace` count as forward ones.
     """
-    folders = [member_folder(m) for m in dict.fromkeys(trial.member_ids())]
-    costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
-    total = {name: sum(c[name] for c in costs) for name in _SUMMED}
+    members = list(dict.fromkeys(trial.member_ids()))
+    folders = [member_folder(m) for m in members]
+    costs = [store.record(folder, {"cost": _SUMMED | _COUNTED})["cost"] for folder in folders]
+    fits = [store.fit_record(m, trial.draws) for m in members] if isinstance(trial.draws, Fitted) else []
+    total: dict[str, Any] = {name: sum(c[name] for c in costs) for name in _SUMMED}
+    for name in COUNTED:
+        counts = [c.get(name) for c in costs] + [fit.get(name.replace("train", "search")) for fit in fits]
+        total[name] = None if None in counts else sum(counts)
+    total["train_seconds"] += sum(fit["search_seconds"] for fit in fits)
     total["trainable_parameters"] *= trial.optimizer.cycles or 1  # a state is stored of each cycle
     stored = sum(store.size_bytes(folder) for folder in folders)
     forwards = max(1, trial.members * trial.num_draws)
-    if isinstance(trial.draws, Fitted):
-        fits = [store.fit_record(m, trial.draws) for m in dict.fromkeys(trial.member_ids())]
-        total["train_seconds"] += sum(fit["search_seconds"] for fit in fits)
+    if fits:
         forwards = trial.members * fits[0].get("passes", trial.num_draws)
     if trial.is_soup:
         soup = store.soup_record(trial.member_ids())
         forwards, total["predict_seconds"] = 1, soup["cost"]["predict_seconds"]
     if isinstance(trial.method, LastLayer):
         forwards, total["train_tokens"] = 1, max((c["train_tokens"] for c in costs), default=0)
+        if total["train_flops"] is not None:
+            shared = [c.get("shared_flops") or 0.0 for c in costs]
+            total["train_flops"] -= sum(shared) - max(shared, default=0.0)
     return total | {"forwards_per_prediction": forwards, "stored_bytes": stored}
