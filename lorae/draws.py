@@ -82,10 +82,10 @@ class TFB(Sampled):
     probability on training examples differs from the member's own by at most `tolerance` of it.
 
     The authors' code (Wang-ML-Lab/bayesian-peft, bc6a4a7) searches otherwise. Its labels are the member's own
-    most probable classes on 500 training examples; here they are the true ones of 256. It divides the
-    relative difference once more by the number of examples, and so tolerates 500 times as much. It halves
-    [0.001, 0.015] five times and takes the last sigma that was too large, 0.015 if none was; here
-    [1e-4, 1] is halved on a log scale, and the largest tolerable one taken.
+    most probable classes on 500 training examples; here they are the true ones of at most 256. It divides the
+    relative difference once more by the number of examples, and so tolerates 500 times as much. Its scripts
+    halve [0.001, 0.015] five times and take the last sigma that was too large, 0.015 if none was; here
+    [1e-4, 1] is halved seven times on a log scale, and the largest tolerable one taken.
 
     Args:
         samples: number of draws, >= 1; as many are taken in the search for sigma.
@@ -146,8 +146,8 @@ class Laplace(Sampled):
 
     Both Kronecker factors are sums over tokens, as in the authors' code: tokens count as if they were
     examples of their own. The curvature's trace is about as many times that of the exact Gauss-Newton matrix
-    as a row has tokens (on a tiny Llama 5 times for 5 tokens, 9 for 10, 35 for 60), so the Gaussian is too
-    narrow by as much where the curvature rules, and the prior found with it is not that of the exact matrix.
+    as a row has tokens (on a tiny Llama 5 times for 5 tokens, 9 for 10, 35 for 60), so variances are as many
+    times too small where the data, not the prior, determine them; and the prior is found with that matrix.
 
     Args:
         samples: number of draws, >= 1.
@@ -156,7 +156,7 @@ class Laplace(Sampled):
     """
 
     note: ClassVar[str | None] = (
-        "Laplace treats tokens as examples of their own, as its authors' code does: the trace of its curvature "
+        "Laplace treats tokens as examples of their own, as its authors' code does: its curvature's trace "
         "exceeds the exact Gauss-Newton matrix's about as many times as a prompt has tokens."
     )
 
