@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 COST_COLUMNS = ("train_tokens", "train_seconds", "forwards_per_prediction", "trainable_parameters")
 FEW_TASKS = 2
+SCALINGS = {"members_ts_": " members T-scaled", "ts_": " T-scaled"}
 DIVERSITY_METRICS = ("disagreement", "jsd", "mutual_information", "error_correlation")
 # The largest difference that does not matter, in the metric's own unit
 MARGINS = {"acc": 0.01, "ensemble_nll": 0.005, "brier": 0.005, "debiased_ce15": 0.01, "auroc": 0.01}
@@ -38,7 +39,9 @@ TITLES = {
     "r_acc_gain": "gain in accuracy: r",
     "rho_acc_gain": "gain in accuracy: rho",
     "train_tokens": "train tokens",
+    "train_flops": "train FLOPs",
     "train_seconds": "train s",
+    "train_process_seconds": "train process s",
     "predict_seconds": "predict s",
     "forwards_per_prediction": "forwards",
     "trainable_parameters": "parameters",
@@ -70,7 +73,9 @@ class Column:
 
 def direction(column: str) -> Direction:
     """Whether lower or higher is better in a column of trials.parquet; "none" for costs and the like."""
-    name = column.split(OOD_SEPARATOR)[0].removeprefix("members_").removeprefix("ts_")
+    name = column.split(OOD_SEPARATOR)[0]
+    for prefix in SCALINGS:
+        name = name.removeprefix(prefix)
     return DIRECTION.get("ensemble_nll" if name in ("nll", "validation_nll") else name, "none")
 
 
@@ -81,16 +86,18 @@ def margin(column: str) -> float:
 
 
 def title(column: str) -> str:
-    """A column's name for people: `auroc_msp__greys` is "AUROC msp, greys", `ts_ece15` "ECE-15 T-scaled"."""
+    """A column's name for people: `auroc_msp__greys` is "AUROC msp, greys", `ts_ece15` "ECE-15 T-scaled" and
+    `members_ts_ece15` "ECE-15 members T-scaled"."""
     metric, _, task = column.partition(OOD_SEPARATOR)
-    base = metric.removeprefix("ts_")
+    prefix = next((prefix for prefix in SCALINGS if metric.startswith(prefix)), "")
+    base = metric.removeprefix(prefix)
     words = TITLES.get(base) or base.replace("_", " ")
     for acronym in ("auroc", "aupr", "fpr95"):
         words = words.replace(acronym, acronym.upper())
     for error in ("ece", "ace", "mce"):
         if base.startswith(error):
             words = f"{error.upper()}-{base.removeprefix(error)}"
-    return words + (" T-scaled" if metric != base else "") + (f", {task}" if task else "")
+    return words + SCALINGS.get(prefix, "") + (f", {task}" if task else "")
 
 
 def ood_columns(trials: Trials) -> list[str]:

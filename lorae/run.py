@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import time
@@ -21,6 +22,7 @@ from lorae import peft_format
 from lorae.adapters import Adapters, Soup, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.checkpoints import StackCheckpoints
+from lorae.clock import Stopwatch
 from lorae.drawing import Drawing
 from lorae.draws import Fitted
 from lorae.encoding import Row, encode, head_answers, head_classes
@@ -146,7 +148,7 @@ class _Job:
     should_stop: Callable[[], bool]
     early_end: EarlyEnd | None
     rows: dict[str, list[Row]] = field(default_factory=dict)
-    feature_seconds: dict[str, float] = field(default_factory=dict)
+    feature_watches: list[Stopwatch] = field(default_factory=list)
     contexts: dict[int, Context] = field(default_factory=dict)
 
     def stop_if_asked(self) -> None:
@@ -185,9 +187,9 @@ class _Job:
         """The same, with the backbone's features where members are trained on those alone."""
         name, rows = task.eval_set(split), self.encoded(task, split)
         if isinstance(self.stack.trial.method, LastLayer) and rows[0].features is None:
-            started = time.perf_counter()
+            watch = Stopwatch(self.backbone.device, self.ranks.size)
             self.rows[name] = with_features(self.backbone, rows)
-            self.feature_seconds[name] = time.perf_counter() - started
+            self.feature_watches.append(watch.stop())
         return self.rows[name]
 
 
@@ -235,8 +237,13 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     trial, backbone = job.stack.trial, job.backbone
     job.on_progress(Progress("train"))
     train, validation = job.trained_rows(trial.task, "train"), job.trained_rows(trial.task, "validation")
-    data = TrainingData(train, validation, feature_seconds=sum(job.feature_seconds.values()))
-    job.feature_seconds.clear()  # they are part of one training's cost
+    data = TrainingData(
+        train,
+        validation,
+        feature_seconds=sum(watch.seconds for watch in job.feature_watches),
+        feature_process_seconds=sum(watch.process_seconds for watch in job.feature_watches),
+    )
+    job.feature_watches.clear()  # they are part of one training's cost
     if trial.regularizer(KL):
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(job.store.predictions, folders, name).logits_MNC[0]
@@ -570,6 +577,11 @@ def _write_predictions(
 def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: float) -> bytes:
     trial = job.stack.trial
     rows = job.encoded(trial.task, "train")
+    counted = {
+        "train_process_seconds": run.process_seconds,
+        "train_flops": run.train_flops,
+        "shared_flops": run.shared_flops,
+    }
     record = {
         "member_id": trial.member_id(run.member),
         "recipe": canonical(trial.recipe()),
@@ -582,6 +594,7 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "cost": {
             "train_tokens": run.train_tokens,
             "train_seconds": run.train_seconds,
+            **{name: None if math.isnan(value) else value for name, value in counted.items()},
             "predict_seconds": predict_seconds,
             "trainable_parameters": sum(value.numel() for value in run.state.values()),
             "stacked_with": stacked_with,

@@ -39,7 +39,7 @@ from lorae.prediction_files import (
     template_of,
 )
 from lorae.storage import Storage
-from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, count, number
+from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, amount, count, number
 from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -64,9 +64,11 @@ CURVE = pa.schema(
 Shape = Mapping[Any, Any]
 DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
 SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
+# Not counted by an older lorae
+COUNTED = dict.fromkeys(("search_flops", "search_process_seconds"), amount)
 FITS: Mapping[type, Shape] = {
-    TFB: {"sigma": number, "search_seconds": number},
-    Laplace: {"prior_precision": number, "passes": count, "search_seconds": number},
+    TFB: {"sigma": number, "search_seconds": number, **COUNTED},
+    Laplace: {"prior_precision": number, "passes": count, "search_seconds": number, **COUNTED},
 }
 
 

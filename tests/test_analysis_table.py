@@ -189,6 +189,7 @@ def test_directions_follow_the_metric_behind_a_column():
         "rank",
     ]
     assert [direction(n) for n in names] == ["higher", "lower", "lower", "higher", "lower", "none", "none"]
+    assert title("members_ts_ece15") == "ECE-15 members T-scaled" and direction("members_ts_ece15") == "lower"
     assert title("ts_ece15") == "ECE-15 T-scaled" and title("auroc_msp__plot_x") == "AUROC msp, plot_x"
 
 

@@ -250,7 +250,7 @@ def test_members_are_predicted_alone_and_differ(trial, tmp_path):
     np.testing.assert_allclose(again, logits[1], atol=1e-5)
     cost = record["cost"]
     assert cost.pop("predict_seconds") > 0
-    assert cost == {"train_tokens": 0, "train_seconds": 0, "trainable_parameters": 0, "stacked_with": 1}
+    assert cost.pop("stacked_with") == 1 and set(cost.values()) == {0}
     assert len(every.curve(member_folder(ours.member_id(1)))) == 0
 
 
