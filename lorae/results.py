@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
+from lorae.choice import TUNING, Choice
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
@@ -57,6 +58,7 @@ _JSON = {  # what readers of these columns rely on
     "recipe": {"task": {"task": str}, "regularizers": [{"type": str}]},
     "provenance": {},
 }
+_ADDED = ("tuning",)  # columns that tables of an older lorae lack: null there
 _NEVER_NULL = ("trial_id", "sweep", "status", *FACTORS, "member_ids", "reference_id", *_JSON)
 
 
@@ -77,6 +79,10 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         ("reference_id", pa.string()),
         ("eval_sets", pa.string()),  # JSON: "test", "validation" and OOD task names -> prediction set
         ("recipe", pa.string()),  # canonical JSON
+        (
+            "tuning",
+            pa.string(),
+        ),  # JSON, see `TUNING`; null where the sweep does not tune, or nothing is trained
         ("provenance", pa.string()),  # JSON
     ]
     return pa.schema(columns, metadata=SCHEMA)
@@ -103,15 +109,18 @@ def trials_table(
     trials: Sequence[tuple[Trial, Sequence[Task]]],
     provenance: dict[str, Any],
     pruned: Mapping[str, Pruned] = MappingProxyType({}),
+    choices: Mapping[Trial, Choice] = MappingProxyType({}),
 ) -> pa.Table:
     """Rows of a sweep's trials, each with its OOD tasks.
 
-    A trial without all its predictions is "pruned" if a search stopped one of its members, else "failed".
+    A trial without all its predictions is "pruned" if a search stopped one of its members, else "failed"; so
+    is one whose tuning chose nothing.
 
     Args:
         pruned: by member id.
+        choices: of the trials that were tuned.
     """
-    rows = [_row(store, sweep, trial, ood, provenance, pruned) for trial, ood in trials]
+    rows = [_row(store, sweep, trial, ood, provenance, pruned, choices.get(trial)) for trial, ood in trials]
     names = list(dict.fromkeys(task.name for _, ood in trials for task in ood))
     return pa.Table.from_pylist(rows, schema=trial_schema(names))
 
@@ -124,6 +133,8 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     """
     where = trials_file(sweep)
     table, expected = store.read_table(sweep), trial_schema(())
+    for name in set(_ADDED) - set(table.column_names):
+        table = table.append_column(expected.field(name), pa.nulls(len(table), expected.field(name).type))
     absent = [name for name in expected.names if name not in table.column_names]
     if absent:
         raise ValueError(
@@ -137,7 +148,8 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     for number, row in enumerate(table.to_pylist()):
         if fault := _row_fault(row):
             raise ValueError(f"{where} row {number}: {fault}; delete it and repeat the sweep")
-        for column, shape in _JSON.items():
+        shapes = _JSON if row["tuning"] is None else _JSON | {"tuning": TUNING}
+        for column, shape in shapes.items():
             untrusted.json_object(row[column].encode(), f"{where} row {number} {column}", shape)
     return table
 
@@ -163,6 +175,7 @@ def _row(
     ood: Sequence[Task],
     provenance: dict[str, Any],
     pruned: Mapping[str, Pruned],
+    choice: Choice | None,
 ) -> dict[str, Any]:
     folders = pool_folders(trial.member_ids(), trial.reference_id(), trial.is_soup)
     splits: tuple[Split, Split] = ("validation", "test")
@@ -180,19 +193,24 @@ def _row(
         "provenance": json.dumps(provenance),
     }
     failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
+    untuned = choice and choice.failure(store)
     try:
+        row["tuning"] = choice and json.dumps(choice.record(store, trial.member_ids()))
+        if untuned:
+            raise ValueError(untuned)
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
         scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
         cost = trial_cost(store, trial)
         if trial.is_soup and store.is_of_others(trial.member_ids()):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
-        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, trial.member_ids())]))
+        members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
+        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, members)]))
         if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
             why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
             score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}
             return row | {"status": "pruned", "error": why} | score
-        return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
+        return row | {"status": "failed", "error": untuned or "; ".join(failures) or str(error)}
     return row | scores | cost
 
 
