@@ -23,12 +23,22 @@ def _number_or_null(value: Any) -> bool:
     return value is None or number(value)
 
 
+def _count_or_null(value: Any) -> bool:
+    return value is None or count(value)
+
+
+def _text_or_null(value: Any) -> bool:
+    return value is None or type(value) is str
+
+
 TUNING = {  # the shape of `Choice.record`
     "axes": {str: {"values": list, "at_end": bool}},  # and "chosen": a value, null where all points failed
     "points": [  # "validation_nll": mean over single members; null where a member failed
         {"values": {}, "validation_nll": _number_or_null, "members": count, "member_ids": [str]}
     ],
-    "members": count,  # that judge a point, with the seed "seed", by the prediction set "eval_set"
+    "members": count,  # that judge a point
+    "seed": _count_or_null,  # theirs; null, like the next one, without points
+    "eval_set": _text_or_null,  # their predictions on validation
     "train_tokens": count,  # of the members of all points that are stored
     "train_seconds": number,
     "reused_members": count,  # of these, those that are the row's own

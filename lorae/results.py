@@ -19,7 +19,7 @@ from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
 from lorae.prediction_files import SCHEMA, Predictions
-from lorae.store import Store, member_folder, pool_folders, trials_file
+from lorae.store import LATER_RECORD, Store, member_folder, pool_folders, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -53,6 +53,7 @@ _SUMMED = {
     **dict.fromkeys(("train_tokens", "trainable_parameters"), untrusted.count),
     **dict.fromkeys(("train_seconds", "predict_seconds"), untrusted.number),
 }
+_LATER = {"cost": {"predict_seconds": untrusted.number}}
 _JSON = {  # what readers of these columns rely on
     "eval_sets": {"test": str, "validation": str, str: str},
     "recipe": {"task": {"task": str}, "regularizers": [{"type": str}]},
@@ -250,6 +251,10 @@ def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
     folders = [member_folder(m) for m in dict.fromkeys(trial.member_ids())]
     costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
     total = {name: sum(c[name] for c in costs) for name in _SUMMED}
+    later = [f for f in folders if LATER_RECORD in store.files(f)]
+    total["predict_seconds"] += sum(
+        store.record(f, _LATER, LATER_RECORD)["cost"]["predict_seconds"] for f in later
+    )
     total["trainable_parameters"] *= trial.optimizer.cycles or 1  # a state is stored of each cycle
     stored = sum(store.size_bytes(folder) for folder in folders)
     forwards = max(1, trial.members * trial.num_draws)
