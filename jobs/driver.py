@@ -197,9 +197,9 @@ def plan_text(plan: Plan) -> str:
     num_tuned = sum(bool(choice.study.points) for choice in plan.tuned)
     return "\n".join(
         [
-            f"first {num_tuned} recipes are tuned by validation NLL:",
+            f"first, {num_tuned} recipes are tuned by validation NLL:",
             _round_text(plan.tuning),
-            "then at the values that are chosen, at most, with the tuned members stored:",
+            "then, at the chosen values, at most (tuned members count as stored):",
             _round_text(plan),
         ]
     )
@@ -225,8 +225,8 @@ def _round_text(plan: Plan) -> str:
     ]
     lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
     for number, stack in enumerate(record["stacks"], 1):
-        size = f"rank {stack['rank']} lr {stack['lr']:g}"
-        size = stack["init"] if stack["method"] == InContext.label else size
+        size = stack["init"] if stack["method"] == InContext.label else f"rank {stack['rank']}"
+        size += f" lr {stack['lr']:g}" if stack["lr"] else ""
         lines.append(
             f"  stack {number}: {stack['task']} {stack['method']} {size} {stack['regularizers']} "
             f"seed {stack['seed']} members {stack['members']} | host {stack['host']} | "

@@ -155,7 +155,8 @@ def choose(store: Store, study: Study) -> Choice:
 
 
 def _nll(store: Store, point: Point) -> float | None:
-    """A point's entry of `Choice.nlls`; a member that makes several predictions is judged by their mean."""
+    """A point's entry of `Choice.nlls`; a member that makes several predictions is judged by their mean. One
+    that failed would fail again: it is the same."""
     name, folders = point.trial.eval_set(point.trial.task, "validation"), map(member_folder, point.member_ids)
     try:
         stored = [store.predictions([folder], name) for folder in folders]

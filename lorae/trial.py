@@ -266,7 +266,7 @@ class Trial:
     def _check_members_differ(self) -> None:
         """Refuse members that are one under several identities: they share the data order, and draw nothing
         of their own. (Sharing the init stream, too, they have one identity, and are trained once.)"""
-        if self.members > 1 and not self.members_differ:
+        if not self.members_differ and self.members > 1:
             raise ValueError(
                 f'members={self.members} of {self.method} with order="shared" would be identical: nothing '
                 "of them is drawn at random; write Diversity(), a method with a random start, or members=1"

@@ -30,6 +30,8 @@ class Times:
 
     def __init__(self, *factors: float) -> None:
         object.__setattr__(self, "factors", factors)
+        if not all(isinstance(factor, (int, float)) and factor > 0 for factor in factors):
+            raise ValueError(f"{self}: factors must be numbers > 0; write Times(0.3, 1, 3)")
 
     def values(self, own: Any) -> tuple[Any, ...]:
         """The multiples of a recipe's own value, which itself is not rounded."""
@@ -100,6 +102,8 @@ def _values(axis: str, grid: Any, first: Trial) -> tuple[Any, ...]:
     if isinstance(grid, Times) and (isinstance(own, bool) or not isinstance(own, (int, float))):
         raise ValueError(f"tune[{axis!r}] = {grid}: {own!r} has no multiples; list values instead")
     values = grid.values(own) if isinstance(grid, Times) else tuple(grid)
+    if not all(isinstance(value, (int, float, str)) for value in values):
+        raise ValueError(f"tune[{axis!r}] = {grid}: must be numbers or words; put specs into axes")
     if len(values) < 2 or len(set(values)) < len(values):
         raise ValueError(
             f"tune[{axis!r}]: {recipe_name(first)} would have the values {', '.join(map(str, values))}; give "

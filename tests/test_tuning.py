@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import toys
 from toys import Colours, Greys
-from victims import lorae
+from victims import lorae as command
 
 import jobs.driver
 import lorae.run
@@ -30,7 +30,7 @@ from jobs.simulate import simulate, simulated_devices
 from lorae.axes import with_value, with_values
 from lorae.choice import Choice, choose
 from lorae.draws import TFB, MCDropout
-from lorae.methods import BatchEnsemble, Full, InContext
+from lorae.methods import BatchEnsemble, Full, InContext, Kaiming, Xavier
 from lorae.plan import make_plan
 from lorae.prediction_files import prediction_file, prediction_sets
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
@@ -130,6 +130,7 @@ def test_values_set_together_are_checked_together(tiny_trial):
         ({"tune": {"optimizer.schedule": Times(1, 2)}}, "'linear' has no multiples"),
         ({"tune": {"members": (1, 2)}}, "must be a field of a trial's method, regularizers"),
         ({"tune": {"task.num_train": (1, 2)}}, "must be a field of a trial's method, regularizers"),
+        ({"tune": {"method.init": (Kaiming(), Xavier(1))}}, "must be numbers or words"),
         ({"tune_members": 0}, "tune_members=0: must be >= 1"),
         ({"search": ASHA()}, "a search tunes already"),
         (
@@ -141,6 +142,12 @@ def test_values_set_together_are_checked_together(tiny_trial):
 def test_tuning_that_cannot_work_is_refused(tiny_trial, change, message):
     with pytest.raises(ValueError, match=message):
         Sweep(**({"base": tiny_trial(), "tune": {"optimizer.lr": RATES}} | change))
+
+
+@pytest.mark.parametrize("factors", [(0, 1), (-1, 1), ("a", "b")])
+def test_multiples_are_of_positive_numbers(factors):
+    with pytest.raises(ValueError, match=r"factors must be numbers > 0; write Times\(0.3, 1, 3\)"):
+        Times(*factors)
 
 
 # The choice ------------------------------------------------------------------------------------------------
@@ -284,20 +291,16 @@ def test_no_test_set_is_predicted_before_the_choice_and_none_changes_it(run, swe
     monkeypatch.setattr(jobs.driver, "after_tuning", looking)
     run(sweep)
     assert set(seen) == {sweep.base.task.eval_set("validation")} and len(seen) == 18
-    chosen = {row["lr"]: row["method"] for row in run.rows() if row["members"]}
-    kept = [
-        p
-        for p in points
-        if p.trial.optimizer.lr in chosen and p.trial.method.label == chosen[p.trial.optimizer.lr]
-    ]
-    dropped = [p for p in points if p not in kept]
-    assert dropped and not any(run.has(p.trial, "test") for p in dropped if any(run.has(p.trial, "test")))
+    choices = [choose(run.store, study) for study in studies(sweep).values()]
+    tested = [[run.has(p.trial, "test") for p in choice.study.points] for choice in choices]
+    assert tested == [[[p.values == choice.values] * 2 for p in choice.study.points] for choice in choices], (
+        "of the members that tuning trained only those of the chosen value are tested"
+    )
 
     # Whatever the test predictions say, the choice is the same
-    before = [choose(run.store, study).values for study in studies(sweep).values()]
     for path in run.storage.glob("members/*/predictions/*__test__*"):
         path.unlink()
-    assert [choose(run.store, study).values for study in studies(sweep).values()] == before
+    assert [choose(run.store, study) for study in studies(sweep).values()] == choices
 
 
 def test_a_run_that_is_killed_goes_on_and_trains_nothing_twice(run, sweep, monkeypatch):
@@ -374,7 +377,7 @@ def test_the_plan_in_words_and_simulated_has_both_rounds(run, sweep):
     gpus = simulated_devices(2, "a100-40")
     plan = make_plan(sweep, run.store, gpus)
     text = jobs.driver.plan_text(plan)
-    assert "first 3 recipes are tuned" in text and "18 to train" in text and "at most" in text
+    assert "first, 3 recipes are tuned" in text and "18 to train" in text and "at most" in text
     assert text.index("18 to train") < text.index("at most") < text.rindex("10 to train")
     rounds = [simulate(part, gpus) for part in (plan.tuning, replace(plan, tuning=None)) if part]
     both = simulate(plan, gpus)
@@ -525,13 +528,13 @@ def test_set_of_a_tuned_axis_is_refused_and_of_others_is_not(file, data_root, tm
 def test_tuning_under_ray_tune(file, data_root, tmp_path):
     storage = tmp_path / "store"
     words = ("sweep", file, "--storage", storage, "--json")
-    done, _ = lorae(*words, data_root=data_root).finished(0)
+    done, _ = command(*words, data_root=data_root).finished(0)
     assert (done["trained"], done["incomplete"], len(done["best"])) == (8 + 2, 0, 2)
     rows = pq.read_table(storage / "sweeps/tuned/trials.parquet").to_pylist()
     assert {len(json.loads(row["tuning"])["points"]) for row in rows} == {2}
-    again, _ = lorae(*words, data_root=data_root).finished(0)
+    again, _ = command(*words, data_root=data_root).finished(0)
     assert again["trained"] == 0
-    more, _ = lorae(*words, "--set", "members=4", data_root=data_root).finished(0)
+    more, _ = command(*words, "--set", "members=4", data_root=data_root).finished(0)
     assert more["trained"] == 2
     assert main(["audit", str(storage)]) == 0
 
