@@ -12,12 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from analysis.resampling import resample
 from toys import Colours, Greys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.audit import audit, text
-from analysis.columns import default_metrics
 from analysis.data import load_trials
 from analysis.differences import against_rivals
 from analysis.figures_sweep import quality_against_cost
@@ -426,10 +424,9 @@ def test_a_storage_with_such_members_is_sound_and_has_its_table(swept):
     assert (row["lr"], row["budget"], row["schedule"]) == (0, "none", "none")
     names = {cell.name for cell in trials.cells}
     assert {"in-context learning, 2-shot", "in-context ensemble of 3, 2-shot, calibrated"} <= names
-    resampling = resample(trials, default_metrics(trials))
-    rivals = [line["rival"].value for block in against_rivals(trials, resampling).blocks for line in block]
+    rivals = [line["rival"].value for block in against_rivals(trials).blocks for line in block]
     assert "in-context ensemble of 3, 2-shot" in rivals
-    table = markdown(comparison(trials, resampling))
+    table = markdown(comparison(trials))
     head = next(line for line in table.splitlines() if "| model " in line)
     assert re.search(r"\| in-context ensemble of 3, 2-shot +\|", table)
     assert "init" not in head and " lr" not in head, (
