@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from analysis.data import Trials
 from lorae.metrics import DIRECTION, Direction
 from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED
+
+if TYPE_CHECKING:
+    from analysis.data import Trials
 
 COST_COLUMNS = ("train_tokens", "train_seconds", "forwards_per_prediction", "trainable_parameters")
 FEW_TASKS = 2
 SCALINGS = {"members_ts_": " members T-scaled", "ts_": " T-scaled"}
 DIVERSITY_METRICS = ("disagreement", "jsd", "mutual_information", "error_correlation")
+# The largest difference that does not matter, in the metric's own unit
+MARGINS = {"acc": 0.01, "ensemble_nll": 0.005, "brier": 0.005, "debiased_ce15": 0.01, "auroc": 0.01}
 TITLES = {
     "acc": "accuracy",
     "f1": "macro F1",
@@ -22,6 +26,7 @@ TITLES = {
     "validation_nll": "validation NLL",
     "brier": "Brier",
     "classwise_ece15": "classwise ECE-15",
+    "debiased_ce15": "debiased CE-15",
     "aurc": "AURC",
     "jsd": "JSD",
     "num_intruder_dimensions": "intruders",
@@ -74,6 +79,12 @@ def direction(column: str) -> Direction:
     return DIRECTION.get("ensemble_nll" if name in ("nll", "validation_nll") else name, "none")
 
 
+def margin(column: str) -> float:
+    """The largest difference of a tested column that does not matter."""
+    metric = column.partition(OOD_SEPARATOR)[0].removeprefix("ts_")
+    return MARGINS["auroc" if metric.startswith("auroc_") else metric]
+
+
 def title(column: str) -> str:
     """A column's name for people: `auroc_msp__greys` is "AUROC msp, greys", `ts_ece15` "ECE-15 T-scaled" and
     `members_ts_ece15` "ECE-15 members T-scaled"."""
@@ -89,17 +100,29 @@ def title(column: str) -> str:
     return words + SCALINGS.get(prefix, "") + (f", {task}" if task else "")
 
 
-def default_metrics(trials: Trials) -> list[str]:
-    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and ECE also T-scaled.
-
-    Many OOD tasks have a table of their own.
-    """
+def ood_columns(trials: Trials) -> list[str]:
+    """AUROC by the maximum probability for each OOD task; many of them have a table of their own."""
     few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
-    ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
-    return ["acc", "ensemble_nll", "ece15", "brier", *ood, "ts_ensemble_nll", "ts_ece15"]
+    return [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
+
+
+def default_metrics(trials: Trials) -> list[str]:
+    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and calibration error also
+    temperature-scaled."""
+    ood = ood_columns(trials)
+    return [
+        *("acc", "ensemble_nll", "ece15", "debiased_ce15", "brier"),
+        *ood,
+        *("ts_ensemble_nll", "ts_debiased_ce15"),
+    ]
+
+
+def tested_metrics(trials: Trials) -> list[str]:
+    """Those of `default_metrics` whose differences are tested: not ECE-15, which favours sure models."""
+    return [column for column in default_metrics(trials) if trials.estimates.is_tested(column)]
 
 
 def all_metrics(trials: Trials) -> list[str]:
-    """Every metric column of the sweep's rows."""
+    """Every metric column of the sweep's rows, and the scaled calibration error without bias."""
     ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in OOD_METRICS]
-    return [*METRICS, *SCALED, "validation_nll", *ood]
+    return [*METRICS, *SCALED, "ts_debiased_ce15", "validation_nll", *ood]

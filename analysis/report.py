@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lorae
-from analysis.columns import all_metrics, default_metrics
-from analysis.data import Trials, fill_command, load_trials, missing_text, provenance
+from analysis.columns import all_metrics
+from analysis.data import Trials, load_trials
 from analysis.differences import (
     against_rivals,
     ensembling,
@@ -31,7 +31,7 @@ from analysis.page import Section, page
 from analysis.plotting import panels, save
 from analysis.published import beside
 from analysis.render import save_table
-from analysis.resampling import resample
+from analysis.rows import fill_command, missing_text, provenance
 from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import COST
@@ -70,11 +70,10 @@ def write_report(
 
 def report_sections(trials: Trials) -> list[Section]:
     """What the report says, in order; sections without content are left out."""
-    resampling = resample(trials, default_metrics(trials))
     comparisons = (
         against_rivals, ensembling, souping, regularising, same_parameters, same_compute, same_predictions,
     )  # fmt: skip
-    changes = [table for make in comparisons if (table := make(trials, resampling)).blocks]
+    changes = [table for make in comparisons if (table := make(trials)).blocks]
     drawn = panels(trials)
     size, calibration, scores = [], [], []
     for panel in drawn[:MAX_PANELS]:
@@ -90,9 +89,9 @@ def report_sections(trials: Trials) -> list[Section]:
     first = f"Drawn are the first {MAX_PANELS} of {len(drawn)} settings." if len(drawn) > MAX_PANELS else ""
     measured, notes = with_updates(with_gains(trials), max_entries=MAX_REPORT_ENTRIES)
     diversity = [t for t in (weight_table(measured, notes), correlations(measured)) if t.blocks]
-    whole = comparison(trials, resample(trials, []), all_metrics(trials), tuple(COST), name="all-metrics")
+    whole = comparison(trials, all_metrics(trials), tuple(COST), name="all-metrics")
     sections = [
-        Section("Comparison", tables=[comparison(trials, resampling)]),
+        Section("Comparison", tables=[comparison(trials)]),
         *(Section(table.title, tables=[table]) for table in changes),
         Section("Ensemble size", first, plots=size),
         Section("Calibration", first, plots=calibration),

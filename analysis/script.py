@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.data import Trials, fill_command, load_trials, missing_text
+from analysis.data import Trials, load_trials
 from analysis.plotting import Plot, save
 from analysis.render import markdown, save_table
+from analysis.rows import fill_command, missing_text
 from analysis.table import Table
 
 

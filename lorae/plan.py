@@ -6,11 +6,13 @@ from __future__ import annotations
 import functools
 import heapq
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lorae.axes import with_values
 from lorae.checks import MAX_FULL_BYTES, check_recipe
+from lorae.choice import Choice, choose
 from lorae.draws import Draws, Fitted, Laplace
 from lorae.flops import Flops, Passes
 from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
@@ -24,6 +26,7 @@ from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
+from lorae.tuning import Point, recipe_of, studies
 
 Host = Literal["local", "tune", "zero"]
 
@@ -109,6 +112,9 @@ class Plan:
         placements, estimates: of each of the stacks.
         soups: those that lack predictions, to be run when their members are stored: see `soups_of`.
         whole: no stack is divided: a search that ends stacks early compares ensembles.
+        tuning: what is to be run before the values of the trials are known; None = they are. Until then the
+            trials have the values that leave most to be trained, and this plan is an upper bound.
+        choices: what each trial that a sweep tunes was tuned over, and what was chosen.
     """
 
     trials: tuple[tuple[Trial, tuple[Task, ...]], ...]
@@ -122,11 +128,18 @@ class Plan:
     estimates: tuple[Estimate, ...] = ()
     soups: tuple[Stack, ...] = ()
     whole: bool = False
+    tuning: Plan | None = None
+    choices: Mapping[Trial, Choice] = field(default_factory=dict)
 
     @property
     def is_done(self) -> bool:
         """Whether nothing remains to be run."""
-        return not (self.pending or self.begun or self.soups)
+        return not (self.pending or self.begun or self.soups or self.tuning)
+
+    @property
+    def tuned(self) -> list[Choice]:
+        """The choice of each recipe of a sweep that tunes."""
+        return [*{id(choice): choice for choice in self.choices.values()}.values()]
 
     @property
     def num_to_train(self) -> int:
@@ -156,7 +169,69 @@ def make_plan(
     Raises:
         ValueError: data, targets, rank, templates or sizes that cannot work.
     """
-    rows = sweep.trials() if rows is None else rows
+    if rows is None and sweep.tune:
+        plan = _tuned(sweep, store)
+    else:
+        plan = _plan(sweep, store, sweep.trials() if rows is None else rows)
+    return placed(plan, devices, host) if devices else plan
+
+
+def after_tuning(sweep: Sweep, store: Store) -> Plan:
+    """The plan of a sweep whose tuning was run, to be placed; a trial without a choice has nothing to run."""
+    return _tuned(sweep, store, ended=True)
+
+
+def _tuned(sweep: Sweep, store: Store, ended: bool = False) -> Plan:
+    """What is to be tuned, unless that has ended, and then every trial at the values that are chosen."""
+    found = {recipe: choose(store, study) for recipe, study in studies(sweep).items()}
+    tuning = None
+    if not ended and not all(choice.is_known for choice in found.values()):
+        points = [p.trial for choice in found.values() for p in choice.sound_points]
+        tuning = _plan(sweep, store, points, validation_only=True)
+    trained = set(tuning.needed) if tuning else set()
+    recipes = {trial: recipe_of(trial) for trial in sweep.trials()}
+    of_recipe = {r: [trial for trial, recipe in recipes.items() if recipe == r] for r in found}
+    values = {r: _values_at_most(choice, of_recipe[r], store, trained) for r, choice in found.items()}
+    rows: dict[Trial, Choice | None] = {}
+    for trial, recipe in recipes.items():
+        row = with_values(trial, values[recipe]) if recipe else trial
+        rows.setdefault(row, found[recipe] if recipe else None)
+    can_run = [r for r, c in rows.items() if c is None or c.values is not None or (tuning and not c.is_known)]
+    return replace(
+        _plan(sweep, store, can_run, trained=trained),
+        trials=tuple((row, tuple(sweep.eval_tasks(row))) for row in rows),
+        tuning=tuning,
+        choices={row: choice for row, choice in rows.items() if choice},
+    )
+
+
+def _values_at_most(
+    choice: Choice, trials: Sequence[Trial], store: Store, trained: Collection[str]
+) -> dict[str, Any]:
+    """The chosen values of a recipe; before the choice those at which most of its members lack."""
+    if choice.values is not None:
+        return choice.values
+
+    def num_lacking(point: Point) -> int:
+        ids = {m for trial in trials for m in with_values(trial, point.values).member_ids()}
+        return sum(not store.is_member(member) for member in ids.difference(trained))
+
+    return max(choice.sound_points or choice.study.points, key=num_lacking).values
+
+
+def _plan(
+    sweep: Sweep,
+    store: Store,
+    rows: Sequence[Trial],
+    validation_only: bool = False,
+    trained: Collection[str] = (),
+) -> Plan:
+    """The stacks that these rows lack, to be placed.
+
+    Args:
+        validation_only: of a tuning round, whose members predict nothing else yet.
+        trained: members that will be stored when these stacks are run.
+    """
     trials = tuple((trial, tuple(sweep.eval_tasks(trial))) for trial in rows)
     for trial, ood in {_checked(trial): (trial, ood) for trial, ood in trials}.values():
         check_trial(trial, ood)
@@ -176,10 +251,11 @@ def make_plan(
             ood,
             draws=tuple(draws[cell]),
             draw_members=tuple(draws[cell].values()),
-            paths=sweep.paths and num_members > 1,
+            paths=sweep.paths and (num_members > 1 or validation_only),
+            validation_only=validation_only,
         )
         ids = replace(cell, members=num_members).member_ids()
-        lacking, found, damages = _lacking_members(stack, ids, store)
+        lacking, found, damages = _lacking_members(stack, ids, store, trained)
         needed |= dict.fromkeys(ids)
         stored |= found
         damaged += damages
@@ -193,7 +269,7 @@ def make_plan(
     covered = {
         (s.trial.reference_id(), name) for s in (*begun, *pending) if s.members for name in s.reference_sets()
     }
-    plan = Plan(
+    return Plan(
         trials=trials,
         needed=tuple(needed),
         stored=tuple(m for m in needed if m in stored),
@@ -207,7 +283,6 @@ def make_plan(
         soups=tuple(_lacking_soups(trials, store)),
         whole=whole,
     )
-    return placed(plan, devices, host) if devices else plan
 
 
 def soups_of(plan: Plan, store: Store) -> Plan:
@@ -233,7 +308,8 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
     triples = [(stack, where, estimate(stack, devices, where)) for stack, where in rows]
     triples.sort(key=lambda row: -row[2].seconds)
     stacks, placements, estimates = zip(*triples) if triples else ((), (), ())
-    return replace(plan, stacks=stacks, placements=placements, estimates=estimates)
+    tuning = plan.tuning and placed(plan.tuning, devices, host)
+    return replace(plan, stacks=stacks, placements=placements, estimates=estimates, tuning=tuning)
 
 
 def _checked(trial: Trial) -> Any:
@@ -260,10 +336,10 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
 
 
 def _lacking_members(
-    stack: Stack, ids: Sequence[str], store: Store
+    stack: Stack, ids: Sequence[str], store: Store, trained: Collection[str]
 ) -> tuple[tuple[int, ...], set[str], list[str]]:
     """Members that are not stored or lack predictions (of equal identities only the first), the ids of those
-    that are stored and sound, and what is damaged."""
+    that are stored and sound or will have been trained, and what is damaged."""
     lacking, found, damaged = {}, set(), []
     for m, member_id in zip(stack.members, ids):
         files = store.files(member_folder(member_id))
@@ -272,6 +348,8 @@ def _lacking_members(
                 damaged.append(damage)
             else:
                 found.add(member_id)
+        elif member_id in trained:
+            found.add(member_id)
         if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
             lacking.setdefault(member_id, m)
     return tuple(lacking.values()), found, damaged

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
+from lorae.choice import TUNING, Choice
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
 from lorae.prediction_files import SCHEMA, Predictions
-from lorae.store import Store, member_folder, pool_folders, trials_file
+from lorae.store import LATER_RECORD, Store, member_folder, pool_folders, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -57,7 +58,10 @@ COST = {
     "forwards_per_prediction": pa.int32(),
     "stored_bytes": pa.int64(),
 }
-LATER = dict.fromkeys((*SCALED, *COUNTED), pa.float64())  # columns that tables of an older lorae lack
+LATER = {  # columns that tables of an older lorae lack
+    **dict.fromkeys((*SCALED, *COUNTED, "debiased_ce15"), pa.float64()),
+    "tuning": pa.string(),
+}
 OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
 
 _SUMMED = {
@@ -65,6 +69,7 @@ _SUMMED = {
     **dict.fromkeys(("train_seconds", "predict_seconds"), untrusted.number),
 }
 _COUNTED = dict.fromkeys((*COUNTED, "shared_flops"), untrusted.amount)
+_LATER = {"cost": {"predict_seconds": untrusted.number}}
 _JSON = {  # what readers of these columns rely on
     "eval_sets": {"test": str, "validation": str, str: str},
     "recipe": {"task": {"task": str}, "regularizers": [{"type": str}]},
@@ -91,6 +96,10 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         ("reference_id", pa.string()),
         ("eval_sets", pa.string()),  # JSON: "test", "validation" and OOD task names -> prediction set
         ("recipe", pa.string()),  # canonical JSON
+        (
+            "tuning",
+            pa.string(),
+        ),  # JSON, see `TUNING`; null where the sweep does not tune, or nothing is trained
         ("provenance", pa.string()),  # JSON
     ]
     return pa.schema(columns, metadata=SCHEMA)
@@ -117,15 +126,18 @@ def trials_table(
     trials: Sequence[tuple[Trial, Sequence[Task]]],
     provenance: dict[str, Any],
     pruned: Mapping[str, Pruned] = MappingProxyType({}),
+    choices: Mapping[Trial, Choice] = MappingProxyType({}),
 ) -> pa.Table:
     """Rows of a sweep's trials, each with its OOD tasks.
 
-    A trial without all its predictions is "pruned" if a search stopped one of its members, else "failed".
+    A trial without all its predictions is "pruned" if a search stopped one of its members, else "failed"; so
+    is one whose tuning chose nothing.
 
     Args:
         pruned: by member id.
+        choices: of the trials that were tuned.
     """
-    rows = [_row(store, sweep, trial, ood, provenance, pruned) for trial, ood in trials]
+    rows = [_row(store, sweep, trial, ood, provenance, pruned, choices.get(trial)) for trial, ood in trials]
     names = list(dict.fromkeys(task.name for _, ood in trials for task in ood))
     return pa.Table.from_pylist(rows, schema=trial_schema(names))
 
@@ -152,7 +164,8 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     for number, row in enumerate(table.to_pylist()):
         if fault := _row_fault(row):
             raise ValueError(f"{where} row {number}: {fault}; delete it and repeat the sweep")
-        for column, shape in _JSON.items():
+        shapes = _JSON if row["tuning"] is None else _JSON | {"tuning": TUNING}
+        for column, shape in shapes.items():
             untrusted.json_object(row[column].encode(), f"{where} row {number} {column}", shape)
     return table
 
@@ -191,6 +204,7 @@ def _row(
     ood: Sequence[Task],
     provenance: dict[str, Any],
     pruned: Mapping[str, Pruned],
+    choice: Choice | None,
 ) -> dict[str, Any]:
     folders = pool_folders(trial.member_ids(), trial.reference_id(), trial.is_soup)
     splits: tuple[Split, Split] = ("validation", "test")
@@ -208,7 +222,11 @@ def _row(
         "provenance": json.dumps(provenance),
     }
     failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
+    untuned = choice and choice.failure(store)
     try:
+        row["tuning"] = choice and json.dumps(choice.record(store, trial.member_ids()))
+        if untuned:
+            raise ValueError(untuned)
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
         names = [task.name for task in ood]
         scores: dict[str, Any] = trial_metrics(predictions, names, trial.combine, len(folders))
@@ -216,12 +234,13 @@ def _row(
         if trial.is_soup and store.is_of_others(trial.member_ids()):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
-        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, trial.member_ids())]))
+        members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
+        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, members)]))
         if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
             why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
             score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}
             return row | {"status": "pruned", "error": why} | score
-        return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
+        return row | {"status": "failed", "error": untuned or "; ".join(failures) or str(error)}
     return row | scores | cost
 
 
@@ -285,6 +304,10 @@ def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
         counts = [c.get(name) for c in costs] + [fit.get(name.replace("train", "search")) for fit in fits]
         total[name] = None if None in counts else sum(counts)
     total["train_seconds"] += sum(fit["search_seconds"] for fit in fits)
+    later = [f for f in folders if LATER_RECORD in store.files(f)]
+    total["predict_seconds"] += sum(
+        store.record(f, _LATER, LATER_RECORD)["cost"]["predict_seconds"] for f in later
+    )
     total["trainable_parameters"] *= trial.optimizer.cycles or 1  # a state is stored of each cycle
     stored = sum(store.size_bytes(folder) for folder in folders)
     forwards = max(1, trial.members * trial.num_draws)

@@ -41,6 +41,7 @@ from lorae.sources import Source
 from lorae.stack import EvalSet, Progress, Stack, StackResult, Stopped
 from lorae.store import (
     CURVE,
+    LATER_RECORD,
     PATH_FILE,
     SOUP_RECORD,
     Store,
@@ -473,11 +474,17 @@ def _lacking_sets(job: _Job, member: int) -> dict[str, EvalSet]:
 
 
 def _add_predictions(job: _Job, ids: Sequence[str], predicted: _Predicted) -> dict[str, str]:
-    """Store predictions of stored members; returns member id -> reason of those that failed."""
+    """Store predictions of stored members, with their cost where tuning had left out all but validation;
+    returns member id -> reason of those that failed."""
     found, failed = _files_by_member(job, ids, predicted)
+    test = prediction_file(job.stack.trial.task.eval_set("test")).removesuffix(".parquet")
+    later = json.dumps({"cost": {"predict_seconds": predicted.seconds / len(ids)}}).encode()
     for member_id, files in found.items():
         folder = member_folder(member_id)
-        job.store.write_entry(folder, {k: v for k, v in files.items() if k not in job.store.files(folder)})
+        stored = job.store.files(folder)
+        if not (job.stack.validation_only or any(name.startswith(test) for name in stored)):
+            files[LATER_RECORD] = later
+        job.store.write_entry(folder, {k: v for k, v in files.items() if k not in stored})
     return failed
 
 

@@ -45,6 +45,7 @@ from lorae.uris import shown
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 POSTERIOR = "posterior.safetensors"  # of Gaussian weights what PEFT's adapter has no place for
 RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
+LATER_RECORD = "later.json"  # of a member that tuning trained: what its predictions after the choice cost
 SOUP_RECORD = "soup.json"  # its members with the checksums of their weights, and what its predictions cost
 CURVE = pa.schema(
     [

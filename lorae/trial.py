@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,6 +26,7 @@ from lorae.regularizers import (
 from lorae.search import EarlyEnd, Optuna, Search, Uniform
 from lorae.sources import Source, resolve
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
+from lorae.tuning import Times, check_tuning
 
 
 @dataclass(frozen=True)
@@ -265,10 +266,7 @@ class Trial:
     def _check_members_differ(self) -> None:
         """Refuse members that are one under several identities: they share the data order, and draw nothing
         of their own. (Sharing the init stream, too, they have one identity, and are trained once.)"""
-        one_order = self.diversity == Diversity(order="shared")
-        noise = self.regularizer(AdapterDropout) or self.regularizer(Masksembles)
-        drawn = self.method.starts_apart or isinstance(self.task.scoring, Head) or noise
-        if self.members > 1 and one_order and not drawn:
+        if not self.members_differ and self.members > 1:
             raise ValueError(
                 f'members={self.members} of {self.method} with order="shared" would be identical: nothing '
                 "of them is drawn at random; write Diversity(), a method with a random start, or members=1"
@@ -308,6 +306,14 @@ class Trial:
                     f'schedule="cyclic" with {other}: snapshots are draws of a whole training already; '
                     "write one of them"
                 )
+
+    @property
+    def members_differ(self) -> bool:
+        """Whether members of different identities differ: they have data orders of their own, or draw
+        something else at random."""
+        noise = self.regularizer(AdapterDropout) or self.regularizer(Masksembles)
+        drawn = self.method.starts_apart or isinstance(self.task.scoring, Head) or noise
+        return bool(drawn) or self.diversity != Diversity(order="shared")
 
     @property
     def is_soup(self) -> bool:
@@ -465,6 +471,13 @@ class Sweep:
         paths: store the predictions on validation of each ensemble's members along their training, see
             `analysis.paths`.
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
+        tune: dotted path into a trial (`"optimizer.lr"`) to the values that each recipe is tuned over before
+            it is compared, see `lorae.tuning`: the same for all, or `Times` of its own. The one with the
+            lowest validation NLL is chosen, of several axes their combination; a recipe that lacks an axis
+            is not tuned over it.
+        tune_members: members that are trained to judge each value, with the recipe's first seed.
+        uneven_tuning: say that recipes which lack an axis may be compared with those that have it, though
+            they were tuned over fewer points; else the audit fails.
     """
 
     base: Trial
@@ -475,6 +488,9 @@ class Sweep:
     rivals: tuple[Trial, ...] | list[Trial] = ()
     paths: bool = False
     search: Search | None = None
+    tune: Mapping[str, Times | tuple[Any, ...] | list[Any]] = field(default_factory=dict)
+    tune_members: int = 2
+    uneven_tuning: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ood", tuple(self.ood))
@@ -488,6 +504,7 @@ class Sweep:
             point = with_value(point, axis, values[0])
         self._rivals()
         _check_search(self)
+        check_tuning(self)
 
     @property
     def grid(self) -> dict[str, list[Any]]:
@@ -500,8 +517,8 @@ class Sweep:
         return {axis: values for axis, values in self.axes.items() if isinstance(values, Uniform)}
 
     def trials(self) -> list[Trial]:
-        """Every combination of the axes once, the zero-shot rows first, companions last; continuous axes have
-        the base's value."""
+        """Every combination of the axes once, the zero-shot rows first, companions last; what is searched or
+        tuned has the base's value, or the rival's."""
         grid = [self.base]
         for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]

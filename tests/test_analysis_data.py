@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 import scipy.special
 import scipy.stats
+from analysis.resampling import resample
 from sweeps import COMMAND, make_sweep, predict_later, tabulate, toy_trials
 
-from analysis.data import Cell, eval_sets, fill_command, load_trials
+from analysis.data import Cell, load_trials
 from analysis.differences import ensembling
-from analysis.resampling import resample
+from analysis.rows import eval_sets, fill_command
 from analysis.table import comparison
 from lorae.regularizers import KL
 from lorae.store import Store, member_folder

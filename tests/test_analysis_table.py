@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.special
+from analysis.resampling import num_resamples, resample
 from sklearn.metrics import roc_auc_score
 from sweeps import COMMAND, make_sweep, predict_later
 from toys import Colours
@@ -20,7 +21,6 @@ from analysis.columns import Column, all_metrics, default_metrics, direction, ti
 from analysis.data import load_trials
 from analysis.differences import ensembling
 from analysis.render import amount, csv_text, latex, markdown
-from analysis.resampling import num_resamples, resample
 from analysis.table import Entry, Table, comparison
 from lorae.methods import Lora, Vera
 from lorae.regularizers import KL, DecayB

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from analysis.resampling import resample
 from toys import Colours, Greys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,7 +22,6 @@ from analysis.data import load_trials
 from analysis.differences import against_rivals
 from analysis.figures_sweep import quality_against_cost
 from analysis.render import markdown
-from analysis.resampling import resample
 from analysis.table import comparison
 from analysis.weights import with_updates
 from jobs.driver import plan_text

@@ -32,6 +32,7 @@ from jobs.devices import (
     visible_gpus,
 )
 from jobs.simulate import Simulation, simulate
+from lorae.axes import with_values
 from lorae.draws import TFB
 from lorae.memory import Saving
 from lorae.methods import Lora
@@ -45,6 +46,7 @@ from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder
 from lorae.tasks import OpenBookQA
 from lorae.trial import AdamW, Budget, Diversity, Sweep
+from lorae.tuning import recipe_of, studies
 
 CPU = Devices("cpu", 1, 2)
 PIPELINES = sorted(
@@ -163,11 +165,16 @@ def test_shapes_from_the_config_are_those_of_the_model(kind):
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipelines_expand_to_the_counts_in_their_docstrings(name):
-    module = importlib.import_module(f"pipelines.{name}")
-    trials = module.SWEEP.trials()
+    sweep = (module := importlib.import_module(f"pipelines.{name}")).SWEEP
+    trials = sweep.trials()
+    rows, tuned = trials, studies(sweep) if sweep.tune else {}
+    if tuned:  # all of them at the first value, as if it were chosen
+        first = {recipe: study.points[0].values for recipe, study in tuned.items()}
+        rows = [with_values(t, first.get(recipe_of(t), {})) for t in trials]
+        rows += [point.trial for study in tuned.values() for point in study.points]
     trained = {
         (t.task, t.regularizers, t.method, t.optimizer, t.budget, t.seed, str(t.member_key(m)))
-        for t in trials
+        for t in rows
         for m in range(t.members)
     }
     counts = f"{sum(t.members > 0 for t in trials)} trials"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from analysis.resampling import resample
 from stacks import featured, prepared
 from toys import Greys
 
@@ -20,7 +21,6 @@ from analysis.data import load_trials
 from analysis.differences import against_rivals, souping
 from analysis.figures import standard_figures
 from analysis.gain import correlations, with_gains
-from analysis.resampling import resample
 from jobs.cli import main
 from lorae.adapters import Soup, projections
 from lorae.backbones import read_backbone
