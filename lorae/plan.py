@@ -14,12 +14,13 @@ from lorae.axes import with_values
 from lorae.checks import MAX_FULL_BYTES, check_recipe
 from lorae.choice import Choice, choose
 from lorae.draws import Draws, Fitted, Laplace
+from lorae.flops import Flops, Passes
 from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, InContext, LastLayer
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
-from lorae.shapes import num_backbone_parameters, num_tokens
+from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, reference_folder, soup_folder
@@ -33,7 +34,7 @@ CHARS_PER_TOKEN = 4  # rough, for plans; the tokenizer is not loaded
 # Rough sustained rates, for the time estimates only. CPU: one thread with AMX, bf16, as in the demo (30 s
 # estimated, 33 s measured per member); without AMX it is slower. GPU: an assumed share of the data sheet's
 # dense bf16 rate.
-CPU_FLOPS = 1.5e11
+CPU_FLOPS = 1.2e11
 SUSTAINED_FRAC, A100_FLOPS = 0.35, 3.12e14
 FP32_SLOWDOWN = {"cpu": 2.5, "cuda": 16.0}  # measured; A100's data sheet, 312 against 19.5 TFLOP/s
 RECOMPUTE_SLOWDOWN = 1.4  # measured 1.38, five members on SmolLM2-135M
@@ -574,42 +575,53 @@ def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
 @functools.lru_cache(maxsize=4096)
 def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     trial, num, gpus = stack.trial, len(stack.to_train), max(1, where.gpus)
-    parameters = num_backbone_parameters(backbone_config(trial.backbone))
+    config = backbone_config(trial.backbone)
+    per = Passes.of(trial.method, config, linear_shapes(config))
     train = _lengths(trial.task, "train", *_token_limits(trial))
     untrained = not num or isinstance(trial.method, InContext)
     steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
-    train_tokens = int(num * steps * batch * train.total / train.num)
+    epochs = num * steps * batch / train.num  # of all members together
+    train_tokens, train_flops = int(epochs * train.total), epochs * train.flops(per.training)
     sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
     classes = len(trial.task.examples("train")[0].options)
     ways = {name: replace(trial, draws=s.draws).num_passes(classes) for name, s in sets.items()}
-    tokens = {name: ways[name] * lengths.total for name, lengths in zip(sets, _eval_lengths(stack))}
-    predicted = sum(tokens[name] for of_member in each for name in of_member)
+    lengths = dict(zip(sets, _eval_lengths(stack)))
+    predict_flops = sum(ways[n] * lengths[n].flops(per.forward) for of_member in each for n in of_member)
     fitted = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, Fitted)]
     num_fitted = sum(d.passes_to_fit(classes) * len(d.fitted_on(range(train.num))) for d in fitted)
-    predicted += num_fitted * train.total // train.num
-    if isinstance(trial.method, LastLayer) and not stack.soup:  # the frozen backbone reads each example once
-        train_tokens, predicted = train.total * bool(num), predicted // (len(each) * max(ways.values()))
+    predict_flops += num_fitted * train.flops(per.forward) / train.num
+    if isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once
+        train_tokens = train.total * bool(num)
+        train_flops += train.flops(per.features) * bool(num)
+        predict_flops += sum(of_set.flops(per.features) for of_set in lengths.values())
     rate = gpus * devices.flops(trial.precision)
-    train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
+    train_seconds, predict_seconds = train_flops / rate, predict_flops / rate
     if devices.saving.recompute:
         train_seconds *= RECOMPUTE_SLOWDOWN
     rows = where.micro_batch or -(-batch // gpus)
     needs = memory(stack, rows, where.gpus, devices.saving)
     if where.host == "zero":  # every rank receives the others' weights for each forward and backward pass
         passes = 2 * steps * -(-batch // (rows * gpus))
-        received = BYTES[trial.precision] * parameters * (gpus - 1) / gpus
+        received = BYTES[trial.precision] * num_backbone_parameters(config) * (gpus - 1) / gpus
         train_seconds += passes * received / ZERO_BYTES_PER_SECOND
     return Estimate(needs.total, train_tokens, train_seconds, predict_seconds)
 
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers."""
+    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers; and
+    the sum of these."""
 
     num: int
     total: int
     longest: int
-    answers: int
+    answers: int = 0
+    answered: int = 0
+
+    def flops(self, per: Flops) -> float:
+        """Of one pass over all rows, as if they were equally long."""
+        tokens = per.row * self.num + per.token * self.total + per.square * self.total**2 / self.num
+        return tokens + per.answer * self.answered
 
 
 def _token_limits(trial: Trial) -> tuple[int, int]:
@@ -621,7 +633,7 @@ def _token_limits(trial: Trial) -> tuple[int, int]:
 def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _Lengths:
     if media_tokens:
         num = len(task.examples(split))
-        return _Lengths(num, num * media_tokens, media_tokens, 0)
+        return _Lengths(num, num * media_tokens, media_tokens)
     rows, answers = [], [0]
     for example in task.examples(split):
         prompt = task.prompt(example)
@@ -630,7 +642,7 @@ def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _L
             answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in prompt.answers))
             tokens += answers[-1]
         rows.append(min(max_tokens, tokens))
-    return _Lengths(len(rows), sum(rows), max(rows), max(answers))
+    return _Lengths(len(rows), sum(rows), max(rows), max(answers), sum(answers))
 
 
 def _eval_lengths(stack: Stack) -> list[_Lengths]:
