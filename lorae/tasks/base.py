@@ -11,11 +11,12 @@ import hashlib
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from lorae.identity import canonical, digest, fields_of
 from lorae.media import Audio, Image
 from lorae.sources import DataSource, resolve
+from lorae.tasks.checks import check_class, check_files, check_template
 from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
 
 Split = Literal["train", "validation", "test"]
@@ -160,6 +161,10 @@ class Task:
     template: ClassVar[str] = "Question: {question}\nAnswer:"
 
     def __post_init__(self) -> None:
+        check_class(type(self), Task)
+        if type(self.scoring) not in get_args(Scoring):
+            known = ", ".join(kind.__name__ for kind in get_args(Scoring))
+            raise ValueError(f"scoring={self.scoring!r}: must be one of {known}; write scoring=LabelWords()")
         if not re.fullmatch(r"\w[\w.+-]{0,59}(/\w[\w.+-]{0,59})?", self.name):  # it names files and folders
             raise ValueError(
                 f"task name {self.name[:200]!r}: must be letters, digits and _ . + -, 60 at most, and one / "
@@ -181,6 +186,9 @@ class Task:
             raise ValueError(
                 f"option_seed={self.option_seed}: the classes of a head have one order; leave it out"
             )
+        templated = isinstance(self.scoring, (LabelWords, OptionLikelihood))
+        if templated and type(self).prompt is Task.prompt:  # else what fills it is its own affair
+            check_template(self.template, self.name)
 
     @property
     def label(self) -> str:
@@ -210,6 +218,7 @@ class Task:
         Raises:
             ValueError: there is no copy and the hub cannot be reached; what is needed and how to provide it.
         """
+        check_files(self, {"train": DataFiles | None, "test": DataFiles, "home": DataSource})
         if self.source is not None:
             return replace(self, source=resolve(self.source, "dataset"))
         if data_root is not None and not data_root.is_dir():
