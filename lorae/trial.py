@@ -104,7 +104,7 @@ class Budget:
         batch_size: examples per optimiser step and member.
         epochs: passes over the training set, or
         steps: optimiser steps; exactly one of the two.
-        max_tokens: longer prompts lose their beginning, with an encoder their end.
+        max_tokens: longer prompts lose the middle of the example's own text, with an encoder their end.
     """
 
     batch_size: int = 8
