@@ -79,12 +79,7 @@ def read_request(
     """
     path = sweep_file(file)
     module = load_module(path)
-    wanted = "SMOKE" if smoke else "SWEEP"
-    sweep = getattr(module, wanted, None)
-    if not isinstance(sweep, Sweep):
-        raise ValueError(
-            f"{path} defines no {wanted}; write {wanted} = Sweep(base=Trial(...), axes={{...}}) in it"
-        )
+    sweep = sweep_of(module, smoke)
     for override in overrides:
         sweep = with_override(sweep, override)
     name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
@@ -116,6 +111,20 @@ def sweep_file(file: str) -> Path:
             return path.resolve()
     known = ", ".join(sorted(p.name for p in (own / "pipelines").glob("[!_]*.py")))
     raise ValueError(f"{file} is no file; give a sweep file's path, or one of pipelines/: {known}")
+
+
+def sweep_of(module: types.ModuleType, smoke: bool) -> Sweep:
+    """The SWEEP of a sweep file, or its SMOKE.
+
+    Raises:
+        ValueError: it defines none.
+    """
+    wanted = "SMOKE" if smoke else "SWEEP"
+    sweep = getattr(module, wanted, None)
+    if not isinstance(sweep, Sweep):
+        missing = f"{module.__file__} defines no {wanted}"
+        raise ValueError(f"{missing}; write {wanted} = Sweep(base=Trial(...), axes={{...}}) in it")
+    return sweep
 
 
 def load_module(path: Path) -> types.ModuleType:

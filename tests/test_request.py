@@ -1,4 +1,4 @@
-"""Sweep files with errors, and names on the command line that do not exist: one line that says where, and what
+"""Sweep files with errors, and names on the command line that do not exist: one line that says where and what
 was meant; exit code 2."""
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from toys import write_rows
 from lorae.plan import check_trial
 from lorae.sources import Files
 from lorae.tasks import Example, Head, LabelWords, Letters, OptionLikelihood, Scoring, SocialIQA, Task
+from lorae.tasks.base import Prompt
 from lorae.tasks.data import DataFiles, csv, jsonl, parquet
 from lorae.tasks.splits import label_faults, row_faults
 from lorae.trial import Trial
@@ -236,6 +237,27 @@ class Own(Animals):
 def test_whatever_a_users_task_does_is_told(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         animals(tmp_path, [{}], Own, **settings).examples("test")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (lambda e: Prompt({}["premise"], (" a", " b")), r"Own\.prompt\(\) raises KeyError: 'premise'"),
+        (lambda e: e.question, r"Own\.prompt\(\) returns str; must be a Prompt"),
+        (lambda e: Prompt(e.question, (" a",)), "the answers .*must be a text and 2 answers"),
+        (lambda e: Prompt(e.question, (" a", "\n")), "the answers .*must be a text and 2 answers"),
+        (lambda e: Prompt(" ", (" a", " b")), "gives the text ' '"),
+    ],
+)
+def test_whatever_a_users_prompt_does_is_told(
+    tmp_path: Path, prompt: Callable[[Example], Any], message: str
+) -> None:
+    own = dataclass(frozen=True, kw_only=True)(
+        type("Own", (Animals,), {"prompt": lambda self, example: prompt(example)})
+    )
+    with pytest.raises(ValueError, match=message) as raised:
+        animals(tmp_path, [{}], own).examples("test")
+    assert f"line 1 of {tmp_path / 'test.jsonl'}" in str(raised.value)
 
 
 # Trials that could not be scored

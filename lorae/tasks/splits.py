@@ -16,6 +16,7 @@ from lorae.tasks.base import (
     Example,
     Head,
     Letters,
+    Prompt,
     Split,
     Task,
     hash_frac,
@@ -64,8 +65,8 @@ def row_faults(task: Task, split: Literal["train", "test"]) -> tuple[str, ...]:
 
 def label_faults(task: Task) -> list[str]:
     """Rows of the test split without a label: a task that is trained on could not be scored."""
-    places = _read(_whole(task), "test").unlabelled
-    examples = task.examples("test")
+    reading = _read(_whole(task), "test")
+    places, examples = reading.unlabelled, reading.examples if reading.faults else task.examples("test")
     lacking = [places[e.id] for e in examples if e.label is None]
     if lacking and len(lacking) == len(examples):
         return [
@@ -171,6 +172,8 @@ class _Reading:
         _check_example(self.task, example)
         if self.split == "train" and example.label is None:
             raise ValueError("no label; training needs one")
+        if example.media is None:
+            _check_prompt(self.task, example)
         if isinstance(self.task.scoring, Head) and self.examples:
             _check_classes(example.options, self.examples[0].options)
 
@@ -253,10 +256,27 @@ def _check_example(task: Task, example: Example) -> None:
         raise ValueError("the id is empty")
     blank = [n for n, option in enumerate(example.options) if not option.strip()]
     if blank and not isinstance(task.scoring, Letters):  # there the letter answers
-        raise ValueError(f"option {blank[0]} of {example.options} is blank, and has no token to be scored")
+        raise ValueError(f"option {blank[0]} of {example.options} is blank, so nothing of it can be scored")
     if example.label is not None and not 0 <= example.label < num_options:
         hidden = " (-1 often hides it: name a split with labels)" if example.label == -1 else ""
         raise ValueError(f"label {example.label} is outside its {num_options} options{hidden}")
+
+
+def _check_prompt(task: Task, example: Example) -> None:
+    """Refuse what a `prompt` of the user's own makes of an example, if it cannot be scored."""
+    kind = type(task).__name__
+    try:
+        prompt = task.prompt(example)
+    except Exception as error:
+        raise ValueError(f"{kind}.prompt() raises {type(error).__name__}: {error}") from error
+    if not isinstance(prompt, Prompt):
+        raise ValueError(f"{kind}.prompt() returns {type(prompt).__name__}; must be a Prompt")
+    blank = [answer for answer in prompt.answers if not answer.strip()]
+    if blank or len(prompt.answers) != len(example.options) or not prompt.text.strip():
+        raise ValueError(
+            f"{kind}.prompt() gives the text {prompt.text[:60]!r} and the answers {prompt.answers}; must be "
+            f"a text and {len(example.options)} answers, one for each option"
+        )
 
 
 def _check_classes(options: tuple[str, ...], first: tuple[str, ...]) -> None:
