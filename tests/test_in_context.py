@@ -79,7 +79,7 @@ def test_the_prompt_is_the_demonstrations_and_the_question(trial):
 
 @pytest.mark.parametrize("scoring", [LabelWords(), OptionLikelihood()], ids=lambda s: s.label)
 def test_only_the_question_is_cut_and_only_what_fits_is_demonstrated(trial, scoring):
-    """Of a question the last tokens are left, after the whole of the demonstrations."""
+    """Of a question its beginning and its end are left, after the whole of the demonstrations."""
     ours = trial(InContext(4, calibrated=False))
     ours = replace(ours, task=replace(ours.task, scoring=scoring), budget=replace(BUDGET, max_tokens=9))
     tokenizer = load_backbone(ours.backbone, "fp32", "cpu").tokenizer
@@ -113,10 +113,11 @@ def test_a_byte_level_tokenizer_keeps_the_blank_line_before_a_question_that_is_c
     context = "one two\n\n"
     assert len(tokenizer(context)["input_ids"]) == 8 and len(tokenizer(context + "w")["input_ids"]) == 10
     task = replace(trial().task, scoring=OptionLikelihood())
-    (row,) = encode(tokenizer, task, task.examples("test")[:1], 18, context=context)
+    most = len("words : " + "12345" + " colour :" + " green")
+    (row,) = encode(tokenizer, task, task.examples("test")[:1], most, context=context)
     prompt = [token for token, segment in zip(row.tokens, row.segments) if segment == -1]
-    question = task.prompt(task.examples("test")[0]).text
-    assert tokenizer.decode(prompt) == context + question[-(18 - len(" green")) :]
+    question = task.examples("test")[0].question
+    assert tokenizer.decode(prompt) == f"{context}words : {question[:3]}{question[-2:]} colour :"
 
 
 # Against transformers alone --------------------------------------------------------------------------------

@@ -279,6 +279,7 @@ def test_a_soups_row_is_recomputed_from_its_files_alone(sweep, tmp_path):
     assert [row["combine"] for row in rows].count("weights") == 2
     assert all((row["mean_member_nll"] is None) == (row["combine"] == "weights") for row in rows)
     for row, found in zip(rows, recomputed, strict=True):
+        found.pop("pool")
         assert found == pytest.approx({name: row[name] for name in found}, abs=1e-6)
 
 
