@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from analysis.audit_trials import same, trial_name
 from analysis.data import IN_CONTEXT
 from analysis.findings import Finding, results
 from analysis.rows import Row, eval_sets
+from analysis.tuned import Tuning, tuning_of
 from lorae.axes import value_at, with_values
 from lorae.draws import plain_set
 from lorae.identity import canonical
@@ -22,13 +22,6 @@ from lorae.tuning import values_text
 
 if TYPE_CHECKING:
     from analysis.audit import Stored
-
-Tuning = dict[str, Any]  # see `lorae.choice.TUNING`
-
-
-def tuning_of(row: Row) -> Tuning | None:
-    """What a row says of its tuning."""
-    return json.loads(row["tuning"]) if row["tuning"] else None
 
 
 def tuning_folders(row: Row, failed: bool = False) -> list[str]:

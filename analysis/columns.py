@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +13,10 @@ from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED
 if TYPE_CHECKING:
     from analysis.data import Trials
 
-COST_COLUMNS = ("train_tokens", "train_seconds", "forwards_per_prediction", "trainable_parameters")
+COST_COLUMNS = (
+    *("train_tokens", "train_flops", "train_process_seconds", "train_seconds"),
+    *("forwards_per_prediction", "trainable_parameters"),
+)
 FEW_TASKS = 2
 SCALINGS = {"members_ts_": " members T-scaled", "ts_": " T-scaled"}
 DIVERSITY_METRICS = ("disagreement", "jsd", "mutual_information", "error_correlation")
@@ -40,8 +45,9 @@ TITLES = {
     "rho_acc_gain": "gain in accuracy: rho",
     "train_tokens": "train tokens",
     "train_flops": "train FLOPs",
-    "train_seconds": "train s",
-    "train_process_seconds": "train process s",
+    "train_process_seconds": "train CPU/GPU s",
+    "train_seconds": "train wall s",
+    "tuning_tokens": "tuning tokens",
     "predict_seconds": "predict s",
     "forwards_per_prediction": "forwards",
     "trainable_parameters": "parameters",
@@ -79,10 +85,31 @@ def direction(column: str) -> Direction:
     return DIRECTION.get("ensemble_nll" if name in ("nll", "validation_nll") else name, "none")
 
 
-def margin(column: str) -> float:
-    """The largest difference of a tested column that does not matter."""
+def margin_name(column: str) -> str:
+    """What the margin of a tested column is called in MARGINS."""
     metric = column.partition(OOD_SEPARATOR)[0].removeprefix("ts_")
-    return MARGINS["auroc" if metric.startswith("auroc_") else metric]
+    return "auroc" if metric.startswith("auroc_") else metric
+
+
+def margins(texts: Sequence[str]) -> dict[str, float]:
+    """Margins by metric from words such as "ensemble_nll=0.01".
+
+    Raises:
+        ValueError: another metric, or a margin that is not above 0.
+    """
+    found = {}
+    for text in texts:
+        metric, _, number = text.partition("=")
+        try:
+            found[metric] = float(number)
+        except ValueError:
+            found[metric] = math.nan
+        if metric not in MARGINS or not 0 < found[metric] < math.inf:
+            raise ValueError(
+                f"margin {text!r}: must be METRIC=X with X > 0 and METRIC one of {', '.join(MARGINS)}; write "
+                "ensemble_nll=0.01"
+            )
+    return found
 
 
 def title(column: str) -> str:

@@ -26,7 +26,7 @@ from analysis.rows import (
     ood_sets,
     pool,
 )
-from lorae.draws import plain_set
+from lorae.draws import Draws, plain_set, read_draws
 from lorae.methods import InContext
 from lorae.metrics import ood_summary
 from lorae.prediction_files import Predictions, prediction_sets
@@ -95,6 +95,11 @@ class Cell:
         """The prediction set that its metrics are computed on, whatever was drawn; only cells that share it
         can be compared."""
         return plain_set(eval_sets(self.rows[0])["test"])
+
+    @property
+    def draws(self) -> Draws | None:
+        """What each member is drawn by, where its training does not give its draws."""
+        return read_draws(self.rows[0]["draws"])
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -190,10 +190,11 @@ def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
 
 def _is_single_rival(cell: Cell, ensemble: Cell) -> bool:
     """Whether it is the ensemble's own member, or differs from that in its rank, budget and regulariser; of
-    another rank or budget it may have a learning rate of its own."""
+    another rank or budget, or where recipes were tuned, it may have a learning rate of its own."""
     ours, theirs = ensemble.factors, cell.factors
     free = {"members", "rank", "alpha", "budget", "regularizers"}
-    if (ours["rank"], ours["budget"]) != (theirs["rank"], theirs["budget"]):
+    tuned = ensemble.rows[0]["tuning"] is not None
+    if tuned or (ours["rank"], ours["budget"]) != (theirs["rank"], theirs["budget"]):
         free.add("lr")
     same = all(theirs[f] == value for f, value in ours.items() if f not in free)
     ranks = (ours["rank"], ensemble.members * ours["rank"])

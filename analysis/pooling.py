@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from analysis.columns import margin
+from analysis.columns import MARGINS, margin_name
 from analysis.estimates import MAX_SUBSETS, Design, Pool, Subset, estimate
 from analysis.influence import Measured, measured, of_separation
 from analysis.rows import Row, eval_sets, is_soup, ood_sets, pool
@@ -102,7 +102,7 @@ class Estimates:
 
     def margin(self, column: str) -> float:
         """The largest difference of a tested column that does not matter."""
-        return self.margins.get(column.partition(OOD_SEPARATOR)[0].removeprefix("ts_"), margin(column))
+        return self.margins.get(margin_name(column), MARGINS[margin_name(column)])
 
     def num_trainings(self, cell: Cell) -> int:
         """Distinct members in the pools of a cell; 0 for the untouched backbone."""

@@ -7,8 +7,9 @@ Everything is computed from the storage: trials.parquet, and the stored logits o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import lorae
 from analysis.columns import all_metrics
@@ -41,7 +42,12 @@ MAX_PANELS = 8  # of which figures are drawn; the tables are always whole
 
 
 def write_report(
-    storage: str, sweep: str, out: Path, warnings: Sequence[str] = (), allow_missing: bool = False
+    storage: str,
+    sweep: str,
+    out: Path,
+    warnings: Sequence[str] = (),
+    allow_missing: bool = False,
+    margins: Mapping[str, float] = MappingProxyType({}),
 ) -> Path:
     """Write `index.html` and the tables and figures beside it into `out`; returns the page's path.
 
@@ -49,10 +55,11 @@ def write_report(
         storage: path or URI of the storage.
         warnings: shown on top, such as what an audit found.
         allow_missing: report an incomplete sweep, with what it lacks among the warnings.
+        margins: the largest differences that do not matter, by metric, in place of `columns.MARGINS`.
     Raises:
         ValueError: as `load_trials`.
     """
-    trials = load_trials(storage, sweep, allow_missing).with_stored_ood()
+    trials = load_trials(storage, sweep, allow_missing, margins).with_stored_ood()
     if trials.missing:
         lacking = missing_text(sweep, trials.missing, fill_command(trials.rows[0]))
         warnings = [*warnings, lacking]

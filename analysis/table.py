@@ -13,8 +13,10 @@ from typing import Any
 
 from analysis.columns import COST_COLUMNS, Column, default_metrics, direction, title
 from analysis.data import IN_CONTEXT, Cell, Trials
+from analysis.pooling import SQUARES
 from analysis.rows import provenance
 from analysis.significance import ALPHA, Difference, Estimate, Mark
+from analysis.tuned import tuning_notes, tuning_tokens
 from lorae.results import FACTORS
 
 MARKS = (
@@ -82,6 +84,7 @@ def comparison(
             line = cell_line(cell) | {"trainings": Entry(num_trainings(trials, cell))}
             line |= {metric: entry(trials, cell, metric, marks[metric].get(cell)) for metric in metrics}
             line |= {cost: entry(trials, cell, cost) for cost in costs}
+            line["tuning_tokens"] = Entry(tuning_tokens(cell))
             blocks.setdefault(test_set, []).append(line)
     return Table(
         name=name,
@@ -92,9 +95,14 @@ def comparison(
             Column("trainings", "amount"),
             *(Column(metric, "metric") for metric in metrics),
             *(Column(cost, "amount") for cost in costs),
+            *([Column("tuning_tokens", "amount")] if costs and any(map(tuning_tokens, trials.cells)) else []),
         ),
         blocks=tuple(map(tuple, blocks.values())),
-        notes=(*notes(trials, trials.cells), *(f"left out: {what}" for what in trials.pruned)),
+        notes=(
+            *tuning_notes(trials.cells),
+            *notes(trials, trials.cells),
+            *(f"left out: {what}" for what in trials.pruned),
+        ),
     )
 
 
@@ -104,6 +112,12 @@ def notes(trials: Trials, cells: Sequence[Cell]) -> tuple[str, ...]:
     flags = {flag: cell for cell in cells if (flag := trials.estimates.flags.get(cell))}
     found += trials.estimates.lacking
     found += [f"no temperature-scaled metrics of {cell.name}: {flag}" for flag, cell in flags.items()]
+    scaled_or_not = [trials.estimates.of(cell, name) for cell in cells for name in SQUARES]
+    if any(of and of.value < 0 for of in scaled_or_not):
+        found.append(
+            "a debiased CE below 0 is 0 but for chance: its square has no bias, so it falls on both sides"
+        )
+    found += dict.fromkeys(draws.note for cell in cells if (draws := cell.draws) and draws.note)
     return (*found, *(f"missing: {what}" for what in trials.missing))
 
 

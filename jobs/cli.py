@@ -157,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--sweep", default="demo", metavar="NAME")
     report.add_argument("--out", required=True, metavar="DIR")
     report.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
+    report.add_argument(
+        "--margin", action="append", default=[], metavar="METRIC=X", help="largest difference that is none"
+    )
     report.set_defaults(run=_report)
 
     export = commands.add_parser("export", parents=[storage], help="write a member as a PEFT adapter")
@@ -283,12 +286,14 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from analysis.audit import audit
+    from analysis.columns import margins
     from analysis.report import write_report
 
+    chosen = margins(arguments.margin)
     failed = [f for f in audit(arguments.storage, arguments.sweep) if f.status == "failed"]
     warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
     out = Path(arguments.out)
-    print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing))
+    print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import re
 from dataclasses import replace
 
@@ -14,7 +15,8 @@ import scipy.special
 from sklearn.metrics import roc_auc_score
 from sweeps import COMMAND, make_sweep
 
-from analysis.columns import Column, all_metrics, direction, title
+from analysis import demo
+from analysis.columns import Column, all_metrics, direction, margins, title
 from analysis.data import load_trials
 from analysis.render import amount, csv_text, latex, markdown
 from analysis.table import Entry, Table, comparison
@@ -234,3 +236,26 @@ def test_odd_numbers_and_texts_survive_every_rendering():
 )
 def test_amounts_have_three_digits(value, shown):
     assert amount(value) == shown
+
+
+@pytest.mark.parametrize("text", ["acc=0", "acc=-1", "acc=x", "acc", "speed=1", "ensemble_nll=nan"])
+def test_a_margin_that_is_none_is_one_clear_error(text, storage, capsys):
+    with pytest.raises(ValueError, match=r"margin .*must be METRIC=X with X > 0"):
+        margins([text])
+    assert demo.main([storage, "--sweep", "toy", "--margin", text]) == 2
+    assert "must be METRIC=X" in capsys.readouterr().err
+
+
+def test_a_note_names_the_grid_and_what_was_chosen_at_its_end(storage):
+    trials = load_trials(storage, "toy")
+    axes = {"optimizer.lr": {"values": [1e-4, 3e-4, 1e-3], "chosen": 1e-3, "at_end": True}}
+    tuning = {"axes": axes, "points": [], "members": 2, "train_tokens": 6000}
+    rows = tuple(row | {"tuning": json.dumps(tuning) if row["members"] else None} for row in trials.rows)
+    table = comparison(replace(trials, rows=rows))
+    assert any(
+        "optimizer.lr over 0.0001, 0.0003, 0.001, by the mean validation NLL of 2 single members" in note
+        for note in table.notes
+    )
+    assert any(note.startswith("chosen at an end of its grid") for note in table.notes)
+    assert line_of(table, "single LoRA", "none")["tuning_tokens"].value == 6000
+    assert "tuning tokens" in markdown(table) and "tuning tokens" not in markdown(comparison(trials))
