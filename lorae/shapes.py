@@ -79,7 +79,7 @@ def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
             "mlp.dense_4h_to_h": (inner, hidden),
         }
         return _per_layer(config, "gpt_neox.layers", layer)
-    return _meta_shapes(config)
+    return linears_of(meta_model(config))
 
 
 def _llama_layer(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -122,14 +122,14 @@ def _per_layer(
     }
 
 
-def _meta_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def meta_model(config: dict[str, Any]) -> Any:
+    """The backbone that a config describes on torch's meta device, without weights."""
     import torch
     from transformers import AutoConfig
 
     settings = {k: v for k, v in config.items() if k != "model_type"}
     with torch.device("meta"):
-        model = auto_class(config).from_config(AutoConfig.for_model(config["model_type"], **settings))
-    return linears_of(model)
+        return auto_class(config).from_config(AutoConfig.for_model(config["model_type"], **settings))
 
 
 def auto_class(config: dict[str, Any]) -> Any:
