@@ -18,6 +18,7 @@ from lorae.ranks import Ranks
 from lorae.self_check import check_packed, check_pooled, unsupported
 from lorae.shapes import BERT_LIKE, auto_class, kind_of, linears_of
 from lorae.sources import Source, backbone_config, backbone_folder
+from lorae.tokens import read_tokenizer
 from lorae.weights import LOADING, check_loaded, quiet_transformers, weight_files
 
 if TYPE_CHECKING:
@@ -123,8 +124,6 @@ def set_matmul_precision(precision: Precision, device: str) -> None:
 
 def read_backbone(source: Source, precision: Precision, device: str, recompute: bool) -> Backbone:
     """What `load_backbone` returns, before it is checked."""
-    from transformers import AutoTokenizer
-
     folder, config = backbone_folder(source), backbone_config(source)
     causal = kind_of(config) == "causal"
     register_attention()
@@ -145,22 +144,25 @@ def read_backbone(source: Source, precision: Precision, device: str, recompute: 
         why = f"it cannot be run on packed rows ({error!r})"
         raise unsupported(source.label, config["architectures"][0], why) from error
     if causal:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: Any = read_tokenizer(folder)
     else:
         tokenizer = read_inputs(folder, config)
         body_only(lm)
     check_loaded(lm, info, files, is_encoder=not causal)
-    fuse_norms(lm)
+    fuse_kernels(lm)
     if recompute:
         recompute_layers(lm)
     return Backbone(source.label, lm.to(torch.device(device)).eval().requires_grad_(False), tokenizer)
 
 
-def fuse_norms(lm: nn.Module) -> None:
-    """Let plain RMS norms be one kernel, which also keeps less for the backward pass."""
+def fuse_kernels(lm: nn.Module) -> None:
+    """Let plain RMS norms, and GPT-2's GELU, be one kernel each, which also keeps less for the backward
+    pass."""
     for module in lm.modules():
         if type(module).__name__.endswith("RMSNorm") and is_plain_norm(type(module)):
             module.forward = functools.partial(_rms_norm, module)
+        elif type(module).__name__ == "NewGELUActivation":
+            module.forward = functools.partial(nn.functional.gelu, approximate="tanh")
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from lorae.backbone_checks import Inspection
 from lorae.checks import MAX_FULL_BYTES, check_recipe
 from lorae.draws import Draws, Fitted, Laplace
 from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
@@ -108,6 +109,7 @@ class Plan:
         placements, estimates: of each of the stacks.
         soups: those that lack predictions, to be run when their members are stored: see `soups_of`.
         whole: no stack is divided: a search that ends stacks early compares ensembles.
+        backbones: what their folders were found to hold.
     """
 
     trials: tuple[tuple[Trial, tuple[Task, ...]], ...]
@@ -121,6 +123,7 @@ class Plan:
     estimates: tuple[Estimate, ...] = ()
     soups: tuple[Stack, ...] = ()
     whole: bool = False
+    backbones: tuple[Inspection, ...] = ()
 
     @property
     def is_done(self) -> bool:

@@ -53,6 +53,8 @@ def check_packed(backbone: Backbone, times: int = 1) -> None:
         if not backbone.is_encoder:
             first = torch.arange(own.shape[1], device=backbone.device).expand(len(rows), -1)
             ours = backbone.answer_logits(ours, first)
+    except torch.OutOfMemoryError:
+        raise
     except FAILURES as error:
         why = f"it cannot be run on packed rows ({error!r})"
         raise unsupported(backbone.name, type(lm).__name__, why) from error
