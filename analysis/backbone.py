@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lorae.metrics import left_singular_vectors
-from lorae.shapes import VIT_LIKE
+from lorae.shapes import VIT_LIKE, has_transposed_weights
 from lorae.sources import Files, cache_dir
 from lorae.storage import Storage
 
@@ -72,20 +72,23 @@ class BackboneWeights:
 
     Args:
         precision: in which it was loaded; "bf16" rounds the weights.
+        transposed: the files have them as (d_in, d_out).
     """
 
     folder: Path
     tensors: dict[str, Stored]
     precision: str = "fp32"
+    transposed: bool = False
     left: dict[str, np.ndarray] = field(default_factory=dict)  # layer -> its singular vectors, once needed
 
     @functools.cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
-        return linears_in(self.tensors)
+        shapes = linears_in(self.tensors)
+        return {name: shape[::-1] for name, shape in shapes.items()} if self.transposed else shapes
 
     def d_in(self, layer: str) -> int:
         """Width of a layer's input; errors as of `read`."""
-        return self._stored(layer).shape[1]
+        return self._stored(layer).shape[0 if self.transposed else 1]
 
     def read(self, layer: str) -> np.ndarray:
         """The weight W (d_out, d_in) in float32.
@@ -93,8 +96,12 @@ class BackboneWeights:
         Raises:
             LacksLayer: the backbone has no such layer, or has it in a quantised form.
         """
-        weight = self._stored(layer).read()
+        weight = self.oriented(self._stored(layer).read())
         return weight if self.precision == "fp32" else _rounded_to_bf16(weight)
+
+    def oriented(self, weight: np.ndarray) -> np.ndarray:
+        """A stored weight as (d_out, d_in)."""
+        return weight.T if self.transposed else weight
 
     def left_singular_vectors(self, layer: str) -> np.ndarray:
         """Those of `read(layer)`; kept, as every member is compared with them (4 d_out^2 bytes or less)."""
@@ -124,10 +131,11 @@ def open_backbone(folder: Path, precision: str = "fp32") -> BackboneWeights:
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no *.safetensors; give the folder of a hub repository's copy")
-    renamed = json.loads((folder / "config.json").read_text()).get("model_type") in VIT_LIKE
+    config = {"model_type": None} | json.loads((folder / "config.json").read_text())
+    renamed = config["model_type"] in VIT_LIKE
     tensors = {name: t for file in files for name, t in stored_tensors(Storage(str(folder)), file).items()}
     loaded = {_loaded(name) if renamed else name: tensor for name, tensor in tensors.items()}
-    return BackboneWeights(folder, loaded, precision)
+    return BackboneWeights(folder, loaded, precision, has_transposed_weights(config))
 
 
 def _loaded(name: str) -> str:

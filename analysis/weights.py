@@ -201,7 +201,7 @@ def full_update(
     layers = tuple(sorted(adapted_layers(Lora(rank=1, targets=targets), linears_in(tensors), "a member")))
 
     def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
-        W_ED = tensors[f"{layer}.weight"].read()
+        W_ED = backbone.oriented(tensors[f"{layer}.weight"].read())
         return W_ED - backbone.read(layer), np.eye(W_ED.shape[1], dtype=np.float32)
 
     return Update(layers, factors)

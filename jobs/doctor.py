@@ -107,12 +107,15 @@ def _data_root(folder: str | None) -> str:
 
 
 def _embedded() -> str:
-    from lorae.sources import backbone_folder
+    from lorae.backbone_checks import inspect_backbone
     from lorae.tasks import RottenTomatoes
     from pipelines.demo import SMOLLM2_135M
 
-    examples = RottenTomatoes().located().examples("test")
-    return f"{backbone_folder(SMOLLM2_135M).name}, {len(examples)} test sentences"
+    task = RottenTomatoes().located()
+    found = inspect_backbone(SMOLLM2_135M, tasks=[task])
+    if found.faults:
+        raise ValueError("; ".join(found.faults))
+    return f"{found}; {len(task.examples('test'))} test sentences"
 
 
 def _hub() -> str:

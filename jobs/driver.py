@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from jobs import tracking
@@ -17,6 +17,7 @@ from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tun
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
+from lorae.backbone_checks import check_backbones
 from lorae.faults import input_faults
 from lorae.methods import InContext
 from lorae.plan import Devices, Plan, after_tuning, make_plan, placed, soups_of
@@ -51,6 +52,8 @@ def run_sweep(
     plan = make_plan(request.sweep, store, here, "local" if local else "tune")
     if search:
         check_search(search, plan, request, local)
+    if dry_run or not plan.is_done:
+        plan = replace(plan, backbones=check_backbones(plan.trials))
     if not plan.is_done:
         refuse(input_faults(plan.trials, MEDIA_SECONDS))
     if dry_run:
@@ -177,6 +180,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "damaged": list(plan.damaged),
         },
         "soups": len(plan.soups),
+        "backbones": [asdict(found) for found in plan.backbones],
         "stacks": [
             columns(stack)
             | asdict(place)
@@ -229,6 +233,7 @@ def _round_text(plan: Plan) -> str:
         f"{members['to_train'] - prompted} to train" + (f", {prompted} to prompt" if prompted else "")
     ]
     lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
+    lines += map(str, plan.backbones)
     for number, stack in enumerate(record["stacks"], 1):
         size = stack["init"] if stack["method"] == InContext.label else f"rank {stack['rank']}"
         size += f" lr {stack['lr']:g}" if stack["lr"] else ""

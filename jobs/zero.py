@@ -108,12 +108,16 @@ def load_partitioned(
     import torch.distributed as dist
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    from lorae.backbones import check_packed, read_backbone
+    from lorae.backbones import read_backbone
     from lorae.ranks import Ranks
+    from lorae.self_check import check_packed
+    from lorae.sources import backbone_config, backbone_folder
+    from lorae.weights import check_weights
 
     if device == "cpu":
         deepspeed.ops.__dict__["__compatible_ops__"] = {}  # or it compiles a C++ extension of what gloo does
     deepspeed.init_distributed(dist.get_backend())
+    check_weights(backbone_folder(source), backbone_config(source))  # while it is partitioned nobody counts
     config = deepspeed_config(zero, precision, device)
     alive = HfDeepSpeedConfig(config)
     whole = read_backbone(source, precision, device, recompute)

@@ -42,7 +42,7 @@ HEAD_STD = 0.02  # `initializer_range` of transformers' ViT, DeiT, AST, BERT and
 class Stacked(nn.Module):
     """Layer `layer`, the `number`-th adapted one, with what the members of a stack add to it."""
 
-    def __init__(self, base: nn.Linear, adapters: Adapters, layer: str, number: int) -> None:
+    def __init__(self, base: Any, adapters: Adapters, layer: str, number: int) -> None:
         super().__init__()
         self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
 

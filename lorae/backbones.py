@@ -15,8 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from lorae.encoders import Inputs, body_only, read_inputs
 from lorae.packing import ATTENTION, Packing, register_attention
 from lorae.ranks import Ranks
-from lorae.shapes import BERT_LIKE, auto_class, first_position, kind_of, linears_of
+from lorae.self_check import check_packed, check_pooled, unsupported
+from lorae.shapes import BERT_LIKE, auto_class, kind_of, linears_of
 from lorae.sources import Source, backbone_config, backbone_folder
+from lorae.tokens import read_tokenizer
+from lorae.weights import LOADING, check_loaded, quiet_transformers, weight_files
 
 if TYPE_CHECKING:
     from lorae.adapters import Adapters
@@ -102,11 +105,13 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
     Args:
         recompute: compute a layer's activations again in the backward pass instead of keeping them.
     Raises:
-        ValueError: files are missing, or packed rows do not give its logits (an architecture whose head has a
-            scaling that lorae does not know).
+        ValueError: files are missing or damaged or do not hold what the config names, or packed rows do not
+            give its logits (an architecture whose head has a scaling that lorae does not know).
     """
     backbone = read_backbone(source, precision, device, recompute)
     check_packed(backbone)
+    if backbone.is_encoder and kind_of(backbone.tokenizer.config) == "text":
+        check_pooled(backbone)
     return backbone
 
 
@@ -119,37 +124,45 @@ def set_matmul_precision(precision: Precision, device: str) -> None:
 
 def read_backbone(source: Source, precision: Precision, device: str, recompute: bool) -> Backbone:
     """What `load_backbone` returns, before it is checked."""
-    from transformers import AutoTokenizer
-
     folder, config = backbone_folder(source), backbone_config(source)
     causal = kind_of(config) == "causal"
     register_attention()
     packs = causal or config["model_type"] in BERT_LIKE
     # The backward pass of flash attention on a CPU is slower than that of the eager one for short sequences.
     attention = ATTENTION if packs else "eager" if device == "cpu" else "sdpa"
-    lm: Any = auto_class(config).from_pretrained(
-        folder,
-        dtype=DTYPES[precision],
-        attn_implementation=attention,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    files = weight_files(folder)
+    try:
+        with quiet_transformers():
+            lm, info = auto_class(config).from_pretrained(
+                folder,
+                dtype=DTYPES[precision],
+                attn_implementation=attention,
+                trust_remote_code=False,
+                **LOADING,
+            )
+    except KeyError as error:  # of a class that looks its attention up
+        why = f"it cannot be run on packed rows ({error!r})"
+        raise unsupported(source.label, config["architectures"][0], why) from error
     if causal:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: Any = read_tokenizer(folder)
     else:
         tokenizer = read_inputs(folder, config)
         body_only(lm)
-    fuse_norms(lm)
+    check_loaded(lm, info, files, is_encoder=not causal)
+    fuse_kernels(lm)
     if recompute:
         recompute_layers(lm)
     return Backbone(source.label, lm.to(torch.device(device)).eval().requires_grad_(False), tokenizer)
 
 
-def fuse_norms(lm: nn.Module) -> None:
-    """Let plain RMS norms be one kernel, which also keeps less for the backward pass."""
+def fuse_kernels(lm: nn.Module) -> None:
+    """Let plain RMS norms, and GPT-2's GELU, be one kernel each, which also keeps less for the backward
+    pass."""
     for module in lm.modules():
         if type(module).__name__.endswith("RMSNorm") and is_plain_norm(type(module)):
             module.forward = functools.partial(_rms_norm, module)
+        elif type(module).__name__ == "NewGELUActivation":
+            module.forward = functools.partial(nn.functional.gelu, approximate="tanh")
 
 
 @functools.cache
@@ -176,44 +189,3 @@ def recompute_layers(lm: nn.Module) -> None:
     for layer in lm.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-
-
-@torch.no_grad()
-def check_packed(backbone: Backbone) -> None:
-    """Compare packed rows with the model itself, row by row: `answer_logits` with a causal LM's logits, an
-    encoder's hidden states with its own. A model that does not run packed has nothing to compare.
-
-    In bf16 a model of many layers differs from itself, by how much its own two attentions tell.
-    """
-    lm, causal = backbone.lm, not backbone.is_encoder
-    if lm.config._attn_implementation != ATTENTION:
-        return
-    # Not the first tokens: activations of special ones are so large that rounding shows
-    rows = [[31, 32, 33, 34], [31, 36], [31, 33, 32, 31, 36, 37]]
-
-    def by_itself(attention: str) -> torch.Tensor:
-        lm.set_attn_implementation(attention)
-        each = [torch.tensor([row], device=backbone.device) for row in rows]
-        if causal:
-            return torch.stack([lm(input_ids=ids, use_cache=False).logits[0, -1, :8] for ids in each]).float()
-        return torch.stack([lm.base_model(input_ids=ids).last_hidden_state[0, -1] for ids in each]).float()
-
-    own = by_itself("eager")
-    scale = own.abs().max().clamp(min=1.0)
-    allowed = scale * (1e-4 if backbone.dtype == torch.float32 else 2e-2)
-    if backbone.dtype != torch.float32 and lm._supports_sdpa:
-        allowed = torch.maximum(allowed, 4 * (by_itself("sdpa") - own).norm())
-    lm.set_attn_implementation(ATTENTION)
-    tokens = [token for row in rows for token in row]
-    packed = Packing.of([len(row) for row in rows], 1, backbone.device, shared=int(causal))
-    if not causal:
-        packed = packed.bidirectional()
-    positions = packed.places + first_position(lm.config.to_dict())
-    ours = backbone.hidden(packed.pack(tokens), positions, packed)[0, packed.ends]
-    if causal:
-        ours = backbone.answer_logits(ours, torch.arange(8, device=backbone.device).expand(len(rows), -1))
-    if not (ours.float() - own).norm() <= allowed:
-        raise ValueError(
-            f"{backbone.name}: what {type(lm).__name__} computes is not what its layers, its attention to "
-            "tokens alone and its output head give; this architecture is not supported"
-        )

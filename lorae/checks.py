@@ -9,7 +9,7 @@ from lorae import seeds
 from lorae.memory import full_member_bytes
 from lorae.methods import Full, InContext, LastLayer, adapted_layers
 from lorae.regularizers import Masksembles
-from lorae.shapes import kind_of, linear_shapes, most_tokens
+from lorae.shapes import alike_tokens, kind_of, linear_shapes, most_tokens
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.trial import Trial
 
@@ -58,16 +58,24 @@ def _check_backbone(trial: Trial, config: dict[str, Any]) -> None:
     if (kind != "causal") != isinstance(task.scoring, Head):
         fit = "Letters(), LabelWords() or OptionLikelihood()" if kind == "causal" else "Head()"
         raise ValueError(f"{task.name} is scored by {task.scoring}, {name} is a {what}; write scoring={fit}")
+    if kind == "text" and config.get("is_decoder"):
+        raise ValueError(
+            f"{name} has is_decoder=true: its first token, which Head('cls') reads, does not see the rest of "
+            "a text; take an encoder"
+        )
     if kind == "image" and (channels := config.get("num_channels", 3)) != 3:
         raise ValueError(
             f"{name} reads images of {channels} channels, examples have 3 (RGB); take another backbone"
         )
     longest = most_tokens(config)
     if longest and trial.budget.max_tokens > longest:
-        raise ValueError(
-            f"max_tokens={trial.budget.max_tokens}: {name} reads at most {longest}; "
-            f"write Budget(max_tokens={longest})"
-        )
+        why = f"{name} reads at most {longest}"
+        if longest == alike_tokens(config):
+            why = (
+                f"beyond {longest} tokens, {name} rescales its rotary frequencies by the longest text of a "
+                "batch, so that members would depend on each other"
+            )
+        raise ValueError(f"max_tokens={trial.budget.max_tokens}: {why}; write Budget(max_tokens={longest})")
 
 
 def _check_shots(method: InContext, trial: Trial, config: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from lorae.media import Audio, Image
 from lorae.packing import ATTENTION, Packing
 from lorae.shapes import first_position, kind_of, num_pooled_tokens, num_prefix_tokens, num_tokens
 from lorae.tasks.base import Example, Task
+from lorae.tokens import read_tokenizer
 from lorae.transfer import to_device
 
 if TYPE_CHECKING:
@@ -144,17 +145,16 @@ def read_inputs(folder: Path, config: dict[str, Any]) -> Inputs:
     import transformers
 
     kind = kind_of(config)
-    auto: Any = {
-        "text": transformers.AutoTokenizer,
-        "image": transformers.AutoImageProcessor,
-        "audio": transformers.AutoFeatureExtractor,
-    }[kind]
+    if kind == "text":
+        return Inputs(config, read_tokenizer(folder))
+    auto: Any = transformers.AutoImageProcessor if kind == "image" else transformers.AutoFeatureExtractor
     try:
         inputs = Inputs(config, auto.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as error:
-        what = "tokenizer" if kind == "text" else "preprocessor_config.json"
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder} has no {what} that can be read ({first}); copy it there") from error
+        raise ValueError(
+            f"{folder} has no preprocessor_config.json that can be read ({first}); copy it there"
+        ) from error
     if kind == "image":
         _check_size(inputs, Image.raw(np.zeros((64, 64, 3), np.uint8)), folder)
     elif kind == "audio":

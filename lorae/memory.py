@@ -1,6 +1,6 @@
 """Peak memory of a stack from the backbone's config alone: neither weights nor torch are loaded.
 
-Counted tensor by tensor for a Llama-like decoder, and for an encoder with LayerNorm and GELU, with frozen
+Counted tensor by tensor for a Llama-like decoder, and for GPT-2 or an encoder with LayerNorm and GELU, frozen
 weights, in which autograd keeps no input of a frozen linear layer and nothing below the first adapted one.
 Other decoders are counted as if they were Llama-like.
 The attention is that of `lorae.packing`: written out on a CPU, scaled_dot_product_attention on a GPU.
@@ -141,7 +141,7 @@ class _Shape:
     key_value_heads: int
     head_dim: int
     qk_norm: bool
-    encoder: bool
+    layer_norm: bool  # and GELU, not RMS norm and SiLU
     vocabulary: int
 
     @classmethod
@@ -157,24 +157,24 @@ class _Shape:
             key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or hidden // heads,
             qk_norm=config["model_type"] in QK_NORM,
-            encoder=kind_of(config) != "causal",
+            layer_norm=kind_of(config) != "causal" or config["model_type"] == "gpt2",
             vocabulary=config.get("vocab_size", 0),
         )
 
     def kept_bytes(self, tokens: int, length: int) -> int:
         """What autograd keeps of one layer: two norms' inputs, an RMS norm's in fp32; queries, keys and
         values; softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
-        activations (gate, SiLU of it, up; of an encoder GELU's input)."""
+        activations (gate, SiLU of it, up; or GELU's input)."""
         attention, key_value = self.heads * self.head_dim, self.key_value_heads * self.head_dim
-        norms = (self.size if self.encoder else 4) * (2 * self.hidden + 2 * self.qk_norm * attention)
+        norms = (self.size if self.layer_norm else 4) * (2 * self.hidden + 2 * self.qk_norm * attention)
         scores = attention * self.size if self.fused else self.heads * length * (4 + 2 * (self.size == 2))
-        inner = (3 if self.gated else 1 if self.encoder else 2) * self.inner * self.size
+        inner = (3 if self.gated else 1 if self.layer_norm else 2) * self.inner * self.size
         return tokens * (norms + (attention + 2 * key_value) * self.size + scores + inner)
 
     def backward_bytes(self, tokens: int, rows: int, texts: Texts) -> int:
         """Largest temporaries at the start of the backward pass: gradients of the inner activations, of the
         scores (when the inner ones are gone), or of the answers' logits."""
-        inner = 3 * tokens * self.inner * self.size
+        inner = (2 if self.layer_norm else 3) * tokens * self.inner * self.size
         scores = 0 if self.fused else 8 * tokens * self.heads * texts.longest - inner
         logits = 12 * rows * texts.answers * self.vocabulary
         return max(inner, scores, logits)

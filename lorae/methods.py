@@ -100,7 +100,7 @@ class Lora:
     Args:
         rank: >= 1 and at most the smaller side of every adapted layer.
         alpha: scaling numerator, > 0; None = h = W0 x + B A x, as in LoRA-Ensemble (arXiv:2405.14438).
-        targets: names of the adapted `nn.Linear`s, matched against the last part(s) of the module path; "q",
+        targets: names of the adapted linear layers, matched against the last part(s) of the module path; "q",
             "k", "v" and "o" are the projections of attention, whatever an architecture calls them.
         init: distribution of A.
         b_std: standard deviation of a random B; 0 keeps B = 0, so that every member starts as the backbone.

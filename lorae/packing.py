@@ -172,11 +172,11 @@ def attention(
     On a GPU by scaled_dot_product_attention; on a CPU written out, as the backward pass of flash attention is
     slower there for the short sequences of classification. Without a packing every row is a sequence.
     """
-    num, heads, length, width = query.shape
+    num, heads, length = query.shape[:3]
     x = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (M, S, heads, d)
     if packing:
-        x = [_Pad.apply(t.reshape(-1, t.shape[2] * width), packing) for t in x]
-        x = [t.view(*packing.shape, -1, width) for t in x]  # (R, T, heads, d)
+        padded = [_Pad.apply(t.flatten(0, 1).flatten(1), packing) for t in x]
+        x = [p.view(*packing.shape, *t.shape[2:]) for p, t in zip(padded, x)]  # (R, T, heads, d)
     q, k, v = (t.transpose(1, 2) for t in x)
     visible = packing.visible[:, None] if packing and packing.visible is not None else None
     if sliding_window is not None and sliding_window < q.shape[2]:
@@ -192,8 +192,8 @@ def attention(
     else:
         out = _written_out(q, k, v, _causal(q) if visible is None else visible, scaling, softcap)
     if packing:
-        out = _Pack.apply(out.reshape(-1, heads * width), packing)
-    return out.reshape(num, length, heads, width), None
+        out = _Pack.apply(out.flatten(0, 1).flatten(1), packing)
+    return out.reshape(num, length, heads, -1), None
 
 
 def _causal(q: torch.Tensor) -> torch.Tensor:
@@ -227,7 +227,7 @@ def _written_out(
     scores = scores.masked_fill(~visible[..., None, :, :], torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
     out = weights.view(num, shared, -1, length) @ v  # (R, key heads, queries * T, d)
-    return out.view(num, heads, length, width).transpose(1, 2)
+    return out.view(num, heads, length, -1).transpose(1, 2)
 
 
 def register_attention() -> None:

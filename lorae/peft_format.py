@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from lorae.identity import canonical
 from lorae.methods import Lora, Method, Vera, target_modules
-from lorae.shapes import classifier_path
+from lorae.shapes import classifier_path, has_transposed_weights
 from lorae.sources import Hub, Source, backbone_config
 from lorae.store import ADAPTER_CONFIG, POSTERIOR, WEIGHTS, Store, member_folder, snapshot_file
 from lorae.tasks.base import Head, Scoring
@@ -214,6 +214,8 @@ def _config(method: Lora | Vera, backbone: Source, layers: list[str]) -> dict[st
         "bias": "none",
         "inference_mode": True,
     }
+    if has_transposed_weights(backbone_config(backbone)):
+        common["fan_in_fan_out"] = True
     if isinstance(method, Lora):
         return common | {"peft_type": "LORA", "lora_alpha": method.alpha or method.rank, "lora_dropout": 0.0}
     return common | {

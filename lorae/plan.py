@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lorae.axes import with_values
+from lorae.backbone_checks import Inspection
 from lorae.checks import MAX_FULL_BYTES, check_recipe
 from lorae.choice import Choice, choose
 from lorae.draws import Draws, Fitted, Laplace
@@ -116,6 +117,7 @@ class Plan:
         tuning: what is to be run before the values of the trials are known; None = they are. Until then the
             trials have the values that leave most to be trained, and this plan is an upper bound.
         choices: what each trial that a sweep tunes was tuned over, and what was chosen.
+        backbones: what their folders were found to hold.
     """
 
     trials: tuple[tuple[Trial, tuple[Task, ...]], ...]
@@ -131,6 +133,7 @@ class Plan:
     whole: bool = False
     tuning: Plan | None = None
     choices: Mapping[Trial, Choice] = field(default_factory=dict)
+    backbones: tuple[Inspection, ...] = ()
 
     @property
     def is_done(self) -> bool:

@@ -9,6 +9,14 @@ Kind = Literal["causal", "text", "image", "audio"]  # a causal LM, or an encoder
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
 VIT_LIKE = {"vit": "vit", "deit": "deit", "audio-spectrogram-transformer": "audio_spectrogram_transformer"}
+# GPT-2's own names, and what they are called in common
+GPT2_NAMES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+}
 BERT_LIKE = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
 _HEADS: dict[str, Kind] = {
     "ForImageClassification": "image",
@@ -24,6 +32,10 @@ def with_common_names(config: dict[str, Any]) -> dict[str, Any]:
     """A config.json with the names that are read here, too, of a model that has others: DistilBERT's `dim` is
     `hidden_size`. Only those of models that are not written out are asked of transformers."""
     model = config.get("model_type", "")
+    if model == "gpt2":
+        return {"tie_word_embeddings": True} | {
+            GPT2_NAMES.get(name, name): value for name, value in config.items()
+        }
     if model in (*LLAMA_LIKE, "gpt_neox", *VIT_LIKE, *BERT_LIKE):
         return config
     from transformers import CONFIG_MAPPING
@@ -34,7 +46,7 @@ def with_common_names(config: dict[str, Any]) -> dict[str, Any]:
 
 def kind_of(config: dict[str, Any]) -> Kind:
     """Whether a backbone is a causal LM or an encoder, and of what; an architecture that is not written out
-    here is what its checkpoint's class says.
+    here is what its checkpoint's class says, and a decoder a causal LM with any head.
 
     Raises:
         ValueError: that class says nothing.
@@ -44,12 +56,12 @@ def kind_of(config: dict[str, Any]) -> Kind:
         return "text"
     if model in VIT_LIKE:
         return "audio" if model == "audio-spectrogram-transformer" else "image"
-    if model in (*LLAMA_LIKE, "gpt_neox"):
+    if model in (*LLAMA_LIKE, "gpt_neox", "gpt2"):
         return "causal"
     architecture = (config.get("architectures") or [""])[0]
     for suffix, kind in _HEADS.items():
         if architecture.endswith(suffix):
-            return kind
+            return "causal" if kind == "text" and _is_decoder(model) else kind
     raise ValueError(
         f"a backbone of model_type {model!r} with the architecture {architecture!r} may be anything; its "
         f"config.json must name one that ends in {', '.join(_HEADS)}; take such a checkpoint, or name its "
@@ -57,11 +69,20 @@ def kind_of(config: dict[str, Any]) -> Kind:
     )
 
 
-def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Path of every `nn.Linear` below the output head -> (d_in, d_out), in the model's order.
+def _is_decoder(model_type: str | None) -> bool:
+    """Whether transformers knows a model as a causal LM and never as a masked one: whatever the head of a
+    checkpoint, a token of its texts sees none of the later ones."""
+    from transformers.models.auto import modeling_auto as known
 
-    Llama-like, GPT-NeoX, ViT-like and BERT-like models are written out here; any other model is built without
-    weights on torch's meta device. An encoder's pooler is below no head of ours and is left out.
+    masked = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return model_type in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in masked
+
+
+def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Path of every linear layer below the output head -> (d_in, d_out), in the model's order.
+
+    Llama-like, GPT-NeoX, GPT-2, ViT-like and BERT-like models are written out here; any other model is built
+    without weights on torch's meta device. An encoder's pooler is below no head of ours and is left out.
     """
     kind = config.get("model_type")
     if kind in VIT_LIKE:
@@ -79,7 +100,17 @@ def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
             "mlp.dense_4h_to_h": (inner, hidden),
         }
         return _per_layer(config, "gpt_neox.layers", layer)
-    return _meta_shapes(config)
+    if kind == "gpt2":
+        hidden = config["hidden_size"]
+        inner = config.get("intermediate_size") or 4 * hidden
+        layer = {
+            "attn.c_attn": (hidden, 3 * hidden),
+            "attn.c_proj": (hidden, hidden),
+            "mlp.c_fc": (hidden, inner),
+            "mlp.c_proj": (inner, hidden),
+        }
+        return _per_layer(config, "transformer.h", layer)
+    return linears_of(meta_model(config))
 
 
 def _llama_layer(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -122,14 +153,14 @@ def _per_layer(
     }
 
 
-def _meta_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def meta_model(config: dict[str, Any]) -> Any:
+    """The backbone that a config describes on torch's meta device, without weights."""
     import torch
     from transformers import AutoConfig
 
     settings = {k: v for k, v in config.items() if k != "model_type"}
     with torch.device("meta"):
-        model = auto_class(config).from_config(AutoConfig.for_model(config["model_type"], **settings))
-    return linears_of(model)
+        return auto_class(config).from_config(AutoConfig.for_model(config["model_type"], **settings))
 
 
 def auto_class(config: dict[str, Any]) -> Any:
@@ -145,17 +176,25 @@ def auto_class(config: dict[str, Any]) -> Any:
 
 
 def linears_of(model: Any) -> dict[str, tuple[int, int]]:
-    """Path of every `nn.Linear` of a loaded backbone below its output head -> (d_in, d_out)."""
+    """Path of every linear layer of a loaded backbone below its output head -> (d_in, d_out): of every
+    `nn.Linear`, and of GPT-2's `Conv1D`, which is one with its weight transposed."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     head, body = model.get_output_embeddings(), f"{model.base_model_prefix}."
-    return {
-        name: (module.in_features, module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and module is not head
+    found: Any = {
+        name: (m.nx, m.nf) if isinstance(m, Conv1D) else (m.in_features, m.out_features)
+        for name, m in model.named_modules()
+        if isinstance(m, (torch.nn.Linear, Conv1D))
+        and m is not head
         and (head is not None or (name.startswith(body) and not name.startswith(f"{body}pooler.")))
     }
+    return found
+
+
+def has_transposed_weights(config: dict[str, Any]) -> bool:
+    """Whether the weights of the linear layers are stored as (d_in, d_out)."""
+    return config["model_type"] == "gpt2"
 
 
 def num_backbone_parameters(config: dict[str, Any]) -> int:
@@ -163,7 +202,9 @@ def num_backbone_parameters(config: dict[str, Any]) -> int:
     linears = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values())
     kind, hidden = kind_of(config), config["hidden_size"]
     if kind == "causal":
-        return linears + config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings") else 2)
+        positions = config["max_position_embeddings"] if config["model_type"] == "gpt2" else 0
+        tokens = config["vocab_size"] * (1 if config.get("tie_word_embeddings") else 2)
+        return linears + hidden * (tokens + positions)
     if kind == "text":
         return linears + hidden * (config["vocab_size"] + config.get("max_position_embeddings", 0))
     return linears + hidden * (patch_values(config) + num_tokens(config))
@@ -215,7 +256,23 @@ def num_tokens(config: dict[str, Any]) -> int:
 def most_tokens(config: dict[str, Any]) -> int | None:
     """Tokens of the longest text that a backbone reads, None if its config does not say."""
     longest = config.get("max_position_embeddings")
-    return longest and longest - first_position(config)
+    limits = [longest and longest - first_position(config), alike_tokens(config)]
+    return min(filter(None, limits), default=None)
+
+
+def alike_tokens(config: dict[str, Any]) -> int | None:
+    """Tokens of the longest text that is read alike whatever texts are beside it, None = of any. Beyond,
+    rotary frequencies are those of the longest: LongRoPE (arXiv:2402.13753), dynamic NTK in transformers."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    ropes = [found, *(value for value in found.values() if isinstance(value, dict))]
+    kinds = {str(rope.get("rope_type", rope.get("type"))) for rope in ropes}
+    longest, limits = config.get("max_position_embeddings"), []
+    if kinds & {"longrope", "su"}:
+        originals = [place.get("original_max_position_embeddings") for place in (config, *ropes)]
+        limits.append(min(filter(None, originals), default=longest))
+    if any("dynamic" in kind for kind in kinds):
+        limits.append(longest)
+    return min(filter(None, limits), default=None)
 
 
 def first_position(config: dict[str, Any]) -> int:

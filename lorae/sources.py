@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lorae.files import read_json
 from lorae.shapes import with_common_names
 from lorae.uris import shown
 
@@ -205,7 +205,7 @@ def backbone_folder(source: Source) -> Path:
 def backbone_config(source: Source) -> dict[str, Any]:
     """config.json of a backbone, without its weights (of a hub repository only that file is fetched), see
     `with_common_names`."""
-    return with_common_names(json.loads(_config_file(source).read_text()))
+    return with_common_names(read_json(_config_file(source)))
 
 
 def _config_file(source: Source) -> Path:

@@ -82,6 +82,64 @@ def test_shards_and_patterns_keep_their_order(tmp_path: Path) -> None:
     assert [r["question"] for r in rows[1::2]] == ["dev 0", "dev 1", "validation 0", "validation 1"]
 
 
+PARTS = ["train-00000-of-00003.parquet", "train-00001-of-00003.parquet", "train-00002-of-00003.parquet"]
+
+
+@pytest.mark.parametrize(
+    "names,message",
+    [
+        (PARTS[::2], r"of the 3 parts of train number 1 is missing"),
+        ([*PARTS, "train-00000-of-00001.parquet"], r"several sets beside each other: train-00000-of-00001"),
+        ([*PARTS, "train-00002-of-00003-1f3c.parquet"], r"00002-of-00003-1f3c.* are too many"),
+        (["train-1-of-2.parquet", "train-2-of-2.parquet", "train-extra.parquet"], "train-extra.parquet"),
+    ],
+    ids=["missing", "two-generations", "twice", "others"],
+)
+def test_parts_that_are_not_one_complete_set_are_refused(
+    tmp_path: Path, names: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a local copy and in a repository of the hub alike."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    repository = tmp_path / "toy"
+    for name in names:
+        write_rows(repository / "main" / name, [arc_row(1)])
+    with pytest.raises(ValueError, match=message):
+        read_rows(Files(str(repository)), parquet("main/train-*"))
+    with pytest.raises(ValueError, match=message):
+        read_rows(Hub(str(repository), revision="0" * 40), parquet("main/train-*"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{name[:-8]}-{n}a.parquet" for n, name in enumerate(PARTS)],
+        ["train-1-of-2.parquet", "train-2-of-2.parquet"],
+    ],
+    ids=["hashes-of-their-content", "counted-from-one"],
+)
+def test_a_complete_set_is_read_whatever_its_parts_are_called(tmp_path: Path, names: list[str]) -> None:
+    for n, name in enumerate(names):
+        write_rows(tmp_path / name, [arc_row(n)])
+    assert read_rows(Files(str(tmp_path)), parquet("train-*")) == [arc_row(n) for n in range(len(names))]
+
+
+def test_a_gap_in_the_hubs_export_is_refused(tmp_path: Path) -> None:
+    for number in (0, 2):
+        write_rows(tmp_path / f"default/test/000{number}.parquet", [arc_row(number)])
+    with pytest.raises(ValueError, match="number 1 is missing"):
+        read_rows(Files(str(tmp_path)), parquet("default/test/*"))
+
+
+def test_one_split_in_two_layouts_is_refused(tmp_path: Path) -> None:
+    for path in ("main/test-00000-of-00001.parquet", "test.parquet"):
+        write_rows(tmp_path / path, [arc_row(1)])
+    with pytest.raises(
+        ValueError, match=r"main/test-00000-of-00001\.parquet and test\.parquet, which are one"
+    ):
+        read_rows(Files(str(tmp_path)), OpenBookQA.test)
+
+
 def test_a_missing_file_is_named_in_every_form_it_may_have(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"has no main/test-\*\.parquet or main/test\.parquet or test\.parquet; copy that"
@@ -269,7 +327,7 @@ def test_a_hub_without_the_file_says_what_to_do(tmp_path: Path, monkeypatch: pyt
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     with pytest.raises(
         ValueError, match=r"main/test-\*\.parquet of dataset .*no route to host.*hf download allenai/openbook"
     ):

@@ -11,7 +11,7 @@ from lorae.adapters import Adapters
 from lorae.backbones import load_backbone
 from lorae.encoding import Row, collate, common_beginning, encode, stack_logits
 from lorae.noise import make_noise
-from lorae.packing import Packing
+from lorae.packing import Packing, attention
 from lorae.regularizers import AdapterDropout
 from lorae.tasks.base import LabelWords, OptionLikelihood
 from lorae.training import TrainingData, train_stack
@@ -96,3 +96,11 @@ def test_a_stack_that_shares_trains_what_one_that_does_not_does(tiny_trial, monk
     for shared, apart in zip(*runs):
         for name, value in shared.state.items():
             np.testing.assert_allclose(value, apart.state[name], atol=1e-5)
+
+
+def test_values_may_be_narrower_than_keys():
+    """As in multi-head latent attention; without a packing every row is a sequence."""
+    q, k, v = (torch.randn(2, 4, 5, width) for width in (8, 8, 3))
+    out, _ = attention(torch.nn.Module(), q, k, v, None, scaling=0.5)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
+    assert torch.allclose(out, expected.transpose(1, 2), atol=1e-6)

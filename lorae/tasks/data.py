@@ -8,9 +8,10 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from lorae.shards import check_one_set
 from lorae.sources import DataSource, Files, Hub, Wheel, file_sha256, unreachable, wheel_file
 from lorae.tasks.readers import FileRow, damaged, file_format, file_rows
 
@@ -125,28 +126,35 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     (`test.parquet`)."""
     whole = re.sub(r"[-/]\*\.parquet$", ".parquet", pattern)  # main/test.parquet
     names = list(dict.fromkeys([pattern, whole, whole.rsplit("/", 1)[-1]]))
-    found = next((files for name in names if (files := sorted(folder.glob(name)))), None)
-    if found is None:
+    found = [files for name in names if (files := sorted(folder.glob(name)))]
+    if not found:
         raise ValueError(f"{folder} has no {' or '.join(names)}; copy that file of the dataset there")
-    return found
+    if len(found) > 1:
+        both = " and ".join(str(files[0].relative_to(folder)) for files in found)
+        raise ValueError(
+            f"{folder} has {both}, which are one split twice; remove all but those that are meant"
+        )
+    check_one_set(found[0])
+    return found[0]
 
 
 def _hub_rows(source: Hub, files: DataFiles) -> list[dict[str, Any]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(
-            source.id,
-            data_files={"rows": list(files.patterns)},
-            split="rows",
-            revision=source.revision,
-            verification_mode="no_checks",
+        builder = datasets.load_dataset_builder(
+            source.id, data_files={"rows": list(files.patterns)}, revision=source.revision
         )
+        builder.download_and_prepare(verification_mode="no_checks")
+        rows = builder.as_dataset(split="rows")
     except Exception as error:
         raise ValueError(
             f"{', '.join(files.patterns[:3])} of {unreachable(source, 'dataset', error)}"
         ) from error
     assert isinstance(rows, datasets.Dataset)
+    paths = [PurePath(path) for path in (builder.config.data_files or {}).get("rows", ())]
+    for pattern in files.patterns:
+        check_one_set(path for path in paths if path.match(pattern))
     for name, feature in rows.features.items():
         if isinstance(feature, (datasets.Image, datasets.Audio)):  # as the files have it: {bytes, path}
             rows = rows.cast_column(name, type(feature)(decode=False))
