@@ -175,11 +175,11 @@ def test_pipelines_expand_to_the_counts_in_their_docstrings(name):
     assert f"{len(trained)} members" in module.__doc__, f"the docstring must say '{len(trained)} members'"
 
 
-def test_dry_run_loads_neither_torch_nor_ray(tiny_llama, data_root, tmp_path):
+def test_dry_run_looks_at_the_backbone_and_starts_nothing(tiny_llama, data_root, tmp_path):
     code = (
         "import sys, jobs.cli\n"
         "code = jobs.cli.main(sys.argv[1:])\n"
-        "heavy = {'torch', 'ray', 'transformers', 'mlflow', 'deepspeed', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'ray', 'mlflow', 'deepspeed', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "sys.exit(code)"
     )
@@ -193,6 +193,8 @@ def test_dry_run_loads_neither_torch_nor_ray(tiny_llama, data_root, tmp_path):
     record = json.loads(done.stdout)
     assert record["members"] == {"needed": 2, "stored": 0, "to_train": 2, "damaged": []}
     assert record["stacks"][0]["memory_bytes"] > 0 and record["stacks"][0]["host"] == "tune"
+    (found,) = record["backbones"]
+    assert not found["faults"] and "LlamaForCausalLM of 30 tensors" in found["facts"][0]
     assert not (tmp_path / "none").exists(), "a dry run writes nothing"
 
 
