@@ -84,7 +84,7 @@ class BackboneWeights:
     @functools.cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
         shapes = linears_in(self.tensors)
-        return {name: shape[::-1] for name, shape in shapes.items()} if self.transposed else shapes
+        return {name: (d_in, d_out) for name, (d_out, d_in) in shapes.items()} if self.transposed else shapes
 
     def d_in(self, layer: str) -> int:
         """Width of a layer's input; errors as of `read`."""

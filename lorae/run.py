@@ -55,6 +55,7 @@ from lorae.store import (
 )
 from lorae.tasks.base import Split, Task
 from lorae.training import MemberRun, TrainingData, train_stack
+from lorae.trial import unchanged
 
 
 def run_stack(
@@ -101,7 +102,8 @@ def run_stack(
     on_progress(Progress("load"))
     if isinstance(stack.trial.method, Full):
         recompute = False  # the backward pass would recompute with the backbone's weights, not the member's
-    backbone = load(stack.trial.backbone, stack.trial.precision, device, recompute)
+    with unchanged(stack.trial):
+        backbone = load(stack.trial.backbone, stack.trial.precision, device, recompute)
     ranks = backbone.ranks
     job = _Job(
         stack=stack,

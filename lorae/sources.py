@@ -336,9 +336,11 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; remembered per user for files that have kept their size and modification time."""
+    """SHA-256 of a file; remembered per user for files that have kept their size and the time of their last
+    change, which no copying tool sets back."""
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    state = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+    key = hashlib.sha256(state.encode()).hexdigest()[:32]
     remembered = cache_dir() / "digests" / key
     if remembered.is_file():
         return remembered.read_text()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -376,14 +377,15 @@ class Trial:
     def member_id(self, index: int) -> str:
         """Identity of member `index`: 16 hex digits. Equal for equal members, whatever the number of members,
         the sweep, the stack, the device, the host, the paths or the micro-batch."""
-        return digest(self.recipe() | {"streams": self.member_key(index)})
+        return self._ids([index])[0]
 
     def member_ids(self) -> list[str]:
         """Identities of the trial's M members, in order."""
-        before, after = _around_streams(
-            replace(self, seed=0, members=1, diversity=Diversity(), combine="probs", draws=None)
-        )
-        keys = (canonical_json(self.member_key(i)) for i in range(self.members))
+        return self._ids(range(self.members))
+
+    def _ids(self, indices: Iterable[int]) -> list[str]:
+        before, after = _around_streams(_without_members(self))
+        keys = (canonical_json(self.member_key(index)) for index in indices)
         return [short_hash(f"{before}{key}{after}") for key in keys]
 
     def reference_id(self) -> str:
@@ -477,6 +479,28 @@ def _around_streams(trial: Trial) -> tuple[str, str]:
     before, streams, after = canonical_json(trial.recipe() | {"streams": None}).rpartition('"streams":null')
     key = streams.removesuffix("null")
     return before + key, after
+
+
+@contextlib.contextmanager
+def unchanged(trial: Trial) -> Iterator[None]:
+    """Within it files are read that identities were computed of: they must be the same ones after it.
+
+    Raises:
+        ValueError: they have changed since this process read them first.
+    """
+    plain = _without_members(trial)
+    _around_streams(plain)
+    yield
+    if _around_streams.__wrapped__(plain) != _around_streams(plain):
+        raise ValueError(
+            f"the files of {trial.backbone.label} or {trial.task.name} have changed since they were read "
+            "first; repeat the command, and let them be while it runs"
+        )
+
+
+def _without_members(trial: Trial) -> Trial:
+    """A trial of the same recipe, equal for all that differ in their members alone."""
+    return replace(trial, seed=0, members=1, diversity=Diversity(), combine="probs", draws=None)
 
 
 SHARED = {"backbone", "task", "seed", "precision", "budget"}  # axes of a sweep's rivals, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toys import Greys
 from victims import SERVER, exit_code, wait_until
 
@@ -21,6 +23,7 @@ from lorae.plan import Devices, make_plan
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.run import run_stack
+from lorae.sources import Files
 from lorae.stack import Progress, Stack, Stopped
 from lorae.store import WEIGHTS, Store, member_folder, reference_folder
 from lorae.trial import AdamW, Budget, Sweep, Trial
@@ -252,3 +255,14 @@ def test_member_that_fails_is_remembered_and_the_others_are_stored(tiny_trial, t
     monkeypatch.undo()
     assert run_stack(Stack(trial, (0, 1, 2)), str(tmp_path)).trained == (ids[1],)
     assert store.failure(ids[1]) is None, "a member that is stored at last is no failure"
+
+
+def test_a_backbone_that_changes_after_it_was_planned_with_is_not_trained_on(trial, tiny_llama, tmp_path):
+    """Or what was loaded would be stored under another one's name."""
+    folder = shutil.copytree(tiny_llama.path, tmp_path / "model")
+    trial = replace(trial, backbone=Files(str(folder)))
+    planned, weights = trial.member_ids(), load_file(folder / "model.safetensors")
+    save_file({name: 1.1 * value for name, value in weights.items()}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="the files of model or colours have changed since they were read"):
+        run_stack(Stack(trial, (0,)), str(tmp_path / "results"))
+    assert not (tmp_path / "results" / "members").exists() and trial.member_ids() == planned

@@ -185,3 +185,14 @@ def test_the_remembered_digest_of_a_large_file_follows_its_content(tmp_path: Pat
         for _ in range(2):
             assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(list((lorae_cache / "digests").iterdir())) == 2
+
+
+def test_a_file_of_another_content_is_known_though_its_time_is_set_back(
+    tmp_path: Path, lorae_cache: Path
+) -> None:
+    """As `rsync --times` or `cp --preserve` leave it."""
+    path = tmp_path / "weights.safetensors"
+    for byte in (b"a", b"b"):
+        path.write_bytes(byte * (2**20 + 1))
+        os.utime(path, ns=(0, 0))
+        assert file_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
