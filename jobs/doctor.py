@@ -11,6 +11,7 @@ from pathlib import Path
 from jobs.devices import local_devices
 from lorae.sources import cache_dir
 from lorae.storage import Storage
+from lorae.tasks.readers import READERS
 
 PACKAGES = ("torch", "ray", "transformers", "datasets", "deepspeed", "mlflow", "pyarrow", "numpy")
 
@@ -98,7 +99,8 @@ def _cache() -> str:
 def _data_root(folder: str | None) -> str:
     if folder is None:
         return "none; datasets come from the hub (--data-root DIR or LORAE_DATA_ROOT for local copies)"
-    found = sorted(str(p.parent.relative_to(folder)) for p in Path(folder).rglob("test*.parquet"))
+    files = [p for p in Path(folder).rglob("test*") if READERS.keys() & set(p.suffixes)]
+    found = sorted({str(p.parent.relative_to(folder)) for p in files})
     if not found:
         raise ValueError(
             f"{folder} has no <task>/test.parquet; give the folder that holds the tasks' folders"

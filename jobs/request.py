@@ -134,7 +134,8 @@ def load_module(path: Path) -> types.ModuleType:
         ValueError: whatever it raises, with the line.
     """
     spec = importlib.util.spec_from_file_location(f"lorae_sweep_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file; give one whose name ends with .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     if str(path.parent) not in sys.path:

@@ -22,7 +22,7 @@ from lorae.trial import Sweep, Trial
 # Checks of a backbone's files, each returning its faults; those of `lorae.backbone_checks` belong here
 BACKBONE_CHECKS: tuple[Callable[[Source], list[str]], ...] = ()
 
-TOLD = 5  # examples of a split that cannot be encoded: mostly all cannot, for one reason
+TOLD = 3  # examples of a split that cannot be encoded: mostly all cannot, for one reason
 SAMPLED = 8  # examples from the beginning, and longest ones, that are encoded
 OPTION_SETS = 64  # different options that are encoded
 MEDIA_CHUNK = 64  # images or sounds that are decoded at once
@@ -207,6 +207,4 @@ def _not_encoded(
         with _noting(faults):
             encode(tokenizer, task, [example], max_tokens, classes)
     more = len(faults) - TOLD
-    return faults[:TOLD] + (
-        [f"{task.name}: so are {more} more of the examples looked at"] if more > 0 else []
-    )
+    return faults[:TOLD] + ([f"{task.name}: {more} more examples cannot be encoded"] if more > 0 else [])

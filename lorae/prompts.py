@@ -59,10 +59,10 @@ def without_middle(tokens: tuple[int, ...], own: Own, excess: int) -> tuple[int,
     question and the options that follow it. What stands before and behind them stays.
 
     Raises:
-        ValueError: the example's own tokens are fewer.
+        ValueError: nothing of the example would be left.
     """
     end = own.question_end if own.question_end - own.begin > excess else own.end
-    if end - own.begin < excess:
+    if end - own.begin <= excess:
         others = len(tokens) - end + own.begin
         raise ValueError(
             f"the prompt has {others} tokens without the example's own text, {len(tokens) - excess} fit; "

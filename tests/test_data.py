@@ -232,6 +232,8 @@ def test_csv_and_jsonl_name_their_files(tmp_path: Path) -> None:
         read_rows(source, csv("a.csv"))[2]["id"] == read_rows(source, jsonl("b.jsonl.gz"))[2]["id"] == "007"
     )
     assert data_fingerprint(source, csv("a.csv")) != data_fingerprint(source, jsonl("b.jsonl.gz"))
+    (tmp_path / "b.jsonl.gz").rename(tmp_path / "B.JSONL.GZ")
+    assert len(read_rows(source, jsonl("B.JSONL.GZ"))) == 3
     with pytest.raises(
         ValueError, match=r'csv\("a\.jsonl"\): must be \.csv or \.tsv; write csv\("train\.csv"\)'
     ):

@@ -29,10 +29,11 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from lorae import metrics, peft_format
+from lorae import faults, metrics, peft_format
 from lorae.adapters import HEAD, Adapters, Soup, initial_head
 from lorae.backbones import Backbone, load_backbone, read_backbone
 from lorae.encoding import class_logits, collate, encode
+from lorae.faults import input_faults
 from lorae.media import Audio, Image
 from lorae.methods import BatchEnsemble, Bayesian, Blob, Full, LastLayer, Lora, Rank1BNN, Vera, Xavier
 from lorae.order import DataOrder
@@ -607,6 +608,33 @@ def test_images_and_audio_that_cannot_be_read_are_named_before_training(encoder_
         example = Example("bad", "", SHADES, 0, media=media)
         with pytest.raises(ValueError, match=message):
             encode(tokenizer, trial.task, [*trial.task.examples("test"), example], 64)
+
+
+def test_media_are_decoded_before_training_as_long_as_time_allows(encoder_trial, monkeypatch):
+    """All of them by `lorae check`; a run begins with what it can look at in a few seconds."""
+    vit = encoder_trial("vit")
+    monkeypatch.setattr(faults, "MEDIA_CHUNK", 4)
+    assert input_faults([(vit, ())]) == []
+    bad = [e.id for split in ("train", "test") for e in vit.task.examples(split)[-2:]]
+    pixels = Image.pixels
+
+    def broken(image):
+        found = next(e.id for s in vit.task.splits().values() for e in s if e.media == image)
+        if found in bad:
+            raise ValueError("no intact PNG")
+        return pixels(image)
+
+    monkeypatch.setattr(Image, "pixels", broken)
+    assert input_faults([(vit, ())]) == [f"shades {name}: no intact PNG" for name in bad]
+    assert input_faults([(vit, ())], seconds=0) == []
+
+
+def test_a_text_encoders_prompts_are_read_before_training(encoder_trial):
+    bert = encoder_trial("bert")
+    assert input_faults([(bert, ())]) == []
+    folder = Files("/nowhere")
+    (fault,) = input_faults([(replace(bert, backbone=folder), ())])
+    assert "/nowhere/config.json is missing" in fault
 
 
 def test_a_processor_that_is_not_the_models_is_refused(backbones, tmp_path):

@@ -62,6 +62,12 @@ def test_an_error_in_a_sweep_file_is_one_line(
             sys.modules.pop(name, None)
 
 
+def test_a_sweep_file_is_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.txt").write_text(GOOD)
+    assert main(["sweep", str(tmp_path / "sweep.txt"), "--dry-run"]) == 2
+    assert "sweep.txt is no Python file; give one whose name ends with .py" in capsys.readouterr().err
+
+
 def test_a_sweep_file_without_error_is_a_module(tmp_path: Path) -> None:
     (tmp_path / "fine.py").write_text(GOOD)
     assert load_module(tmp_path / "fine.py").SWEEP.base.regularizers[0].beta == 0.3

@@ -113,6 +113,17 @@ def test_a_task_may_change_what_is_no_field() -> None:
     assert (Renamed().name, Renamed().scoring, Renamed(num_test=3).num_test) == ("hues", LabelWords(), 3)
 
 
+def test_a_task_is_looked_up_by_its_fields() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Some(Colours):
+        words: Any = ()
+
+    with pytest.raises(ValueError, match=r"words=\['a'\]: a task's fields must be hashable; write a tuple"):
+        Some(words=["a"])
+    with pytest.raises(ValueError, match=r"num_test=2\.5: must be >= 1"):
+        Colours(num_test=2.5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("scoring", [Head, "letters", None])
 def test_a_scoring_is_one_of_ours(scoring: Any) -> None:
     with pytest.raises(ValueError, match="must be one of Letters, LabelWords, OptionLikelihood, Head"):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from lorae.identity import canonical, digest, fields_of
 from lorae.media import Audio, Image
 from lorae.sources import DataSource, resolve
-from lorae.tasks.checks import check_class, check_files, check_template
+from lorae.tasks.checks import check_class, check_files, check_hashable, check_template
 from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
 
 Split = Literal["train", "validation", "test"]
@@ -162,6 +162,7 @@ class Task:
 
     def __post_init__(self) -> None:
         check_class(type(self), Task)
+        check_hashable(self)
         if type(self.scoring) not in get_args(Scoring):
             known = ", ".join(kind.__name__ for kind in get_args(Scoring))
             raise ValueError(f"scoring={self.scoring!r}: must be one of {known}; write scoring=LabelWords()")
@@ -174,7 +175,7 @@ class Task:
             raise ValueError(f"val_frac={self.val_frac}: must be in (0, 0.5]; write val_frac=0.1")
         for name in ("num_train", "num_validation", "num_test"):
             size = getattr(self, name)
-            if size is not None and size < 1:
+            if size is not None and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"{name}={size}: must be >= 1; leave it out to take every example")
         head = isinstance(self.scoring, Head)
         if self.modality != "text" and not head:

@@ -70,6 +70,21 @@ def check_class(kind: type, base: type) -> None:
 _DATACLASS = "@dataclass(frozen=True, kw_only=True)"
 
 
+def check_hashable(task: Any) -> None:
+    """Refuse fields that cannot be compared by their hash, such as a list: a task is looked up by its own.
+
+    Raises:
+        ValueError: the field.
+    """
+    for field in dataclasses.fields(task):
+        try:
+            hash(getattr(task, field.name))
+        except TypeError:
+            raise ValueError(
+                f"{field.name}={getattr(task, field.name)!r}: a task's fields must be hashable; write a tuple"
+            ) from None
+
+
 def _fields(annotations: dict[str, Any]) -> Iterator[str]:
     for name, kind in annotations.items():
         if name not in ATTRIBUTES and "ClassVar" not in (kind if isinstance(kind, str) else repr(kind)):

@@ -62,7 +62,7 @@ def file_format(name: str) -> str:
     Raises:
         ValueError: none of the formats that are read.
     """
-    path = Path(name)
+    path = Path(name.lower())
     suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
     known = READERS if suffix == path.suffix else [s for s in READERS if s not in (".parquet", ".arrow")]
     if suffix not in known:
@@ -187,7 +187,7 @@ def _numbered(path: Path, rows: Sequence[Any]) -> Iterator[FileRow]:
 
 def _opened(path: Path, newline: str | None = None) -> TextIO:
     """A text file that may be compressed; a byte-order mark is no part of it."""
-    return COMPRESSED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline=newline)
+    return COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
 READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
