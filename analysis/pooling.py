@@ -77,7 +77,7 @@ class Estimates:
                 found = {column: _of_rows(cell, column)}
                 note = f"numbers of each row's own members, without verdicts: {error}"
                 self.lacking += [note] * (note not in self.lacking)
-            for name, estimate in found.items():
+            for name, estimate in ({column: None} | found).items():
                 self._found.setdefault((cell, name), estimate)
         return self._found[cell, column]
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from scipy import optimize, stats
@@ -276,7 +276,8 @@ def _score(difference: float, variances: np.ndarray, df: np.ndarray) -> float:
     top = 8.0  # a tail of 6e-16
     if abs(difference) >= _half_width(top, variances, df):
         return top
-    return float(optimize.brentq(lambda score: _half_width(score, variances, df) - abs(difference), 0, top))
+    found: Any = optimize.brentq(lambda score: _half_width(score, variances, df) - abs(difference), 0, top)
+    return float(found)
 
 
 def _squared_distances(x_KN: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """lorae: LoRA ensembles, trained exactly, once, and compared fairly.
 
+    lorae check pipelines/demo.py                  all that is wrong with it, its data and its models' files
     lorae sweep pipelines/demo.py --dry-run        what would be trained, and what is stored already
     lorae sweep pipelines/demo.py                  train it; the same again resumes, and trains nothing twice
     lorae sweep pipelines/demo.py --set members=6  with other values of an axis
@@ -109,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.set_defaults(run=_sweep)
 
+    check = commands.add_parser(
+        "check",
+        parents=[axes, data_root],
+        help="list all that is wrong with a sweep file, its data and its models' files",
+    )
+    check.add_argument("file", help="a Python file with a SWEEP")
+    check.add_argument("--smoke", action="store_true", help="the file's small variant")
+    check.set_defaults(run=_check)
+
     predict = commands.add_parser(
         "predict", parents=[data_root], help="add predictions on a task to stored members"
     )
@@ -209,6 +219,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
         address=arguments.address,
         tracking_uri=arguments.tracking_uri,
     )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from jobs.check import run_check
+
+    return run_check(arguments.file, arguments.set, arguments.data_root, arguments.smoke)
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -17,12 +17,15 @@ from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tun
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
+from lorae.faults import input_faults
 from lorae.methods import InContext
 from lorae.plan import Devices, Plan, after_tuning, make_plan, placed, soups_of
 from lorae.results import trials_table
 from lorae.store import Store
+from lorae.tasks.splits import refuse
 from lorae.uris import shown
 
+MEDIA_SECONDS = 5.0  # for decoding images and sounds before training; the rest is decoded when a stack begins
 PLAN_RETRY_SECONDS = 5.0  # a storage that refuses is refused while the person still looks; stacks wait longer
 
 
@@ -48,6 +51,8 @@ def run_sweep(
     plan = make_plan(request.sweep, store, here, "local" if local else "tune")
     if search:
         check_search(search, plan, request, local)
+    if not plan.is_done:
+        refuse(input_faults(plan.trials, MEDIA_SECONDS))
     if dry_run:
         if elsewhere:
             with ray_cluster(address) as devices:

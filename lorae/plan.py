@@ -25,6 +25,7 @@ from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
+from lorae.tasks.splits import label_faults, refuse
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
 from lorae.tuning import Point, recipe_of, studies
 
@@ -329,6 +330,7 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
     for name in ("train", "validation"):
         if not splits[name]:  # type: ignore[index]
             raise ValueError(f"{trial.task.name} has no {name} examples; it can only be an OOD task")
+    refuse(label_faults(trial.task))
     for task in ood:
         task.examples("test")
     config = backbone_config(trial.backbone)

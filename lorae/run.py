@@ -41,6 +41,7 @@ from lorae.sources import Source
 from lorae.stack import EvalSet, Progress, Stack, StackResult, Stopped
 from lorae.store import (
     CURVE,
+    CUT,
     LATER_RECORD,
     PATH_FILE,
     SOUP_RECORD,
@@ -607,6 +608,7 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
             "stacked_with": stacked_with,
         },
         "truncated_frac": float(np.mean([r.truncated > 0 for r in rows])),
+        "cut": CUT,
         "provenance": job.provenance,
     }
     if isinstance(trial.method, InContext):

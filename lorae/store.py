@@ -47,6 +47,7 @@ POSTERIOR = "posterior.safetensors"  # of Gaussian weights what PEFT's adapter h
 RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
 LATER_RECORD = "later.json"  # of a member that tuning trained: what its predictions after the choice cost
 SOUP_RECORD = "soup.json"  # its members with the checksums of their weights, and what its predictions cost
+CUT = "middle"  # of prompts that are too long; records of members that lost the beginning do not say so
 CURVE = pa.schema(
     [
         ("step", pa.int32()),
@@ -156,12 +157,15 @@ class Store:
         return {name: entry["bytes"] for name, entry in (self._listed(folder) or {}).items()}
 
     def damage(self, folder: str, *, changed_only: bool = False) -> str | None:
-        """The first file of an entry that is missing or differs from its checksum, or None.
+        """The first file of an entry that is missing or differs from its checksum, or None. A member whose
+        long prompts were cut otherwise than today's is damaged, too: its identity does not tell.
 
         Args:
             changed_only: read only files that were modified after DONE.json or have another size. Enough for
                 a plan: whoever uses a file reads it with its checksum.
         """
+        if fault := self._cut_otherwise(folder):
+            return fault
         unchanged = self._unchanged(folder) if changed_only else {}
         for name, entry in (self._listed(folder) or {}).items():
             if unchanged.get(name) == entry["bytes"]:
@@ -170,6 +174,17 @@ class Store:
                 self._sound(f"{folder}/{name}", entry)
             except ValueError as error:
                 return str(error)
+        return None
+
+    def _cut_otherwise(self, folder: str) -> str | None:
+        """Why an entry is a member that was trained when long prompts lost their beginning, or None."""
+        if RECORD not in self.files(folder):
+            return None
+        with contextlib.suppress(ValueError):  # a damaged record is told as such
+            record = self.record(folder, {})
+            heads = record.get("classes") is not None  # whose texts lose their end, as ever
+            if record.get("truncated_frac") and not heads and record.get("cut") != CUT:
+                return f"{folder} was trained on prompts without their beginning, by an older lorae"
         return None
 
     def _unchanged(self, folder: str) -> dict[str, int]:

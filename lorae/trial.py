@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from lorae import SCHEMA_VERSION
 from lorae.axes import value_at, with_value, with_values
 from lorae.draws import TFB, Draws, Fitted, MCDropout, Posterior, drawn_set
 from lorae.identity import IF_SET, canonical_json, digest, fields_of, short_hash
-from lorae.methods import Bayesian, InContext, Lora, Method
+from lorae.methods import Bayesian, InContext, Init, Lora, Method
 from lorae.regularizers import (
     KL,
     AdapterDropout,
@@ -105,7 +105,7 @@ class Budget:
         batch_size: examples per optimiser step and member.
         epochs: passes over the training set, or
         steps: optimiser steps; exactly one of the two.
-        max_tokens: longer prompts lose their beginning, with an encoder their end.
+        max_tokens: longer prompts lose the middle of the example's own text, with an encoder their end.
     """
 
     batch_size: int = 8
@@ -196,6 +196,7 @@ class Trial:
     draws: Draws | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         if self.members < 0:
             raise ValueError(f"members={self.members}: must be >= 0; 0 is the backbone, 1 a single adapter")
         if self.seed < 0:
@@ -432,6 +433,35 @@ class Trial:
             }
             | ensemble
         )
+
+
+def _check_kinds(trial: Trial) -> None:
+    """Refuse specs that training would not know, such as a subclass of the user's own: it would be part of
+    the identity, and never applied."""
+    if not isinstance(trial.regularizers, (tuple, list)):
+        raise ValueError(f"regularizers={trial.regularizers!r}: must be a tuple; write regularizers=(KL(),)")
+    kinds: list[tuple[str, Any, Any]] = [(name, getattr(trial, name), kind) for name, kind in KINDS.items()]
+    kinds += [("regularizers", regularizer, Regularizer) for regularizer in trial.regularizers]
+    kinds += [("method.init", trial.method.init, Init)] if isinstance(trial.method, Lora) else []
+    for name, value, kind in kinds:
+        known = get_args(kind) or (kind,)
+        if type(value) not in known:
+            names = ", ".join(k.__name__ for k in known if k is not type(None))
+            kind_name = type(value).__name__
+            raise ValueError(f"{name}={value!r}: training knows no {kind_name}; write one of {names}")
+    if not isinstance(trial.task, Task):
+        raise ValueError(f"task={trial.task!r}: must be a task, such as OpenBookQA()")
+    if not hasattr(trial.backbone, "fingerprint"):
+        raise ValueError(f"backbone={trial.backbone!r}: must be Hub('owner/name') or Files('folder')")
+
+
+KINDS: dict[str, Any] = {
+    "method": Method,
+    "optimizer": AdamW,
+    "budget": Budget,
+    "diversity": Diversity,
+    "draws": Draws | None,
+}
 
 
 @functools.lru_cache(maxsize=1024)

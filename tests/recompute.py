@@ -2,10 +2,14 @@
 
 python recompute.py STORAGE SWEEP OOD_TASK
 
+A line for each row of trials.parquet, of its own members; under "pool" what tables show: the mean over all
+ensembles of so many of the members that its recipe and seed have. Tables then average over seeds.
+
 Rows that average probabilities, of one prediction of each member, and soups; other sweeps are refused.
 """
 
 import hashlib
+import itertools
 import json
 import sys
 
@@ -70,6 +74,28 @@ for row in rows:
             f"error: sweep {sweep} has a row with combine={row['combine']!r} and draws {row['draws']}; this "
             'script recomputes "probs" and "weights" with draws none; give it a sweep of such rows'
         )
+
+
+def pool_of(row):
+    """The row with the most members of the same recipe and seed; itself if it has none, or is a soup."""
+    if not row["member_ids"] or (row["combine"] == "weights" and row["members"] > 1):
+        return row
+    names = ("recipe", "seed", "diversity")
+    same = [r for r in rows if [r[n] for n in names] == [row[n] for n in names] and r["combine"] != "weights"]
+    return max(same, key=lambda r: r["members"])
+
+
+def over_subsets(row):
+    each, y = members(pool_of(row), "test")
+    size = row["members"] if pool_of(row)["members"] > row["members"] > 0 else len(each)
+    ensembles = [pooled(each[list(subset)]) for subset in itertools.combinations(range(len(each)), size)]
+    found = [
+        (np.mean(p.argmax(1) == y), nll(p, y), np.mean(np.sum((np.exp(p) - np.eye(p.shape[1])[y]) ** 2, 1)))
+        for p in ensembles
+    ]
+    return dict(zip(("acc", "ensemble_nll", "brier"), np.mean(found, axis=0)))
+
+
 for row in rows:
     each, y = members(row, "test")
     logp, ood = pooled(each), pooled(members(row, ood_task)[0])
@@ -87,4 +113,4 @@ for row in rows:
     if row["members_temperature_flag"] is None:
         scaled = pooled([calibrated(member, y) for member in each])
         metrics |= {"members_ts_ensemble_nll": nll(scaled, y), "members_ts_ece15": ece15(scaled, y)}
-    print(json.dumps(metrics))
+    print(json.dumps(metrics | {"pool": over_subsets(row)}))

@@ -182,17 +182,27 @@ def test_pipelines_expand_to_the_counts_in_their_docstrings(name):
     assert f"{len(trained)} members" in module.__doc__, f"the docstring must say '{len(trained)} members'"
 
 
-def test_dry_run_loads_neither_torch_nor_ray(tiny_llama, data_root, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (["plan"], {"torch", "ray", "transformers", "mlflow", "deepspeed", "datasets"}),
+        (
+            ["sweep", "--dry-run"],
+            {"ray", "mlflow", "deepspeed", "datasets"},
+        ),  # it has the tokenizer read texts
+    ],
+)
+def test_planning_loads_little(tiny_llama, data_root, tmp_path, words, heavy):
     code = (
         "import sys, jobs.cli\n"
         "code = jobs.cli.main(sys.argv[1:])\n"
-        "heavy = {'torch', 'ray', 'transformers', 'mlflow', 'deepspeed', 'datasets'} & set(sys.modules)\n"
+        f"heavy = {heavy} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "sys.exit(code)"
     )
     file = tmp_path / "sweep.py"
     file.write_text(SWEEP_FILE.format(backbone=tiny_llama.path))
-    command = [sys.executable, "-c", code, "sweep", str(file), "--dry-run", "--json"]
+    command = [sys.executable, "-c", code, *words, str(file), "--json"]
     command += ["--data-root", str(data_root), "--storage", str(tmp_path / "none")]
     root = Path(__file__).parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment())

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from sweeps import make_sweep
 
-from analysis.columns import default_metrics
 from analysis.data import load_trials
 from lorae.regularizers import KL, Masksembles
 
@@ -19,15 +18,19 @@ SCRIPT = Path(__file__).parent / "recompute.py"
 
 
 def test_every_metric_of_a_row_is_that_of_an_independent_script(tmp_path):
-    storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 4]})
+    storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 2, 4]})
     command = [sys.executable, "-I", str(SCRIPT), storage, "toy", "greys"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     recomputed = [json.loads(line) for line in done.stdout.splitlines()]
     trials = load_trials(storage, "toy")
-    assert len(trials.rows) == len(recomputed) == 5
+    assert len(trials.rows) == len(recomputed) == 7
     for row, found in zip(trials.rows, recomputed):
-        extra = {"ts_ece15", "members_ts_ensemble_nll", "members_ts_ece15"}
-        wanted = ({*default_metrics(trials)} & set(row)) | extra
+        over_subsets = found.pop("pool")
+        (cell,) = (cell for cell in trials.cells if row in cell.rows)
+        of_table = {name: trials.estimates.of(cell, name) for name in over_subsets}
+        assert over_subsets == pytest.approx({name: of.mean for name, of in of_table.items() if of}, abs=1e-7)
+        wanted = ["acc", "ensemble_nll", "ece15", "brier", "auroc_msp__greys", "ts_ensemble_nll", "ts_ece15"]
+        wanted += ["debiased_ce15", "members_ts_ensemble_nll", "members_ts_ece15"]
         assert found == pytest.approx({name: row[name] for name in wanted if row[name] is not None}, abs=1e-6)
     flagged = [row["members"] for row in trials.rows if row["temperature_flag"]]
     assert flagged == [0], "the untouched backbone guesses, and any temperature is as good"
@@ -56,4 +59,7 @@ def test_the_script_is_independent():
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }
-    assert {name.split(".")[0] for name in modules} == {"hashlib", "json", "sys", "numpy", "pyarrow", "scipy"}
+    assert {name.split(".")[0] for name in modules} == {
+        *("hashlib", "itertools", "json", "sys"),
+        *("numpy", "pyarrow", "scipy"),
+    }

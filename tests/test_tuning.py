@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from jobs.cli import main
 from jobs.driver import run_sweep
 from jobs.request import Request
 from jobs.simulate import simulate, simulated_devices
-from lorae.axes import with_value, with_values
+from lorae.axes import value_at, with_value, with_values
 from lorae.choice import Choice, choose
 from lorae.draws import TFB, MCDropout
 from lorae.methods import BatchEnsemble, Full, InContext, Kaiming, Xavier
@@ -100,6 +101,12 @@ def test_members_that_would_be_identical_are_one(tiny_trial):
     base = tiny_trial(method=Full(), diversity=Diversity(order="shared"))
     sweep = Sweep(base=base, tune={"optimizer.lr": (1e-5, 1e-4)}, zero_shot=False)
     assert [len(p.member_ids) for s in studies(sweep).values() for p in s.points] == [1, 1]
+
+
+def test_an_axis_is_a_field_and_no_other_attribute(tiny_trial):
+    trial = tiny_trial(method=BatchEnsemble(), regularizers=(KL(0.1),))
+    assert (trial.method.rank, value_at(trial, "method.rank")) == (0, None)
+    assert value_at(trial, "regularizers.KL.beta") == 0.1
 
 
 def test_values_set_together_are_checked_together(tiny_trial):
@@ -444,6 +451,30 @@ def test_a_stack_that_is_lost_leaves_its_recipe_untuned_until_the_command_is_rep
     monkeypatch.undo()
     assert run(sweep)["trained"] == 2 + 1
     assert [row["status"] for row in run.rows()] == ["done", "done"] and not run.faults()
+
+
+def test_a_damaged_member_that_was_not_chosen_is_trained_again(run, tiny_trial):
+    """One whose file is visibly newer at once, one that decayed unseen when the command is repeated."""
+    sweep = Sweep(base=tiny_trial(budget=SHORT), tune={"optimizer.lr": RATES}, zero_shot=False)
+    run(sweep)
+    before = run.rows()
+    name = prediction_file(sweep.base.task.eval_set("validation"))
+    point = next(
+        p
+        for p in json.loads(before[0]["tuning"])["points"]
+        if p["values"] != {"optimizer.lr": before[0]["lr"]}
+    )
+    file = run.storage / member_folder(point["member_ids"][0]) / name
+    for unseen, codes in ((False, (0,)), (True, (1, 0))):
+        content, then = bytearray(file.read_bytes()), file.stat().st_mtime_ns
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        if unseen:
+            os.utime(file, ns=(then, then))
+        trained = [run(sweep, code=code)["trained"] for code in codes]
+        assert trained == [0] * unseen + [1]
+        kept = ("trial_id", "member_ids", "validation_nll", "status")
+        assert [[row[k] for k in kept] for row in run.rows()] == [[row[k] for k in kept] for row in before]
 
 
 def test_a_reused_member_has_what_the_others_have(run, sweep):
