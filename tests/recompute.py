@@ -46,6 +46,13 @@ def ece15(logp, y):
     return sum(abs(np.sum((logp.argmax(1) == y) - top, where=bins == b)) for b in range(1, 16)) / len(y)
 
 
+def debiased_ce15(logp, y):
+    order = np.argsort(np.exp(logp.max(1)), kind="stable")
+    runs = np.array_split(((logp.argmax(1) == y) - np.exp(logp.max(1)))[order], min(15, len(y) // 2))
+    square = sum((np.outer(g, g).sum() - np.sum(g * g)) / (len(g) - 1) for g in runs) / len(y)
+    return np.sign(square) * abs(square) ** 0.5
+
+
 def temperature(logp, y):
     return np.exp(
         minimize_scalar(lambda log_t: nll(log_softmax(logp / np.exp(log_t), 1), y), (-1, 1), tol=1e-9).x
@@ -96,6 +103,7 @@ for row in rows:
         "acc": np.mean(logp.argmax(1) == y),
         "ensemble_nll": nll(logp, y),
         "ece15": ece15(logp, y),
+        "debiased_ce15": debiased_ce15(logp, y),
         "brier": np.mean(np.sum((np.exp(logp) - np.eye(logp.shape[1])[y]) ** 2, 1)),
         f"auroc_msp__{ood_task}": np.mean(logp.max(1)[:, None] > ood.max(1)),  # no ties
     }

@@ -30,7 +30,7 @@ def test_every_metric_of_a_row_is_that_of_an_independent_script(tmp_path):
         of_table = {name: trials.estimates.of(cell, name) for name in over_subsets}
         assert over_subsets == pytest.approx({name: of.mean for name, of in of_table.items() if of}, abs=1e-7)
         wanted = ["acc", "ensemble_nll", "ece15", "brier", "auroc_msp__greys", "ts_ensemble_nll", "ts_ece15"]
-        wanted += ["members_ts_ensemble_nll", "members_ts_ece15"]
+        wanted += ["debiased_ce15", "members_ts_ensemble_nll", "members_ts_ece15"]
         assert found == pytest.approx({name: row[name] for name in wanted if row[name] is not None}, abs=1e-6)
     flagged = [row["members"] for row in trials.rows if row["temperature_flag"]]
     assert flagged == [0], "the untouched backbone guesses, and any temperature is as good"
