@@ -559,7 +559,7 @@ def test_recipe_that_is_of_no_trial(sound):
         rows[0]["recipe"] = json.dumps(json.loads(rows[0]["recipe"]) | {"method": {"type": "Kaiming"}})
 
     sound.edit_rows(edit)
-    assert "its recipe is none of this lorae" in sound.only_fault("members are who they say").what
+    assert "training knows no Kaiming" in sound.only_fault("members are who they say").what
 
 
 def test_edited_costs(sound):
