@@ -30,7 +30,7 @@ class Design:
         pool_size: P.
         chosen: subsets of size M, whose mean is the estimate.
         deleted: of a pool of just M members, those that lack one of them each: what a member moves is then
-            told by the ensembles of M - 1.
+            told by the ensembles of M - 1; () = it is not asked for.
     """
 
     pool_size: int
@@ -47,6 +47,11 @@ class Design:
         chosen = tuple(subsets(pool_size, members, max_subsets))
         everyone = range(pool_size) if members == pool_size > 1 else ()
         return cls(pool_size, chosen, tuple(tuple(i for i in everyone if i != out) for out in everyone))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the pool is no larger than the ensemble."""
+        return len(self.chosen[0]) == self.pool_size
 
     def moved(self, values_of: Callable[[Subset], np.ndarray]) -> np.ndarray:
         """How far each member moves the estimate, (P, ...): the jackknife's pseudo-values minus their mean.
@@ -128,9 +133,12 @@ def _members(
 
     None for one pool that is no larger than the ensemble: its ensemble is one observation.
     """
-    sizes = [pool.design.pool_size for pool in pools]
+    designs = [pool.design for pool in pools]
+    sizes = [design.pool_size for design in designs]
     num = sum(sizes)
-    if len(pools) == 1 and (pools[0].design.deleted or num == 1):
+    if len(pools) == 1 and designs[0].is_whole:
+        return None
+    if any(design.is_whole and design.pool_size > 1 and not design.deleted for design in designs):
         return None
     found: Moves = {}
     for pool, between, size in zip(pools, between_S, sizes, strict=True):

@@ -12,6 +12,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -173,15 +174,22 @@ class Estimates:
 
         names = [*METRICS, *SCALED, "validation_nll"]
         names += [f"{n}{OOD_SEPARATOR}{task}" for task in ood_sets(cell.rows[0]) for n in OOD_METRICS]
-        return self._from_pools(cell, measure, names)
+        return self._from_pools(cell, measure, names, is_tested=False)
 
     def _from_pools(
-        self, cell: Cell, measure: Callable[[Row, Subset], Columns], names: Sequence[str]
+        self,
+        cell: Cell,
+        measure: Callable[[Row, Subset], Columns],
+        names: Sequence[str],
+        is_tested: bool = True,
     ) -> dict[str, Estimate | None]:
         pools: list[tuple[int, Design, Callable[[Subset], Columns]]] = []
         for row in cell.rows if cell.members else cell.rows[:1]:
             remembered = functools.cache(functools.partial(measure, row))
-            pools.append((row["seed"], self._design(row), remembered))
+            design = self._design(row)
+            if not is_tested or len(cell.rows) == 1:  # then nothing is done with them
+                design = replace(design, deleted=())
+            pools.append((row["seed"], design, remembered))
         exchangeable = all(row["diversity"] == INDEPENDENT and not is_soup(row) for row in cell.rows)
         return {name: _estimate(pools, name, bool(cell.members), exchangeable) for name in names}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,19 +17,15 @@ from lorae.metrics.proper import example_nll
 
 __all__ = [
     "CrossFit",
-    "CurvePoint",
     "combine",
     "cross_fitted",
     "cross_fitted_members",
     "fit_temperature",
     "folds",
     "greedy_selection",
-    "members_curve",
     "scale",
     "subsets",
 ]
-
-PooledMetric = Callable[[np.ndarray, np.ndarray], float]  # (logp_NC, labels_N) -> value, such as `ece15`
 
 # Bounds of a temperature: a member that is right, or wrong, on all examples has no finite optimum.
 COLDEST, HOTTEST = 0.05, 20.0
@@ -58,47 +53,6 @@ def subsets(pool_size: int, members: int, max_subsets: int = 50, seed: int = 0) 
     while len(drawn) < max_subsets:
         drawn.add(tuple(sorted(rng.choice(pool_size, members, replace=False).tolist())))
     return sorted(drawn)
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """A metric at one ensemble size, over subsets of one pool that share members."""
-
-    members: int
-    num_subsets: int
-    mean: float
-    std: float | None  # spread, not a standard error; divided by num_subsets - 1; None for one subset
-    lo: float  # the smallest value
-    hi: float  # the largest value
-
-
-def members_curve(
-    logits_MNC: np.ndarray,
-    labels_N: np.ndarray,
-    metric: PooledMetric,
-    sizes: Sequence[int],
-    num_draws: int = 1,
-    rule: Rule = "probs",
-    max_subsets: int = 50,
-) -> list[CurvePoint]:
-    """`metric` of ensembles of each size, with its spread over `subsets` of the pool's members.
-
-    Args:
-        logits_MNC: class scores of the pool's draws, those of a member side by side; -inf for a class that an
-            example does not have.
-        labels_N: gold class in [0, C).
-        metric: a metric of the pooled prediction, such as `lorae.metrics.ensemble_nll`.
-        sizes: numbers of members, each in [1, pool size].
-        num_draws: of each member.
-    """
-    draws_MK = np.arange(len(logits_MNC)).reshape(-1, num_draws)
-    points = []
-    for members in sizes:
-        chosen = [draws_MK[list(subset)].ravel() for subset in subsets(len(draws_MK), members, max_subsets)]
-        values = [metric(combine(logits_MNC[draws], rule), labels_N) for draws in chosen]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        points.append(CurvePoint(members, len(values), float(np.mean(values)), std, min(values), max(values)))
-    return points
 
 
 def fit_temperature(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lorae import ensemble
 from lorae.ensemble import combine
-from lorae.metrics import Undefined, ensemble_nll, log_softmax, mean_member_nll
+from lorae.metrics import Undefined, log_softmax
 
 
 def sampled(
@@ -94,31 +94,6 @@ def test_subsets_are_all_of_them_or_a_sample_without_repeats():
 def test_sampled_subsets_hold_every_member_about_equally_often():
     count = np.bincount(np.ravel(ensemble.subsets(10, 3, max_subsets=100, seed=3)), minlength=10)
     assert count.sum() == 300 and count.min() > 15 and count.max() < 45
-
-
-def test_members_curve_runs_from_the_mean_member_to_the_whole_pool():
-    logits_MNC, labels_N = sampled(3, members=5)
-    curve = ensemble.members_curve(logits_MNC, labels_N, ensemble_nll, range(1, 6))
-    alone = [nll(log_softmax(member), labels_N) for member in logits_MNC]
-    assert [point.members for point in curve] == [1, 2, 3, 4, 5]
-    assert [point.num_subsets for point in curve] == [5, 10, 10, 5, 1]
-    assert curve[0].mean == pytest.approx(mean_member_nll(logits_MNC, labels_N))
-    assert curve[0].std == pytest.approx(np.std(alone, ddof=1))
-    assert (curve[0].lo, curve[0].hi) == pytest.approx((min(alone), max(alone)))
-    assert curve[-1].std is None
-    assert curve[-1].mean == curve[-1].lo == pytest.approx(nll(combine(logits_MNC), labels_N))
-    means = [point.mean for point in curve]
-    assert means == sorted(means, reverse=True)  # by convexity, exact when all subsets are taken
-
-
-def test_members_curve_takes_members_with_all_their_draws():
-    logits_MNC, labels_N = sampled(16, members=6)
-    for rule in ("probs", "logits"):
-        (two,) = ensemble.members_curve(logits_MNC, labels_N, ensemble_nll, [2], num_draws=2, rule=rule)
-        pairs = [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
-        expected = [nll(combine(logits_MNC[draws], rule), labels_N) for draws in pairs]
-        assert (two.members, two.num_subsets, two.mean) == (2, 3, pytest.approx(np.mean(expected)))
-        assert (two.lo, two.hi) == pytest.approx((min(expected), max(expected)))
 
 
 # Temperature ----------------------------------------------------------------------------------------------

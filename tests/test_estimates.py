@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
+from typing import cast
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from analysis.data import Cell
 from analysis.estimates import Design, Pool, estimate
 from analysis.influence import Measured, measured, of_mean, of_separation, of_squared_error
+from analysis.pooling import Estimates
 from lorae import metrics
 from lorae.metrics import combine
+from lorae.prediction_files import Predictions
+from lorae.store import Store
 
 N = 60
 
@@ -100,6 +106,36 @@ def test_a_large_test_set_is_sampled_for_what_examples_and_trainings_move_togeth
     of_all = np.array([measured(combine(one[None]), labels_N)["ensemble_nll"].examples for one in logits_MNC])
     expected = np.sum((of_all - of_all.mean(axis=0)) ** 2) / (4 * 3)
     assert rows.shape == (4, 1001) and np.sum(rows[:, 1:] ** 2) == pytest.approx(expected, rel=0.1)
+
+
+def test_larger_ensembles_of_a_pool_have_lower_nlls_down_from_the_mean_members():
+    logits_MNC, labels_N = logits(5)
+    values = [nll_pool(logits_MNC, labels_N, size).values[0] for size in range(1, 6)]
+    assert values == sorted(values, reverse=True)  # by convexity, exact when all subsets are taken
+    assert values[0] == pytest.approx(metrics.mean_member_nll(logits_MNC, labels_N))
+    assert values[-1] == pytest.approx(metrics.ensemble_nll(combine(logits_MNC), labels_N))
+
+
+@pytest.mark.parametrize("rule", ["probs", "logits"])
+def test_an_ensemble_of_a_cell_has_all_draws_of_its_members(rule):
+    logits_DNC, labels_N = logits(6)  # two draws of each of three members
+
+    class Stored:
+        def predictions(self, folders: tuple[str, ...], eval_set: str) -> Predictions:
+            return Predictions(logits_DNC, labels_N, tuple(map(str, range(N))))
+
+    def row(members: int) -> dict:
+        ids = ["a", "b", "c"][:members]
+        sets = json.dumps({"test": "toy__test__aa-mc-2", "validation": "toy__validation__aa-mc-2"})
+        fixed = {"recipe": "{}", "seed": 0, "diversity": "init+order", "num_examples": N, "reference_id": ""}
+        return fixed | {"members": members, "member_ids": ids, "combine": rule, "eval_sets": sets}
+
+    rows = [row(2), row(3)]
+    pair = Cell({"members": 2}, (rows[0],))
+    found = Estimates(cast(Store, Stored()), rows, {}).of(pair, "ensemble_nll")
+    draws = [[0, 1, 2, 3], [0, 1, 4, 5], [2, 3, 4, 5]]
+    expected = [metrics.ensemble_nll(combine(logits_DNC[pair], rule), labels_N) for pair in draws]
+    assert found is not None and found.mean == pytest.approx(np.mean(expected)) and found.num_trainings == 3
 
 
 # What examples contribute -----------------------------------------------------------------------------------
