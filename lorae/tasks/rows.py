@@ -4,6 +4,8 @@ holds a null in disguise. Only what has one meaning is converted; all else is re
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,9 +34,7 @@ def typed(example: Example, row: Mapping[str, Any]) -> Example:
     Raises:
         ValueError: another type, with the column that has the value.
     """
-    if not isinstance(example.options, (tuple, list)):
-        raise _wrong("the options are", example.options, row, "a tuple of texts")
-    options = tuple(_text(f"option {n} is", value, row) for n, value in enumerate(example.options))
+    options = _options(example.options, row)
     if example.group is not None and not isinstance(example.group, str):
         raise _wrong("the group is", example.group, row, "text or None; write group=str(...)")
     return replace(
@@ -44,6 +44,28 @@ def typed(example: Example, row: Mapping[str, Any]) -> Example:
         options=options,
         label=_label(example.label, options, row),
     )
+
+
+def _options(value: Any, row: Mapping[str, Any]) -> tuple[str, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise _wrong("the options are", value, row, "a tuple of texts")
+    with contextlib.suppress(TypeError):  # an option has no hash, and so is no text
+        if isinstance(value, tuple) and _are_texts(value):
+            return value
+    return tuple(_text(f"option {n} is", option, row) for n, option in enumerate(value))
+
+
+@functools.lru_cache(maxsize=256)
+def _are_texts(options: tuple[Any, ...]) -> bool:
+    """Whether none of these is to be converted or refused: what is printable has no half surrogate pair. Most
+    tasks have the same options for all rows."""
+    return all(type(option) is str and option.isprintable() for option in options)
+
+
+@functools.lru_cache(maxsize=256)
+def first_blank(options: tuple[str, ...]) -> int | None:
+    """Place of the first option that has only spaces, or None."""
+    return next((n for n, option in enumerate(options) if not option.strip()), None)
 
 
 def _text(what: str, value: Any, row: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from lorae.tasks.base import (
     Task,
     hash_frac,
 )
-from lorae.tasks.rows import check_disguised, place_of, typed
+from lorae.tasks.rows import check_disguised, first_blank, place_of, typed
 
 
 @functools.lru_cache(maxsize=64)
@@ -172,7 +172,7 @@ class _Reading:
         _check_example(self.task, example)
         if self.split == "train" and example.label is None:
             raise ValueError("no label; training needs one")
-        if example.media is None:
+        if type(self.task).prompt is not Task.prompt:
             _check_prompt(self.task, example)
         if isinstance(self.task.scoring, Head) and self.examples:
             _check_classes(example.options, self.examples[0].options)
@@ -205,7 +205,7 @@ def _read(task: Task, split: Literal["train", "test"]) -> _Reading:
         except ValueError as error:
             reading.faults.append(str(error))
     reading.faults += reading.number_collisions()
-    return reading
+    return replace(reading, texts={}, seen=set())  # of use while reading only
 
 
 def _rows(task: Task, split: Literal["train", "test"]) -> list[dict[str, Any]]:
@@ -254,9 +254,9 @@ def _check_example(task: Task, example: Example) -> None:
         raise ValueError("the question is empty")
     if not example.id.strip():
         raise ValueError("the id is empty")
-    blank = [n for n, option in enumerate(example.options) if not option.strip()]
-    if blank and not isinstance(task.scoring, Letters):  # there the letter answers
-        raise ValueError(f"option {blank[0]} of {example.options} is blank, so nothing of it can be scored")
+    blank = first_blank(example.options)
+    if blank is not None and not isinstance(task.scoring, Letters):  # there the letter answers
+        raise ValueError(f"option {blank} of {example.options} is blank, so nothing of it can be scored")
     if example.label is not None and not 0 <= example.label < num_options:
         hidden = " (-1 often hides it: name a split with labels)" if example.label == -1 else ""
         raise ValueError(f"label {example.label} is outside its {num_options} options{hidden}")
