@@ -40,8 +40,8 @@ class Design:
 
     @classmethod
     def of(cls, pool_size: int, members: int, max_subsets: int = MAX_SUBSETS) -> Design:
-        """All subsets, or about `max_subsets` of them that hold each member equally often: whether a good member
-        is in many of them is then no source of chance.
+        """All subsets, or about `max_subsets` of them that hold each member equally often: how many of them a
+        good member is in must not be left to chance.
 
         Raises:
             ValueError: members is not in [1, pool_size].
