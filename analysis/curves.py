@@ -7,8 +7,8 @@ A curve is the temperature-scaled NLL ("CNLL", Ashukha et al. 2020, arXiv:2002.0
 size in the pools of a recipe, whatever sizes its sweep has rows of.
 
 All sizes of a pool share its members and the test examples, so what one of them moves is known for the
-whole curve at once, by the jackknife of `analysis.estimates`, and is carried through the fit. A size near that
-of the pool says little that smaller ones do not: it moves as they do, and makes the law no surer.
+whole curve at once, by the jackknife of `analysis.estimates`, and is carried through the fit. A size near
+the pool's says little that smaller ones do not: it moves as they do, and makes the law no surer.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Curve:
         points = list(self.points.values())
         weights_K = self.law.leverage(list(self.points), members)
         return Estimate(
-            float(self.law.at(members)),
+            self.law.at(members),
             weights_K @ np.array([point.examples for point in points]),
             _carried(weights_K, [point.members for point in points]),
             _carried(weights_K, [point.seeds for point in points]),
@@ -87,11 +87,8 @@ class Curve:
         """The 95 % interval of the law at a size, over new trainings, on these very test examples: where the
         mean ensemble of so many newly trained members lies. None where nothing says how trainings differ."""
         predicted = self.at(members)
-        moved = predicted.members or predicted.seeds
-        if moved is None or predicted.stderr is None:
-            return None
-        half = float(stats.t.isf(ALPHA / 2, len(moved) - 1)) * predicted.stderr
-        return predicted.value - half, predicted.value + half
+        half = half_width(predicted)
+        return None if math.isnan(half) else (predicted.value - half, predicted.value + half)
 
     def gain(self, members: int, more: int) -> Difference:
         """How much lower the law is at `more` members, with its 95 % interval over new trainings and new test
@@ -123,7 +120,7 @@ def curves(trials: Trials, margin: float = MARGIN) -> list[Curve]:
 
 def curve_of(estimates: Estimates, cell: Cell, margin: float = MARGIN, metric: str = LAW_METRIC) -> Curve:
     """The curve of one recipe, from the pools that it has in `estimates`."""
-    cells = {size: _of_size(cell, size) for size in _sizes(estimates.pool_size(cell))}
+    cells = {size: of_size(cell, size) for size in _sizes(estimates.pool_size(cell))}
     curve = Curve(cell, margin, cells)
     if curve.pool_size < MIN_POOL:
         found = f"{curve.pool_size} member{'s' * (curve.pool_size > 1)} of a seed"
@@ -146,7 +143,15 @@ def _sizes(pool_size: int) -> list[int]:
     return sorted({*range(1, min(5, pool_size) + 1), *spread.tolist()})
 
 
-def _of_size(cell: Cell, members: int) -> Cell:
+def half_width(estimate: Estimate) -> float:
+    """Of the 95 % interval over new trainings, by Student's t; NaN where nothing says how they differ."""
+    moved = estimate.members or estimate.seeds
+    if moved is None or estimate.stderr is None:
+        return math.nan
+    return float(stats.t.isf(ALPHA / 2, len(moved) - 1)) * estimate.stderr
+
+
+def of_size(cell: Cell, members: int) -> Cell:
     """What the cell would be with so many members; its rows' own metrics, which are of others, left out."""
     own = {*METRICS, *SCALED}
     rows = [

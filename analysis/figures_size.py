@@ -45,14 +45,8 @@ def _draw(axes: Axes, curve: Curve, label: str, number: int) -> None:
     style = look(number)
     points = curve.points.values()
     bars = [np.nan if point.stderr is None else point.stderr for point in points]
-    axes.errorbar(
-        list(curve.points),
-        [p.mean for p in points],
-        bars,
-        capsize=2,
-        label=label,
-        **style | {"linestyle": ""},
-    )
+    measured = style | {"linestyle": "", "capsize": 2, "label": label}
+    axes.errorbar(list(curve.points), [point.mean for point in points], bars, **measured)
     sizes = np.unique(np.geomspace(1, curve.reach, 60).round()).astype(int).tolist()
     (line,) = axes.plot(sizes, [curve.law.at(size) for size in sizes])
     line.set(color=style["color"], linestyle=style["linestyle"])

@@ -34,7 +34,7 @@ class PowerLaw:
     def __str__(self) -> str:
         return f"{self.c:.4f} + {self.b:.4f} M^-{self.a:.2f}" if self.b else f"{self.c:.4f}, flat"
 
-    def at(self, members: float | np.ndarray) -> float | np.ndarray:
+    def at(self, members: int) -> float:
         """The metric of an ensemble of so many members."""
         return self.c + self.b * members**-self.a
 
@@ -68,7 +68,8 @@ def fit_power_law(sizes_K: Sequence[int], values_K: Sequence[float]) -> PowerLaw
         return _given(math.exp(log_a), size_K, value_K)
 
     def error(log_a: float) -> float:
-        return float(np.sum((law(log_a).at(size_K) - value_K) ** 2))
+        found = law(log_a)
+        return float(np.sum((found.c + found.b * size_K**-found.a - value_K) ** 2))
 
     grid = np.linspace(math.log(SLOWEST), math.log(FASTEST), 40)
     best = int(np.argmin([error(log_a) for log_a in grid]))

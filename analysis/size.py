@@ -71,13 +71,13 @@ def recipes(trials: Trials, found: Sequence[Curve], margin: float) -> Table:
             f"{made_by(trials)}"
         ),
         columns=(
-            *_recipe_columns(trials),
+            *recipe_columns(trials),
             *(Column(name, "amount") for name in ("pool", "trainings", "member_tokens", "member_flops")),
             *LAW_COLUMNS,
         ),
         blocks=tuple(_by_test_set(found, lambda curve: [_recipe_line(trials, curve)])),
         notes=(
-            *(f"no law of {_described(trials, curve)}: {curve.missing}" for curve in found if curve.missing),
+            *_lacking(found),
             *(f"missing: {what}" for what in trials.missing),
         ),
     )
@@ -113,17 +113,22 @@ def _of_member(cell: Cell, cost: str) -> float | None:
     return float(np.mean([cost / row["members"] for cost, row in zip(costs, cell.rows, strict=True)]))
 
 
-def _described(trials: Trials, curve: Curve) -> str:
-    """A recipe by its name and what tells it from others."""
-    told = [curve.cell.factors[factor] for factor in trials.varying if factor != "method"]
-    return ", ".join(map(str, [curve.name, *told]))
+def _lacking(found: Sequence[Curve]) -> list[str]:
+    """Why recipes have no law, each reason once."""
+    names: dict[str, dict[str, None]] = {}
+    for curve in found:
+        names.setdefault(curve.missing, {})[curve.name] = None
+    return [f"no law of {', '.join(names[why])}: {why}" for why in names if why]
 
 
 # Sizes -----------------------------------------------------------------------------------------------------
 
 
 def sizes(trials: Trials, found: Sequence[Curve]) -> Table:
-    """A line for each recipe and size: what was measured, the law, and what one more member gains."""
+    """A line for each recipe and size: what was measured, the law, and what one more member gains.
+
+    Recipes of one member have no other sizes, and no line.
+    """
     metrics = ["ensemble_nll", "debiased_ce15", *ood_columns(trials)]
     return Table(
         name="size-curve",
@@ -135,7 +140,7 @@ def sizes(trials: Trials, found: Sequence[Curve]) -> Table:
             f"of all members. {made_by(trials)}"
         ),
         columns=(
-            *_recipe_columns(trials),
+            *recipe_columns(trials),
             Column("members", "amount"),
             Column(LAW_METRIC, "metric", DECIMALS),
             Column("law_nll", "level", DECIMALS),
@@ -143,7 +148,12 @@ def sizes(trials: Trials, found: Sequence[Curve]) -> Table:
             *(Column(metric, "metric") for metric in metrics),
             Column("train_tokens", "amount"),
         ),
-        blocks=tuple(_by_test_set(found, lambda curve: _size_lines(trials, curve, metrics))),
+        blocks=tuple(
+            _by_test_set(
+                [curve for curve in found if curve.pool_size > 1],
+                lambda curve: _size_lines(trials, curve, metrics),
+            )
+        ),
     )
 
 
@@ -168,7 +178,8 @@ def _law_entries(curve: Curve, size: int) -> Line:
     return {"law_nll": level, "next_gain": curve.gains[size]}
 
 
-def _recipe_columns(trials: Trials) -> list[Column]:
+def recipe_columns(trials: Trials) -> list[Column]:
+    """`cell_columns` but the size."""
     return [column for column in cell_columns(trials) if column.name != "members"]
 
 
