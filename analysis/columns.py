@@ -51,6 +51,12 @@ TITLES = {
     "predict_seconds": "predict s",
     "forwards_per_prediction": "forwards",
     "trainable_parameters": "parameters",
+    "law_nll": "law",
+    "next_gain": "gain of one more",
+    "member_tokens": "train tokens of a member",
+    "member_flops": "train FLOPs of a member",
+    "worth": "worth training",
+    "pool": "members of a pool",
     "regularizers": "regulariser",
     "combine": "averaged",
 }
@@ -62,13 +68,16 @@ class Column:
 
     Args:
         name: as in trials.parquet.
-        kind: "text"; "metric", a fraction or nats with three decimals; "pooled", its mean over folds with the
+        kind: "text"; "metric", a fraction or nats; "pooled", its mean over folds with the
             standard deviation; "difference" of a metric to a baseline; "estimate", a number with or without
-            its interval; "amount", a cost or a count; "data", a text for machines that appears in CSV only.
+            its interval; "level", the same of a metric, which needs no sign; "amount", a cost or a count;
+            "data", a text for machines that appears in CSV only.
+        decimals: of what is not a text or an amount.
     """
 
     name: str
-    kind: Literal["text", "metric", "pooled", "difference", "estimate", "amount", "data"]
+    kind: Literal["text", "metric", "pooled", "difference", "estimate", "level", "amount", "data"]
+    decimals: int = 3
 
     @property
     def head(self) -> str:

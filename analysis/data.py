@@ -83,6 +83,11 @@ class Cell:
         return draws if method == "lora" else f"{draws} ({single.removeprefix('single ')})"
 
     @property
+    def recipe(self) -> str:
+        """What it shares with cells of other ensemble sizes."""
+        return json.dumps([self.test_set, self.factors | {"members": None}])
+
+    @property
     def is_soup(self) -> bool:
         return is_soup(self.factors)
 

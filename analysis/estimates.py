@@ -7,6 +7,7 @@ and seed), then over seeds. Every table, figure and finding takes its numbers fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,11 +40,14 @@ class Design:
 
     @classmethod
     def of(cls, pool_size: int, members: int, max_subsets: int = MAX_SUBSETS) -> Design:
-        """All subsets, or `max_subsets` of them.
+        """All subsets, or about `max_subsets` of them that hold each member equally often: how many of them a
+        good member is in must not be left to chance.
 
         Raises:
             ValueError: members is not in [1, pool_size].
         """
+        if members < pool_size and math.comb(pool_size, members) > max_subsets:
+            return cls(pool_size, tuple(_balanced(pool_size, members, max_subsets)))
         chosen = tuple(subsets(pool_size, members, max_subsets))
         everyone = range(pool_size) if members == pool_size > 1 else ()
         return cls(pool_size, chosen, tuple(tuple(i for i in everyone if i != out) for out in everyone))
@@ -69,6 +73,18 @@ class Design:
             is_in_BP[place, list(subset)] = 1
         effects = np.linalg.pinv(is_in_BP) @ values_B
         return size * (effects - effects.mean(axis=0))
+
+
+def _balanced(pool_size: int, members: int, max_subsets: int) -> list[Subset]:
+    """Subsets one after the other round a circle of shuffled members until it closes, then round another."""
+    per_circle = pool_size // math.gcd(pool_size, members)
+    rng = np.random.default_rng((0, pool_size, members))
+    found: list[Subset] = []
+    for _ in range(max(1, max_subsets // per_circle)):
+        circle = rng.permutation(pool_size).tolist() * 2
+        starts = (number * members % pool_size for number in range(per_circle))
+        found += [tuple(sorted(circle[start : start + members])) for start in starts]
+    return found
 
 
 @dataclass(frozen=True, eq=False)

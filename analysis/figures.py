@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from analysis.columns import title
 from analysis.data import Cell, Trials
@@ -18,6 +17,7 @@ from analysis.plotting import (
     backbone_line,
     legend_above,
     look,
+    members_axis,
     panels,
     slug,
     styled,
@@ -44,7 +44,7 @@ def metric_against_members(trials: Trials, panel: Panel, metric: str) -> Plot:
     """A metric against M, one line for each setting: the estimates of the tables, with their standard errors
     over trainings where these are known."""
     figure, axes = axes_of()
-    sizes = sorted({cell.members for line in panel.lines.values() for cell in line})
+    sizes = {cell.members for line in panel.lines.values() for cell in line}
     for number, (label, line) in enumerate(panel.lines.items()):
         found = [(cell.members, of) for cell in line if (of := trials.estimates.of(cell, metric))]
         bars = [np.nan if of.stderr is None else of.stderr for _, of in found]
@@ -53,9 +53,8 @@ def metric_against_members(trials: Trials, panel: Panel, metric: str) -> Plot:
         axes.errorbar(members, values, bars, capsize=2, label=label or "LoRA", **look(number))
     if panel.zero_shot and (backbone := trials.estimates.of(panel.zero_shot, metric)):
         backbone_line(axes, backbone.mean)
-    axes.set(xlabel="members M", ylabel=f"{title(metric)} (lower is better)", xscale="log")
-    axes.xaxis.set(major_locator=FixedLocator(sizes), minor_locator=NullLocator())
-    axes.xaxis.set(major_formatter=ScalarFormatter(), minor_formatter=NullFormatter())
+    axes.set_ylabel(f"{title(metric)} (lower is better)")
+    members_axis(axes, sizes)
     legend_above(figure, axes)
     caption = (
         f"{title(metric)} against the number of members{panel.suffix}, mean over the ensembles of each pool; "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from analysis.data import METHOD_NAMES, Cell, Trials, is_shared
 
@@ -91,9 +91,9 @@ def panels(trials: Trials) -> list[Panel]:
     trained = [cell for cell in trials.cells if cell.members]
     sizes: dict[str, set[int]] = {}
     for cell in trained:
-        sizes.setdefault(_adapters(cell), set()).add(cell.members)
+        sizes.setdefault(cell.recipe, set()).add(cell.members)
     if any(len(found) > 1 for found in sizes.values()):
-        trained = [cell for cell in trained if sizes[_adapters(cell)] != {1}]
+        trained = [cell for cell in trained if sizes[cell.recipe] != {1}]
     line_factors = [f for f in trials.varying if f == "regularizers"]
     for factor in [f for f in trials.varying if f not in line_factors and not is_shared(f)]:
         if len({_key(cell, [*line_factors, factor]) for cell in trained}) <= MAX_LINES:
@@ -114,11 +114,6 @@ def panels(trials: Trials) -> list[Panel]:
                 named = {_label(line[0], told): _by_size(line) for line in part}
                 found[label] = Panel(label, named, _backbone(trials, inside[0]))
     return list(found.values())
-
-
-def _adapters(cell: Cell) -> str:
-    """All that a cell's members share."""
-    return json.dumps([cell.test_set, cell.factors | {"members": None}])
 
 
 def _grouped(cells: Sequence[Cell], factors: Sequence[str]) -> list[list[Cell]]:
@@ -190,6 +185,13 @@ def axes_of(height: float = 2.2) -> tuple[Figure, Axes]:
     """A figure of one plot, as wide as a paper's column; inches."""
     figure = Figure((COLUMN_INCHES, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def members_axis(axes: Axes, sizes: Iterable[int]) -> None:
+    """A logarithmic axis of ensemble sizes with ticks at these."""
+    axes.set(xlabel="members M", xscale="log")
+    axes.xaxis.set(major_locator=FixedLocator(sorted(set(sizes))), minor_locator=NullLocator())
+    axes.xaxis.set(major_formatter=ScalarFormatter(), minor_formatter=NullFormatter())
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:

@@ -109,6 +109,10 @@ class Estimates:
         """Distinct members in the pools of a cell; 0 for the untouched backbone."""
         return len({member for row in cell.rows for member in self._pool_row(row)["member_ids"]})
 
+    def pool_size(self, cell: Cell) -> int:
+        """Members in the smallest pool of a cell; 0 for the untouched backbone."""
+        return min(len(self._pool_row(row)["member_ids"]) for row in cell.rows)
+
     def correct(self, cell: Cell) -> np.ndarray | None:
         """Share of a cell's ensembles that answer each test example right, (N,)."""
         found = self.of(cell, "acc")

@@ -20,22 +20,23 @@ def shown(table: Table) -> list[Column]:
 
 def text(column: Column, entry: Entry | Difference) -> str:
     """An entry without its mark: "0.842 ± 0.004", "+0.012 [-0.003, +0.027]", "1.23M", "-" for none."""
+    form = f"{'+' if column.kind in ('difference', 'estimate') else ''}.{column.decimals}f"
     if isinstance(entry, Difference):
         if entry.lo is None or entry.hi is None:
-            return f"{entry.value:+.3f}"
-        return f"{entry.value:+.3f} [{entry.lo:+.3f}, {entry.hi:+.3f}]"
+            return f"{entry.value:{form}}"
+        return f"{entry.value:{form}} [{entry.lo:{form}}, {entry.hi:{form}}]"
     if entry.value is None:
         return "-"
     if column.kind == "amount":
         return amount(entry.value)
     if column.kind == "estimate":
-        return f"{entry.value:+.3f}"
-    if column.kind not in ("metric", "pooled"):
+        return f"{entry.value:{form}}"
+    if column.kind not in ("metric", "pooled", "level"):
         return str(entry.value)
     if math.isinf(entry.value):
         return "∞"
     spread = entry.std if column.kind == "pooled" else entry.stderr
-    return f"{entry.value:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+    return f"{entry.value:{form}}" + ("" if spread is None else f" ± {spread:{form}}")
 
 
 def parts(column: Column, entry: Entry | Difference) -> tuple[str, str]:
@@ -108,14 +109,15 @@ CSV_PARTS = {
     "pooled": ("std",),
     "difference": (*INTERVAL, "verdict"),
     "estimate": INTERVAL,
+    "level": ("lo", "hi"),
 }
 
 
 def csv_text(table: Table) -> str:
     """Every column by its name in trials.parquet, in full precision, with columns for its uncertainty.
 
-    A metric has `_stderr` and `_mark`, over folds `_std`; a difference or estimate `_lo`, `_hi` and
-    `_p_value` (corrected), a difference also `_verdict`.
+    A metric has `_stderr` and `_mark`, over folds `_std`; a level `_lo` and `_hi`, a difference or estimate
+    `_p_value` (corrected), too, a difference also `_verdict`.
     """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")

@@ -8,6 +8,7 @@
     lorae plan FILE --simulate --gpus 64           time, cost and idle share on GPUs that are not there
     lorae doctor                                   versions, devices, Ray, storage, model and data access
     lorae audit lorae-results                      are the stored numbers what they claim to be?
+    lorae size lorae-results --sweep members       how many members are worth training?
     lorae report lorae-results --out report        tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results             recreate the MLflow runs from Parquet
     lorae export MEMBER DIR                        a member as a PEFT adapter
@@ -162,6 +163,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
 
+    size = commands.add_parser("size", help="how many members are worth training?")
+    size.add_argument("storage", metavar="STORAGE")
+    size.add_argument("--sweep", default="demo", metavar="NAME")
+    size.add_argument(
+        "--margin", type=float, default=0.001, metavar="NATS", help="a member that gains less is not worth it"
+    )
+    size.add_argument("--out", type=Path, metavar="DIR", help="write the tables and figures there, too")
+    size.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
+    size.set_defaults(run=_size)
+
     export = commands.add_parser("export", parents=[storage], help="write a member as a PEFT adapter")
     export.add_argument("member", help="a member id, or its beginning")
     export.add_argument("folder", metavar="DIR")
@@ -294,6 +305,17 @@ def _report(arguments: argparse.Namespace) -> int:
     warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
     out = Path(arguments.out)
     print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
+    return 0
+
+
+def _size(arguments: argparse.Namespace) -> int:
+    from analysis.size import write_sizes
+
+    print(
+        write_sizes(
+            arguments.storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing
+        )
+    )
     return 0
 
 

@@ -20,7 +20,7 @@ SWEEP = Sweep(
         backbone=SMOLLM2_135M,
         task=RottenTomatoes().subset(train=40, validation=40, test=192),
         method=Lora(rank=8, alpha=16),
-        optimizer=AdamW(lr=1e-3),
+        optimizer=AdamW(lr=3e-3),
         budget=Budget(batch_size=8, epochs=3, max_tokens=128),
         precision="fp32",  # any CPU has it, and members are exact to rounding
     ),
@@ -29,7 +29,7 @@ SWEEP = Sweep(
         "members": [1, 3],
         "seed": [0, 1],
     },
-    tune={"optimizer.lr": (3e-4, 1e-3, 3e-3)},
+    tune={"optimizer.lr": (1e-3, 3e-3, 1e-2)},
     tune_members=2,
     ood=[PlotSummaries(num_test=48)],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from typing import cast
 
 import numpy as np
@@ -78,6 +79,24 @@ def test_of_a_sample_of_subsets_members_move_an_additive_metric_as_of_all():
     pool = Pool(0, Design.of(12, 6, max_subsets=40), value)
     assert len(pool.design.chosen) == 40
     assert pool.moved(np.arange(0))[:, 0] == pytest.approx(effect_P - effect_P.mean())
+
+
+@pytest.mark.parametrize(("pool_size", "members"), [(20, 5), (20, 7), (12, 6), (13, 12), (90, 45)])
+def test_a_sample_of_subsets_holds_each_member_equally_often(pool_size, members):
+    chosen = Design.of(pool_size, members, max_subsets=max(12, 2 * pool_size)).chosen
+    times = np.bincount(np.concatenate(chosen), minlength=pool_size)
+    assert len(set(times)) == 1 and all(len(set(subset)) == members for subset in chosen)
+    assert len(chosen) <= 2 * pool_size or math.comb(pool_size, members) <= 2 * pool_size
+
+
+def test_a_sample_of_subsets_finds_the_mean_of_an_additive_metric_exactly():
+    """The mean over all subsets, whatever a few good members do."""
+    effect_P = np.exp(np.random.default_rng(1).normal(size=20))
+    found = estimate(
+        [Pool(0, Design.of(20, 5), lambda subset: of_mean(np.full(9, effect_P[list(subset)].mean())))],
+        exchangeable=True,
+    )
+    assert found.value == pytest.approx(effect_P.mean(), rel=1e-12)
 
 
 def test_a_pool_no_larger_than_the_ensemble_tells_nothing_about_others_but_two_do():
