@@ -46,8 +46,8 @@ def parts(column: Column, entry: Entry | Difference) -> tuple[str, str]:
 
 
 def amount(value: float) -> str:
-    """A count or cost with three significant digits: 12, 1.23k, 4.56M, 7.89G."""
-    for power, suffix in ((9, "G"), (6, "M"), (3, "k")):
+    """A count or cost with three significant digits: 12, 1.23k, 4.56M, 7.89G, up to E."""
+    for power, suffix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if abs(value) >= 0.9995 * 10**power:
             return f"{value / 10**power:#.3g}".rstrip(".") + suffix
     return f"{value:.0f}" if value == int(value) else f"{value:.3g}"

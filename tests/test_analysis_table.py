@@ -231,6 +231,7 @@ def test_odd_numbers_and_texts_survive_every_rendering():
         (1000, "1.00k"),
         (999_999, "1.00M"),
         (12e9, "12.0G"),
+        (1.67e12, "1.67T"),
         (123_456, "123k"),
     ],
 )
