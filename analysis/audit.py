@@ -45,8 +45,10 @@ from analysis.audit_trials import (
     trial_of,
     trials_are_complete,
 )
-from analysis.data import Row, is_soup, load_trials, pool
+from analysis.audit_tuning import choices_come_from_validation, recipes_are_tuned_alike, tuning_folders
+from analysis.data import load_trials
 from analysis.findings import Finding, Problem, results
+from analysis.rows import Row, is_soup, pool
 from lorae import untrusted
 from lorae.identity import digest
 from lorae.prediction_files import Predictions
@@ -227,14 +229,17 @@ def _open(storage: str, sweep: str | None) -> Stored:
     named = dict.fromkeys(folder for row in kept for folder in _named_folders(row))
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
     folders.sort(key=lambda folder: folder.startswith("soups/"))  # after what they are made of
+    diverged = {folder for row in rows for folder in tuning_folders(row, failed=True)}  # so was not chosen
+    failed = [m for m in failed if member_folder(m) not in diverged]
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
     return Stored(store, tuple(rows), tuple(done), tuple(incomplete), tuple(folders), failures)
 
 
 def _named_folders(row: Row) -> list[str]:
-    """Entries that a trial needs; a backbone below members with heads of their own predicts nothing."""
+    """Entries that a trial needs, or its recipe was tuned by; a backbone below members with heads of their
+    own predicts nothing."""
     reference = [] if row["reference_id"] == "none" else [reference_folder(row["reference_id"])]
-    return [*reference, *_trained_folders(row)]
+    return [*reference, *_trained_folders(row), *tuning_folders(row)]
 
 
 def _trained_folders(row: Row) -> list[str]:
@@ -313,5 +318,7 @@ CHECKS = (
     factors_come_from_the_recipe,
     metrics_come_from_the_logits,
     costs_come_from_the_records,
+    recipes_are_tuned_alike,
+    choices_come_from_validation,
     trials_are_complete,
 )

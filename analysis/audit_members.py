@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.data import Row, eval_sets
 from analysis.findings import Finding, Problem, results
+from analysis.rows import Row, eval_sets
 from lorae.identity import digest
 from lorae.methods import InContext
 from lorae.peft_format import read_tensors

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.audit_members import is_in_context
-from analysis.data import Row, eval_sets, ood_sets, pool
 from analysis.findings import Finding, Problem, results
+from analysis.rows import Row, eval_sets, ood_sets, pool
 from lorae.draws import plain_set
 from lorae.identity import digest
 from lorae.prediction_files import prediction_file, prediction_sets

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from analysis.data import Row, describe, eval_sets, is_soup, ood_sets, pool
 from analysis.findings import Finding, results
+from analysis.rows import Row, describe, eval_sets, is_soup, ood_sets, pool
 from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
 from lorae.methods import Init, Method
 from lorae.prediction_files import prediction_file, prediction_sets
 from lorae.regularizers import Regularizer
-from lorae.results import trial_cost, trial_id, trial_metrics
+from lorae.results import FLAGS, OLDER, POOLED_FLAG, SCALED, trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
 from lorae.store import RECORD, is_fit_file, member_folder, soup_folder
 from lorae.tasks.base import Scoring, Split, Task
@@ -194,7 +194,7 @@ def costs_come_from_the_records(stored: Stored) -> list[Finding]:
             continue
         for name, value in found.items():
             least = value - _later_bytes(stored, row) if name == "stored_bytes" else value
-            if not _same(row[name], value) and not least <= (row[name] or 0) < value:
+            if not same(row[name], value) and not least <= (row[name] or 0) < value:
                 what = f"the table says {row[name]!r}, the records {value!r}"
                 problems.append((f"{trial_name(row)} {name}", what))
     return results("costs come from the records", problems, len(stored.trials), "trials")
@@ -212,26 +212,31 @@ def _later_bytes(stored: Stored, row: Row) -> int:
 
 
 def metrics_come_from_the_logits(stored: Stored) -> list[Finding]:
-    """Every metric column of every done trial, computed again from its stored logits, within 1e-9."""
+    """Every metric column of every done trial, computed again from its stored logits, within 1e-9. What an
+    older lorae scaled otherwise is in no table."""
     problems = []
     for row in stored.sound:
         try:
             sets = eval_sets(row)
-            predictions = {where: stored.store.predictions(pool(row), name) for where, name in sets.items()}
-            found = trial_metrics(predictions, list(ood_sets(row)), row["combine"])
+            entries = pool(row)
+            predictions = {where: stored.store.predictions(entries, name) for where, name in sets.items()}
+            found = trial_metrics(predictions, list(ood_sets(row)), row["combine"], len(entries))
         except ValueError as error:
             problems.append((trial_name(row), str(error)))
             continue
+        if row[POOLED_FLAG] == OLDER:
+            found = {name: value for name, value in found.items() if name not in (*SCALED, *FLAGS)}
         for name, value in found.items():
-            if not _same(row.get(name), value):
+            if not same(row.get(name), value):
                 what = f"the table says {row.get(name)!r}, the logits {value!r}"
                 problems.append((f"{trial_name(row)} {name}", what))
     return results("metrics come from the logits", problems, len(stored.sound), stored.sound_trials)
 
 
-def _same(stored: float | None, computed: float | None) -> bool:
-    if stored is None or computed is None:
-        return stored is computed
+def same(stored: Any, computed: Any) -> bool:
+    """Whether two numbers are equal within 1e-9, or two other values are equal."""
+    if not (isinstance(stored, (int, float)) and isinstance(computed, (int, float))):
+        return stored == computed
     return math.isclose(stored, computed, rel_tol=SAME_VALUE, abs_tol=SAME_VALUE)
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 import functools
 import sys
 
-from analysis.columns import default_metrics
 from analysis.data import Trials
 from analysis.differences import against_rivals, ensembling, regularising, same_predictions
 from analysis.figures_sweep import quality_against_cost
 from analysis.published import beside
-from analysis.resampling import resample
 from analysis.script import Content, run
 from analysis.table import comparison
 from lorae.results import COST
@@ -22,11 +20,10 @@ from lorae.results import COST
 def content(trials: Trials) -> Content:
     """The comparison with its costs; the largest ensemble against each rival; what ensembling and
     regularising change; the published numbers."""
-    resampling = resample(trials, default_metrics(trials))
     changes = (against_rivals, ensembling, regularising, same_predictions)
     tables = [
-        comparison(trials, resampling, costs=tuple(COST)),
-        *(make(trials, resampling) for make in changes),
+        comparison(trials, costs=tuple(COST)),
+        *(make(trials) for make in changes),
         *beside(trials),
     ]
     return Content(tables, quality_against_cost(trials))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from analysis.data import Trials
 from lorae.metrics import DIRECTION, Direction
 from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED
 
-COST_COLUMNS = ("train_tokens", "train_seconds", "forwards_per_prediction", "trainable_parameters")
+if TYPE_CHECKING:
+    from analysis.data import Trials
+
+COST_COLUMNS = (
+    *("train_tokens", "train_flops", "train_process_seconds", "train_seconds"),
+    *("forwards_per_prediction", "trainable_parameters"),
+)
 FEW_TASKS = 2
+SCALINGS = {"members_ts_": " members T-scaled", "ts_": " T-scaled"}
 DIVERSITY_METRICS = ("disagreement", "jsd", "mutual_information", "error_correlation")
+# The largest difference that does not matter, in the metric's own unit
+MARGINS = {"acc": 0.01, "ensemble_nll": 0.005, "brier": 0.005, "debiased_ce15": 0.01, "auroc": 0.01}
 TITLES = {
     "acc": "accuracy",
     "f1": "macro F1",
@@ -21,6 +31,7 @@ TITLES = {
     "validation_nll": "validation NLL",
     "brier": "Brier",
     "classwise_ece15": "classwise ECE-15",
+    "debiased_ce15": "debiased CE-15",
     "aurc": "AURC",
     "jsd": "JSD",
     "num_intruder_dimensions": "intruders",
@@ -33,7 +44,10 @@ TITLES = {
     "r_acc_gain": "gain in accuracy: r",
     "rho_acc_gain": "gain in accuracy: rho",
     "train_tokens": "train tokens",
-    "train_seconds": "train s",
+    "train_flops": "train FLOPs",
+    "train_process_seconds": "train CPU/GPU s",
+    "train_seconds": "train wall s",
+    "tuning_tokens": "tuning tokens",
     "predict_seconds": "predict s",
     "forwards_per_prediction": "forwards",
     "trainable_parameters": "parameters",
@@ -65,34 +79,77 @@ class Column:
 
 def direction(column: str) -> Direction:
     """Whether lower or higher is better in a column of trials.parquet; "none" for costs and the like."""
-    name = column.split(OOD_SEPARATOR)[0].removeprefix("ts_")
+    name = column.split(OOD_SEPARATOR)[0]
+    for prefix in SCALINGS:
+        name = name.removeprefix(prefix)
     return DIRECTION.get("ensemble_nll" if name in ("nll", "validation_nll") else name, "none")
 
 
+def margin_name(column: str) -> str:
+    """What the margin of a tested column is called in MARGINS."""
+    metric = column.partition(OOD_SEPARATOR)[0].removeprefix("ts_")
+    return "auroc" if metric.startswith("auroc_") else metric
+
+
+def margins(texts: Sequence[str]) -> dict[str, float]:
+    """Margins by metric from words such as "ensemble_nll=0.01".
+
+    Raises:
+        ValueError: another metric, or a margin that is not above 0.
+    """
+    found = {}
+    for text in texts:
+        metric, _, number = text.partition("=")
+        try:
+            found[metric] = float(number)
+        except ValueError:
+            found[metric] = math.nan
+        if metric not in MARGINS or not 0 < found[metric] < math.inf:
+            raise ValueError(
+                f"margin {text!r}: must be METRIC=X with X > 0 and METRIC one of {', '.join(MARGINS)}; write "
+                "ensemble_nll=0.01"
+            )
+    return found
+
+
 def title(column: str) -> str:
-    """A column's name for people: `auroc_msp__greys` is "AUROC msp, greys", `ts_ece15` "ECE-15 T-scaled"."""
+    """A column's name for people: `auroc_msp__greys` is "AUROC msp, greys", `ts_ece15` "ECE-15 T-scaled" and
+    `members_ts_ece15` "ECE-15 members T-scaled"."""
     metric, _, task = column.partition(OOD_SEPARATOR)
-    base = metric.removeprefix("ts_")
+    prefix = next((prefix for prefix in SCALINGS if metric.startswith(prefix)), "")
+    base = metric.removeprefix(prefix)
     words = TITLES.get(base) or base.replace("_", " ")
     for acronym in ("auroc", "aupr", "fpr95"):
         words = words.replace(acronym, acronym.upper())
     for error in ("ece", "ace", "mce"):
         if base.startswith(error):
             words = f"{error.upper()}-{base.removeprefix(error)}"
-    return words + (" T-scaled" if metric != base else "") + (f", {task}" if task else "")
+    return words + SCALINGS.get(prefix, "") + (f", {task}" if task else "")
+
+
+def ood_columns(trials: Trials) -> list[str]:
+    """AUROC by the maximum probability for each OOD task; many of them have a table of their own."""
+    few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
+    return [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
 
 
 def default_metrics(trials: Trials) -> list[str]:
-    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and ECE also T-scaled.
+    """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and calibration error also
+    temperature-scaled."""
+    ood = ood_columns(trials)
+    return [
+        *("acc", "ensemble_nll", "ece15", "debiased_ce15", "brier"),
+        *ood,
+        *("ts_ensemble_nll", "ts_debiased_ce15"),
+    ]
 
-    Many OOD tasks have a table of their own.
-    """
-    few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
-    ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
-    return ["acc", "ensemble_nll", "ece15", "brier", *ood, "ts_ensemble_nll", "ts_ece15"]
+
+def tested_metrics(trials: Trials) -> list[str]:
+    """Those of `default_metrics` whose differences are tested: not ECE-15, which favours sure models."""
+    return [column for column in default_metrics(trials) if trials.estimates.is_tested(column)]
 
 
 def all_metrics(trials: Trials) -> list[str]:
-    """Every metric column of the sweep's rows."""
+    """Every metric column of the sweep's rows, and the scaled calibration error without bias."""
     ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in OOD_METRICS]
-    return [*METRICS, *SCALED, "validation_nll", *ood]
+    return [*METRICS, *SCALED, "ts_debiased_ce15", "validation_nll", *ood]

@@ -2,28 +2,36 @@
 
 trials = load_trials("lorae-results", "demo")
 for cell in trials.cells:
-    cell.name, cell.factors["regularizers"], cell.over_seeds("ensemble_nll")
+    cell.name, cell.factors["regularizers"], trials.estimates.of(cell, "ensemble_nll")
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
-from analysis.significance import OverSeeds, over_seeds
-from lorae.draws import plain_set
+from analysis.pooling import Estimates
+from analysis.rows import (
+    Row,
+    describe,
+    eval_sets,
+    fill_command,
+    is_soup,
+    missing_text,
+    ood_sets,
+    pool,
+)
+from lorae.draws import Draws, plain_set, read_draws
 from lorae.methods import InContext
 from lorae.metrics import ood_summary
 from lorae.prediction_files import Predictions, prediction_sets
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
-from lorae.store import Store, pool_folders
-
-Row = dict[str, Any]  # one trial: columns of trials.parquet
+from lorae.store import Store
 
 SHARED_FACTORS = ("backbone", "task", "scoring", "precision", "max_tokens")  # a zero-shot row has these
 IN_CONTEXT = InContext.label
@@ -89,6 +97,11 @@ class Cell:
         return plain_set(eval_sets(self.rows[0])["test"])
 
     @property
+    def draws(self) -> Draws | None:
+        """What each member is drawn by, where its training does not give its draws."""
+        return read_draws(self.rows[0]["draws"])
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Factors, with the strength of each regulariser ("KL beta", "DecayB strength") in place of their
         label, and the number of an initialisation ("Xavier gain", "Gaussian std") in place of its."""
@@ -102,15 +115,6 @@ class Cell:
         for regularizer in recipe["regularizers"]:
             found |= _strength(regularizer)
         return found
-
-    def over_seeds(self, column: str) -> OverSeeds | None:
-        """Mean, standard error and n of a column; None if it is undefined for one of the rows."""
-        values = [row[column] for row in self.rows]
-        if any(value is None for value in values):
-            return None
-        if not all(map(math.isfinite, values)):
-            return OverSeeds(math.inf, None, len(values))
-        return over_seeds(values)
 
 
 def _strength(spec: dict[str, Any]) -> dict[str, float]:
@@ -140,6 +144,12 @@ class Trials:
     rows: tuple[Row, ...]
     missing: tuple[str, ...]  # what `allow_missing` left out, in words
     pruned: tuple[str, ...] = ()  # what a search stopped, in words; its metrics are of no finished ensemble
+    margins: Mapping[str, float] = field(default_factory=dict)  # by metric, in place of `columns.MARGINS`
+
+    @cached_property
+    def estimates(self) -> Estimates:
+        """Every number of the cells, with what chance there is in it."""
+        return Estimates(self.store, self.rows, self.margins)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -198,12 +208,15 @@ class Trials:
         return self.store.predictions(pool(row), eval_sets(row)[where])
 
 
-def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials:
+def load_trials(
+    storage: str, sweep: str, allow_missing: bool = False, margins: Mapping[str, float] = MappingProxyType({})
+) -> Trials:
     """The finished rows of `sweeps/<sweep>/trials.parquet`; those that a search stopped are named apart.
 
     Args:
         storage: path or URI of the storage.
         allow_missing: leave failed trials and missing seeds out and say so in `missing`, instead of refusing.
+        margins: the largest differences that do not matter, by metric, in place of `columns.MARGINS`.
     Raises:
         ValueError: no such sweep, a table that cannot be read, a trial that is there twice, or one that
             failed or is missing: which, and the command that fills them.
@@ -227,7 +240,7 @@ def load_trials(storage: str, sweep: str, allow_missing: bool = False) -> Trials
         raise ValueError(missing_text(sweep, missing, fill_command(rows[0])))
     if not done:
         raise ValueError(f"sweep {sweep} of {store.storage.uri} has no trials; repeat the sweep that made it")
-    return Trials(store, sweep, tuple(done), tuple(missing), tuple(pruned))
+    return Trials(store, sweep, tuple(done), tuple(missing), tuple(pruned), margins)
 
 
 def _stored_ood(trials: Trials, cells: Sequence[Cell]) -> dict[Cell, dict[str, str]]:
@@ -277,48 +290,6 @@ def _ood_columns(trials: Trials, row: Row, sets: dict[str, str]) -> Row:
 def _suffix(eval_set: str) -> str:
     """What a prediction set's name says of its draws."""
     return eval_set.removeprefix(plain_set(eval_set))
-
-
-def missing_text(sweep: str, missing: Sequence[str], command: str) -> str:
-    """What a sweep lacks and how to fill it; the message of a refusal and of `--allow-missing`."""
-    listed = "".join(f"\n  {what}" for what in missing)
-    return f"sweep {sweep} lacks {len(missing)} trials:{listed}\nfill them with: {command}"
-
-
-def fill_command(row: Row) -> str:
-    """The command that made a row; repeating it trains what is missing."""
-    return provenance(row).get("command") or f"lorae sweep {row['sweep']}"
-
-
-def provenance(row: Row) -> dict[str, Any]:
-    return json.loads(row["provenance"] or "{}")
-
-
-def is_soup(row: Row) -> bool:
-    """Whether a row predicts with the mean weights of its members."""
-    return row["combine"] == "weights" and row["members"] > 1
-
-
-def pool(row: Row) -> list[str]:
-    """Folders of the draws that a row's ensemble is made of."""
-    return pool_folders(row["member_ids"], row["reference_id"], is_soup(row))
-
-
-def eval_sets(row: Row) -> dict[str, str]:
-    """Prediction sets of a row: "test", "validation" and OOD tasks -> `<task>__<split>__<hash>`."""
-    return json.loads(row["eval_sets"])
-
-
-def ood_sets(row: Row) -> dict[str, str]:
-    """The same of its OOD tasks alone."""
-    return {task: name for task, name in eval_sets(row).items() if task not in ("test", "validation")}
-
-
-def describe(row: Row) -> str:
-    """A row's place in the grid, short."""
-    shown = ["task", "method", "regularizers", "members", "seed"]
-    shown += [] if row["draws"] == "none" else ["draws"]
-    return " ".join(f"{factor}={row[factor]}" for factor in shown)
 
 
 def _missing_seeds(cells: Iterable[Cell]) -> list[str]:

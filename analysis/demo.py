@@ -8,17 +8,15 @@ from __future__ import annotations
 import functools
 import sys
 
-from analysis.columns import default_metrics
 from analysis.data import Trials
 from analysis.figures import standard_figures
-from analysis.resampling import resample
 from analysis.script import Content, run
 from analysis.table import comparison
 
 
 def content(trials: Trials) -> Content:
     """The comparison of all cells, and the figures that show why."""
-    return Content([comparison(trials, resample(trials, default_metrics(trials)))], standard_figures(trials))
+    return Content([comparison(trials)], standard_figures(trials))
 
 
 main = functools.partial(run, "demo", content)

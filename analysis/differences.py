@@ -1,55 +1,55 @@
 """How much something changes: each cell minus a named baseline, with its interval.
 
-ensembling(trials, resampling)         ensembles minus the single member of the same setting
-regularising(trials, resampling)       regularised cells minus the unregularised of the same size
-same_parameters(trials, resampling)    ensembles minus the single LoRA of rank M * r
-same_compute(trials, resampling)       ensembles minus the single adapter trained M times as long
-same_predictions(trials, resampling)   ensembles minus M samples of a single member
-souping(trials, resampling)            soups minus the ensemble of the same members
-against_rivals(trials, resampling)     the largest LoRA ensemble minus each other way to its accuracy
+ensembling(trials)         ensembles minus the single member of the same setting
+regularising(trials)       regularised cells minus the unregularised of the same size
+same_parameters(trials)    ensembles minus the single LoRA of rank M * r
+same_compute(trials)       ensembles minus the single adapter trained M times as long
+same_predictions(trials)   ensembles minus M samples of a single member
+souping(trials)            soups minus the ensemble of the same members
+against_rivals(trials)     the largest LoRA ensemble minus each other way to its accuracy
+
+All read their differences off the families of pairs that the comparison table is marked by.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
-from analysis.columns import COST_COLUMNS, FEW_TASKS, Column, default_metrics, title
+from analysis.columns import COST_COLUMNS, Column, ood_columns, tested_metrics, title
 from analysis.data import Cell, Trials, draws_name
 from analysis.render import text
-from analysis.resampling import Resampling
-from analysis.significance import Difference, holm
+from analysis.significance import ALPHA
 from analysis.table import (
+    THESE,
     Entry,
     Line,
     Table,
     cell_columns,
     cell_line,
-    lacks_seeds,
+    entry,
+    is_of_these,
     made_by,
-    mean_entry,
+    margins_text,
+    notes,
     setting,
 )
 from lorae.draws import TFB
 from lorae.identity import spec_of
-from lorae.results import OOD_SEPARATOR
 from lorae.trial import Budget
 
 INTERVALS = (
-    "Difference [95 % interval] by the paired bootstrap over test examples (percentile and basic together), "
-    "{}; bold: p ≤ 0.05 after Holm's correction over the column of each test set. Chance adds to a "
-    "calibration error: differences in ECE still favour the model whose confidences are surer or fill fewer "
-    "bins."
+    f"Difference [simultaneous {1 - ALPHA:.0%} interval over test examples and trainings, one family of all "
+    "pairs of each column]; bold: it excludes 0; ≈: equivalent, it lies within the margin ({margins})."
 )
+FLIPS = "Flips: test answers that only the line has right, and only its baseline, expected over ensembles."
 
 
-def ensembling(trials: Trials, resampling: Resampling) -> Table:
+def ensembling(trials: Trials) -> Table:
     """What ensembling changes: each ensemble minus the single member of its setting."""
     return differences(
         trials,
-        resampling,
         lambda cell: _averaging(cell) | {"members": 1} if cell.members > 1 else None,
         name="ensembling",
         heading="What ensembling changes, against the single member of the same setting",
@@ -61,18 +61,17 @@ def _averaging(cell: Cell) -> dict[str, Any]:
     return cell.factors | ({"combine": "probs"} if cell.is_soup else {})
 
 
-def regularising(trials: Trials, resampling: Resampling) -> Table:
+def regularising(trials: Trials) -> Table:
     """What regularising changes: each regularised cell minus the unregularised one of its size."""
     return differences(
         trials,
-        resampling,
         lambda cell: cell.factors | {"regularizers": "none"} if cell.regularised else None,
         name="regularising",
         heading="What regularising changes, against no regulariser at the same number of members",
     )
 
 
-def same_parameters(trials: Trials, resampling: Resampling) -> Table:
+def same_parameters(trials: Trials) -> Table:
     """Each ensemble minus the single adapter that has as many parameters, where the sweep has one."""
 
     def larger(cell: Cell) -> dict[str, Any] | None:
@@ -82,10 +81,10 @@ def same_parameters(trials: Trials, resampling: Resampling) -> Table:
         return _averaging(cell) | {"members": 1, "rank": rank, "alpha": alpha}
 
     heading = "Ensembles against a single adapter with as many parameters (rank M r)"
-    return differences(trials, resampling, larger, "same-parameters", heading, own_lr=True)
+    return differences(trials, larger, "same-parameters", heading)
 
 
-def same_compute(trials: Trials, resampling: Resampling) -> Table:
+def same_compute(trials: Trials) -> Table:
     """Each ensemble minus the single adapter whose training cost as much, where the sweep has one."""
 
     def longer(cell: Cell) -> dict[str, Any] | None:
@@ -95,10 +94,10 @@ def same_compute(trials: Trials, resampling: Resampling) -> Table:
         return _averaging(cell) | {"members": 1, "budget": budget.times(cell.members).label}
 
     heading = "Ensembles against a single adapter trained M times as long"
-    return differences(trials, resampling, longer, "same-compute", heading, own_lr=True)
+    return differences(trials, longer, "same-compute", heading)
 
 
-def same_predictions(trials: Trials, resampling: Resampling) -> Table:
+def same_predictions(trials: Trials) -> Table:
     """Each ensemble minus as many samples of its first member, where the sweep has them: equal forward passes
     for a prediction."""
 
@@ -108,21 +107,20 @@ def same_predictions(trials: Trials, resampling: Resampling) -> Table:
         return cell.factors | {"members": 1, "draws": TFB(cell.members).label}
 
     heading = "Ensembles against M samples of a single member (TFB)"
-    return differences(trials, resampling, sampled, "same-predictions", heading)
+    return differences(trials, sampled, "same-predictions", heading)
 
 
-def souping(trials: Trials, resampling: Resampling) -> Table:
+def souping(trials: Trials) -> Table:
     """What averaging the members' weights changes: each soup minus the ensemble of the same members."""
     return differences(
         trials,
-        resampling,
         lambda cell: _averaging(cell) if cell.is_soup else None,
         name="souping",
         heading="Soups, one forward pass, against the ensemble of the same members",
     )
 
 
-def against_rivals(trials: Trials, resampling: Resampling) -> Table:
+def against_rivals(trials: Trials) -> Table:
     """The largest LoRA ensemble minus each of its rivals, with what the rival costs; no lines where a sweep
     has no rival but single adapters.
 
@@ -130,13 +128,10 @@ def against_rivals(trials: Trials, resampling: Resampling) -> Table:
     single adapters of as many parameters or of more training. Of several LoRA ensembles of that size it is
     the one with which they share most settings.
     """
-    few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
-    ood = [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
-    columns = [
-        Column(name, "difference") for name in ("ensemble_nll", "ts_ensemble_nll", "ece15", "acc", *ood)
-    ]
+    columns = _columns(["ensemble_nll", "ts_ensemble_nll", "debiased_ce15", "acc", *ood_columns(trials)])
     blocks: list[tuple[Line, ...]] = []
     ensembles: dict[str, None] = {}
+    pairs: list[Cell] = []
     for cells in trials.by_test_set().values():
         ensemble, rivals = _rivals(cells)
         if ensemble is None or all(_is_plain(rival) or rival.is_soup for rival in rivals):
@@ -144,18 +139,18 @@ def against_rivals(trials: Trials, resampling: Resampling) -> Table:
         lines: list[Line] = []
         for rival in rivals:
             line = cell_line(rival) | {"rival": Entry(_told_apart(rival, ensemble))}
-            line |= {cost: mean_entry(rival, cost) for cost in COST_COLUMNS}
-            line |= {c.name: resampling.difference(ensemble, rival, c.name) or Entry(None) for c in columns}
-            lines.append(line)
-        blocks.append(corrected(lines, columns))
-        costs = ((cost, text(Column(cost, "amount"), mean_entry(ensemble, cost))) for cost in COST_COLUMNS)
+            line |= {cost: entry(trials, rival, cost) for cost in COST_COLUMNS}
+            lines.append(line | _difference(trials, cells, ensemble, rival, columns))
+        blocks.append(tuple(lines))
+        pairs += [ensemble, *rivals]
+        costs = ((cost, text(Column(cost, "amount"), entry(trials, ensemble, cost))) for cost in COST_COLUMNS)
         ensembles[f"{ensemble.name} ({', '.join(f'{title(cost)} {value}' for cost, value in costs)})"] = None
     of = "; ".join(ensembles)
     tasks = [Column("task", "text")] if "task" in trials.varying else []
     return Table(
         name="rivals",
         title="The LoRA ensemble against each rival",
-        caption=f"{setting(trials)} {of} minus the rival of the line. {_intervals(trials, resampling)} "
+        caption=f"{setting(trials)} {of} minus the rival of the line. {_intervals(trials, columns, pairs)} "
         f"{made_by(trials)}",
         columns=(
             *tasks,
@@ -164,7 +159,7 @@ def against_rivals(trials: Trials, resampling: Resampling) -> Table:
             *columns,
         ),
         blocks=tuple(blocks),
-        notes=resampling.notes,
+        notes=notes(trials, pairs),
     )
 
 
@@ -195,10 +190,11 @@ def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
 
 def _is_single_rival(cell: Cell, ensemble: Cell) -> bool:
     """Whether it is the ensemble's own member, or differs from that in its rank, budget and regulariser; of
-    another rank or budget it may have a learning rate of its own."""
+    another rank or budget, or where recipes were tuned, it may have a learning rate of its own."""
     ours, theirs = ensemble.factors, cell.factors
     free = {"members", "rank", "alpha", "budget", "regularizers"}
-    if (ours["rank"], ours["budget"]) != (theirs["rank"], theirs["budget"]):
+    tuned = ensemble.rows[0]["tuning"] is not None
+    if tuned or (ours["rank"], ours["budget"]) != (theirs["rank"], theirs["budget"]):
         free.add("lr")
     same = all(theirs[f] == value for f, value in ours.items() if f not in free)
     ranks = (ours["rank"], ensemble.members * ours["rank"])
@@ -221,24 +217,21 @@ def _told_apart(rival: Cell, ensemble: Cell) -> str:
 
 
 def differences(
-    trials: Trials,
-    resampling: Resampling,
-    baseline: Callable[[Cell], dict[str, Any] | None],
-    name: str,
-    heading: str,
-    own_lr: bool = False,
+    trials: Trials, baseline: Callable[[Cell], dict[str, Any] | None], name: str, heading: str
 ) -> Table:
     """A table of cells minus their baselines of the same test set; no lines where no cell has one.
 
     Args:
-        baseline: factors of the cell to subtract; None leaves the cell out.
-        own_lr: where no cell has these, the one that has all but the learning rate, if there is one only.
+        baseline: factors of the cell to subtract; None leaves the cell out. Where no cell has these, it is
+            the one that has all but the learning rate, which a recipe may have of its own, if there is only
+            one.
     """
-    columns = [Column(metric, "difference") for metric in default_metrics(trials)]
+    columns = _columns(tested_metrics(trials))
     cells = {_place(cell, cell.factors): cell for cell in trials.cells}
     tuned: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in trials.cells if own_lr else ():
+    for cell in trials.cells:
         tuned.setdefault(_place(cell, cell.factors | {"lr": None}), []).append(cell)
+    groups, pairs = trials.by_test_set(), []
     blocks: dict[str, list[Line]] = {}
     for cell in trials.cells:
         factors = baseline(cell)
@@ -247,15 +240,16 @@ def differences(
             found = tuned.get(_place(cell, factors | {"lr": None}), [])
             other = found[0] if len(found) == 1 else None
         if other:
-            found = {c.name: resampling.difference(cell, other, c.name) or Entry(None) for c in columns}
+            found = _difference(trials, groups[cell.test_set], cell, other, columns)
             blocks.setdefault(cell.test_set, []).append(cell_line(cell) | found)
+            pairs += [cell, other]
     return Table(
         name=name,
         title=heading,
-        caption=f"{setting(trials)} {_intervals(trials, resampling)} {made_by(trials)}",
+        caption=f"{setting(trials)} {_intervals(trials, columns, pairs)} {made_by(trials)}",
         columns=(*cell_columns(trials), *columns),
-        blocks=tuple(corrected(lines, columns) for lines in blocks.values()),
-        notes=resampling.notes,
+        blocks=tuple(map(tuple, blocks.values())),
+        notes=notes(trials, pairs),
     )
 
 
@@ -264,16 +258,38 @@ def _place(cell: Cell, factors: dict[str, Any]) -> tuple[Any, ...]:
     return cell.test_set, *factors.items()
 
 
-def _intervals(trials: Trials, resampling: Resampling) -> str:
-    """What a caption says of the differences."""
-    shared = " Where seeds are missing, over those that both have." if lacks_seeds(trials) else ""
-    return INTERVALS.format(resampling.size) + shared
+def _columns(metrics: Sequence[str]) -> list[Column]:
+    """A difference of each metric; beside that of accuracy the answers that flip."""
+    found = []
+    for metric in metrics:
+        found += [Column(metric, "difference"), *([Column("flips", "text")] if metric == "acc" else [])]
+    return found
 
 
-def corrected(lines: list[Line], columns: list[Column]) -> tuple[Line, ...]:
-    """The lines with the p-values of each column corrected for their number."""
+def _difference(
+    trials: Trials, cells: Sequence[Cell], cell: Cell, baseline: Cell, columns: Sequence[Column]
+) -> Line:
+    """Entries of the columns: `cell` minus `baseline`, both of one test set's `cells`."""
+    line: Line = {"flips": Entry(_flips(trials, cell, baseline))}
     for column in columns:
-        found = [(line, e) for line in lines if isinstance(e := line[column.name], Difference)]
-        for (line, entry), p_value in zip(found, holm([entry.p_value for _, entry in found]), strict=True):
-            line[column.name] = replace(entry, p_value=p_value)
-    return tuple(lines)
+        if column.kind == "difference":
+            family = trials.estimates.family(cells, column.name)
+            both = {cell, baseline} <= family.rows.keys()
+            line[column.name] = family.difference(cell, baseline) if both else Entry(None)
+    return line
+
+
+def _flips(trials: Trials, cell: Cell, baseline: Cell) -> str | None:
+    """Test answers that one side alone has right, expected over the ensembles of each: "+12 -9"."""
+    ours_N, theirs_N = (trials.estimates.correct(one) for one in (cell, baseline))
+    if ours_N is None or theirs_N is None:
+        return None
+    gained, lost = float(ours_N @ (1 - theirs_N)), float(theirs_N @ (1 - ours_N))
+    return f"+{gained:.3g} -{lost:.3g}"
+
+
+def _intervals(trials: Trials, columns: Sequence[Column], cells: Sequence[Cell]) -> str:
+    """What a caption says of the differences."""
+    metrics = [column.name for column in columns if column.kind == "difference"]
+    these = f" {THESE}" if any(is_of_these(trials, cell) for cell in cells) else ""
+    return f"{INTERVALS.format(margins=margins_text(trials, metrics))}{these} {FLIPS}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +9,6 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 
 from analysis.columns import title
 from analysis.data import Cell, Trials
-from analysis.data import pool as pool_of
 from analysis.plotting import (
     BACKBONE,
     COLUMN_INCHES,
@@ -26,14 +23,12 @@ from analysis.plotting import (
     styled,
 )
 from lorae import metrics
-from lorae.ensemble import PooledMetric, members_curve
 
-MEMBERS_METRICS: dict[str, PooledMetric] = {"ensemble_nll": metrics.ensemble_nll, "ece15": metrics.ece15}
-MAX_SUBSETS = 20  # of the pool, for each size
+MEMBERS_METRICS = ("ensemble_nll", "debiased_ce15")
 
 
 def standard_figures(trials: Trials) -> list[Plot]:
-    """NLL and ECE against the number of members, and a reliability diagram for each line of them."""
+    """NLL and calibration error against the number of members, and a reliability diagram for each line."""
     plots = []
     for panel in panels(trials):
         plots += [metric_against_members(trials, panel, metric) for metric in MEMBERS_METRICS]
@@ -46,54 +41,27 @@ def standard_figures(trials: Trials) -> list[Plot]:
 
 @styled
 def metric_against_members(trials: Trials, panel: Panel, metric: str) -> Plot:
-    """A metric against M, one line for each setting.
-
-    Over several seeds the points are their means and the bars standard errors. With one seed the points are
-    means over the subsets of the pool of trained members and the bars their standard deviation.
-    """
+    """A metric against M, one line for each setting: the estimates of the tables, with their standard errors
+    over trainings where these are known."""
     figure, axes = axes_of()
-    several_seeds = any(len(cell.rows) > 1 for line in panel.lines.values() for cell in line)
-    points_of = _over_seeds if several_seeds else _over_subsets
     sizes = sorted({cell.members for line in panel.lines.values() for cell in line})
     for number, (label, line) in enumerate(panel.lines.items()):
-        points = points_of(trials, line, metric)
-        members, value, bar = np.array(points).reshape(-1, 3).T
+        found = [(cell.members, of) for cell in line if (of := trials.estimates.of(cell, metric))]
+        bars = [np.nan if of.stderr is None else of.stderr for _, of in found]
         shift = 1 + 0.02 * (number - (len(panel.lines) - 1) / 2)  # bars beside, not over each other
-        axes.errorbar(members * shift, value, bar, capsize=2, label=label or "LoRA", **look(number))
-    if panel.zero_shot and (found := panel.zero_shot.over_seeds(metric)):
-        backbone_line(axes, found.mean)
+        members, values = [m * shift for m, _ in found], [of.mean for _, of in found]
+        axes.errorbar(members, values, bars, capsize=2, label=label or "LoRA", **look(number))
+    if panel.zero_shot and (backbone := trials.estimates.of(panel.zero_shot, metric)):
+        backbone_line(axes, backbone.mean)
     axes.set(xlabel="members M", ylabel=f"{title(metric)} (lower is better)", xscale="log")
     axes.xaxis.set(major_locator=FixedLocator(sizes), minor_locator=NullLocator())
     axes.xaxis.set(major_formatter=ScalarFormatter(), minor_formatter=NullFormatter())
     legend_above(figure, axes)
-    bars = "standard error over seeds" if several_seeds else "standard deviation over subsets of one pool"
-    caption = f"{title(metric)} against the number of members{panel.suffix}; bars: {bars}."
-    return Plot(f"{metric}-members{panel.slug}", caption, figure)
-
-
-Point = tuple[float, float, float]  # members, value, bar (NaN: none)
-
-
-def _over_seeds(trials: Trials, line: Sequence[Cell], metric: str) -> list[Point]:
-    found = [(cell.members, over) for cell in line if (over := cell.over_seeds(metric))]
-    return [(m, over.mean, np.nan if over.stderr is None else over.stderr) for m, over in found]
-
-
-def _over_subsets(trials: Trials, line: Sequence[Cell], metric: str) -> list[Point]:
-    row = line[-1].rows[0]
-    if line[-1].is_soup:  # of each size one was made
-        return _over_seeds(trials, line, metric)
-    pool = trials.predictions(row)
-    curve = members_curve(
-        pool.logits_MNC,
-        pool.labels_N,
-        MEMBERS_METRICS[metric],
-        sizes=sorted({cell.members for cell in line}),
-        num_draws=len(pool.logits_MNC) // len(pool_of(row)),
-        rule=row["combine"],
-        max_subsets=MAX_SUBSETS,
+    caption = (
+        f"{title(metric)} against the number of members{panel.suffix}, mean over the ensembles of each pool; "
+        "bars: standard error over trainings, where it is known."
     )
-    return [(point.members, point.mean, np.nan if point.std is None else point.std) for point in curve]
+    return Plot(f"{metric}-members{panel.slug}", caption, figure)
 
 
 # Reliability -----------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data import Cell, Trials, eval_sets
+from analysis.data import Cell, Trials
 from analysis.plotting import BACKBONE, COLUMN_INCHES, Panel, Plot, axes_of, legend_above, look, styled
+from analysis.rows import eval_sets
 from lorae import metrics
 from lorae.results import OOD_SEPARATOR
 

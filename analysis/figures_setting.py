@@ -33,8 +33,8 @@ def metric_against_setting(trials: Trials, setting: str, metric: str) -> list[Pl
     """A metric against a setting, one line for each ensemble size and what else varies; by test set.
 
     A cell that differs from all others in something else is a point of no line and left out; more lines than
-    fit make more figures. Points are means over seeds, bars standard errors. Of a regulariser's strength the
-    dotted lines are the same ensembles without any regulariser.
+    fit make more figures. Points are estimates, bars standard errors over trainings. Of a regulariser's
+    strength the dotted lines are the same ensembles without any regulariser.
     """
     plots = []
     groups = trials.by_test_set()
@@ -47,22 +47,22 @@ def metric_against_setting(trials: Trials, setting: str, metric: str) -> list[Pl
             drawn = {label: lines[label] for label in labels[start : start + MAX_LINES]}
             words = [cells[0].factors["task"]] if len(groups) > 1 else []
             words += [f"part {part}"] if len(labels) > MAX_LINES else []
-            plots.append(_figure(cells, drawn, setting, metric, ", ".join(words)))
+            plots.append(_figure(trials, cells, drawn, setting, metric, ", ".join(words)))
     return plots
 
 
 def _figure(
-    cells: Sequence[Cell], lines: dict[str, list[Cell]], setting: str, metric: str, label: str
+    trials: Trials, cells: Sequence[Cell], lines: dict[str, list[Cell]], setting: str, metric: str, label: str
 ) -> Plot:
     figure, axes = axes_of()
     for number, (name, line) in enumerate(lines.items()):
-        _draw(axes, line, setting, metric, label=name, **look(number))
+        _draw(axes, trials, line, setting, metric, label=name, **look(number))
         of_regulariser = line[-1].regularised and setting not in line[-1].factors
         plain = _unregularised(cells, line[-1]) if of_regulariser else None
-        if plain and (found := plain.over_seeds(metric)):
+        if plain and (found := trials.estimates.of(plain, metric)):
             axes.axhline(found.mean, color=look(number)["color"], linestyle=":", linewidth=0.8)
     zero_shot = next((cell for cell in cells if not cell.members), None)
-    if zero_shot and (found := zero_shot.over_seeds(metric)):
+    if zero_shot and (found := trials.estimates.of(zero_shot, metric)):
         backbone_line(axes, found.mean)
     values = sorted({cell.settings[setting] for line in lines.values() for cell in line})
     _scale(axes, values)
@@ -70,7 +70,7 @@ def _figure(
     legend_above(figure, axes)
     caption = (
         f"{title(metric)} against {title(setting)}{f' ({label})' if label else ''}; bars: standard error "
-        "over seeds; dotted: without a regulariser."
+        "over trainings; dotted: without a regulariser."
     )
     return Plot(f"{metric}{slug(setting)}{slug(label)}", caption, figure)
 
@@ -104,8 +104,8 @@ def _unregularised(cells: Sequence[Cell], cell: Cell) -> Cell | None:
     return next((c for c in cells if c.factors == wanted), None)
 
 
-def _draw(axes: Axes, line: Sequence[Cell], setting: str, metric: str, **style: Any) -> None:
-    points = [(cell.settings[setting], over) for cell in line if (over := cell.over_seeds(metric))]
+def _draw(axes: Axes, trials: Trials, line: Sequence[Cell], setting: str, metric: str, **style: Any) -> None:
+    points = [(cell.settings[setting], over) for cell in line if (over := trials.estimates.of(cell, metric))]
     bars = [np.nan if over.stderr is None else over.stderr for _, over in points]
     axes.errorbar([x for x, _ in points], [over.mean for _, over in points], bars, capsize=2, **style)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.columns import title
-from analysis.data import Cell, Row, Trials, is_soup
+from analysis.data import Cell, Trials
 from analysis.figures_setting import FOLLOWS
 from analysis.gain import nll_gain
 from analysis.plotting import (
@@ -28,6 +28,7 @@ from analysis.plotting import (
     styled,
 )
 from analysis.render import amount
+from analysis.rows import Row, is_soup
 
 DIVERSITY = ("disagreement", "mutual_information")
 COSTS = ("train_tokens", "forwards_per_prediction")
@@ -112,11 +113,11 @@ def quality_against_cost(trials: Trials) -> list[Plot]:
         trained = [cell for cell in cells if cell.members]
         if not trained:
             continue
-        backbone = [found.mean for c in cells if not c.members and (found := c.over_seeds(QUALITY))]
+        backbone = [of.mean for c in cells if not c.members and (of := trials.estimates.of(c, QUALITY))]
         figure = Figure((COLUMN_INCHES, 2.2), layout="constrained")
         grid = figure.subplots(1, len(COSTS), sharey=True)
         for axes, cost in zip(grid, COSTS):
-            _cost_axes(axes, trained, cost)
+            _cost_axes(axes, trials, trained, cost)
         for axes, value in itertools.product(grid, backbone[:1]):
             backbone_line(axes, value)
         grid[0].set_ylabel(f"{title(QUALITY)} (lower is better)")
@@ -130,8 +131,9 @@ def quality_against_cost(trials: Trials) -> list[Plot]:
     return plots
 
 
-def _cost_axes(axes: Axes, cells: Sequence[Cell], cost: str) -> None:
-    found = [(cell, cell.over_seeds(cost), cell.over_seeds(QUALITY)) for cell in cells]
+def _cost_axes(axes: Axes, trials: Trials, cells: Sequence[Cell], cost: str) -> None:
+    of = trials.estimates.of
+    found = [(cell, of(cell, cost), of(cell, QUALITY)) for cell in cells]
     points = [(cell, x.mean, y.mean) for cell, x, y in found if x and y]
     kind = _kind([cell.rows[0] for cell, _, _ in points])
     for label, style in _groups(kind(cell.rows[0]) for cell, _, _ in points).items():
@@ -209,16 +211,18 @@ def heat_maps(trials: Trials) -> list[Plot]:
     }
     told = [place for place in range(len(others)) if len({key[place] for key in whole}) > 1]
     return [
-        _heat_map(grid, down, across, ", ".join(f"{others[place]} {key[place]}" for place in told))
+        _heat_map(trials, grid, down, across, ", ".join(f"{others[place]} {key[place]}" for place in told))
         for key, grid in whole.items()
     ]
 
 
-def _heat_map(grid: dict[tuple[float, float], Cell], down: str, across: str, label: str) -> Plot:
+def _heat_map(
+    trials: Trials, grid: dict[tuple[float, float], Cell], down: str, across: str, label: str
+) -> Plot:
     rows, columns = sorted({d for d, _ in grid}), sorted({a for _, a in grid})
     value = np.full((len(rows), len(columns)), np.nan)
     for (d, a), cell in grid.items():
-        if found := cell.over_seeds(QUALITY):
+        if found := trials.estimates.of(cell, QUALITY):
             value[rows.index(d), columns.index(a)] = found.mean
     figure = Figure((COLUMN_INCHES, 0.9 + 0.28 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

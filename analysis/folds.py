@@ -37,15 +37,15 @@ def over_folds(trials: Trials, metrics: Sequence[str]) -> Table:
             *(Column(metric, "pooled") for metric in metrics),
             *(Column(cost, "amount") for cost in COST_COLUMNS),
         ),
-        blocks=(tuple(_line(cells, metrics) for cells in whole),) if whole else (),
+        blocks=(tuple(_line(trials, cells, metrics) for cells in whole),) if whole else (),
         notes=tuple(f"left out, as it lacks a fold: {name}" for name in lacking),
     )
 
 
-def _line(cells: Sequence[Cell], metrics: Sequence[str]) -> Line:
+def _line(trials: Trials, cells: Sequence[Cell], metrics: Sequence[str]) -> Line:
     line = cell_line(cells[0])
     for column in (*metrics, *COST_COLUMNS):
-        found = [over.mean for cell in cells if (over := cell.over_seeds(column))]
+        found = [of.mean for cell in cells if (of := trials.estimates.of(cell, column))]
         whole = len(found) == len(cells)
         std = float(np.std(found, ddof=1)) if whole and len(found) > 1 else None
         line[column] = Entry(float(np.mean(found)), std=std) if whole else Entry(None)

@@ -8,15 +8,15 @@ pools are resampled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from analysis.columns import Column, title
-from analysis.data import Row, Trials, is_soup
-from analysis.differences import corrected
-from analysis.significance import Difference, WeightedMetric, bootstrap, estimate
+from analysis.data import Trials
+from analysis.rows import Row, is_soup
+from analysis.significance import ALPHA, Difference, holm
 from analysis.table import Entry, Line, Table, made_by
 from lorae import metrics
 
@@ -29,6 +29,8 @@ DIVERSITY = (
     "update_cosine",
 )
 GAINS = ("nll_gain", "acc_gain")
+RESAMPLES = 10_000
+Correlation = Callable[[np.ndarray], np.ndarray]  # how often each pool was drawn (R, K) -> values (R,)
 MIN_POOLS = 10  # resampling fewer says little about how far other pools would lie
 CAPTION = (
     "Correlation (Pearson's r, Spearman's rho) of an ensemble's diversity with what it gains over its mean "
@@ -90,7 +92,7 @@ def correlations(trials: Trials) -> Table:
         columns=(
             Column("diversity", "text"), Column("ensembles", "amount"), Column("pools", "amount"), *columns
         ),
-        blocks=(corrected(lines, columns),) if lines else (),
+        blocks=(_corrected(lines, columns),) if lines else (),
     )  # fmt: skip
 
 
@@ -109,11 +111,34 @@ def _correlations(rows: Sequence[Row], measure: str, gain: str) -> list[Entry | 
     if len(pools) < MIN_POOLS:
         whole = np.ones((1, len(pools)))
         return [Entry(float(metric(whole)[0])) for metric in of.values()]
-    boot = bootstrap(of, [len(pools)])
-    return [estimate(boot, name) for name in of]
+    return [_bootstrapped(metric, len(pools)) for metric in of.values()]
 
 
-def correlation(x_N: np.ndarray, y_N: np.ndarray, pool_N: np.ndarray, ranks: bool) -> WeightedMetric:
+def _bootstrapped(metric: Correlation, num_pools: int) -> Difference:
+    """A correlation with the percentile interval of resampled pools, which stays inside its bounds, and twice
+    the smaller share of resamples on a side of 0 as its p-value.
+
+    Source: Efron and Tibshirani 1993, chapters 13 and 16.
+    """
+    counts_RK = np.random.default_rng(0).multinomial(num_pools, np.full(num_pools, 1 / num_pools), RESAMPLES)
+    found_R = metric(counts_RK.astype(np.float64))
+    lo, hi = np.quantile(found_R, [ALPHA / 2, 1 - ALPHA / 2])
+    one_sided = (1 + min(np.sum(found_R <= 0), np.sum(found_R >= 0))) / (RESAMPLES + 1)
+    value = float(metric(np.ones((1, num_pools)))[0])
+    return Difference(value, float(lo), float(hi), min(1.0, 2 * float(one_sided)))
+
+
+def _corrected(lines: list[Line], columns: Sequence[Column]) -> tuple[Line, ...]:
+    """The lines with the p-values of each column corrected for their number; a verdict where p <= 0.05."""
+    for column in columns:
+        found = [(line, e) for line in lines if isinstance(e := line[column.name], Difference)]
+        for (line, e), p_value in zip(found, holm([e.p_value or 1.0 for _, e in found]), strict=True):
+            verdict = "undecided" if p_value > ALPHA else "higher" if e.value > 0 else "lower"
+            line[column.name] = replace(e, p_value=p_value, verdict=verdict)
+    return tuple(lines)
+
+
+def correlation(x_N: np.ndarray, y_N: np.ndarray, pool_N: np.ndarray, ranks: bool) -> Correlation:
     """Pearson's correlation, or with `ranks` Spearman's, as a function of how often each pool was drawn.
 
     0 on a resample where either is constant.

@@ -15,7 +15,6 @@ from analysis.figures_setting import metric_against_setting
 from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
 from analysis.paths import path_figures
 from analysis.published import beside
-from analysis.resampling import resample
 from analysis.script import Content
 from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
@@ -28,18 +27,18 @@ SENSITIVITY = ("Xavier gain", "rank")
 def metrics_of(trials: Trials) -> list[str]:
     """Accuracy, macro F1, NLL, calibration (10 bins, as the paper, and 15) and OOD detection."""
     ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in ("auroc_msp", "aupr_msp")]
-    return ["acc", "f1", "ensemble_nll", "ece10", "ece15", "brier", *ood, "ts_ensemble_nll", "ts_ece15"]
+    scaled = ("ts_ensemble_nll", "ts_debiased_ce15")
+    return ["acc", "f1", "ensemble_nll", "ece10", "ece15", "debiased_ce15", "brier", *ood, *scaled]
 
 
 def content(trials: Trials) -> Content:
     """All rivals by `metrics_of` with their costs; matched baselines; diversity in function and in weight
     space; the published numbers."""
     metrics = metrics_of(trials)
-    resampling = resample(trials, metrics)
     updated, notes = with_updates(trials, max_entries=MAX_REPORT_ENTRIES)
     tables = [
-        comparison(trials, resampling, metrics),
-        *(table for make in CHANGES if (table := make(trials, resampling)).blocks),
+        comparison(trials, metrics),
+        *(table for make in CHANGES if (table := make(trials)).blocks),
         weight_table(updated, notes),
         *beside(trials),
     ]

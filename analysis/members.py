@@ -8,26 +8,23 @@ from __future__ import annotations
 import functools
 import sys
 
-from analysis.columns import default_metrics
 from analysis.data import Trials
 from analysis.differences import ensembling, souping
 from analysis.figures import MEMBERS_METRICS, metric_against_members
 from analysis.figures_sweep import diversity_against_gain
 from analysis.plotting import panels
-from analysis.resampling import resample
 from analysis.script import Content, run
 from analysis.table import comparison
 
 
 def content(trials: Trials) -> Content:
     """The curves, what ensembling changes, soups against ensembles, and diversity against gain."""
-    resampling = resample(trials, default_metrics(trials))
     plots = [
         metric_against_members(trials, panel, metric)
         for panel in panels(trials)
         for metric in MEMBERS_METRICS
     ]
-    tables = [make(trials, resampling) for make in (comparison, ensembling, souping)]
+    tables = [make(trials) for make in (comparison, ensembling, souping)]
     return Content(tables, [*plots, *diversity_against_gain(trials)])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from analysis.columns import Column
 from analysis.plotting import Plot, svg
-from analysis.render import is_bold, is_tied, parts, shown
+from analysis.render import is_bold, parts, shown, sign
 from analysis.significance import Difference
 from analysis.table import Entry, Table
 
@@ -155,13 +155,15 @@ def _unbroken(head: str) -> str:
 
 
 def _room(column: Column, entries: Sequence[Entry | Difference]) -> tuple[str, str]:
-    """Room that a cell without uncertainty or without ≈ leaves for them, so that the digits align."""
+    """Room that a cell without uncertainty or without a sign leaves for them, so that the digits align."""
     uncertainties = [parts(column, entry)[1] for entry in entries]
     widest = max(uncertainties, key=len, default="")
-    return _hidden(f" <small>{widest}</small>" if widest else ""), _hidden(TIED * any(map(is_tied, entries)))
+    signed = _sign("≈" if any(map(sign, entries)) else "")
+    return _hidden(f" <small>{widest}</small>" if widest else ""), _hidden(signed)
 
 
-TIED = "<small> ≈</small>"
+def _sign(mark: str) -> str:
+    return f"<small> {mark}</small>" if mark else ""
 
 
 def _hidden(content: str) -> str:
@@ -172,7 +174,7 @@ def _cell(column: Column, entry: Entry | Difference, room: tuple[str, str]) -> s
     number, uncertainty = map(html.escape, parts(column, entry))
     content = f"<b>{number}</b>" if is_bold(entry) else number
     content += f" <small>{uncertainty}</small>" if uncertainty else room[0]
-    content += TIED if is_tied(entry) else room[1]
+    content += _sign(sign(entry)) or room[1]
     infinite = isinstance(entry.value, float) and math.isinf(entry.value)
     data = html.escape(json.dumps(1e308 if infinite else entry.value))  # JSON has no infinity
     return f'<td{_class(column)} data-value="{data}">{content}</td>'

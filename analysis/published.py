@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.columns import Column, title
-from analysis.data import Trials, ood_sets
+from analysis.data import Trials
 from analysis.render import markdown
+from analysis.rows import ood_sets
 from analysis.table import Entry, Line, Table
 
 CAPTION = (

@@ -12,16 +12,14 @@ from analysis.columns import DIVERSITY_METRICS, default_metrics
 from analysis.data import Trials
 from analysis.differences import regularising
 from analysis.figures_sweep import diversity_against_gain
-from analysis.resampling import resample
 from analysis.script import Content, run
 from analysis.table import comparison
 
 
 def content(trials: Trials) -> Content:
     """Quality and diversity of the 2 x 2 factorial; members that share both sources are one member."""
-    resampling = resample(trials, default_metrics(trials))
     metrics = [*default_metrics(trials), *DIVERSITY_METRICS]
-    tables = [comparison(trials, resampling, metrics, costs=()), regularising(trials, resampling)]
+    tables = [comparison(trials, metrics, costs=()), regularising(trials)]
     return Content(tables, diversity_against_gain(trials))
 
 

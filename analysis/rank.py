@@ -8,22 +8,19 @@ from __future__ import annotations
 import functools
 import sys
 
-from analysis.columns import default_metrics
 from analysis.data import Trials
 from analysis.differences import ensembling
 from analysis.figures import MEMBERS_METRICS
 from analysis.figures_setting import metric_against_setting
 from analysis.figures_sweep import quality_against_cost
-from analysis.resampling import resample
 from analysis.script import Content, run
 from analysis.table import comparison
 
 
 def content(trials: Trials) -> Content:
     """The curves, and the table of all ranks with what they cost."""
-    resampling = resample(trials, default_metrics(trials))
     plots = [plot for m in MEMBERS_METRICS for plot in metric_against_setting(trials, "rank", m)]
-    tables = [comparison(trials, resampling), ensembling(trials, resampling)]
+    tables = [comparison(trials), ensembling(trials)]
     return Content(tables, [*plots, *quality_against_cost(trials)])
 
 

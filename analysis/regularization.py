@@ -8,19 +8,16 @@ from __future__ import annotations
 import functools
 import sys
 
-from analysis.columns import default_metrics
 from analysis.data import Trials
 from analysis.differences import ensembling, regularising
 from analysis.figures_sweep import quality_against_cost
-from analysis.resampling import resample
 from analysis.script import Content, run
 from analysis.table import comparison
 
 
 def content(trials: Trials) -> Content:
     """The comparison on every task, and what ensembling and regularising change, with intervals."""
-    resampling = resample(trials, default_metrics(trials))
-    tables = [make(trials, resampling) for make in (comparison, ensembling, regularising)]
+    tables = [make(trials) for make in (comparison, ensembling, regularising)]
     return Content(tables, quality_against_cost(trials))
 
 

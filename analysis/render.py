@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from analysis.columns import Column
-from analysis.significance import ALPHA, Difference
+from analysis.significance import Difference
 from analysis.table import Entry, Table
 
 
@@ -21,6 +21,8 @@ def shown(table: Table) -> list[Column]:
 def text(column: Column, entry: Entry | Difference) -> str:
     """An entry without its mark: "0.842 ± 0.004", "+0.012 [-0.003, +0.027]", "1.23M", "-" for none."""
     if isinstance(entry, Difference):
+        if entry.lo is None or entry.hi is None:
+            return f"{entry.value:+.3f}"
         return f"{entry.value:+.3f} [{entry.lo:+.3f}, {entry.hi:+.3f}]"
     if entry.value is None:
         return "-"
@@ -52,12 +54,19 @@ def amount(value: float) -> str:
 
 def is_bold(entry: Entry | Difference) -> bool:
     """The best of its column, or a difference that is one."""
-    return entry.p_value <= ALPHA if isinstance(entry, Difference) else entry.verdict == "best"
+    return entry.verdict in ("lower", "higher") if isinstance(entry, Difference) else entry.mark == "best"
 
 
-def is_tied(entry: Entry | Difference) -> bool:
-    """Not distinguishable from the best of its column."""
-    return isinstance(entry, Entry) and entry.verdict == "tied"
+def sign(entry: Entry | Difference) -> str:
+    """≈ for what is equivalent, ? for what is undecided, † for what holds for these very members; or "".
+
+    A difference that is undecided shows that by its interval.
+    """
+    if isinstance(entry, Difference):
+        return "†" if entry.verdict is None else "≈" if entry.verdict == "equivalent" else ""
+    if entry.is_of_these:
+        return "†"
+    return {"equivalent": "≈", "undecided": "?"}.get(entry.mark or "", "")
 
 
 def save_table(table: Table, folder: Path) -> None:
@@ -84,7 +93,7 @@ def markdown(table: Table) -> str:
 
 def _markdown_entry(column: Column, entry: Entry | Difference) -> str:
     cell = text(column, entry).replace("|", "\\|")
-    return f"**{cell}**" if is_bold(entry) else f"{cell} ≈" if is_tied(entry) else cell
+    return f"**{cell}**" if is_bold(entry) else f"{cell} {sign(entry)}".rstrip()
 
 
 def _aligned(columns: list[Column], row: list[str], widths: list[int]) -> list[str]:
@@ -95,9 +104,9 @@ def _aligned(columns: list[Column], row: list[str], widths: list[int]) -> list[s
 
 INTERVAL = ("lo", "hi", "p_value")
 CSV_PARTS = {
-    "metric": ("stderr", "verdict"),
+    "metric": ("stderr", "mark"),
     "pooled": ("std",),
-    "difference": INTERVAL,
+    "difference": (*INTERVAL, "verdict"),
     "estimate": INTERVAL,
 }
 
@@ -105,8 +114,8 @@ CSV_PARTS = {
 def csv_text(table: Table) -> str:
     """Every column by its name in trials.parquet, in full precision, with columns for its uncertainty.
 
-    A metric has `_stderr` and `_verdict`, over folds `_std`; a difference or estimate `_lo`, `_hi` and
-    `_p_value` (corrected).
+    A metric has `_stderr` and `_mark`, over folds `_std`; a difference or estimate `_lo`, `_hi` and
+    `_p_value` (corrected), a difference also `_verdict`.
     """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
@@ -121,7 +130,7 @@ def csv_text(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table*` that needs the package booktabs; what is tied with the best is underlined."""
+    """A `table*` that needs the package booktabs; what is equivalent to the best is underlined."""
     columns = shown(table)
     heads = " & ".join(_latex_head(column) for column in columns)
     blocks = [
@@ -160,8 +169,9 @@ def _latex_head(column: Column) -> str:
 
 def _latex_entry(column: Column, entry: Entry | Difference) -> str:
     number, uncertainty = map(_escaped, parts(column, entry))
-    mark = r"\textbf" if is_bold(entry) else r"\underline" if is_tied(entry) else ""
+    mark = r"\textbf" if is_bold(entry) else r"\underline" if sign(entry) == "≈" else ""
     number = f"{mark}{{{number}}}" if mark else number
+    number += {"?": "$^{?}$", "†": r"$^{\dagger}$"}.get(sign(entry), "")
     return number + (rf"{{\tiny\,{uncertainty}}}" if uncertainty else "")
 
 
@@ -175,6 +185,7 @@ LATEX = {
     "∞": r"$\infty$",
     "≤": r"$\leq$",
     "Δ": r"$\Delta$",
+    "†": r"$\dagger$",
     "<": "$<$",
     ">": "$>$",
     **{c: f"\\{c}" for c in "&%$#_{}"},

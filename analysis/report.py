@@ -7,12 +7,13 @@ Everything is computed from the storage: trials.parquet, and the stored logits o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import lorae
-from analysis.columns import all_metrics, default_metrics
-from analysis.data import Trials, fill_command, load_trials, missing_text, provenance
+from analysis.columns import all_metrics
+from analysis.data import Trials, load_trials
 from analysis.differences import (
     against_rivals,
     ensembling,
@@ -31,7 +32,7 @@ from analysis.page import Section, page
 from analysis.plotting import panels, save
 from analysis.published import beside
 from analysis.render import save_table
-from analysis.resampling import resample
+from analysis.rows import fill_command, missing_text, provenance
 from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import COST
@@ -41,7 +42,12 @@ MAX_PANELS = 8  # of which figures are drawn; the tables are always whole
 
 
 def write_report(
-    storage: str, sweep: str, out: Path, warnings: Sequence[str] = (), allow_missing: bool = False
+    storage: str,
+    sweep: str,
+    out: Path,
+    warnings: Sequence[str] = (),
+    allow_missing: bool = False,
+    margins: Mapping[str, float] = MappingProxyType({}),
 ) -> Path:
     """Write `index.html` and the tables and figures beside it into `out`; returns the page's path.
 
@@ -49,10 +55,11 @@ def write_report(
         storage: path or URI of the storage.
         warnings: shown on top, such as what an audit found.
         allow_missing: report an incomplete sweep, with what it lacks among the warnings.
+        margins: the largest differences that do not matter, by metric, in place of `columns.MARGINS`.
     Raises:
         ValueError: as `load_trials`.
     """
-    trials = load_trials(storage, sweep, allow_missing).with_stored_ood()
+    trials = load_trials(storage, sweep, allow_missing, margins).with_stored_ood()
     if trials.missing:
         lacking = missing_text(sweep, trials.missing, fill_command(trials.rows[0]))
         warnings = [*warnings, lacking]
@@ -70,11 +77,10 @@ def write_report(
 
 def report_sections(trials: Trials) -> list[Section]:
     """What the report says, in order; sections without content are left out."""
-    resampling = resample(trials, default_metrics(trials))
     comparisons = (
         against_rivals, ensembling, souping, regularising, same_parameters, same_compute, same_predictions,
     )  # fmt: skip
-    changes = [table for make in comparisons if (table := make(trials, resampling)).blocks]
+    changes = [table for make in comparisons if (table := make(trials)).blocks]
     drawn = panels(trials)
     size, calibration, scores = [], [], []
     for panel in drawn[:MAX_PANELS]:
@@ -90,9 +96,9 @@ def report_sections(trials: Trials) -> list[Section]:
     first = f"Drawn are the first {MAX_PANELS} of {len(drawn)} settings." if len(drawn) > MAX_PANELS else ""
     measured, notes = with_updates(with_gains(trials), max_entries=MAX_REPORT_ENTRIES)
     diversity = [t for t in (weight_table(measured, notes), correlations(measured)) if t.blocks]
-    whole = comparison(trials, resample(trials, []), all_metrics(trials), tuple(COST), name="all-metrics")
+    whole = comparison(trials, all_metrics(trials), tuple(COST), name="all-metrics")
     sections = [
-        Section("Comparison", tables=[comparison(trials, resampling)]),
+        Section("Comparison", tables=[comparison(trials)]),
         *(Section(table.title, tables=[table]) for table in changes),
         Section("Ensemble size", first, plots=size),
         Section("Calibration", first, plots=calibration),

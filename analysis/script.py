@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.data import Trials, fill_command, load_trials, missing_text
+from analysis.columns import margins
+from analysis.data import Trials, load_trials
 from analysis.plotting import Plot, save
 from analysis.render import markdown, save_table
+from analysis.rows import fill_command, missing_text
 from analysis.table import Table
 
 
@@ -35,9 +37,16 @@ def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | 
     parser.add_argument("--sweep", default=sweep, help=f"name of the sweep (default: {sweep})")
     parser.add_argument("--out", type=Path, help="folder for the files (default: STORAGE/report/SWEEP)")
     parser.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
+    parser.add_argument(
+        "--margin",
+        action="append",
+        default=[],
+        metavar="METRIC=X",
+        help="largest difference that does not matter, such as ensemble_nll=0.01",
+    )
     args = parser.parse_args(argv)
     try:
-        trials = load_trials(args.storage, args.sweep, args.allow_missing)
+        trials = load_trials(args.storage, args.sweep, args.allow_missing, margins(args.margin))
         out = args.out or _default_out(args.storage, args.sweep)
         if trials.missing:
             print(missing_text(trials.sweep, trials.missing, fill_command(trials.rows[0])), file=sys.stderr)

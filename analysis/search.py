@@ -12,7 +12,6 @@ import sys
 from analysis.columns import Column
 from analysis.data import Cell, Trials
 from analysis.figures_setting import metric_against_setting, numeric_settings
-from analysis.resampling import resample
 from analysis.script import Content, run
 from analysis.table import Entry, Table, cell_columns, cell_line, comparison, made_by, setting
 
@@ -26,7 +25,7 @@ def content(trials: Trials) -> Content:
     Points are chosen on validation; a table of test metrics over them chooses nothing.
     """
     plots = [p for s in numeric_settings(trials) for p in metric_against_setting(trials, s, OBJECTIVE)]
-    every = comparison(trials, resample(trials, TABLE_METRICS), (OBJECTIVE, *TABLE_METRICS))
+    every = comparison(trials, (OBJECTIVE, *TABLE_METRICS))
     return Content([best_points(trials), every], plots)
 
 
@@ -35,11 +34,11 @@ def best_points(trials: Trials) -> Table:
     best: dict[tuple[str, ...], Cell] = {}
     for cell in trials.cells:
         found = best.setdefault(_study(cell), cell)
-        if _objective(cell) < _objective(found):
+        if _objective(trials, cell) < _objective(trials, found):
             best[_study(cell)] = cell
     metrics = (OBJECTIVE, *TABLE_METRICS)
     lines = [
-        cell_line(cell) | {m: Entry(over.mean) for m in metrics if (over := cell.over_seeds(m))}
+        cell_line(cell) | {m: Entry(of.mean) for m in metrics if (of := trials.estimates.of(cell, m))}
         for cell in best.values()
     ]
     return Table(
@@ -58,8 +57,8 @@ def _study(cell: Cell) -> tuple[str, ...]:
     return cell.test_set, str(cell.factors["method"]), kinds, str(cell.members)
 
 
-def _objective(cell: Cell) -> float:
-    found = cell.over_seeds(OBJECTIVE)
+def _objective(trials: Trials, cell: Cell) -> float:
+    found = trials.estimates.of(cell, OBJECTIVE)
     return found.mean if found else float("inf")
 
 

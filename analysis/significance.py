@@ -1,147 +1,317 @@
-"""How sure is a difference: paired bootstrap, standard errors over seeds, many comparisons, verdicts.
+"""How sure is a difference: for new test examples and for new trainings, over all pairs of rows at once.
 
-A bootstrap resample draws the N examples with replacement, so it is a vector of N counts. Metrics are here
-written as functions of such counts, weights_RN -> values_R, for many resamples at once; all rows of a table
-see the same resamples, which pairs them. `weighted_summary` has the names of `lorae.metrics.summary`:
+A number of a table is an `Estimate`: its value, and how much each test example and each training moved it.
+Rows of one table share examples, and often members, so the difference of two rows is the difference of what
+moved them, source by source:
 
-    rows = {"lora": weighted_summary(a, labels), "ensemble": weighted_summary(b, labels)}
-    boot = bootstrap({name: row["ece15"] for name, row in rows.items()}, [len(labels)])
-    difference(boot, "ensemble", baseline="lora"), verdicts(boot, DIRECTION["ece15"])
+    Var(a - b) = sum_n (a_n - b_n)^2 + sum_i (a_i - b_i)^2 - sum_in (a_in - b_in)^2
+
+The first sum, over test examples, is the infinitesimal jackknife, which for a mean is the paired t-test; the
+second, over trainings, the jackknife over members, or over seeds where members of a seed share a random
+stream. What an example and a training do together is in both, and is taken off once: the variance components
+of two crossed random effects (Owen 2007, Annals of Applied Statistics 1(2)). An interval's half-width h has
+h^2 = sum t^2 V over the sources' variances V, each with the quantile t of its own degrees of freedom, which
+covers at least as often as it says however few trainings there are (Banerjee 1961, Journal of the American
+Statistical Association 56; by Welch and Satterthwaite it covers less where few degrees of freedom decide).
+
+All pairs of rows of a column are one family: p-values and intervals are adjusted by the largest of all
+pairs' statistics (max-T, Westfall and Young 1993), drawn from the normal distribution with the rows'
+covariance. Whatever is read off them agrees: who is worse than the best, and any row minus any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
-import scipy.sparse
+from scipy import optimize, stats
 
-from lorae.metrics import calibration, ood, proper, selective
-from lorae.metrics.probability import Rule, Undefined, checked, combine, log_softmax
 from lorae.metrics.summary import Direction
 
-WeightedMetric = Callable[[np.ndarray], np.ndarray]  # counts of the examples (R, N) -> values (R,)
-Verdict = Literal["best", "tied", "worse"]
-BLOCK_COUNTS = 250_000  # resamples x examples at once: what is made of them stays in the cache
-ALPHA = 0.05  # of the confidence intervals (1 - ALPHA) and the verdicts
+ALPHA = 0.05  # of the simultaneous intervals (1 - ALPHA) and the verdicts
+DRAWS = 10_000  # of the largest statistic under "all rows are equal"
+BLOCK_NUMBERS = 1_000_000  # draws x pairs at once
+MAX_NUMBERS = 10_000_000  # draws x pairs; of more pairs fewer draws, and at least 1,000
+
+# What a training, (seed, member), contributed: to the metric, and to each example's contribution to it
+Moves = dict[tuple[int, int], np.ndarray]
+Verdict = Literal["lower", "higher", "equivalent", "undecided"]
+Mark = Literal["best", "equivalent", "undecided", "worse"]
+Row = TypeVar("Row", bound=Hashable)
 
 
-# Bootstrap --------------------------------------------------------------------------------
+# Estimates -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Each row's metric on the examples as they are, and on every resample; rows share the resamples."""
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A metric of a row with what each source of chance contributed to it.
 
-    value: dict[str, float]
-    resampled: dict[str, np.ndarray]  # (resamples,)
+    The sum of a source's squared contributions is its share of the variance.
+
+    Args:
+        value: mean over the subsets of each pool, then over seeds; of a squared error, see `root`.
+        examples: contribution of each example, (N,), in an order that all rows of a column share.
+        members: the same of each training, then what it moves together with each example; None where it
+            cannot be told.
+        seeds: the same of each seed, as its member 0; None for a single seed.
+        num_trainings: distinct members that the value is made of; 0 for a model that was not trained.
+        root: the value is the square of what is shown; differences are tested as squares.
+    """
+
+    value: float
+    examples: np.ndarray
+    members: Moves | None = None
+    seeds: Moves | None = None
+    num_trainings: int = 0
+    root: bool = False
 
     @property
-    def num_resamples(self) -> int:
-        return len(next(iter(self.resampled.values())))
+    def mean(self) -> float:
+        """What is shown."""
+        return signed_root(self.value) if self.root else self.value
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error over trainings, on the scale that is shown; None where it cannot be told."""
+        moved = self.members or self.seeds
+        if moved is None:
+            return None
+        error = float(np.sqrt(sum(row[0] ** 2 for row in moved.values())))
+        if not self.root:
+            return error
+        return (signed_root(self.value + error) - signed_root(self.value - error)) / 2
+
+    @property
+    def is_of_these(self) -> bool:
+        """Whether it holds for its very members: nothing says how much a new training would move it."""
+        return self.num_trainings > 0 and self.members is None and self.seeds is None
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether it says how much new examples and new trainings would move it."""
+        return len(self.examples) > 1 and not self.is_of_these
+
+
+def signed_root(square: float) -> float:
+    """Square root that keeps the sign of an unbiased estimate of a square, which may be below 0."""
+    return float(np.sign(square) * np.sqrt(abs(square)))
+
+
+# Differences ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Row minus baseline, with its 95 % interval and the two-sided p-value of "no difference"."""
+    """One row minus another with its simultaneous 95 % interval, adjusted p-value and verdict.
+
+    Without a verdict, interval and p-value are None: it is about these very members, not about new ones.
+    """
 
     value: float
-    lo: float
-    hi: float
-    p_value: float
+    lo: float | None = None
+    hi: float | None = None
+    p_value: float | None = None
+    verdict: Verdict | None = None
 
 
-def bootstrap(
-    metrics: Mapping[str, WeightedMetric], strata: Sequence[int], resamples: int = 10_000, seed: int = 0
-) -> Bootstrap:
-    """Every row's metric on the same resamples of the examples; memory stays below about 200 MB.
+@dataclass(frozen=True, eq=False)
+class Family(Generic[Row]):
+    """All rows of one column on one test set, and every difference between two of them.
 
     Args:
-        metrics: one metric of each row of a table; over several seeds, see `averaged`.
-        strata: numbers of examples that are resampled apart: [N]; [N_in, N_ood] for OOD metrics.
-        seed: of the resamples; equal seeds give equal results.
+        rows: their estimates, which share the order of their examples.
+        margin: the largest difference that does not matter, in the unit of the metric.
     Raises:
-        ValueError: a metric was made from another number of examples.
-    Source: Efron and Tibshirani 1993, chapters 13 and 16; paired as in Koehn 2004, EMNLP.
+        ValueError: the margin is not above 0.
     """
-    whole = np.ones((1, sum(strata)))
-    value = {row: float(metric(whole)[0]) for row, metric in metrics.items()}
-    parts: dict[str, list[np.ndarray]] = {row: [] for row in metrics}
-    for weights_RN in _resampled_weights(strata, resamples, seed):
-        for row, metric in metrics.items():
-            parts[row].append(metric(weights_RN))
-    return Bootstrap(value, {row: np.concatenate(values) for row, values in parts.items()})
 
+    rows: Mapping[Row, Estimate]
+    margin: float
 
-def _resampled_weights(strata: Sequence[int], resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Counts (block, N) of examples drawn with replacement inside each stratum, in blocks of bounded size."""
-    rng = np.random.default_rng(seed)
-    block = max(1, BLOCK_COUNTS // sum(strata))
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        counts = []
-        for size in strata:
-            drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
-            counts.append(np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size))
-        yield np.hstack(counts).astype(np.float64)
+    def __post_init__(self) -> None:
+        if not self.margin > 0:
+            raise ValueError(f"margin={self.margin}: must be > 0, the largest difference that is none")
 
+    def difference(self, row: Row, baseline: Row) -> Difference:
+        """`row` minus `baseline`."""
+        a, b = self.rows[row], self.rows[baseline]
+        value, square = a.mean - b.mean, a.value - b.value
+        if row == baseline or row not in self._place or baseline not in self._place:
+            return Difference(value)
+        sources = self._sources[:, :, self._place[row], self._place[baseline]]
+        score = _score(square, *sources)
+        p_value = float(1 + np.sum(self._largest >= score)) / (len(self._largest) + 1)
+        half = _half_width(self._critical, *sources)
+        lo, hi = square - half, square + half
+        if a.root:
+            lo, hi = (_difference_of_roots(end, a.value + b.value) for end in (lo, hi))
+        return Difference(value, lo, hi, p_value, self._verdict(lo, hi))
 
-def difference(boot: Bootstrap, row: str, baseline: str) -> Difference:
-    """`row` minus `baseline` with an interval that holds the percentile and the basic one, of resamples that
-    are reflected in the value, and the larger of their p-values. For means the two agree.
+    def marks(self, direction: Direction) -> dict[Row, Mark]:
+        """Each row against the best of those that can be told: "worse" than it, "equivalent", or "undecided".
 
-    Chance gives even a calibrated model a calibration error (ECE, ACE, MCE), and resampling adds to it once
-    more, most to confidences that are unsure or fill many bins. Of two calibrated models, one with
-    confidences in [0.5, 1] and one near 0.97, percentile intervals alone find the first worse by ECE-15 in
-    all of 100 samples of 240 examples, these in 30: differences still favour the surer model. Of two with
-    confidences in [0.5, 1] basic intervals alone find one worse in 6, these in none.
+        Rows about which only their own members are known have no mark; one that holds the best value leaves
+        the others to be compared with the best of the rest.
+        """
+        sign = {"lower": 1, "higher": -1}[direction]
+        if not self._place:
+            return {}
+        best = min(self._place, key=lambda row: sign * self.rows[row].value)
+        found: dict[Row, Mark] = {}
+        for row in self._place:
+            verdict = self.difference(row, best).verdict
+            worse = verdict == ("higher" if direction == "lower" else "lower")
+            found[row] = "worse" if worse else "equivalent" if verdict == "equivalent" else "undecided"
+            if self.rows[row].value == self.rows[best].value:
+                found[row] = "best"
+        return found
 
-    Source: Davison and Hinkley 1997, section 5.2.
-    """
-    value = boot.value[row] - boot.value[baseline]
-    resampled_R = boot.resampled[row] - boot.resampled[baseline]
-    reflected_R = np.round(2 * value - resampled_R, 12)  # what is 0 but for rounding is on neither side
-    one, other = _against_zero(value, resampled_R), _against_zero(value, reflected_R)
-    return Difference(value, min(one.lo, other.lo), max(one.hi, other.hi), max(one.p_value, other.p_value))
+    def _verdict(self, lo: float, hi: float) -> Verdict:
+        if lo > 0 or hi < 0:
+            return "higher" if lo > 0 else "lower"
+        return "equivalent" if -self.margin < lo and hi < self.margin else "undecided"
 
+    @cached_property
+    def _place(self) -> dict[Row, int]:
+        """Place of each comparable row in the arrays below."""
+        comparable = (row for row, estimate in self.rows.items() if estimate.is_comparable)
+        return {row: place for place, row in enumerate(comparable)}
 
-def estimate(boot: Bootstrap, row: str) -> Difference:
-    """A row minus 0, with the percentile interval, which stays inside a correlation's bounds."""
-    return _against_zero(boot.value[row], boot.resampled[row])
+    @cached_property
+    def _sources(self) -> np.ndarray:
+        """Variances and degrees of freedom (2, 4, K, K) of what moves each difference: examples, trainings
+        that both rows have, those of one row, and of the other."""
+        estimates = [self.rows[row] for row in self._place]
+        examples_KN = np.array([e.examples for e in estimates])
+        by_member = np.array([e.members is not None or not e.num_trainings for e in estimates])
+        of_members = _of_trainings([e.members for e in estimates])
+        of_seeds = _of_trainings([e.seeds for e in estimates])
+        found = np.where(by_member[:, None] & by_member, of_members, of_seeds)  # (7, K, K)
+        variances, df, crossed = found[:3], found[3:6], found[6]
+        of_examples = _squared_distances(examples_KN)
+        alone = np.maximum(of_examples - np.minimum(crossed, variances.sum(axis=0)), 0)
+        df_of_examples = np.full_like(alone, max(examples_KN.shape[1] - 1, 1))
+        return np.array([[alone, *variances], [df_of_examples, *df]])
 
+    @cached_property
+    def _critical(self) -> float:
+        """What the largest difference's normal score exceeds with probability ALPHA if all rows are equal."""
+        num_pairs = max(1, len(self._place) * (len(self._place) - 1) // 2)
+        bonferroni = stats.norm.isf(ALPHA / 2 / num_pairs)
+        one_pair = stats.norm.isf(ALPHA / 2)
+        return float(np.clip(np.quantile(self._largest, 1 - ALPHA), one_pair, bonferroni))
 
-def _against_zero(value: float, replicate_R: np.ndarray) -> Difference:
-    """With the quantiles of the replicates; the p-value is twice the smaller share of them on a side of 0, at
-    least 2 / (resamples + 1)."""
-    lo, hi = np.quantile(replicate_R, [ALPHA / 2, 1 - ALPHA / 2])
-    one_sided = (1 + min(np.sum(replicate_R <= 0), np.sum(replicate_R >= 0))) / (len(replicate_R) + 1)
-    return Difference(value, float(lo), float(hi), min(1.0, 2 * float(one_sided)))
+    @cached_property
+    def _largest(self) -> np.ndarray:
+        """Draws of the largest |difference| over all pairs if all rows are equal, each as a normal score.
 
+        Differences follow the rows' covariance; the variances that they are divided by are drawn for each
+        pair apart, with Satterthwaite's degrees of freedom, which makes the largest rather too large.
+        """
+        num = len(self._place)
+        first, second = np.triu_indices(num, 1)
+        if not len(first):
+            return np.zeros(1)
+        variances, df = self._sources[:, :, first, second]
+        kept = variances.sum(axis=0) > 0
+        first, second, variances, df = first[kept], second[kept], variances[:, kept], df[:, kept]
+        if not len(first):
+            return np.zeros(1)
+        df_P = np.minimum(variances.sum(axis=0) ** 2 / np.sum(variances**2 / df, axis=0), 1e6)
+        root_KK = self._covariance_root()
+        error_P = np.sqrt(np.sum((root_KK[first] - root_KK[second]) ** 2, axis=1))
+        rng, draws = np.random.default_rng(0), []
+        num_draws = int(np.clip(MAX_NUMBERS // len(first), 1000, DRAWS))
+        for start in range(0, num_draws, block := max(1, BLOCK_NUMBERS // len(first))):
+            size = min(block, num_draws - start)
+            drawn_RK = rng.standard_normal((size, num)) @ root_KK.T
+            t_RP = (drawn_RK[:, first] - drawn_RK[:, second]) / error_P
+            t_RP = t_RP / np.sqrt(rng.chisquare(df_P, t_RP.shape) / df_P)
+            draws.append(_normal_scores(t_RP, df_P).max(axis=1))
+        return np.concatenate(draws)
 
-def verdicts(boot: Bootstrap, direction: Direction) -> dict[str, Verdict]:
-    """Marks each row of a column: "best" value, "tied" (indistinguishable from the best), or "worse".
-
-    Each row is compared with the first best one; the p-values are Holm-corrected over the column, and "worse"
-    has p <= 0.05. Rows of exactly the best value are all "best".
-
-    Raises:
-        ValueError: the metric has no direction.
-    """
-    if direction == "none":
-        raise ValueError(
-            'direction="none" has no best row; allowed are "lower" and "higher"; leave the column unmarked'
+    def _covariance_root(self) -> np.ndarray:
+        """R (K, K) with R R^T the covariance of the rows' estimates."""
+        estimates = [self.rows[row] for row in self._place]
+        members_KU, seeds_KS = (
+            np.nan_to_num(_table(m)[:, :, 0]) for m in zip(*((e.members, e.seeds) for e in estimates))
         )
-    best_value = (min if direction == "lower" else max)(boot.value.values())
-    best = next(row for row, value in boot.value.items() if value == best_value)
-    others = [row for row, value in boot.value.items() if value != best_value]
-    p_values = holm([difference(boot, row, best).p_value for row in others])
-    worse = {row for row, p_value in zip(others, p_values, strict=True) if p_value <= ALPHA}
-    return {row: "best" if row not in others else "worse" if row in worse else "tied" for row in boot.value}
+        by_seed = np.array([[e.members is None] for e in estimates])
+        moved = np.hstack([np.array([e.examples for e in estimates]), members_KU, seeds_KS * by_seed])
+        values, vectors = np.linalg.eigh(moved @ moved.T)
+        return vectors * np.sqrt(np.maximum(values, 0))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def _of_trainings(moves: Sequence[Moves | None]) -> np.ndarray:
+    """What trainings do to the differences of K rows, (7, K, K): three variances, by the trainings that both
+    rows have, which are paired, by those that only the first has, and only the second; their degrees of
+    freedom; and the variance by trainings and examples together."""
+    table_KUX = _table(moves)
+    has_KU = (~np.isnan(table_KUX[:, :, 0])).astype(np.float64)
+    table_KUX = np.nan_to_num(table_KUX)
+    crossed = _squared_distances(table_KUX[:, :, 1:].reshape(len(moves), -1))
+    moved_KU = table_KUX[:, :, 0]
+    square_KU, shared = moved_KU**2, has_KU @ has_KU.T
+    alone = np.maximum(square_KU.sum(axis=1)[:, None] - square_KU @ has_KU.T, 0)
+    paired = np.maximum(_squared_distances(moved_KU) - alone - alone.T, 0)
+    num_alone = has_KU.sum(axis=1)[:, None] - shared
+    df = np.maximum(np.array([shared, num_alone, num_alone.T]) - 1, 1)
+    return np.array([paired, alone, alone.T, *df, crossed])
+
+
+def _half_width(score: float, variances: np.ndarray, df: np.ndarray) -> float:
+    """Half-width of the interval whose tails are those of a normal score."""
+    quantiles = stats.t.isf(stats.norm.sf(score), df)
+    return float(np.sqrt(quantiles**2 @ variances))
+
+
+def _score(difference: float, variances: np.ndarray, df: np.ndarray) -> float:
+    """The normal score whose half-width the difference is."""
+    if difference == 0:
+        return 0.0
+    top = 8.0  # a tail of 6e-16
+    if abs(difference) >= _half_width(top, variances, df):
+        return top
+    found: Any = optimize.brentq(lambda score: _half_width(score, variances, df) - abs(difference), 0, top)
+    return float(found)
+
+
+def _squared_distances(x_KN: np.ndarray) -> np.ndarray:
+    """Sum of squares of the difference of each two rows, (K, K); exactly 0 for equal ones."""
+    gram = x_KN @ x_KN.T
+    size = np.diag(gram)
+    found = size[:, None] + size - 2 * gram
+    return np.where(found > 1e-13 * (size[:, None] + size), found, 0.0)
+
+
+def _normal_scores(t: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """|z| with the tail of |t| at df degrees of freedom, to about 1e-2. Source: Wallace 1959, eq. 6.3."""
+    return np.sqrt(df * np.log1p(t**2 / df)) * (8 * df + 1) / (8 * df + 3)
+
+
+def _table(moves: Sequence[Moves | None]) -> np.ndarray:
+    """Contributions by row, training and what is moved, (K, U, X); NaN where a row lacks a training."""
+    units = dict.fromkeys(unit for moved in moves for unit in moved or ())
+    width = max((len(row) for moved in moves for row in (moved or {}).values()), default=1)
+    found = np.full((len(moves), len(units), width), np.nan)
+    for row, moved in enumerate(moves):
+        for place, unit in enumerate(units):
+            if moved and unit in moved:
+                found[row, place] = moved[unit]
+    return found
+
+
+def _difference_of_roots(difference: float, total: float) -> float:
+    """sqrt(a) - sqrt(b) of two squares with a - b and a + b, neither below 0."""
+    total = max(total, abs(difference))
+    return float(np.sqrt((total + difference) / 2) - np.sqrt((total - difference) / 2))
+
+
+def holm(p_values: list[float]) -> list[float]:
     """p-values corrected for their number, controlling the family-wise error rate; in the order given.
 
     The k-th smallest of n becomes the largest of (n - j + 1) p_(j) over j <= k, at most 1. Source: Holm 1979.
@@ -151,156 +321,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
     return corrected.tolist()
-
-
-@dataclass(frozen=True)
-class OverSeeds:
-    """A metric over n seeds."""
-
-    mean: float
-    stderr: float | None  # sample standard deviation / sqrt(n); None for n = 1
-    n: int
-
-
-def over_seeds(values: Sequence[float]) -> OverSeeds:
-    """Mean and standard error of a metric over seeds.
-
-    Raises:
-        Undefined: no values, or one of them is infinite or NaN.
-    """
-    if not len(values) or not np.isfinite(values).all():
-        raise Undefined("mean over seeds", f"the values are {list(values)}")
-    stderr = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return OverSeeds(float(np.mean(values)), stderr, len(values))
-
-
-def averaged(boot: Bootstrap, rows: Mapping[str, Sequence[str]]) -> Bootstrap:
-    """A bootstrap whose rows are means of rows, such as the one of a setting over its seeds."""
-    return Bootstrap(
-        {name: float(np.mean([boot.value[row] for row in of])) for name, of in rows.items()},
-        {name: np.mean([boot.resampled[row] for row in of], axis=0) for name, of in rows.items()},
-    )
-
-
-# Metrics as functions of the examples' counts ---------------------------------------------
-
-
-def weighted_summary(
-    logits_MNC: np.ndarray, labels_N: np.ndarray, rule: Rule = "probs"
-) -> dict[str, WeightedMetric | None]:
-    """The performance metrics of `lorae.metrics.summary` as functions of the examples' counts.
-
-    None where no resample could have a finite difference, an NLL that is infinite, and the mean member's NLL
-    of a soup. The diversity metrics, which have no direction, and `classwise_ece15` are not here.
-    """
-    logp_NC, labels_N = checked(combine(logits_MNC, rule), labels_N)
-    confidence_N = selective.confidence(logp_NC, labels_N)
-    correct_N = proper.correct(logp_NC, labels_N)
-    gap_N = correct_N - confidence_N
-    member_nll_N = np.mean(
-        [proper.example_nll(member, labels_N) for member in log_softmax(logits_MNC)], axis=0
-    )
-    kept = selective.num_at_80(len(labels_N))
-    return {
-        "acc": _mean(correct_N),
-        "f1": _f1(logp_NC.argmax(axis=1), labels_N),
-        "ensemble_nll": _finite_mean(proper.example_nll(logp_NC, labels_N)),
-        "mean_member_nll": None if rule == "weights" else _finite_mean(member_nll_N),
-        "brier": _mean(proper.example_brier(logp_NC, labels_N)),
-        "ece15": _ece(confidence_N, gap_N, 15),
-        "ece10": _ece(confidence_N, gap_N, 10),
-        "ace15": _ranked(confidence_N, gap_N, calibration.equal_mass_gap),
-        "mce15": _mce15(confidence_N, gap_N),
-        "signed_gap": _mean(-gap_N),
-        "aurc": _ranked(confidence_N, 1 - correct_N, lambda error_RN: selective.risks(error_RN).mean(axis=1)),
-        "acc_at_80_coverage": _ranked(
-            confidence_N, correct_N, lambda right_RN: right_RN[:, :kept].mean(axis=1)
-        ),
-    }
-
-
-def weighted_ood_summary(
-    in_logits_MNC: np.ndarray, ood_logits_MNC: np.ndarray, rule: Rule = "probs"
-) -> dict[str, WeightedMetric | None]:
-    """`lorae.metrics.ood_summary` as functions of the counts of the N_in and then the N_ood examples."""
-    in_scores, ood_scores = ood.scores(in_logits_MNC, rule), ood.scores(ood_logits_MNC, rule)
-    metrics = {"auroc": ood.auroc_of_counts, "aupr": ood.aupr_of_counts, "fpr95": ood.fpr95_of_counts}
-    return {
-        f"{name}_{score}": _separation(in_scores[score], ood_scores[score], of_counts)
-        if score in in_scores
-        else None
-        for name, of_counts in metrics.items()
-        for score in ood.SCORES
-    }
-
-
-def _mean(value_N: np.ndarray) -> WeightedMetric:
-    return lambda weights_RN: weights_RN @ value_N / len(value_N)
-
-
-def _finite_mean(value_N: np.ndarray) -> WeightedMetric | None:
-    return _mean(value_N) if np.isfinite(value_N).all() else None
-
-
-def _f1(predicted_N: np.ndarray, labels_N: np.ndarray) -> WeightedMetric:
-    present_C = np.union1d(predicted_N, labels_N)
-    gold_NC, predicted_NC = (_one_hot(class_N, present_C) for class_N in (labels_N, predicted_N))
-    hits_NC, total_NC = gold_NC * predicted_NC, gold_NC + predicted_NC
-    return lambda weights_RN: proper.f1_of_counts(weights_RN @ hits_NC, weights_RN @ total_NC)
-
-
-def _one_hot(class_N: np.ndarray, present_C: np.ndarray) -> scipy.sparse.csr_array:
-    """1.0 in the column of each example's class, (N, C); sparse, since many rows of many classes are held."""
-    num = len(class_N)
-    places = (np.arange(num), np.searchsorted(present_C, class_N))
-    return scipy.sparse.csr_array((np.ones(num), places), shape=(num, len(present_C)))
-
-
-def _in_bins(value_N: np.ndarray, confidence_N: np.ndarray, bins: int) -> np.ndarray:
-    """`value_N` in the column of its example's bin, 0 elsewhere, (N, bins)."""
-    bin_N = calibration.equal_width_bin(confidence_N, bins)
-    return value_N[:, None] * (bin_N[:, None] == np.arange(bins))
-
-
-def _ece(confidence_N: np.ndarray, gap_N: np.ndarray, bins: int) -> WeightedMetric:
-    gap_NK = _in_bins(gap_N, confidence_N, bins)
-    return lambda weights_RN: np.abs(weights_RN @ gap_NK).sum(axis=1) / len(gap_N)
-
-
-def _mce15(confidence_N: np.ndarray, gap_N: np.ndarray) -> WeightedMetric:
-    gap_NK = _in_bins(gap_N, confidence_N, 15)
-    one_NK = _in_bins(np.ones_like(gap_N), confidence_N, 15)
-    return lambda weights_RN: np.max(np.abs(weights_RN @ gap_NK) / np.maximum(weights_RN @ one_NK, 1), axis=1)
-
-
-def _ranked(
-    confidence_N: np.ndarray, value_N: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]
-) -> WeightedMetric:
-    """`finish` of every resample's `most_confident_first` values (R, N)."""
-    group_sums = _group_sums(selective.tied_groups(confidence_N))
-
-    def metric(weights_RN: np.ndarray) -> np.ndarray:
-        size_RG = group_sums(weights_RN)
-        mean_RG = group_sums(weights_RN * value_N) / np.maximum(size_RG, 1)
-        return finish(np.repeat(mean_RG.ravel(), size_RG.ravel().astype(np.intp)).reshape(weights_RN.shape))
-
-    return metric
-
-
-def _separation(
-    in_N: np.ndarray, ood_N: np.ndarray, of_counts: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> WeightedMetric:
-    group_sums = _group_sums(ood.score_groups(in_N, ood_N))
-    is_ood = np.repeat([0.0, 1.0], [len(in_N), len(ood_N)])
-    return lambda weights_RN: of_counts(
-        group_sums(weights_RN * (1 - is_ood)), group_sums(weights_RN * is_ood)
-    )
-
-
-def _group_sums(group_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Sums (R, N) over the examples of each group, (R, G)."""
-    order = np.argsort(group_N, kind="stable")
-    start_G = np.searchsorted(group_N[order], np.arange(group_N.max() + 1))
-    if len(start_G) == len(order):  # no ties
-        return lambda x_RN: x_RN.take(order, axis=1)
-    return lambda x_RN: np.add.reduceat(x_RN.take(order, axis=1), start_G, axis=1)

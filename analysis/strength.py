@@ -8,12 +8,10 @@ from __future__ import annotations
 import functools
 import sys
 
-from analysis.columns import default_metrics
 from analysis.data import Trials
 from analysis.differences import regularising
 from analysis.figures import MEMBERS_METRICS
 from analysis.figures_setting import metric_against_setting, numeric_settings
-from analysis.resampling import resample
 from analysis.script import Content, run
 from analysis.table import comparison
 
@@ -26,8 +24,7 @@ def content(trials: Trials) -> Content:
         for metric in MEMBERS_METRICS
         for plot in metric_against_setting(trials, setting, metric)
     ]
-    resampling = resample(trials, default_metrics(trials))
-    return Content([comparison(trials, resampling), regularising(trials, resampling)], plots)
+    return Content([comparison(trials), regularising(trials)], plots)
 
 
 main = functools.partial(run, "strength", content)

@@ -1,8 +1,6 @@
 """The comparison table of a sweep: one line for each cell, with its metrics, their certainty and its cost.
 
-    trials = load_trials("lorae-results", "demo")
-    table = comparison(trials, resample(trials, default_metrics(trials)))
-    print(markdown(table))
+    print(markdown(comparison(load_trials("lorae-results", "demo"))))
 
 Which factors are columns is found from the rows; those that never vary are named once, in the caption.
 """
@@ -14,24 +12,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.columns import COST_COLUMNS, Column, default_metrics, direction, title
-from analysis.data import IN_CONTEXT, Cell, Trials, provenance
-from analysis.resampling import Resampling
-from analysis.significance import Difference, Verdict
+from analysis.data import IN_CONTEXT, Cell, Trials
+from analysis.pooling import SQUARES
+from analysis.rows import provenance
+from analysis.significance import ALPHA, Difference, Estimate, Mark
+from analysis.tuned import tuning_notes, tuning_tokens
 from lorae.results import FACTORS
 
-TESTED = "Best in bold; ≈: not distinguishable from the best (paired bootstrap, {}, Holm, 5 %)."
-UNTESTED = "Best value in bold, without a test."
+MARKS = (
+    "Best in bold; ≈: equivalent to it within the margin; ?: undecided; unmarked: worse. By simultaneous "
+    f"{1 - ALPHA:.0%} intervals over test examples and trainings, one family of all pairs of each column; "
+    "margins: {margins}. ±: standard error over trainings."
+)
+THESE = "†: one ensemble is known, so its numbers hold for these very members and are not compared."
+NO_VERDICT = (
+    "for verdicts on † train more: `--set seed=0,1,2`, or more `members=` than the largest ensemble has"
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A number or text, None where undefined, with its standard error over seeds and its verdict, or with its
-    standard deviation over folds."""
+    """A number or text, None where undefined.
+
+    Args:
+        stderr: its standard error over trainings.
+        mark: how it compares with the best of its column.
+        std: its standard deviation over folds.
+        is_of_these: it holds for these very members: no training beside them was seen.
+    """
 
     value: Any
     stderr: float | None = None
-    verdict: Verdict | None = None
+    mark: Mark | None = None
     std: float | None = None
+    is_of_these: bool = False
 
 
 Line = dict[str, Entry | Difference]  # column name -> entry
@@ -51,15 +65,13 @@ class Table:
 
 def comparison(
     trials: Trials,
-    resampling: Resampling,
     metrics: Sequence[str] | None = None,
     costs: Sequence[str] = COST_COLUMNS,
     name: str = "table",
 ) -> Table:
-    """Cells in blocks of one test set, with the best value of each metric and its rivals marked.
+    """Cells in blocks of one test set; in tested columns each is marked by how it compares with the best.
 
     Args:
-        resampling: of the cells; columns that it lacks have their best value marked alone.
         metrics: columns of trials.parquet; None = `default_metrics`.
         costs: the same, of its cost columns.
         name: of the table's files.
@@ -67,32 +79,57 @@ def comparison(
     metrics = default_metrics(trials) if metrics is None else metrics
     blocks: dict[str, list[Line]] = {}
     for test_set, cells in trials.by_test_set().items():
-        verdicts = {metric: _verdicts(cells, metric, resampling) for metric in metrics}
+        marks = {metric: _marks(trials, cells, metric) for metric in metrics}
         for cell in cells:
-            line = cell_line(cell) | {"seeds": Entry(len(cell.rows))}
-            line |= {metric: mean_entry(cell, metric, verdicts[metric].get(cell)) for metric in metrics}
-            line |= {cost: mean_entry(cell, cost) for cost in costs}
+            line = cell_line(cell) | {"trainings": Entry(num_trainings(trials, cell))}
+            line |= {metric: entry(trials, cell, metric, marks[metric].get(cell)) for metric in metrics}
+            line |= {cost: entry(trials, cell, cost) for cost in costs}
+            line["tuning_tokens"] = Entry(tuning_tokens(cell))
             blocks.setdefault(test_set, []).append(line)
-    differing = len({len(cell.rows) for cell in trials.cells}) > 1
-    amounts = [Column("seeds", "amount")] if differing else []
-    own = " Cells that lack seeds are compared by their own." if lacks_seeds(trials) else ""
     return Table(
         name=name,
         title=f"Comparison of sweep {trials.sweep}",
-        caption=f"{setting(trials)} {_marks(trials, resampling, metrics)}{own} {made_by(trials)}",
+        caption=f"{setting(trials)} {_marks_text(trials, metrics)} {made_by(trials)}",
         columns=(
             *cell_columns(trials),
-            *amounts,
+            Column("trainings", "amount"),
             *(Column(metric, "metric") for metric in metrics),
             *(Column(cost, "amount") for cost in costs),
+            *([Column("tuning_tokens", "amount")] if costs and any(map(tuning_tokens, trials.cells)) else []),
         ),
         blocks=tuple(map(tuple, blocks.values())),
         notes=(
-            *resampling.notes,
-            *(f"missing: {what}" for what in trials.missing),
+            *tuning_notes(trials.cells),
+            *notes(trials, trials.cells),
             *(f"left out: {what}" for what in trials.pruned),
         ),
     )
+
+
+def notes(trials: Trials, cells: Sequence[Cell]) -> tuple[str, ...]:
+    """What must be known beside the numbers of some cells."""
+    found = [NO_VERDICT] if any(is_of_these(trials, cell) for cell in cells) else []
+    flags = {flag: cell for cell in cells if (flag := trials.estimates.flags.get(cell))}
+    found += trials.estimates.lacking
+    found += [f"no temperature-scaled metrics of {cell.name}: {flag}" for flag, cell in flags.items()]
+    scaled_or_not = [trials.estimates.of(cell, name) for cell in cells for name in SQUARES]
+    if any(of and of.value < 0 for of in scaled_or_not):
+        found.append(
+            "a debiased CE below 0 is 0 but for chance: its square has no bias, so it falls on both sides"
+        )
+    found += dict.fromkeys(draws.note for cell in cells if (draws := cell.draws) and draws.note)
+    return (*found, *(f"missing: {what}" for what in trials.missing))
+
+
+def is_of_these(trials: Trials, cell: Cell) -> bool:
+    """Whether a cell's numbers hold for its very members: nothing says how much others would differ."""
+    found = trials.estimates.of(cell, "acc")
+    return found is not None and found.is_of_these
+
+
+def num_trainings(trials: Trials, cell: Cell) -> int:
+    """Distinct members that a cell's numbers come from."""
+    return trials.estimates.num_trainings(cell)
 
 
 def cell_line(cell: Cell) -> Line:
@@ -116,39 +153,37 @@ def cell_columns(trials: Trials) -> list[Column]:
     ]
 
 
-def _marks(trials: Trials, resampling: Resampling, metrics: Sequence[str]) -> str:
-    """What the marks of the metrics say, and of which they are without a test."""
-    groups = trials.by_test_set().values()
-    groups = [cells for cells in groups if any(resampling.has(cells, metric) for metric in metrics)]
-    if not groups:
-        return UNTESTED
-
-    def is_untested(metric: str, cells: Sequence[Cell]) -> bool:
-        return not resampling.has(cells, metric) and any(cell.over_seeds(metric) for cell in cells)
-
-    directed = [metric for metric in metrics if direction(metric) != "none"]
-    untested = [title(m) for m in directed if any(is_untested(m, cells) for cells in groups)]
-    where = " on every test set" if len(groups) > 1 else ""
-    lacking = f" Not tested{where}, so only the best in bold: {', '.join(untested)}." if untested else ""
-    return TESTED.format(resampling.size) + lacking
+def _marks_text(trials: Trials, metrics: Sequence[str]) -> str:
+    """What the marks say, and which columns have none."""
+    tested = [metric for metric in metrics if trials.estimates.is_tested(metric)]
+    if not tested:
+        return "Not tested."
+    untested = [title(m) for m in metrics if m not in tested and direction(m) != "none"]
+    lacking = f" Not tested: {', '.join(untested)}." if untested else ""
+    these = f" {THESE}" if any(is_of_these(trials, cell) for cell in trials.cells) else ""
+    return MARKS.format(margins=margins_text(trials, tested)) + these + lacking
 
 
-def _verdicts(cells: Sequence[Cell], metric: str, resampling: Resampling) -> dict[Cell, Verdict]:
-    """Of the cells of one test set; where they were not resampled, the best value alone."""
-    if direction(metric) == "none":
+def margins_text(trials: Trials, metrics: Sequence[str]) -> str:
+    """The margin of each tested column, such as "accuracy 0.01, NLL 0.005"."""
+    margins = {title(m).removesuffix(" T-scaled"): f"{trials.estimates.margin(m):g}" for m in metrics}
+    return ", ".join(f"{name} {value}" for name, value in margins.items())
+
+
+def _marks(trials: Trials, cells: Sequence[Cell], metric: str) -> dict[Cell, Mark]:
+    """Of the cells of one test set."""
+    if direction(metric) == "none" or not trials.estimates.is_tested(metric):
         return {}
-    found = resampling.verdicts(cells, metric)
-    if found:
-        return found
-    values = {cell: over.mean for cell in cells if (over := cell.over_seeds(metric))}
-    best = (min if direction(metric) == "lower" else max)(values.values(), default=None)
-    return {cell: "best" for cell, value in values.items() if value == best}
+    return trials.estimates.family(cells, metric).marks(direction(metric))
 
 
-def mean_entry(cell: Cell, column: str, verdict: Verdict | None = None) -> Entry:
-    """Mean and standard error over the cell's seeds."""
-    found = cell.over_seeds(column)
-    return Entry(found.mean, found.stderr, verdict) if found else Entry(None)
+def entry(trials: Trials, cell: Cell, column: str, mark: Mark | None = None) -> Entry:
+    """A cell's estimate of a column, with its standard error over trainings."""
+    found: Estimate | None = trials.estimates.of(cell, column)
+    if found is None:
+        return Entry(None)
+    is_tested = trials.estimates.is_tested(column)
+    return Entry(found.mean, found.stderr, mark, is_of_these=is_tested and found.is_of_these)
 
 
 def setting(trials: Trials) -> str:
@@ -156,14 +191,11 @@ def setting(trials: Trials) -> str:
     settings = ", ".join(f"{f}={v}" for f, v in trials.constant.items() if f != "regularizers")
     examples = sorted({row["num_examples"] for row in trials.rows})
     seeds = sorted({len(cell.rows) for cell in trials.cells if cell.members})
-    errors = "; mean ± standard error over seeds" if max(seeds, default=0) > 1 else ""
     sizes = f"{_either(examples)} test examples, {_either(seeds) or 0} seed{'' if seeds == [1] else 's'}"
-    return f"Sweep {trials.sweep}: {settings}. {sizes}{errors}."
-
-
-def lacks_seeds(trials: Trials) -> bool:
-    """Whether trained cells have different seeds."""
-    return len({tuple(row["seed"] for row in cell.rows) for cell in trials.cells if cell.members}) > 1
+    means = (
+        "A row of M members is the mean over the ensembles of M in each pool of trained members, then over"
+    )
+    return f"Sweep {trials.sweep}: {settings}. {sizes}. {means} seeds."
 
 
 def _either(numbers: Sequence[int]) -> str:

@@ -37,10 +37,11 @@ from analysis.backbone import (
     stored_tensors,
 )
 from analysis.columns import DIVERSITY_METRICS, Column
-from analysis.data import Row, Trials, is_soup, load_trials
+from analysis.data import Trials, load_trials
 from analysis.gain import correlations, with_gains
 from analysis.render import markdown, save_table
-from analysis.table import Table, cell_columns, cell_line, made_by, mean_entry, setting
+from analysis.rows import Row, is_soup
+from analysis.table import Table, cell_columns, cell_line, entry, made_by, setting
 from lorae import metrics
 from lorae.identity import canonical
 from lorae.methods import ROLES, Full, Lora, adapted_layers
@@ -99,7 +100,7 @@ def weight_table(trials: Trials, notes: Sequence[str]) -> Table:
     blocks = []
     for cells in trials.by_test_set().values():
         lines = [
-            cell_line(c) | {x.name: mean_entry(c, x.name) for x in shown}
+            cell_line(c) | {x.name: entry(trials, c, x.name) for x in shown}
             for c in cells
             if c.members and not c.is_soup
         ]

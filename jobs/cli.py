@@ -1,5 +1,6 @@
 """lorae: LoRA ensembles, trained exactly, once, and compared fairly.
 
+    lorae check pipelines/demo.py                  all that is wrong with it, its data and its models' files
     lorae sweep pipelines/demo.py --dry-run        what would be trained, and what is stored already
     lorae sweep pipelines/demo.py                  train it; the same again resumes, and trains nothing twice
     lorae sweep pipelines/demo.py --set members=6  with other values of an axis
@@ -109,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.set_defaults(run=_sweep)
 
+    check = commands.add_parser(
+        "check",
+        parents=[axes, data_root],
+        help="list all that is wrong with a sweep file, its data and its models' files",
+    )
+    check.add_argument("file", help="a Python file with a SWEEP")
+    check.add_argument("--smoke", action="store_true", help="the file's small variant")
+    check.set_defaults(run=_check)
+
     predict = commands.add_parser(
         "predict", parents=[data_root], help="add predictions on a task to stored members"
     )
@@ -147,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--sweep", default="demo", metavar="NAME")
     report.add_argument("--out", required=True, metavar="DIR")
     report.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
+    report.add_argument(
+        "--margin", action="append", default=[], metavar="METRIC=X", help="largest difference that is none"
+    )
     report.set_defaults(run=_report)
 
     export = commands.add_parser("export", parents=[storage], help="write a member as a PEFT adapter")
@@ -211,6 +224,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
     )
 
 
+def _check(arguments: argparse.Namespace) -> int:
+    from jobs.check import run_check
+
+    return run_check(arguments.file, arguments.set, arguments.data_root, arguments.smoke)
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     from jobs.predict import run_predict
 
@@ -267,12 +286,14 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from analysis.audit import audit
+    from analysis.columns import margins
     from analysis.report import write_report
 
+    chosen = margins(arguments.margin)
     failed = [f for f in audit(arguments.storage, arguments.sweep) if f.status == "failed"]
     warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
     out = Path(arguments.out)
-    print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing))
+    print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
     return 0
 
 

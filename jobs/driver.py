@@ -18,12 +18,15 @@ from jobs.request import Request, provenance
 from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
 from lorae.backbone_checks import check_backbones
+from lorae.faults import input_faults
 from lorae.methods import InContext
-from lorae.plan import Devices, Plan, make_plan, placed, soups_of
+from lorae.plan import Devices, Plan, after_tuning, make_plan, placed, soups_of
 from lorae.results import trials_table
 from lorae.store import Store
+from lorae.tasks.splits import refuse
 from lorae.uris import shown
 
+MEDIA_SECONDS = 5.0  # for decoding images and sounds before training; the rest is decoded when a stack begins
 PLAN_RETRY_SECONDS = 5.0  # a storage that refuses is refused while the person still looks; stacks wait longer
 
 
@@ -51,6 +54,8 @@ def run_sweep(
         check_search(search, plan, request, local)
     if dry_run or not plan.is_done:
         plan = replace(plan, backbones=check_backbones(plan.trials))
+    if not plan.is_done:
+        refuse(input_faults(plan.trials, MEDIA_SECONDS))
     if dry_run:
         if elsewhere:
             with ray_cluster(address) as devices:
@@ -73,7 +78,8 @@ def run_sweep(
         else:
             found = _run_grid(plan, request, store, here, local, address)
         prepared.result()
-    table = trials_table(store, request.name, found.plan.trials, provenance(request), found.pruned)
+    rows, choices = found.plan.trials, found.plan.choices
+    table = trials_table(store, request.name, rows, provenance(request), found.pruned, choices)
     try:
         store.write_table(request.name, table)
     except OSError as error:
@@ -102,8 +108,9 @@ def run_sweep(
 def _run_grid(
     plan: Plan, request: Request, store: Store, here: Devices | None, local: bool, address: str | None
 ) -> Found:
-    """Run every stack of the plan, then its soups. A plan for devices that are not `here` is told first."""
-    failed: dict[str, str] = {}
+    """Run what is to be tuned, every stack, then the soups. A plan for devices that are not `here` is told
+    first."""
+    failed, trained = dict[str, str](), 0
     if not plan.is_done:
         host, run = ("local", run_local) if local else ("tune", run_tune)
         with nullcontext(here) if local else ray_cluster(address) as found:
@@ -113,17 +120,29 @@ def _run_grid(
             if here is None:
                 say(plan_text(plan))
                 _warn_of_slow_bf16(plan, devices)
+            if tuning := plan.tuning:
+                lost = run(tuning, request, devices) if tuning.stacks else {}
+                # A member that diverges is an answer: its value is not chosen
+                failed |= {what: why for what, why in lost.items() if what not in tuning.needed}
+                trained += _num_trained(store, tuning)
+                plan = placed(after_tuning(request.sweep, store), devices, host)
+                say(plan_text(plan))
             if plan.stacks:
-                failed = run(plan, request, devices)
+                failed |= run(plan, request, devices)
             if (soups := soups_of(plan, store)).pending:
                 failed |= run(placed(soups, devices, host), request, devices)
-    return Found(plan, failed, sum(store.is_member(m) for m in plan.needed) - len(plan.stored))
+    return Found(plan, failed, trained + _num_trained(store, plan), best=tuning_text(plan))
+
+
+def _num_trained(store: Store, plan: Plan) -> int:
+    return sum(store.is_member(m) for m in plan.needed) - len(plan.stored)
 
 
 def _warn_of_slow_bf16(plan: Plan, devices: Devices | None) -> None:
     """Say so before a CPU that has no bf16 arithmetic emulates it: fp32 is several times as fast there."""
     emulates = devices is not None and devices.kind == "cpu" and not cpu_has_bf16()
-    if emulates and any(s.trial.precision == "bf16" for s in (*plan.begun, *plan.pending)):
+    stacks = [s for p in (plan.tuning, plan) if p for s in (*p.begun, *p.pending)]
+    if emulates and any(stack.trial.precision == "bf16" for stack in stacks):
         say("this CPU has no bf16 arithmetic and is slow without: add --set precision=fp32 (other members)")
 
 
@@ -138,7 +157,7 @@ def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | N
 
 def show_plan(plan: Plan, as_json: bool, search: str, simulated: Devices | None = None) -> None:
     """Print a plan, what a search adds to it, and how it would run on simulated devices."""
-    record, lines = plan_record(plan), [plan_text(plan)]
+    record, lines = plan_record(plan), [plan_text(plan), *tuning_text(plan)]
     if search:
         record["search"] = search
         lines.append(search)
@@ -151,8 +170,8 @@ def show_plan(plan: Plan, as_json: bool, search: str, simulated: Devices | None 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
     """The plan as plain data: trials, members needed, stored and to train, stacks with their place, memory
-    and time."""
-    return {
+    and time. Before what is tuned is known the same of the "tuning", and the plan is "at_most"."""
+    record = {
         "trials": [trial.factors() for trial, _ in plan.trials],
         "members": {
             "needed": len(plan.needed),
@@ -173,10 +192,39 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             for stack, place, e in zip(plan.stacks, plan.placements, plan.estimates)
         ],
     }
+    if plan.tuning:
+        record |= {"at_most": True, "tuning": plan_record(plan.tuning)}
+    if best := tuning_text(plan):
+        record["best"] = best
+    return record
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan for a person."""
+    """The plan for a person; before what is tuned is known in two parts."""
+    if plan.tuning is None:
+        return _round_text(plan)
+    num_tuned = sum(bool(choice.study.points) for choice in plan.tuned)
+    return "\n".join(
+        [
+            f"first, {num_tuned} recipes are tuned by validation NLL:",
+            _round_text(plan.tuning),
+            "then, at the chosen values, at most (tuned members count as stored):",
+            _round_text(plan),
+        ]
+    )
+
+
+def tuning_text(plan: Plan) -> tuple[str, ...]:
+    """What was chosen for each recipe that is tuned, and whether they are tuned alike."""
+    lines, sizes = filter(None, map(str, plan.tuned)), {len(choice.study.points) for choice in plan.tuned}
+    if len(sizes) < 2 or any(choice.study.uneven for choice in plan.tuned):
+        return tuple(lines)
+    uneven = f"recipes are tuned over {min(sizes)} to {max(sizes)} points: `lorae audit` fails"
+    return *lines, f"{uneven} unless the sweep says uneven_tuning=True"
+
+
+def _round_text(plan: Plan) -> str:
+    """What is run at once, for a person."""
     record = plan_record(plan)
     members = record["members"]
     prompted = plan.num_to_prompt
@@ -188,6 +236,7 @@ def plan_text(plan: Plan) -> str:
     lines += map(str, plan.backbones)
     for number, stack in enumerate(record["stacks"], 1):
         size = stack["init"] if stack["method"] == InContext.label else f"rank {stack['rank']}"
+        size += f" lr {stack['lr']:g}" if stack["lr"] else ""
         lines.append(
             f"  stack {number}: {stack['task']} {stack['method']} {size} {stack['regularizers']} "
             f"seed {stack['seed']} members {stack['members']} | host {stack['host']} | "

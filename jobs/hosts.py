@@ -245,5 +245,5 @@ def stack_name(stack: Stack) -> str:
     return " ".join(
         f"{k}={v}"
         for k, v in columns(stack).items()
-        if k in ("task", "method", "regularizers", "seed", "members")
+        if k in ("task", "method", "regularizers", "lr", "seed", "members")
     )

@@ -9,10 +9,12 @@ import re
 import shlex
 import subprocess
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,7 @@ def read_request(
     """
     path = sweep_file(file)
     module = load_module(path)
-    wanted = "SMOKE" if smoke else "SWEEP"
-    sweep = getattr(module, wanted, None)
-    if not isinstance(sweep, Sweep):
-        raise ValueError(
-            f"{path} defines no {wanted}; write {wanted} = Sweep(base=Trial(...), axes={{...}}) in it"
-        )
+    sweep = sweep_of(module, smoke)
     for override in overrides:
         sweep = with_override(sweep, override)
     name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
@@ -116,16 +113,56 @@ def sweep_file(file: str) -> Path:
     raise ValueError(f"{file} is no file; give a sweep file's path, or one of pipelines/: {known}")
 
 
+def sweep_of(module: types.ModuleType, smoke: bool) -> Sweep:
+    """The SWEEP of a sweep file, or its SMOKE.
+
+    Raises:
+        ValueError: it defines none.
+    """
+    wanted = "SMOKE" if smoke else "SWEEP"
+    sweep = getattr(module, wanted, None)
+    if not isinstance(sweep, Sweep):
+        missing = f"{module.__file__} defines no {wanted}"
+        raise ValueError(f"{missing}; write {wanted} = Sweep(base=Trial(...), axes={{...}}) in it")
+    return sweep
+
+
 def load_module(path: Path) -> types.ModuleType:
-    """Execute a sweep file as a module; its folder can be imported from."""
+    """Execute a sweep file as a module; its folder can be imported from.
+
+    Raises:
+        ValueError: whatever it raises, with the line.
+    """
     spec = importlib.util.spec_from_file_location(f"lorae_sweep_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise ValueError(f"{_line(error, path)}: {_one_line(error)}{_takes(error, module)}") from error
     return module
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """`file:line` of the sweep file, or of a module beside it, where an error comes from."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).parent == path.parent]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else str(path)
+
+
+def _one_line(error: BaseException) -> str:
+    """What an error says: of ours the message, else also its kind, and the name that was meant."""
+    told = "".join(traceback.TracebackException.from_exception(error).format_exception_only()).strip()
+    first, last = (str(error) or type(error).__name__).splitlines()[0], told.splitlines()[-1]
+    if isinstance(error, SyntaxError):
+        return f"{last}; correct that line"
+    return first if type(error) is ValueError else last
 
 
 def modules_of(request: Request) -> list[types.ModuleType]:
@@ -138,6 +175,17 @@ def modules_of(request: Request) -> list[types.ModuleType]:
         if name not in INSTALLED and file and Path(file) in places:
             found.append(module)
     return found
+
+
+def _takes(error: BaseException, module: types.ModuleType) -> str:
+    """What a spec takes that was given an argument which it does not know."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = getattr(module, found[1], None) if found else None
+    if not found or not is_dataclass(kind):
+        return ""
+    known = [f.name for f in fields(kind)]
+    near = "".join(f" did you mean {name}?" for name in get_close_matches(found[2], known, n=1))
+    return f";{near} it takes {', '.join(known)}"
 
 
 def with_override(sweep: Sweep, override: str) -> Sweep:
@@ -156,14 +204,33 @@ def with_override(sweep: Sweep, override: str) -> Sweep:
     *path, leaf = axis.split(".")
     owner: Any = value_at(sweep.base, ".".join(path)) if path else sweep.base
     if not is_dataclass(owner) or leaf not in owner.__dataclass_fields__:
-        known = ", ".join(sweep.base.__dataclass_fields__)
-        raise ValueError(
-            f"--set {override}: {axis!r} is no axis; the trial has {known} (dotted for their fields)"
-        )
+        raise ValueError(f"--set {override}: {axis!r} is no axis; {_meant(sweep.base, axis)}")
     declared = field_type(owner, leaf)
     given = [*sweep.grid.get(axis, []), getattr(owner, leaf)]
     values = [_value(axis, word, declared, given) for word in words.split(",")]
     return replace(sweep, axes=sweep.axes | {axis: values})
+
+
+def _meant(base: Any, axis: str) -> str:
+    """The axis nearest to one that does not exist, and where they are listed."""
+    axes, leaf = [*_axes(base)], axis.rpartition(".")[2]
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(axes)}
+    near = get_close_matches(axis, axes, cutoff=0.8) or [a for a in axes if a.endswith(f".{leaf}")]
+    near = near or [by_leaf[name] for name in get_close_matches(leaf, by_leaf)]
+    known = ", ".join(f.name for f in fields(base))
+    return (f"did you mean {near[0]}? " if near else "") + f"the trial has {known} (dotted for their fields)"
+
+
+def _axes(spec: Any, before: str = "") -> Iterator[str]:
+    """Dotted paths to all fields of a spec, those of a tuple's specs by their types."""
+    for name in (f.name for f in fields(spec)):
+        yield before + name
+        value = getattr(spec, name)
+        if is_dataclass(value):
+            yield from _axes(value, f"{before}{name}.")
+        for part in value if isinstance(value, tuple) else ():
+            if is_dataclass(part):
+                yield from _axes(part, f"{before}{name}.{type(part).__name__}.")
 
 
 def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
@@ -176,7 +243,8 @@ def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
     by_label = {_label(v): v for v in given if is_dataclass(v) or isinstance(v, tuple)}
     if by_label:
         if word not in by_label:
-            raise ValueError(f"--set {axis}={word}: the file gives it the values {', '.join(by_label)}")
+            near = "".join(f"did you mean {name}? " for name in get_close_matches(word, by_label, n=1))
+            raise ValueError(f"--set {axis}={word}: {near}the file gives it the values {', '.join(by_label)}")
         return by_label[word]
     kinds = typing.get_args(declared) or (declared,)
     if word in kinds:

@@ -47,7 +47,17 @@ def simulated_devices(gpus: int | None, name: str | None) -> Devices:
 
 
 def simulate(plan: Plan, devices: Devices) -> Simulation:
-    """Each stack in the plan's order starts on the node where the GPUs that it takes are free first."""
+    """Each stack in the plan's order starts on the node where the GPUs that it takes are free first; what is
+    tuned ends before the rest begins."""
+    rounds = [part for part in (plan.tuning, plan) if part]
+    makespan, busy = map(sum, zip(*(_run(part, devices) for part in rounds)))
+    paid = devices.num * makespan
+    idle = max(0.0, 1 - busy / paid) if paid else 0.0
+    return Simulation(devices.num, sum(len(part.stacks) for part in rounds), makespan, paid / 3600, idle)
+
+
+def _run(plan: Plan, devices: Devices) -> tuple[float, float]:
+    """Seconds until the last stack ends, and those that all GPUs together work."""
     per_node, rest = devices.per_node, devices.num % devices.per_node
     sizes = [per_node] * (devices.num // per_node) + ([rest] if rest else [])
     nodes = [[0.0] * size for size in sizes]  # when each GPU is free
@@ -58,10 +68,7 @@ def simulate(plan: Plan, devices: Devices) -> Simulation:
         end = free[where.gpus - 1] + estimate.seconds
         free[: where.gpus] = [end] * where.gpus
         busy += where.gpus * estimate.seconds
-    makespan = max(map(max, nodes))
-    paid = devices.num * makespan
-    idle = max(0.0, 1 - busy / paid) if paid else 0.0
-    return Simulation(devices.num, len(plan.stacks), makespan, paid / 3600, idle)
+    return max(map(max, nodes)), busy
 
 
 def duration(seconds: float) -> str:

@@ -122,7 +122,7 @@ def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
         stale = [run for run in found if run.info.run_id not in kept]
         for run in stale:
             mlflow.client.delete_run(run.info.run_id)
-        shown = table.drop_columns(["eval_sets", "recipe", "provenance"])
+        shown = table.drop_columns(["eval_sets", "recipe", "tuning", "provenance"])
         mlflow.client.log_table(parent_id, shown.to_pydict(), "trials.json")
         mlflow.client.set_terminated(parent_id, _ENDED[parent.tags["status"]])
     return Recorded(len(trials) - len(kept), len(kept), sum("trial_id" in run.data.tags for run in stale))
@@ -168,6 +168,10 @@ def _views(sweep: str, rows: Sequence[dict[str, Any]]) -> tuple[_View, list[_Vie
         params = {factor: str(row[factor]) for factor in FACTORS}
         metrics = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in FACTORS}
         tags = {k: row[k] for k in ("trial_id", "status", "error") if row[k]}
+        if row["tuning"]:
+            tuning = json.loads(row["tuning"])
+            metrics |= {f"tuning_{cost}": float(tuning[cost]) for cost in ("train_tokens", "train_seconds")}
+            tags["tuned"] = ", ".join(f"{axis}={found['chosen']}" for axis, found in tuning["axes"].items())
         trials.append(_View(name, params, metrics, tags | {"member_ids": " ".join(row["member_ids"])}))
     listed = {factor: ", ".join(dict.fromkeys(t.params[factor] for t in trials)) for factor in FACTORS}
     status = "failed" if any(row["status"] == "failed" for row in rows) else "done"

@@ -18,6 +18,7 @@ from torch import nn
 
 from lorae import seeds
 from lorae.backbones import Backbone
+from lorae.flops import Passes
 from lorae.methods import (
     Adapter,
     BatchEnsemble,
@@ -31,6 +32,7 @@ from lorae.methods import (
     adapted_layers,
 )
 from lorae.noise import Noise, WeightNoise
+from lorae.shapes import with_common_names
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
 HEAD = "head.weight", "head.bias"  # (M, C, D), (M, C)
@@ -146,6 +148,7 @@ class Adapters:
     Attributes:
         parameters: trained tensors, members leading, fp32: "<layer>.<factor>" of an adapter, HEAD, or every
             weight of the backbone by its own name.
+        passes: operations of one member's passes.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class Adapters:
     ) -> None:
         self.backbone, self.method, self.noise = backbone, method, noise
         self.layers = adapted_layers(method, backbone.linears, backbone.name)
+        self.passes = Passes.of(method, with_common_names(backbone.lm.config.to_dict()), backbone.linears)
         self.scale = method.scale if isinstance(method, Lora) else 1.0
         self.parameters: dict[str, nn.Parameter] = {}
         drawn = [self._drawn(key, answer_ids) for key in init_keys]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,15 +19,21 @@ def value_at(spec: Any, axis: str) -> Any:
         if isinstance(spec, tuple):
             spec = next((part for part in spec if type(part).__name__ == name), None)
         else:
-            spec = getattr(spec, name, None)
+            has = is_dataclass(spec) and name in {f.name for f in fields(spec)}
+            spec = getattr(spec, name) if has else None
     return spec
 
 
-def with_values(trial: Trial, point: dict[str, Any]) -> Trial:
-    """`trial` with the fields at several dotted paths replaced; see `with_value`."""
+def with_values(trial: Trial, point: Mapping[str, Any]) -> Trial:
+    """`trial` with the fields at several dotted paths replaced together; see `with_value`.
+
+    Only the result is checked as a trial: a strength that the old learning rate would refuse may go with the
+    new one.
+    """
+    changed: dict[str, Any] = {}
     for axis, value in point.items():
-        trial = with_value(trial, axis, value)
-    return trial
+        changed |= _changed(trial, axis, value, changed)
+    return replace(trial, **changed)
 
 
 def with_value(spec: Any, axis: str, value: Any) -> Any:
@@ -37,20 +44,27 @@ def with_value(spec: Any, axis: str, value: Any) -> Any:
     Raises:
         ValueError: no such field, or a value of the wrong type or out of range.
     """
+    if not isinstance(spec, tuple):
+        return replace(spec, **_changed(spec, axis, value, {}))
     name, _, rest = axis.partition(".")
-    if isinstance(spec, tuple):
-        kinds = [type(part).__name__ for part in spec]
-        if name not in kinds or not rest:
-            raise ValueError(
-                f"axis {axis!r}: there is {', '.join(kinds) or 'none'}; write the name of one that is there, "
-                "and its field"
-            )
-        return tuple(with_value(p, rest, value) if type(p).__name__ == name else p for p in spec)
+    kinds = [type(part).__name__ for part in spec]
+    if name not in kinds or not rest:
+        raise ValueError(
+            f"axis {axis!r}: there is {', '.join(kinds) or 'none'}; write the name of one that is there, "
+            "and its field"
+        )
+    return tuple(with_value(p, rest, value) if type(p).__name__ == name else p for p in spec)
+
+
+def _changed(spec: Any, axis: str, value: Any, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The field of `spec` that a dotted path begins with, by its name, as it is with the value; where other
+    axes have changed the field, `before` has it."""
+    name, _, rest = axis.partition(".")
     known = [f.name for f in fields(spec)]
     if name not in known:
         raise ValueError(f"axis {name!r} is no field of {type(spec).__name__}; it has {', '.join(known)}")
     if rest:
-        inner = getattr(spec, name)
+        inner = before.get(name, getattr(spec, name))
         if not is_dataclass(inner) and not (isinstance(inner, tuple) and all(map(is_dataclass, inner))):
             raise ValueError(
                 f"axis {axis!r}: {type(spec).__name__}.{name} is {inner!r} and has no field {rest!r}"
@@ -58,7 +72,7 @@ def with_value(spec: Any, axis: str, value: Any) -> Any:
         value = with_value(inner, rest, value)
     elif not _fits(value, field_type(spec, name)):
         raise ValueError(f"{axis}={value!r}: must be {_type_name(field_type(spec, name))}")
-    return replace(spec, **{name: value})
+    return {name: value}
 
 
 def field_type(spec: Any, name: str) -> Any:

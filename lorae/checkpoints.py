@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("lorae")
 # Of the header, what is relied on; older ones have the records of the curve in it, not their number
 CHECKPOINT = {"step": int, "active": [int], "runs": [{"member": int, "curve": int}]}
+
+COUNTED_LATER = "process_seconds", "train_flops", "shared_flops"  # which older checkpoints lack
 
 IN_TENSORS = "snapshots", "path", "curve"  # lists of a member; safetensors reads 100 MB of a header at most
 SPLITS = "train", "validation"  # of a curve's records; a tensor has their places
@@ -88,7 +91,7 @@ def restore(
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     for position, (run, saved) in enumerate(zip(runs, header["runs"])):
-        vars(run).update(saved)
+        vars(run).update(dict.fromkeys(COUNTED_LATER, math.nan) | saved)
         run.state = saved_state(f"state/{position}/")
         run.snapshots = [saved_state(f"snapshot-{k}/{position}/") for k in range(saved["snapshots"])]
         run.path = [saved_state(f"path-{k}/{position}/") for k in range(saved["path"])]

@@ -21,6 +21,7 @@ from lorae.encoders import EncoderBatch
 from lorae.media import Audio, Image
 from lorae.methods import Full, LastLayer, Method
 from lorae.packing import Packing
+from lorae.prompts import Own, check_first_token, own_text, own_tokens, without_middle
 from lorae.tasks.base import Example, Head, OptionLikelihood, Task
 from lorae.transfer import to_device
 
@@ -35,8 +36,7 @@ class Row:
             likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: what each option's log-probability is divided by; only for option likelihood.
-        truncated: tokens of the prompt's beginning (after its context) that were cut off; for a head of the
-            end.
+        truncated: tokens in the middle of the example's own text that were cut out; for a head of the end.
         media: image or sound; only for a head.
         pool: which tokens' features the head reads; only for a head.
         features: hidden state (D,) that class logits are read from, where the backbone is not run again
@@ -64,7 +64,8 @@ def encode(
     classes: tuple[str, ...] | None = None,
     context: str = "",
 ) -> list[Row]:
-    """Rows of the examples; a prompt longer than `max_tokens` loses its beginning, with an encoder its end.
+    """Rows of the examples; one longer than `max_tokens` loses the middle of the example's own text, with an
+    encoder its end.
 
     Args:
         tokenizer: of a causal LM, or the `Inputs` of an encoder.
@@ -72,13 +73,15 @@ def encode(
             label. None: the examples' own.
         context: text before every prompt, which is whole and has further tokens.
     Raises:
-        ValueError: two classes of an example start with the same token, or an answer does not fit
-            `max_tokens`; a damaged image or sound.
+        ValueError: two classes of an example start with the same token, an answer or the template does not
+            fit `max_tokens`, the first token is there twice; a damaged image or sound.
     """
     if isinstance(task.scoring, Head):
         pool, rows = task.scoring.pool, []
         numbers = tuple(range(len(classes or examples[0].options)))
         for e, (tokens, cut) in zip(examples, tokenizer.tokens(task, examples, max_tokens)):
+            if e.media is None:
+                _check_first_token(tokenizer.processor, task, e, tokens)
             label = -1 if e.label is None or classes not in (None, e.options) else e.label
             row = Row(e.id, label, len(numbers), tokens, numbers, truncated=cut, media=e.media, pool=pool)
             rows.append(row)
@@ -91,14 +94,23 @@ def encode(
     whole = iter(tokenizer(answered)["input_ids"])
     rows = []
     for n, (example, prompt, head) in enumerate(zip(examples, prompts, heads["input_ids"])):
+        _check_first_token(tokenizer, task, example, head)
         tails = [_answer_tokens(head, next(whole), example.id) for _ in prompt.answers]
         label = -1 if example.label is None else example.label
         row = Row(example.id, label, len(tails), tuple(head))
         kept = _context_tokens(heads["offset_mapping"][n], context) if context else 0
+        limit = max_tokens + kept
         if isinstance(task.scoring, OptionLikelihood):
             chars = task.scoring.norm == "chars"
             norms = tuple(float(len(a.strip())) if chars else 1.0 for a in prompt.answers)
-            rows.append(_pack_options(replace(row, norms=norms), tails, max_tokens, kept))
+            row, longest = replace(row, norms=norms), max(map(len, tails))
+            if longest >= max_tokens:
+                raise ValueError(
+                    f"{row.id}: an option has {longest} tokens, max_tokens={max_tokens}; raise "
+                    "Budget(max_tokens=...)"
+                )
+            row = _shortened(tokenizer, task, example, row, limit - longest, context)
+            rows.append(_pack_options(row, tails))
         else:
             first = tuple(tail[0] for tail in tails)
             if len(set(first)) < len(first):
@@ -106,7 +118,8 @@ def encode(
                     f"{task.name} {example.id}: two answers of {prompt.answers} start with the same "
                     "token of this tokenizer; score by OptionLikelihood() or choose other label words"
                 )
-            rows.append(_truncate(replace(row, answer_ids=first), max_tokens, kept))
+            row = replace(row, answer_ids=first)
+            rows.append(_shortened(tokenizer, task, example, row, limit, context))
     return rows
 
 
@@ -136,19 +149,28 @@ def _context_tokens(spans: Sequence[tuple[int, int]], context: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda span: span[1] <= len(context), spans))
 
 
-def _truncate(row: Row, max_tokens: int, kept: int) -> Row:
-    """The row without the beginning of what follows its first `kept` tokens, as far as that is too long."""
-    excess = max(0, len(row.tokens) - kept - max_tokens)
-    return replace(row, tokens=row.tokens[:kept] + row.tokens[kept + excess :], truncated=excess)
+def _check_first_token(tokenizer: Any, task: Task, example: Example, tokens: Sequence[int]) -> None:
+    try:
+        check_first_token(tokenizer, task, tokens)
+    except ValueError as error:
+        raise ValueError(f"{task.name} {example.id}: {error}") from error
 
 
-def _pack_options(row: Row, tails: list[list[int]], max_tokens: int, kept: int) -> Row:
-    longest = max(map(len, tails))
-    if longest >= max_tokens:
-        raise ValueError(
-            f"{row.id}: an option has {longest} tokens, max_tokens={max_tokens}; raise Budget(max_tokens=...)"
-        )
-    row = _truncate(row, max_tokens - longest, kept)
+def _shortened(tokenizer: Any, task: Task, example: Example, row: Row, limit: int, context: str) -> Row:
+    """The row with at most `limit` tokens of context and prompt."""
+    excess = len(row.tokens) - limit
+    if excess <= 0:
+        return row
+    own, text = own_text(task, example), context + task.prompt(example).text
+    own = Own(*(len(context) + place for place in (own.begin, own.question_end, own.end)))
+    try:
+        tokens = without_middle(row.tokens, own_tokens(tokenizer, text, row.tokens, own), excess)
+    except ValueError as error:
+        raise ValueError(f"{task.name} {row.id}: {error}") from error
+    return replace(row, tokens=tokens, truncated=excess)
+
+
+def _pack_options(row: Row, tails: list[list[int]]) -> Row:
     segments = (-1,) * len(row.tokens)
     for k, tail in enumerate(tails):
         segments += (k,) * len(tail)

@@ -1,7 +1,7 @@
 """Ensembles as views over a pool of members' stored logits: sizes, subsets, temperatures, selection.
 
-Whatever is learned here (temperatures, a selection) is learned from the validation split's logits
-and then applied to the test split's; no function takes both.
+A selection is learned from the validation split's logits and then applied to the test split's. Temperatures
+are cross-fitted on the split that they scale: see `cross_fitted`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ from lorae.metrics.probability import Rule, Undefined, checked, combine, log_sof
 from lorae.metrics.proper import example_nll
 
 __all__ = [
+    "CrossFit",
     "CurvePoint",
     "combine",
-    "fit_member_temperatures",
+    "cross_fitted",
+    "cross_fitted_members",
     "fit_temperature",
+    "folds",
     "greedy_selection",
     "members_curve",
     "scale",
-    "scale_members",
     "subsets",
 ]
 
 PooledMetric = Callable[[np.ndarray, np.ndarray], float]  # (logp_NC, labels_N) -> value, such as `ece15`
 
-# Bounds of a temperature: a member that is right, or wrong, on all of validation has no finite optimum.
+# Bounds of a temperature: a member that is right, or wrong, on all examples has no finite optimum.
 COLDEST, HOTTEST = 0.05, 20.0
+# Factor up and down that a temperature's 95 % interval may span for its predictions to be used: at 2 the fit
+# alone costs about 0.02 nats, as much as ensembles gain.
+WIDEST = 2.0
 
 
 def subsets(pool_size: int, members: int, max_subsets: int = 50, seed: int = 0) -> list[tuple[int, ...]]:
@@ -97,57 +102,177 @@ def members_curve(
 
 
 def fit_temperature(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Temperature T in [1/20, 20] that minimises the NLL of softmax(logp / T) on validation; T > 1 softens.
+    """Temperature T in [1/20, 20] that minimises the NLL of softmax(logp / T); T > 1 softens.
 
-    The NLL is convex in 1/T, so its slope is bisected on log T. Predictions that are all right end near 1/20,
-    all wrong ones at 20; T = 1 where no other is better, so the validation NLL never gets worse.
+    The NLL is convex in 1/T. Where its optimum lies beyond a bound, T is that bound exactly; where no T is
+    better, as of predictions that are uniform, T = 1, so the NLL never gets worse.
 
     Args:
-        logp_NC: log-probabilities on validation, of one member or pooled (logits minus their log-sum-exp).
+        logp_NC: log-probabilities of one member or pooled (logits minus their log-sum-exp).
         labels_N: gold class in [0, C).
     Raises:
         Undefined: a gold class has probability 0, at every temperature.
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
-    logp_NC, labels_N = checked(logp_NC, labels_N)
-    num_zero = int(np.isinf(example_nll(logp_NC, labels_N)).sum())
-    if num_zero:
-        raise Undefined("temperature", f"{num_zero} examples have probability 0 on their gold class")
-    coldest, hottest = math.log(COLDEST), math.log(HOTTEST)
-    for _ in range(50):
-        middle = (coldest + hottest) / 2
-        if _slope(logp_NC, labels_N, math.exp(middle)) < 0:  # the NLL falls towards larger 1/T
-            hottest = middle
-        else:
-            coldest = middle
-    best = math.exp(middle)
-    return best if _nll_at(logp_NC, labels_N, best) < _nll_at(logp_NC, labels_N, 1.0) else 1.0
+    return _Sharpened.of(logp_NC, labels_N).temperature()
 
 
-def _slope(logp_NC: np.ndarray, labels_N: np.ndarray, temperature: float) -> float:
-    """Derivative of the mean NLL with respect to 1/T: mean_n( sum_c p_c z_c - z_gold )."""
-    p_NC = np.exp(scale(logp_NC, temperature))
-    expected_N = np.sum(p_NC * np.where(p_NC > 0, logp_NC, 0.0), axis=1)
-    return float(np.mean(expected_N + example_nll(logp_NC, labels_N)))
+@dataclass(frozen=True, eq=False)
+class CrossFit:
+    """Predictions scaled by temperatures that were each fitted on other examples: no label is scored by a
+    temperature that it helped to fit.
+
+    Attributes:
+        logp_NC: the scaled predictions, in the order of the examples.
+        temperature_K: of each fold, fitted on the examples of all others.
+        fold_N: fold of each example, see `folds`.
+        log_se: standard error of log T of a fit on all examples, robust to predictions that no temperature
+            calibrates ("sandwich"); infinite where that fit is at a bound, or flat.
+    """
+
+    logp_NC: np.ndarray
+    temperature_K: np.ndarray
+    fold_N: np.ndarray
+    log_se: float
+
+    @property
+    def temperature(self) -> float:
+        """The folds' geometric mean."""
+        return float(np.exp(np.log(self.temperature_K).mean()))
+
+    @property
+    def flag(self) -> str | None:
+        """Why the scaled predictions say little, None if they are usable: the temperature of a fold is at its
+        bound, or its 95 % interval is wider than a factor of `WIDEST` up and down."""
+        num_folds, num_examples = len(self.temperature_K), len(self.fold_N)
+        for bound in (COLDEST, HOTTEST):
+            if at_bound := int((self.temperature_K == bound).sum()):
+                return f"at its bound {bound:g} in {at_bound} of {num_folds} folds"
+        factor = math.exp(1.96 * self.log_se) if self.log_se < 100 else math.inf
+        if factor <= WIDEST:
+            return None
+        low, high = self.temperature / factor, self.temperature * factor
+        return f"95 % interval {low:.2g} to {high:.2g} from {num_examples} examples"
 
 
-def _nll_at(logp_NC: np.ndarray, labels_N: np.ndarray, temperature: float) -> float:
-    return float(example_nll(scale(logp_NC, temperature), labels_N).mean())
+def cross_fitted(logp_NC: np.ndarray, labels_N: np.ndarray, num_folds: int = 5) -> CrossFit:
+    """Temperature scaling without data of its own: each fold of the examples is scaled by the temperature
+    that `fit_temperature` finds on the others.
+
+    What is left to scale is neither seen by training, early stopping or tuning, nor by its own temperature.
+
+    Args:
+        logp_NC: log-probabilities of one member, or of the pooled prediction.
+        labels_N: gold class in [0, C).
+    Raises:
+        Undefined: a gold class has probability 0, at every temperature.
+    Source: Ashukha et al. 2020, arXiv:2002.06470, "test-time cross-validation".
+    """
+    nll, fold_N = _Sharpened.of(logp_NC, labels_N), folds(len(labels_N), num_folds)
+    rests = [nll.only(fold_N != k) for k in range(fold_N.max() + 1)]
+    temperature_K = np.array([rest.temperature() if rest.num else 1.0 for rest in rests])
+    scaled_NC = scale(logp_NC, temperature_K[fold_N][:, None])
+    return CrossFit(scaled_NC, temperature_K, fold_N, nll.log_se(nll.temperature()))
 
 
-def fit_member_temperatures(logits_MNC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """`fit_temperature` of each member on validation, (M,); apply with `scale_members`, then `combine`."""
-    return np.array([fit_temperature(logp_NC, labels_N) for logp_NC in log_softmax(logits_MNC)])
+def cross_fitted_members(
+    logits_MNC: np.ndarray, labels_N: np.ndarray, num_draws: int = 1, rule: Rule = "probs"
+) -> list[CrossFit]:
+    """`cross_fitted` of each member by itself, on the same folds; to be pooled by `combine`, in any subset.
+
+    A member of several draws is their pooled prediction. Of a single member this is `cross_fitted` of the
+    ensemble: calibrating before and after pooling differ from two members on.
+
+    Args:
+        logits_MNC: class scores of the members' draws, those of a member side by side.
+    Source: Rahaman and Thiery 2021, arXiv:2007.08792, who compare both orders.
+    """
+    pools = np.asarray(logits_MNC).reshape(-1, num_draws, *np.shape(logits_MNC)[1:])
+    return [cross_fitted(combine(logits_KNC, rule), labels_N) for logits_KNC in pools]
 
 
-def scale(logp_NC: np.ndarray, temperature: float) -> np.ndarray:
-    """Log-probabilities at a temperature, log_softmax(logp / T): of a pooled prediction, after `combine`."""
+def folds(num_examples: int, num_folds: int = 5) -> np.ndarray:
+    """Fold (N,) of each example by its position alone, so that all rows of a test set have the same ones."""
+    rng = np.random.RandomState(0)  # its stream is frozen (NEP 19): any numpy finds the same folds
+    fold_N = np.empty(num_examples, np.intp)
+    fold_N[rng.permutation(num_examples)] = np.arange(num_examples) % num_folds
+    return fold_N
+
+
+def scale(logp_NC: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
+    """Log-probabilities at a temperature, or at one for each example (N, 1): log_softmax(logp / T)."""
     return log_softmax(np.asarray(logp_NC) / temperature)
 
 
-def scale_members(logits_MNC: np.ndarray, temperature_M: np.ndarray) -> np.ndarray:
-    """Each member's logits divided by its own temperature, (M, N, C): before `combine`."""
-    return np.asarray(logits_MNC) / np.asarray(temperature_M)[:, None, None]
+@dataclass(frozen=True, eq=False)
+class _Sharpened:
+    """The NLL of some predictions as a function of b = 1/T: log sum_c exp(b z_c) - b z_gold.
+
+    Attributes:
+        z_CN: log-probabilities minus each example's largest; hugely negative for a class that it lacks.
+        gold_N: those of the gold class.
+    """
+
+    z_CN: np.ndarray
+    gold_N: np.ndarray
+
+    @classmethod
+    def of(cls, logp_NC: np.ndarray, labels_N: np.ndarray) -> _Sharpened:
+        logp_NC, labels_N = checked(logp_NC, labels_N)
+        nll_N = example_nll(logp_NC, labels_N)
+        if num_zero := int(np.isinf(nll_N).sum()):
+            raise Undefined("temperature", f"{num_zero} examples have probability 0 on their gold class")
+        z_CN = np.ascontiguousarray(logp_NC.T)  # numpy is slow at reducing a short last axis
+        z_CN = np.maximum(z_CN - z_CN.max(axis=0), -1e100)  # finite, so that 0 times it is 0
+        return cls(z_CN, z_CN[labels_N, np.arange(len(labels_N))])
+
+    @property
+    def num(self) -> int:
+        return len(self.gold_N)
+
+    def only(self, which_N: np.ndarray) -> _Sharpened:
+        return _Sharpened(self.z_CN[:, which_N], self.gold_N[which_N])
+
+    def derivatives(self, b: float) -> tuple[np.ndarray, np.ndarray]:
+        """Of each example (N,): E_p z - z_gold and Var_p z, with p = softmax(b z)."""
+        p_CN = np.exp(b * self.z_CN)
+        total_N = p_CN.sum(axis=0)
+        mean_N = np.einsum("cn,cn->n", p_CN, self.z_CN) / total_N
+        p_CN *= self.z_CN
+        square_N = np.einsum("cn,cn->n", p_CN, self.z_CN) / total_N
+        return mean_N - self.gold_N, np.maximum(square_N - mean_N**2, 0.0)
+
+    def temperature(self) -> float:
+        """Where the mean NLL is smallest, by Newton's method on log b from T = 1; by halves of the bracket
+        that the slope's signs give where a step leaves it."""
+        coldest, hottest = -math.log(COLDEST), -math.log(HOTTEST)
+        low, high, at, inside = hottest, coldest, 0.0, False
+        for iteration in range(100):
+            slope_N, curvature_N = self.derivatives(math.exp(at))
+            slope, curvature = slope_N.mean(), math.exp(at) * curvature_N.mean()
+            low, high = (at, high) if slope < 0 else (low, at)
+            step = -slope / curvature if curvature > 0 else math.inf
+            if not inside and (iteration == 8 or not low < at + step < high):  # is there an optimum inside?
+                rises, falls = self._slope(hottest) >= 0, self._slope(coldest) <= 0
+                if rises or falls:
+                    return 1.0 if rises and falls else HOTTEST if rises else COLDEST
+                inside = True
+            at = at + step if low < at + step < high else (low + high) / 2
+            if abs(step) < 1e-6 or high - low < 1e-12:  # the next step would be of the size of its square
+                break
+        return math.exp(-at)
+
+    def _slope(self, log_b: float) -> float:
+        return float(self.derivatives(math.exp(log_b))[0].mean())
+
+    def log_se(self, temperature: float) -> float:
+        """Standard error of the optimum's log T: sqrt(sum slope_n^2) / (b sum curvature_n), by the delta
+        method; infinite at a bound or where all temperatures are the same."""
+        slope_N, curvature_N = self.derivatives(1 / temperature)
+        if temperature in (COLDEST, HOTTEST) or not curvature_N.sum() > 0 or self.num < 2:
+            return math.inf
+        root = math.sqrt(np.square(slope_N).sum() * self.num / (self.num - 1))
+        return float(root * temperature / curvature_N.sum())
 
 
 def greedy_selection(logits_MNC: np.ndarray, labels_N: np.ndarray, picks: int) -> list[int]:

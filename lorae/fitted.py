@@ -4,7 +4,6 @@ share."""
 from __future__ import annotations
 
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from lorae.adapters import Adapters, State
+from lorae.clock import Stopwatch
 from lorae.draws import Fitted
 from lorae.encoding import Row
 from lorae.peft_format import read_state, state_bytes
@@ -25,7 +25,8 @@ class Fit:
     """What one member's draws are drawn by.
 
     Attributes:
-        record: its numbers, among them the member's share of the "search_seconds".
+        record: its numbers, among them the member's share of the search's "search_seconds" and
+            "search_process_seconds", and its "search_flops".
         tensors: what else there is.
     """
 
@@ -68,11 +69,17 @@ class Sampler(ABC, Generic[F]):
 
     def fit(self, train: Sequence[Row]) -> None:
         """Fit the members' draws to them, all members at once, each by itself."""
-        started = time.perf_counter()
-        found = self._fitted(self.spec.fitted_on(train))
-        self.search_seconds = time.perf_counter() - started
-        share = {"search_seconds": self.search_seconds / len(found)}
-        self.fits = [Fit(fit.record | share, fit.tensors) for fit in found]
+        backbone, rows = self.adapters.backbone, self.spec.fitted_on(train)
+        watch = Stopwatch(backbone.device, backbone.ranks.size)
+        found = self._fitted(rows)
+        self.search_seconds = watch.stop().seconds
+        num_passes = self.spec.passes_to_fit(max(row.num_classes for row in rows))
+        cost = {
+            "search_seconds": watch.seconds / len(found),
+            "search_process_seconds": watch.process_seconds / len(found),
+            "search_flops": num_passes * float(self.adapters.passes.forward.of(rows).sum()),
+        }
+        self.fits = [Fit(fit.record | cost, fit.tensors) for fit in found]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the tensors of a fit."""

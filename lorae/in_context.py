@@ -85,7 +85,7 @@ def predict_in_context(
 
     Args:
         context: the text of the demonstrations, which is whole.
-        max_tokens: of a question, which loses its beginning.
+        max_tokens: of a question with its template; a longer one loses its middle.
         on_rows: as for `lorae.prediction.predict`.
     """
 

@@ -6,9 +6,11 @@ matrix of the training NLL, is taken for each A and each B by itself, as the Kro
 over tokens: of what the factor reads and, over classes, of what is sent back to it (K-FAC, Martens and Grosse
 2015, arXiv:1503.05671). One of them is as small as LoRA's rank; the other is as wide as a layer, and its
 largest eigenvalues are kept. Source: Yang et al. 2023, arXiv:2308.13111; the sums, and the mean over examples
-of one of them, are those of the authors' code. Where they update a truncated SVD by every batch, here one
-product with a random matrix is summed (Nystrom's approximation, Tropp et al. 2017, arXiv:1706.05736): it
-depends neither on the batches nor on the members beside.
+of one of them, are those of the authors' code (adamxyang/laplace-lora, c59665d, by way of ASDL). They treat
+the tokens of a row as examples of their own, so the trace of H is about as many times the exact matrix's as a
+row has tokens. Where they update a truncated SVD by every batch, here one product with a random matrix is
+summed (Nystrom's approximation, Tropp et al. 2017, arXiv:1706.05736): it depends neither on the batches nor
+on the members beside.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ MAX_PIXELS = 2**26  # 192 MiB decoded; the largest photographs of cameras
 MAX_SAMPLES = 2**26  # 256 MiB decoded; 25 minutes at 44.1 kHz
 SAMPLING_RATES = range(1_000, 192_001)  # of a file's header; the resampling filter is as long as 20 of them
 IMAGE_FORMATS = ("PNG", "JPEG")
+ORIENTATION = 0x0112  # EXIF tag
 _GREY_OR_COLOUR = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 
 
@@ -77,20 +79,50 @@ class Image:
 
 def _decoded(data: bytes) -> Picture:
     from PIL import Image as Pillow
-    from PIL import ImageOps
 
     try:
         with Pillow.open(io.BytesIO(data), formats=IMAGE_FORMATS) as opened:
             if math.prod(opened.size) > MAX_PIXELS:
-                raise ValueError(
-                    f"{opened.width} x {opened.height} pixels; at most {MAX_PIXELS:,} are decoded"
-                )
-            return ImageOps.exif_transpose(opened)
-    except (OSError, SyntaxError, EOFError, Pillow.DecompressionBombError) as error:  # Pillow's damaged files
+                raise _Refused(f"{opened.width} x {opened.height} pixels; at most {MAX_PIXELS:,} are decoded")
+            opened.load()
+            return _upright(opened)
+    except _Refused:
+        raise
+    except Exception as error:  # of damaged files Pillow raises ten types, SyntaxError and struct.error too
         reason = "" if isinstance(error, Pillow.UnidentifiedImageError) else f" ({error})"
         raise ValueError(
             f"the image ({len(data):,} bytes) is no intact {' or '.join(IMAGE_FORMATS)}{reason}"
         ) from error
+
+
+class _Refused(ValueError):
+    """Why an intact image is not read."""
+
+
+def _upright(image: Picture) -> Picture:
+    """The image as the camera's orientation says. (Pillow's `exif_transpose` also writes all other tags anew,
+    which fails where one of them is odd.)"""
+    from PIL.Image import Transpose
+
+    turned: dict[Any, Transpose] = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception as error:
+        raise _Refused(f"the image's EXIF cannot be read ({error}); {_SAVE_UPRIGHT}") from error
+    if not isinstance(orientation, Real):
+        raise _Refused(f"the image's EXIF orientation is {orientation!r}, not 1 to 8; {_SAVE_UPRIGHT}")
+    return image.transpose(turned[orientation]) if orientation in turned else image.copy()
+
+
+_SAVE_UPRIGHT = "which side is up is not known; turn it and save it without EXIF"
 
 
 def _rgb(image: Picture) -> Picture:

@@ -23,6 +23,7 @@ QK_NORM = ("qwen3", "gemma3_text", "olmo2")
 SAME_INPUT = {  # layers that read one tensor
     **dict.fromkeys(("k_proj", "v_proj"), "q_proj"),
     **dict.fromkeys(("key", "value"), "query"),
+    **dict.fromkeys(("k_lin", "v_lin"), "q_lin"),
     "up_proj": "gate_proj",
 }
 # Tokens of one forward pass of `predict`, members included; on a CPU as many as its caches like (measured, a

@@ -6,24 +6,29 @@ from __future__ import annotations
 import functools
 import heapq
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lorae.axes import with_values
 from lorae.backbone_checks import Inspection
 from lorae.checks import MAX_FULL_BYTES, check_recipe
+from lorae.choice import Choice, choose
 from lorae.draws import Draws, Fitted, Laplace
+from lorae.flops import Flops, Passes
 from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
 from lorae.methods import Full, InContext, LastLayer
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
-from lorae.shapes import num_backbone_parameters, num_tokens
+from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
+from lorae.tasks.splits import label_faults, refuse
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
+from lorae.tuning import Point, recipe_of, studies
 
 Host = Literal["local", "tune", "zero"]
 
@@ -31,7 +36,7 @@ CHARS_PER_TOKEN = 4  # rough, for plans; the tokenizer is not loaded
 # Rough sustained rates, for the time estimates only. CPU: one thread with AMX, bf16, as in the demo (30 s
 # estimated, 33 s measured per member); without AMX it is slower. GPU: an assumed share of the data sheet's
 # dense bf16 rate.
-CPU_FLOPS = 1.5e11
+CPU_FLOPS = 1.2e11
 SUSTAINED_FRAC, A100_FLOPS = 0.35, 3.12e14
 FP32_SLOWDOWN = {"cpu": 2.5, "cuda": 16.0}  # measured; A100's data sheet, 312 against 19.5 TFLOP/s
 RECOMPUTE_SLOWDOWN = 1.4  # measured 1.38, five members on SmolLM2-135M
@@ -109,6 +114,9 @@ class Plan:
         placements, estimates: of each of the stacks.
         soups: those that lack predictions, to be run when their members are stored: see `soups_of`.
         whole: no stack is divided: a search that ends stacks early compares ensembles.
+        tuning: what is to be run before the values of the trials are known; None = they are. Until then the
+            trials have the values that leave most to be trained, and this plan is an upper bound.
+        choices: what each trial that a sweep tunes was tuned over, and what was chosen.
         backbones: what their folders were found to hold.
     """
 
@@ -123,12 +131,19 @@ class Plan:
     estimates: tuple[Estimate, ...] = ()
     soups: tuple[Stack, ...] = ()
     whole: bool = False
+    tuning: Plan | None = None
+    choices: Mapping[Trial, Choice] = field(default_factory=dict)
     backbones: tuple[Inspection, ...] = ()
 
     @property
     def is_done(self) -> bool:
         """Whether nothing remains to be run."""
-        return not (self.pending or self.begun or self.soups)
+        return not (self.pending or self.begun or self.soups or self.tuning)
+
+    @property
+    def tuned(self) -> list[Choice]:
+        """The choice of each recipe of a sweep that tunes."""
+        return [*{id(choice): choice for choice in self.choices.values()}.values()]
 
     @property
     def num_to_train(self) -> int:
@@ -158,7 +173,69 @@ def make_plan(
     Raises:
         ValueError: data, targets, rank, templates or sizes that cannot work.
     """
-    rows = sweep.trials() if rows is None else rows
+    if rows is None and sweep.tune:
+        plan = _tuned(sweep, store)
+    else:
+        plan = _plan(sweep, store, sweep.trials() if rows is None else rows)
+    return placed(plan, devices, host) if devices else plan
+
+
+def after_tuning(sweep: Sweep, store: Store) -> Plan:
+    """The plan of a sweep whose tuning was run, to be placed; a trial without a choice has nothing to run."""
+    return _tuned(sweep, store, ended=True)
+
+
+def _tuned(sweep: Sweep, store: Store, ended: bool = False) -> Plan:
+    """What is to be tuned, unless that has ended, and then every trial at the values that are chosen."""
+    found = {recipe: choose(store, study) for recipe, study in studies(sweep).items()}
+    tuning = None
+    if not ended and not all(choice.is_known for choice in found.values()):
+        points = [p.trial for choice in found.values() for p in choice.sound_points]
+        tuning = _plan(sweep, store, points, validation_only=True)
+    trained = set(tuning.needed) if tuning else set()
+    recipes = {trial: recipe_of(trial) for trial in sweep.trials()}
+    of_recipe = {r: [trial for trial, recipe in recipes.items() if recipe == r] for r in found}
+    values = {r: _values_at_most(choice, of_recipe[r], store, trained) for r, choice in found.items()}
+    rows: dict[Trial, Choice | None] = {}
+    for trial, recipe in recipes.items():
+        row = with_values(trial, values[recipe]) if recipe else trial
+        rows.setdefault(row, found[recipe] if recipe else None)
+    can_run = [r for r, c in rows.items() if c is None or c.values is not None or (tuning and not c.is_known)]
+    return replace(
+        _plan(sweep, store, can_run, trained=trained),
+        trials=tuple((row, tuple(sweep.eval_tasks(row))) for row in rows),
+        tuning=tuning,
+        choices={row: choice for row, choice in rows.items() if choice},
+    )
+
+
+def _values_at_most(
+    choice: Choice, trials: Sequence[Trial], store: Store, trained: Collection[str]
+) -> dict[str, Any]:
+    """The chosen values of a recipe; before the choice those at which most of its members lack."""
+    if choice.values is not None:
+        return choice.values
+
+    def num_lacking(point: Point) -> int:
+        ids = {m for trial in trials for m in with_values(trial, point.values).member_ids()}
+        return sum(not store.is_member(member) for member in ids.difference(trained))
+
+    return max(choice.sound_points or choice.study.points, key=num_lacking).values
+
+
+def _plan(
+    sweep: Sweep,
+    store: Store,
+    rows: Sequence[Trial],
+    validation_only: bool = False,
+    trained: Collection[str] = (),
+) -> Plan:
+    """The stacks that these rows lack, to be placed.
+
+    Args:
+        validation_only: of a tuning round, whose members predict nothing else yet.
+        trained: members that will be stored when these stacks are run.
+    """
     trials = tuple((trial, tuple(sweep.eval_tasks(trial))) for trial in rows)
     for trial, ood in {_checked(trial): (trial, ood) for trial, ood in trials}.values():
         check_trial(trial, ood)
@@ -178,10 +255,11 @@ def make_plan(
             ood,
             draws=tuple(draws[cell]),
             draw_members=tuple(draws[cell].values()),
-            paths=sweep.paths and num_members > 1,
+            paths=sweep.paths and (num_members > 1 or validation_only),
+            validation_only=validation_only,
         )
         ids = replace(cell, members=num_members).member_ids()
-        lacking, found, damages = _lacking_members(stack, ids, store)
+        lacking, found, damages = _lacking_members(stack, ids, store, trained)
         needed |= dict.fromkeys(ids)
         stored |= found
         damaged += damages
@@ -195,7 +273,7 @@ def make_plan(
     covered = {
         (s.trial.reference_id(), name) for s in (*begun, *pending) if s.members for name in s.reference_sets()
     }
-    plan = Plan(
+    return Plan(
         trials=trials,
         needed=tuple(needed),
         stored=tuple(m for m in needed if m in stored),
@@ -209,7 +287,6 @@ def make_plan(
         soups=tuple(_lacking_soups(trials, store)),
         whole=whole,
     )
-    return placed(plan, devices, host) if devices else plan
 
 
 def soups_of(plan: Plan, store: Store) -> Plan:
@@ -235,7 +312,8 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
     triples = [(stack, where, estimate(stack, devices, where)) for stack, where in rows]
     triples.sort(key=lambda row: -row[2].seconds)
     stacks, placements, estimates = zip(*triples) if triples else ((), (), ())
-    return replace(plan, stacks=stacks, placements=placements, estimates=estimates)
+    tuning = plan.tuning and placed(plan.tuning, devices, host)
+    return replace(plan, stacks=stacks, placements=placements, estimates=estimates, tuning=tuning)
 
 
 def _checked(trial: Trial) -> Any:
@@ -255,6 +333,7 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
     for name in ("train", "validation"):
         if not splits[name]:  # type: ignore[index]
             raise ValueError(f"{trial.task.name} has no {name} examples; it can only be an OOD task")
+    refuse(label_faults(trial.task))
     for task in ood:
         task.examples("test")
     config = backbone_config(trial.backbone)
@@ -262,10 +341,10 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
 
 
 def _lacking_members(
-    stack: Stack, ids: Sequence[str], store: Store
+    stack: Stack, ids: Sequence[str], store: Store, trained: Collection[str]
 ) -> tuple[tuple[int, ...], set[str], list[str]]:
     """Members that are not stored or lack predictions (of equal identities only the first), the ids of those
-    that are stored and sound, and what is damaged."""
+    that are stored and sound or will have been trained, and what is damaged."""
     lacking, found, damaged = {}, set(), []
     for m, member_id in zip(stack.members, ids):
         files = store.files(member_folder(member_id))
@@ -274,6 +353,8 @@ def _lacking_members(
                 damaged.append(damage)
             else:
                 found.add(member_id)
+        elif member_id in trained:
+            found.add(member_id)
         if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
             lacking.setdefault(member_id, m)
     return tuple(lacking.values()), found, damaged
@@ -499,42 +580,53 @@ def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
 @functools.lru_cache(maxsize=4096)
 def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     trial, num, gpus = stack.trial, len(stack.to_train), max(1, where.gpus)
-    parameters = num_backbone_parameters(backbone_config(trial.backbone))
+    config = backbone_config(trial.backbone)
+    per = Passes.of(trial.method, config, linear_shapes(config))
     train = _lengths(trial.task, "train", *_token_limits(trial))
     untrained = not num or isinstance(trial.method, InContext)
     steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
-    train_tokens = int(num * steps * batch * train.total / train.num)
+    epochs = num * steps * batch / train.num  # of all members together
+    train_tokens, train_flops = int(epochs * train.total), epochs * train.flops(per.training)
     sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
     classes = len(trial.task.examples("train")[0].options)
     ways = {name: replace(trial, draws=s.draws).num_passes(classes) for name, s in sets.items()}
-    tokens = {name: ways[name] * lengths.total for name, lengths in zip(sets, _eval_lengths(stack))}
-    predicted = sum(tokens[name] for of_member in each for name in of_member)
+    lengths = dict(zip(sets, _eval_lengths(stack)))
+    predict_flops = sum(ways[n] * lengths[n].flops(per.forward) for of_member in each for n in of_member)
     fitted = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, Fitted)]
     num_fitted = sum(d.passes_to_fit(classes) * len(d.fitted_on(range(train.num))) for d in fitted)
-    predicted += num_fitted * train.total // train.num
-    if isinstance(trial.method, LastLayer) and not stack.soup:  # the frozen backbone reads each example once
-        train_tokens, predicted = train.total * bool(num), predicted // (len(each) * max(ways.values()))
+    predict_flops += num_fitted * train.flops(per.forward) / train.num
+    if isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once
+        train_tokens = train.total * bool(num)
+        train_flops += train.flops(per.features) * bool(num)
+        predict_flops += sum(of_set.flops(per.features) for of_set in lengths.values())
     rate = gpus * devices.flops(trial.precision)
-    train_seconds, predict_seconds = (2 * parameters * n / rate for n in (2 * train_tokens, predicted))
+    train_seconds, predict_seconds = train_flops / rate, predict_flops / rate
     if devices.saving.recompute:
         train_seconds *= RECOMPUTE_SLOWDOWN
     rows = where.micro_batch or -(-batch // gpus)
     needs = memory(stack, rows, where.gpus, devices.saving)
     if where.host == "zero":  # every rank receives the others' weights for each forward and backward pass
         passes = 2 * steps * -(-batch // (rows * gpus))
-        received = BYTES[trial.precision] * parameters * (gpus - 1) / gpus
+        received = BYTES[trial.precision] * num_backbone_parameters(config) * (gpus - 1) / gpus
         train_seconds += passes * received / ZERO_BYTES_PER_SECOND
     return Estimate(needs.total, train_tokens, train_seconds, predict_seconds)
 
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers."""
+    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers; and
+    the sum of these."""
 
     num: int
     total: int
     longest: int
-    answers: int
+    answers: int = 0
+    answered: int = 0
+
+    def flops(self, per: Flops) -> float:
+        """Of one pass over all rows, as if they were equally long."""
+        tokens = per.row * self.num + per.token * self.total + per.square * self.total**2 / self.num
+        return tokens + per.answer * self.answered
 
 
 def _token_limits(trial: Trial) -> tuple[int, int]:
@@ -546,7 +638,7 @@ def _token_limits(trial: Trial) -> tuple[int, int]:
 def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _Lengths:
     if media_tokens:
         num = len(task.examples(split))
-        return _Lengths(num, num * media_tokens, media_tokens, 0)
+        return _Lengths(num, num * media_tokens, media_tokens)
     rows, answers = [], [0]
     for example in task.examples(split):
         prompt = task.prompt(example)
@@ -555,7 +647,7 @@ def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _L
             answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in prompt.answers))
             tokens += answers[-1]
         rows.append(min(max_tokens, tokens))
-    return _Lengths(len(rows), sum(rows), max(rows), max(answers))
+    return _Lengths(len(rows), sum(rows), max(rows), max(answers), sum(answers))
 
 
 def _eval_lengths(stack: Stack) -> list[_Lengths]:

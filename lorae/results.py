@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
+from lorae.choice import TUNING, Choice
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.methods import LastLayer
 from lorae.prediction_files import SCHEMA, Predictions
-from lorae.store import Store, member_folder, pool_folders, trials_file
+from lorae.store import LATER_RECORD, Store, member_folder, pool_folders, trials_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -37,14 +39,28 @@ FACTORS = {
 }
 METRICS = [name for name in metrics.DIRECTION if not name.startswith(("auroc", "aupr", "fpr95"))]
 OOD_METRICS = [name for name in metrics.DIRECTION if name.startswith(("auroc", "aupr", "fpr95"))]
-SCALED = ["temperature", "ts_ensemble_nll", "ts_brier", "ts_ece15"]
+# By cross-fitted temperatures: of the pooled prediction, and of each member before pooling. A flag says why
+# its columns are null
+FLAGS = POOLED_FLAG, MEMBERS_FLAG = "temperature_flag", "members_temperature_flag"
+OLDER = "fitted on validation by an older lorae; repeat the sweep"
+SCALED = [
+    *("temperature", "ts_ensemble_nll", "ts_brier", "ts_ece15"),
+    *("members_ts_ensemble_nll", "members_ts_ece15"),
+]
+COUNTED = ("train_flops", "train_process_seconds")  # null where a member or fit is of a lorae that did not
 COST = {
     "train_tokens": pa.int64(),
+    "train_flops": pa.float64(),  # see `lorae.flops`
     "train_seconds": pa.float64(),
+    "train_process_seconds": pa.float64(),  # see `lorae.clock`
     "predict_seconds": pa.float64(),
     "trainable_parameters": pa.int64(),
     "forwards_per_prediction": pa.int32(),
     "stored_bytes": pa.int64(),
+}
+LATER = {  # columns that tables of an older lorae lack
+    **dict.fromkeys((*SCALED, *COUNTED, "debiased_ce15"), pa.float64()),
+    "tuning": pa.string(),
 }
 OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
 
@@ -52,6 +68,8 @@ _SUMMED = {
     **dict.fromkeys(("train_tokens", "trainable_parameters"), untrusted.count),
     **dict.fromkeys(("train_seconds", "predict_seconds"), untrusted.number),
 }
+_COUNTED = dict.fromkeys((*COUNTED, "shared_flops"), untrusted.amount)
+_LATER = {"cost": {"predict_seconds": untrusted.number}}
 _JSON = {  # what readers of these columns rely on
     "eval_sets": {"test": str, "validation": str, str: str},
     "recipe": {"task": {"task": str}, "regularizers": [{"type": str}]},
@@ -70,6 +88,7 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         *FACTORS.items(),
         ("num_examples", pa.int32()),
         *((name, pa.float64()) for name in [*METRICS, *SCALED, "validation_nll"]),
+        *((name, pa.string()) for name in FLAGS),
         ("pruned_step", pa.int32()),  # where a search stopped training; `validation_nll` is of that step
         *((f"{name}{OOD_SEPARATOR}{task}", pa.float64()) for task in ood_tasks for name in OOD_METRICS),
         *COST.items(),
@@ -77,6 +96,10 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         ("reference_id", pa.string()),
         ("eval_sets", pa.string()),  # JSON: "test", "validation" and OOD task names -> prediction set
         ("recipe", pa.string()),  # canonical JSON
+        (
+            "tuning",
+            pa.string(),
+        ),  # JSON, see `TUNING`; null where the sweep does not tune, or nothing is trained
         ("provenance", pa.string()),  # JSON
     ]
     return pa.schema(columns, metadata=SCHEMA)
@@ -103,15 +126,18 @@ def trials_table(
     trials: Sequence[tuple[Trial, Sequence[Task]]],
     provenance: dict[str, Any],
     pruned: Mapping[str, Pruned] = MappingProxyType({}),
+    choices: Mapping[Trial, Choice] = MappingProxyType({}),
 ) -> pa.Table:
     """Rows of a sweep's trials, each with its OOD tasks.
 
-    A trial without all its predictions is "pruned" if a search stopped one of its members, else "failed".
+    A trial without all its predictions is "pruned" if a search stopped one of its members, else "failed"; so
+    is one whose tuning chose nothing.
 
     Args:
         pruned: by member id.
+        choices: of the trials that were tuned.
     """
-    rows = [_row(store, sweep, trial, ood, provenance, pruned) for trial, ood in trials]
+    rows = [_row(store, sweep, trial, ood, provenance, pruned, choices.get(trial)) for trial, ood in trials]
     names = list(dict.fromkeys(task.name for _, ood in trials for task in ood))
     return pa.Table.from_pylist(rows, schema=trial_schema(names))
 
@@ -124,6 +150,7 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     """
     where = trials_file(sweep)
     table, expected = store.read_table(sweep), trial_schema(())
+    table = _with_later_columns(table)
     absent = [name for name in expected.names if name not in table.column_names]
     if absent:
         raise ValueError(
@@ -137,8 +164,22 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     for number, row in enumerate(table.to_pylist()):
         if fault := _row_fault(row):
             raise ValueError(f"{where} row {number}: {fault}; delete it and repeat the sweep")
-        for column, shape in _JSON.items():
+        shapes = _JSON if row["tuning"] is None else _JSON | {"tuning": TUNING}
+        for column, shape in shapes.items():
             untrusted.json_object(row[column].encode(), f"{where} row {number} {column}", shape)
+    return table
+
+
+def _with_later_columns(table: pa.Table) -> pa.Table:
+    """A table of a lorae that lacked some columns, with nulls in them. Its temperatures were fitted on
+    validation, and are no values of today's columns."""
+    if POOLED_FLAG not in table.column_names:
+        table = table.drop_columns([name for name in SCALED if name in table.column_names])
+        for flag in FLAGS:
+            table = table.append_column(flag, pa.array([OLDER] * len(table), pa.string()))
+    for name, kind in LATER.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), kind))
     return table
 
 
@@ -163,6 +204,7 @@ def _row(
     ood: Sequence[Task],
     provenance: dict[str, Any],
     pruned: Mapping[str, Pruned],
+    choice: Choice | None,
 ) -> dict[str, Any]:
     folders = pool_folders(trial.member_ids(), trial.reference_id(), trial.is_soup)
     splits: tuple[Split, Split] = ("validation", "test")
@@ -180,45 +222,69 @@ def _row(
         "provenance": json.dumps(provenance),
     }
     failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
+    untuned = choice and choice.failure(store)
     try:
+        row["tuning"] = choice and json.dumps(choice.record(store, trial.member_ids()))
+        if untuned:
+            raise ValueError(untuned)
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
-        scores = trial_metrics(predictions, [task.name for task in ood], trial.combine)
+        names = [task.name for task in ood]
+        scores: dict[str, Any] = trial_metrics(predictions, names, trial.combine, len(folders))
         cost = trial_cost(store, trial)
         if trial.is_soup and store.is_of_others(trial.member_ids()):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
-        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, trial.member_ids())]))
+        members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
+        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, members)]))
         if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
             why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
             score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}
             return row | {"status": "pruned", "error": why} | score
-        return row | {"status": "failed", "error": "; ".join(failures) or str(error)}
+        return row | {"status": "failed", "error": untuned or "; ".join(failures) or str(error)}
     return row | scores | cost
 
 
 def trial_metrics(
-    predictions: dict[str, Predictions], ood: Sequence[str], rule: metrics.Rule
-) -> dict[str, float | None]:
+    predictions: dict[str, Predictions], ood: Sequence[str], rule: metrics.Rule, num_entries: int
+) -> dict[str, float | str | None]:
     """All metric columns of a row from its predictions on "test", "validation" and the OOD tasks.
 
-    The temperature is fitted on validation, to the pooled prediction.
+    Args:
+        num_entries: members, or soups, or the backbone itself, whose draws the predictions are.
     """
     test, validation = predictions["test"], predictions["validation"]
-    found: dict[str, float | None] = {"num_examples": len(test.labels_N)}
-    found |= metrics.summary(test.logits_MNC, test.labels_N, rule)
     pooled_validation = metrics.combine(validation.logits_MNC, rule)
-    temperature = ensemble.fit_temperature(pooled_validation, validation.labels_N)
-    scaled = (ensemble.scale(metrics.combine(test.logits_MNC, rule), temperature), test.labels_N)
-    found |= {
-        "temperature": temperature,
-        "ts_ensemble_nll": metrics.ensemble_nll(*scaled),
-        "ts_brier": metrics.brier(*scaled),
-        "ts_ece15": metrics.ece15(*scaled),
-        "validation_nll": metrics.ensemble_nll(pooled_validation, validation.labels_N),
-    }
+    found: dict[str, float | str | None] = {"num_examples": len(test.labels_N)}
+    found |= metrics.summary(test.logits_MNC, test.labels_N, rule)
+    found |= {"validation_nll": metrics.ensemble_nll(pooled_validation, validation.labels_N)}
+    found |= scaled_metrics(test, rule, num_entries)
     for task in ood:
         separated = metrics.ood_summary(test.logits_MNC, predictions[task].logits_MNC, rule)
         found |= {f"{name}{OOD_SEPARATOR}{task}": value for name, value in separated.items()}
+    return found
+
+
+def scaled_metrics(test: Predictions, rule: metrics.Rule, num_entries: int) -> dict[str, float | str | None]:
+    """The columns of SCALED and their flags: of predictions that are calibrated after pooling, and before."""
+    logits_MNC, labels_N = test.logits_MNC, test.labels_N
+    pooled = ensemble.cross_fitted(metrics.combine(logits_MNC, rule), labels_N)
+    members = ensemble.cross_fitted_members(logits_MNC, labels_N, len(logits_MNC) // num_entries, rule)
+    flag = next((f"member {m}: {fit.flag}" for m, fit in enumerate(members) if fit.flag), None)
+    found: dict[str, float | str | None] = dict.fromkeys(SCALED)
+    found |= {POOLED_FLAG: pooled.flag, MEMBERS_FLAG: flag}
+    if not pooled.flag:
+        found |= {
+            "temperature": pooled.temperature,
+            "ts_ensemble_nll": metrics.ensemble_nll(pooled.logp_NC, labels_N),
+            "ts_brier": metrics.brier(pooled.logp_NC, labels_N),
+            "ts_ece15": metrics.ece15(pooled.logp_NC, labels_N),
+        }
+    if not flag:
+        logp_NC = metrics.combine(np.stack([fit.logp_NC for fit in members]), rule)
+        found |= {
+            "members_ts_ensemble_nll": metrics.ensemble_nll(logp_NC, labels_N),
+            "members_ts_ece15": metrics.ece15(logp_NC, labels_N),
+        }
     return found
 
 
@@ -229,19 +295,30 @@ def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
     prediction; so do those of a soup when it predicts. Fitting draws to a member is training;
     the backward passes of `Laplace` count as forward ones.
     """
-    folders = [member_folder(m) for m in dict.fromkeys(trial.member_ids())]
-    costs = [store.record(folder, {"cost": _SUMMED})["cost"] for folder in folders]
-    total = {name: sum(c[name] for c in costs) for name in _SUMMED}
+    members = list(dict.fromkeys(trial.member_ids()))
+    folders = [member_folder(m) for m in members]
+    costs = [store.record(folder, {"cost": _SUMMED | _COUNTED})["cost"] for folder in folders]
+    fits = [store.fit_record(m, trial.draws) for m in members] if isinstance(trial.draws, Fitted) else []
+    total: dict[str, Any] = {name: sum(c[name] for c in costs) for name in _SUMMED}
+    for name in COUNTED:
+        counts = [c.get(name) for c in costs] + [fit.get(name.replace("train", "search")) for fit in fits]
+        total[name] = None if None in counts else sum(counts)
+    total["train_seconds"] += sum(fit["search_seconds"] for fit in fits)
+    later = [f for f in folders if LATER_RECORD in store.files(f)]
+    total["predict_seconds"] += sum(
+        store.record(f, _LATER, LATER_RECORD)["cost"]["predict_seconds"] for f in later
+    )
     total["trainable_parameters"] *= trial.optimizer.cycles or 1  # a state is stored of each cycle
     stored = sum(store.size_bytes(folder) for folder in folders)
     forwards = max(1, trial.members * trial.num_draws)
-    if isinstance(trial.draws, Fitted):
-        fits = [store.fit_record(m, trial.draws) for m in dict.fromkeys(trial.member_ids())]
-        total["train_seconds"] += sum(fit["search_seconds"] for fit in fits)
+    if fits:
         forwards = trial.members * fits[0].get("passes", trial.num_draws)
     if trial.is_soup:
         soup = store.soup_record(trial.member_ids())
         forwards, total["predict_seconds"] = 1, soup["cost"]["predict_seconds"]
     if isinstance(trial.method, LastLayer):
         forwards, total["train_tokens"] = 1, max((c["train_tokens"] for c in costs), default=0)
+        if total["train_flops"] is not None:
+            shared = [c.get("shared_flops") or 0.0 for c in costs]
+            total["train_flops"] -= sum(shared) - max(shared, default=0.0)
     return total | {"forwards_per_prediction": forwards, "stored_bytes": stored}

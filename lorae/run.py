@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import time
@@ -21,6 +22,7 @@ from lorae import peft_format
 from lorae.adapters import Adapters, Soup, State, projections
 from lorae.backbones import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.checkpoints import StackCheckpoints
+from lorae.clock import Stopwatch
 from lorae.drawing import Drawing
 from lorae.draws import Fitted
 from lorae.encoding import Row, encode, head_answers, head_classes
@@ -39,6 +41,8 @@ from lorae.sources import Source
 from lorae.stack import EvalSet, Progress, Stack, StackResult, Stopped
 from lorae.store import (
     CURVE,
+    CUT,
+    LATER_RECORD,
     PATH_FILE,
     SOUP_RECORD,
     Store,
@@ -148,7 +152,7 @@ class _Job:
     should_stop: Callable[[], bool]
     early_end: EarlyEnd | None
     rows: dict[str, list[Row]] = field(default_factory=dict)
-    feature_seconds: dict[str, float] = field(default_factory=dict)
+    feature_watches: list[Stopwatch] = field(default_factory=list)
     contexts: dict[int, Context] = field(default_factory=dict)
 
     def stop_if_asked(self) -> None:
@@ -187,9 +191,9 @@ class _Job:
         """The same, with the backbone's features where members are trained on those alone."""
         name, rows = task.eval_set(split), self.encoded(task, split)
         if isinstance(self.stack.trial.method, LastLayer) and rows[0].features is None:
-            started = time.perf_counter()
+            watch = Stopwatch(self.backbone.device, self.ranks.size)
             self.rows[name] = with_features(self.backbone, rows)
-            self.feature_seconds[name] = time.perf_counter() - started
+            self.feature_watches.append(watch.stop())
         return self.rows[name]
 
 
@@ -237,8 +241,13 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     trial, backbone = job.stack.trial, job.backbone
     job.on_progress(Progress("train"))
     train, validation = job.trained_rows(trial.task, "train"), job.trained_rows(trial.task, "validation")
-    data = TrainingData(train, validation, feature_seconds=sum(job.feature_seconds.values()))
-    job.feature_seconds.clear()  # they are part of one training's cost
+    data = TrainingData(
+        train,
+        validation,
+        feature_seconds=sum(watch.seconds for watch in job.feature_watches),
+        feature_process_seconds=sum(watch.process_seconds for watch in job.feature_watches),
+    )
+    job.feature_watches.clear()  # they are part of one training's cost
     if trial.regularizer(KL):
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(job.store.predictions, folders, name).logits_MNC[0]
@@ -468,11 +477,17 @@ def _lacking_sets(job: _Job, member: int) -> dict[str, EvalSet]:
 
 
 def _add_predictions(job: _Job, ids: Sequence[str], predicted: _Predicted) -> dict[str, str]:
-    """Store predictions of stored members; returns member id -> reason of those that failed."""
+    """Store predictions of stored members, with their cost where tuning had left out all but validation;
+    returns member id -> reason of those that failed."""
     found, failed = _files_by_member(job, ids, predicted)
+    test = prediction_file(job.stack.trial.task.eval_set("test")).removesuffix(".parquet")
+    later = json.dumps({"cost": {"predict_seconds": predicted.seconds / len(ids)}}).encode()
     for member_id, files in found.items():
         folder = member_folder(member_id)
-        job.store.write_entry(folder, {k: v for k, v in files.items() if k not in job.store.files(folder)})
+        stored = job.store.files(folder)
+        if not (job.stack.validation_only or any(name.startswith(test) for name in stored)):
+            files[LATER_RECORD] = later
+        job.store.write_entry(folder, {k: v for k, v in files.items() if k not in stored})
     return failed
 
 
@@ -572,6 +587,11 @@ def _write_predictions(
 def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: float) -> bytes:
     trial = job.stack.trial
     rows = job.encoded(trial.task, "train")
+    counted = {
+        "train_process_seconds": run.process_seconds,
+        "train_flops": run.train_flops,
+        "shared_flops": run.shared_flops,
+    }
     record = {
         "member_id": trial.member_id(run.member),
         "recipe": canonical(trial.recipe()),
@@ -584,11 +604,13 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "cost": {
             "train_tokens": run.train_tokens,
             "train_seconds": run.train_seconds,
+            **{name: None if math.isnan(value) else value for name, value in counted.items()},
             "predict_seconds": predict_seconds,
             "trainable_parameters": sum(value.numel() for value in run.state.values()),
             "stacked_with": stacked_with,
         },
         "truncated_frac": float(np.mean([r.truncated > 0 for r in rows])),
+        "cut": CUT,
         "provenance": job.provenance,
     }
     if isinstance(trial.method, InContext):

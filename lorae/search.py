@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lorae.trial import Budget
 
-DIGITS = 3  # of a sampled value: enough for any setting, few enough to be read and to be met again
+DIGITS = 3  # of a searched or tuned value: enough for any setting, few enough to read and to meet again
+
+
+def rounded(value: float) -> float:
+    """A value as it is used: to three significant digits."""
+    return float(f"{value:.{DIGITS}g}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Uniform:
 
     def rounded(self, value: float) -> float:
         """A sampled value as it is used: to three significant digits, inside the bounds."""
-        return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
+        return min(max(rounded(value), self.low), self.high)
 
 
 @dataclass(frozen=True)

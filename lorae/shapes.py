@@ -207,9 +207,13 @@ def num_backbone_parameters(config: dict[str, Any]) -> int:
         return linears + hidden * (tokens + positions)
     if kind == "text":
         return linears + hidden * (config["vocab_size"] + config.get("max_position_embeddings", 0))
-    patch = _pair(config["patch_size"])
-    channels = config.get("num_channels", 3) if kind == "image" else 1
-    return linears + hidden * (channels * patch[0] * patch[1] + num_tokens(config))
+    return linears + hidden * (patch_values(config) + num_tokens(config))
+
+
+def patch_values(config: dict[str, Any]) -> int:
+    """Numbers in a patch of an image or spectrogram."""
+    height, width = _pair(config["patch_size"])
+    return height * width * (config.get("num_channels", 3) if kind_of(config) == "image" else 1)
 
 
 def num_prefix_tokens(config: dict[str, Any]) -> int:

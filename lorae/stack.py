@@ -41,6 +41,7 @@ class Stack:
         soup: the members are stored, and only their soup predicts: the model with their mean weights.
         stored: members that were stored when this was planned, and only predict what they lack; no part of
             any identity.
+        validation_only: the members are trained to be chosen between, and predict nothing else.
     """
 
     trial: Trial
@@ -52,6 +53,7 @@ class Stack:
     paths: bool = False
     soup: bool = False
     stored: tuple[int, ...] = ()
+    validation_only: bool = False
 
     @property
     def to_train(self) -> tuple[int, ...]:
@@ -76,8 +78,10 @@ class Stack:
         return {s.name: s for s in sets}
 
     def _splits(self, draws: Draws | None = None) -> list[EvalSet]:
-        own = [EvalSet(self.trial.task, "validation", draws), EvalSet(self.trial.task, "test", draws)]
-        return own + [EvalSet(task, "test", draws) for task in self.eval_tasks]
+        validation = EvalSet(self.trial.task, "validation", draws)
+        if self.validation_only:
+            return [validation]
+        return [validation, *(EvalSet(task, "test", draws) for task in (self.trial.task, *self.eval_tasks))]
 
     def member_ids(self) -> list[str]:
         return [self.trial.member_id(m) for m in self.members]

@@ -39,13 +39,15 @@ from lorae.prediction_files import (
     template_of,
 )
 from lorae.storage import Storage
-from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, count, number
+from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, amount, count, number
 from lorae.uris import shown
 
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 POSTERIOR = "posterior.safetensors"  # of Gaussian weights what PEFT's adapter has no place for
 RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
+LATER_RECORD = "later.json"  # of a member that tuning trained: what its predictions after the choice cost
 SOUP_RECORD = "soup.json"  # its members with the checksums of their weights, and what its predictions cost
+CUT = "middle"  # of prompts that are too long; records of members that lost the beginning do not say so
 CURVE = pa.schema(
     [
         ("step", pa.int32()),
@@ -64,9 +66,11 @@ CURVE = pa.schema(
 Shape = Mapping[Any, Any]
 DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
 SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
+# Not counted by an older lorae
+COUNTED = dict.fromkeys(("search_flops", "search_process_seconds"), amount)
 FITS: Mapping[type, Shape] = {
-    TFB: {"sigma": number, "search_seconds": number},
-    Laplace: {"prior_precision": number, "passes": count, "search_seconds": number},
+    TFB: {"sigma": number, "search_seconds": number, **COUNTED},
+    Laplace: {"prior_precision": number, "passes": count, "search_seconds": number, **COUNTED},
 }
 
 
@@ -153,12 +157,15 @@ class Store:
         return {name: entry["bytes"] for name, entry in (self._listed(folder) or {}).items()}
 
     def damage(self, folder: str, *, changed_only: bool = False) -> str | None:
-        """The first file of an entry that is missing or differs from its checksum, or None.
+        """The first file of an entry that is missing or differs from its checksum, or None. A member whose
+        long prompts were cut otherwise than today's is damaged, too: its identity does not tell.
 
         Args:
             changed_only: read only files that were modified after DONE.json or have another size. Enough for
                 a plan: whoever uses a file reads it with its checksum.
         """
+        if fault := self._cut_otherwise(folder):
+            return fault
         unchanged = self._unchanged(folder) if changed_only else {}
         for name, entry in (self._listed(folder) or {}).items():
             if unchanged.get(name) == entry["bytes"]:
@@ -167,6 +174,17 @@ class Store:
                 self._sound(f"{folder}/{name}", entry)
             except ValueError as error:
                 return str(error)
+        return None
+
+    def _cut_otherwise(self, folder: str) -> str | None:
+        """Why an entry is a member that was trained when long prompts lost their beginning, or None."""
+        if RECORD not in self.files(folder):
+            return None
+        with contextlib.suppress(ValueError):  # a damaged record is told as such
+            record = self.record(folder, {})
+            heads = record.get("classes") is not None  # whose texts lose their end, as ever
+            if record.get("truncated_frac") and not heads and record.get("cut") != CUT:
+                return f"{folder} was trained on prompts without their beginning, by an older lorae"
         return None
 
     def _unchanged(self, folder: str) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 A sample replaces A by A + sigma (B^T B)^(-1/2) E, so that B A gets the noise sigma Q E, where Q has the
 directions of B as orthonormal columns: the U of `TFB`, but for a rotation that E does not notice, and without
-its arbitrary signs. Source: Shi et al. 2024, arXiv:2412.05723, equations 4 to 8.
+its arbitrary signs. Source: Shi et al. 2024, arXiv:2412.05723, equations 4 to 8. `TFB` says where the search
+departs from the authors' code.
 """
 
 from __future__ import annotations

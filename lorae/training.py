@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,13 +14,14 @@ from torch.nn import functional as F
 from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
 from lorae.checkpoints import Checkpoints, checkpoint, keep_members, restore
+from lorae.clock import Stopwatch
 from lorae.encoding import Row, stack_logits
 from lorae.methods import Blob, LastLayer, Rank1BNN
 from lorae.noise import make_noise
 from lorae.order import DataOrder
 from lorae.posterior import add_kl_gradient, descend_kl
 from lorae.prediction import draws_nll, pooled_draws, predict_draws
-from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping
+from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping, Masksembles
 from lorae.transfer import ToHost, to_device
 from lorae.trial import AdamW, Trial
 
@@ -34,13 +34,15 @@ class TrainingData:
 
     Attributes:
         reference_logits_NC: for KL, the backbone's class logits on the training rows.
-        feature_seconds: what computing the rows' features took, which belongs to the training.
+        feature_seconds, feature_process_seconds: what computing the rows' features took, which belongs to the
+            training.
     """
 
     train: Sequence[Row]
     validation: Sequence[Row]
     reference_logits_NC: np.ndarray | None = None
     feature_seconds: float = 0.0
+    feature_process_seconds: float = 0.0
 
     @property
     def num_classes(self) -> int:
@@ -72,6 +74,11 @@ class MemberRun:
         curve: one record for each step and evaluation: step, split, loss, nll, acc, lr, grad_norm, seconds.
         train_tokens: non-padding tokens that the backbone read; with `LastLayer` each row's once.
         train_seconds: its equal share of the stack's wall time.
+        process_seconds: the same of the time that other work on the machine does not lengthen, see
+            `Stopwatch`; of ranks their sum, as if all were like the first.
+        train_flops: operations of its training, see `lorae.flops`, evaluations for early stopping included.
+        shared_flops: those among them that an ensemble does once for all members: the features of
+            `LastLayer`. NaN, like the two before, of a training that began in a lorae that did not count.
     """
 
     member: int
@@ -84,6 +91,9 @@ class MemberRun:
     bad_evaluations: int = 0
     train_tokens: int = 0
     train_seconds: float = 0.0
+    process_seconds: float = 0.0
+    train_flops: float = 0.0
+    shared_flops: float = 0.0
     curve: list[dict[str, float | int | str]] = field(default_factory=list)
 
 
@@ -123,6 +133,7 @@ def train_stack(
     keys = [trial.member_key(m) for m in members]
     kl, decay = trial.regularizer(KL), trial.regularizer(DecayB)
     weights, stopping = trial.regularizer(ClassWeights), trial.regularizer(EarlyStopping)
+    masks = trial.regularizer(Masksembles)
     reference_NC = data.reference_NC if kl else None
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
@@ -134,7 +145,8 @@ def train_stack(
         class_weight_C.copy_(torch.from_numpy(weights.weights(labels_N.tolist(), data.num_classes)))
     lengths = np.array([len(r.tokens) for r in data.train])
     orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
-    runs = [MemberRun(m, train_seconds=data.feature_seconds / len(members)) for m in members]
+    seconds = data.feature_seconds / len(members), data.feature_process_seconds / len(members)
+    runs = [MemberRun(m, train_seconds=seconds[0], process_seconds=seconds[1]) for m in members]
     step_tokens_N = lengths  # that a step reads
     if isinstance(trial.method, LastLayer):  # the features have been read, by no step
         step_tokens_N = np.zeros_like(lengths)
@@ -146,6 +158,12 @@ def train_stack(
     inits, answer_ids = [k["init"] for k in keys], data.train[0].answer_ids
 
     with Adapters(backbone, trial.method, inits, noise, answer_ids) as adapters:
+        step_flops_N = adapters.passes.training.of(data.train)
+        evaluation_flops = (masks.masks if masks else 1) * adapters.passes.forward.of(data.validation).sum()
+        if isinstance(trial.method, LastLayer):
+            for run in runs:
+                read = [*data.train, *data.validation]
+                run.train_flops = run.shared_flops = float(adapters.passes.features.of(read).sum())
         optimizer = make_optimizer(adapters, trial.optimizer, decay)
         step = 0
         if checkpoints and (saved := ranks.once(checkpoints.load)):
@@ -157,7 +175,7 @@ def train_stack(
             record_path(backbone, data.validation, runs)
 
         while step < num_steps and active:
-            started = time.perf_counter()
+            watch = Stopwatch(backbone.device, ranks.size)
 
             # Each member's own batch, concatenated members first
             chosen_MB = np.stack([orders[m].batch(step) for m in active])
@@ -213,22 +231,24 @@ def train_stack(
             evaluating = evaluate_every and step % evaluate_every == 0 and step < num_steps
             saving = checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due())
             numbers = ToHost(torch.stack((losses_M, nll_M, correct_M, norms_M), 1))
-            unread.append(StepDone(step, lr, [runs[m] for m in active], chosen_MB, numbers))
+            unread.append(StepDone(step, lr, [runs[m] for m in active], chosen_MB, numbers, watch))
             at_once = validating or evaluating or saving or step in (*snapshot_steps, num_steps)
             read = unread if at_once or ranks.size > 1 else unread[:-1]
-            record(read, unread[-1], started, data.train, step_tokens_N)
+            record(read, unread[-1], data.train, step_tokens_N, step_flops_N)
             unread = unread[len(read) :]
             failed = [i for i, m in enumerate(active) if runs[m].error]
 
             # Early stopping on each member's own validation NLL
             stopped: list[int] = []
             if stopping and validating:
-                started = time.perf_counter()
+                watch = Stopwatch(backbone.device, ranks.size)
                 evaluated = evaluate(backbone, data.validation)
-                seconds = (time.perf_counter() - started) / len(active)
+                seconds = watch.stop().seconds / len(active)
                 for i, (nll, acc) in enumerate(evaluated):
                     run = runs[active[i]]
                     run.train_seconds += seconds
+                    run.process_seconds += watch.process_seconds / len(active)
+                    run.train_flops += evaluation_flops
                     run.curve.append(_record(step, "validation", nll, nll, acc, lr, math.nan, seconds))
                     if not math.isfinite(nll):
                         run.error = run.error or f"validation NLL {nll} at step {step}"
@@ -277,7 +297,7 @@ class StepDone:
     Attributes:
         runs, chosen_MB: the members that made it, and the rows of each one's batch.
         numbers: (M, 4) loss, NLL, accuracy and gradient norm.
-        seconds: each member's share of the wall time.
+        watch: of the step, which its members share equally.
     """
 
     step: int
@@ -285,21 +305,24 @@ class StepDone:
     runs: list[MemberRun]
     chosen_MB: np.ndarray
     numbers: ToHost
-    seconds: float = 0.0
+    watch: Stopwatch
 
 
 def record(
     read: Sequence[StepDone],
     last: StepDone,
-    started: float,
     train: Sequence[Row],
     step_tokens_N: np.ndarray,
+    step_flops_N: np.ndarray,
 ) -> None:
     """Wait for steps and write them into their members' curves and costs; one whose loss or gradient is not
-    finite has failed. The last step, which began at `started`, takes until then."""
+    finite has failed. The last step takes until then."""
     numbers = [done.numbers.tolist() for done in read]
-    last.seconds = (time.perf_counter() - started) / len(last.runs)
+    last.watch.stop()
     for done, numbers_M4 in zip(read, numbers):
+        seconds, process_seconds = (
+            total / len(done.runs) for total in (done.watch.seconds, done.watch.process_seconds)
+        )
         for run, chosen_B, (loss, nll, acc, norm) in zip(done.runs, done.chosen_MB, numbers_M4):
             if run.error:  # in the step before
                 continue
@@ -307,8 +330,10 @@ def record(
                 ids = ", ".join(train[n].id for n in chosen_B)
                 run.error = f"loss {loss}, gradient norm {norm} at step {done.step}, examples {ids}"
             run.train_tokens += int(step_tokens_N[chosen_B].sum())
-            run.train_seconds += done.seconds
-            run.curve.append(_record(done.step, "train", loss, nll, acc, done.lr, norm, done.seconds))
+            run.train_flops += float(step_flops_N[chosen_B].sum())
+            run.train_seconds += seconds
+            run.process_seconds += process_seconds
+            run.curve.append(_record(done.step, "train", loss, nll, acc, done.lr, norm, seconds))
 
 
 def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from lorae import SCHEMA_VERSION
 from lorae.axes import value_at, with_value, with_values
 from lorae.draws import TFB, Draws, Fitted, MCDropout, Posterior, drawn_set
 from lorae.identity import IF_SET, canonical_json, digest, fields_of, short_hash
-from lorae.methods import Bayesian, InContext, Lora, Method
+from lorae.methods import Bayesian, InContext, Init, Lora, Method
 from lorae.regularizers import (
     KL,
     AdapterDropout,
@@ -27,6 +27,7 @@ from lorae.regularizers import (
 from lorae.search import EarlyEnd, Optuna, Search, Uniform
 from lorae.sources import Source, resolve
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
+from lorae.tuning import Times, check_tuning
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Budget:
         batch_size: examples per optimiser step and member.
         epochs: passes over the training set, or
         steps: optimiser steps; exactly one of the two.
-        max_tokens: longer prompts lose their beginning, with an encoder their end.
+        max_tokens: longer prompts lose the middle of the example's own text, with an encoder their end.
     """
 
     batch_size: int = 8
@@ -196,6 +197,7 @@ class Trial:
     draws: Draws | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         if self.members < 0:
             raise ValueError(f"members={self.members}: must be >= 0; 0 is the backbone, 1 a single adapter")
         if self.seed < 0:
@@ -266,10 +268,7 @@ class Trial:
     def _check_members_differ(self) -> None:
         """Refuse members that are one under several identities: they share the data order, and draw nothing
         of their own. (Sharing the init stream, too, they have one identity, and are trained once.)"""
-        one_order = self.diversity == Diversity(order="shared")
-        noise = self.regularizer(AdapterDropout) or self.regularizer(Masksembles)
-        drawn = self.method.starts_apart or isinstance(self.task.scoring, Head) or noise
-        if self.members > 1 and one_order and not drawn:
+        if not self.members_differ and self.members > 1:
             raise ValueError(
                 f'members={self.members} of {self.method} with order="shared" would be identical: nothing '
                 "of them is drawn at random; write Diversity(), a method with a random start, or members=1"
@@ -309,6 +308,14 @@ class Trial:
                     f'schedule="cyclic" with {other}: snapshots are draws of a whole training already; '
                     "write one of them"
                 )
+
+    @property
+    def members_differ(self) -> bool:
+        """Whether members of different identities differ: they have data orders of their own, or draw
+        something else at random."""
+        noise = self.regularizer(AdapterDropout) or self.regularizer(Masksembles)
+        drawn = self.method.starts_apart or isinstance(self.task.scoring, Head) or noise
+        return bool(drawn) or self.diversity != Diversity(order="shared")
 
     @property
     def is_soup(self) -> bool:
@@ -430,6 +437,35 @@ class Trial:
         )
 
 
+def _check_kinds(trial: Trial) -> None:
+    """Refuse specs that training would not know, such as a subclass of the user's own: it would be part of
+    the identity, and never applied."""
+    if not isinstance(trial.regularizers, (tuple, list)):
+        raise ValueError(f"regularizers={trial.regularizers!r}: must be a tuple; write regularizers=(KL(),)")
+    kinds: list[tuple[str, Any, Any]] = [(name, getattr(trial, name), kind) for name, kind in KINDS.items()]
+    kinds += [("regularizers", regularizer, Regularizer) for regularizer in trial.regularizers]
+    kinds += [("method.init", trial.method.init, Init)] if isinstance(trial.method, Lora) else []
+    for name, value, kind in kinds:
+        known = get_args(kind) or (kind,)
+        if type(value) not in known:
+            names = ", ".join(k.__name__ for k in known if k is not type(None))
+            kind_name = type(value).__name__
+            raise ValueError(f"{name}={value!r}: training knows no {kind_name}; write one of {names}")
+    if not isinstance(trial.task, Task):
+        raise ValueError(f"task={trial.task!r}: must be a task, such as OpenBookQA()")
+    if not hasattr(trial.backbone, "fingerprint"):
+        raise ValueError(f"backbone={trial.backbone!r}: must be Hub('owner/name') or Files('folder')")
+
+
+KINDS: dict[str, Any] = {
+    "method": Method,
+    "optimizer": AdamW,
+    "budget": Budget,
+    "diversity": Diversity,
+    "draws": Draws | None,
+}
+
+
 @functools.lru_cache(maxsize=1024)
 def backbone_id(backbone: Source, precision: str, max_tokens: int) -> str:
     """Identity of an untouched backbone, see `Trial.reference_id`."""
@@ -489,6 +525,13 @@ class Sweep:
         paths: store the predictions on validation of each ensemble's members along their training, see
             `analysis.paths`.
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
+        tune: dotted path into a trial (`"optimizer.lr"`) to the values that each recipe is tuned over before
+            it is compared, see `lorae.tuning`: the same for all, or `Times` of its own. The one with the
+            lowest validation NLL is chosen, of several axes their combination; a recipe that lacks an axis
+            is not tuned over it.
+        tune_members: members that are trained to judge each value, with the recipe's first seed.
+        uneven_tuning: say that recipes which lack an axis may be compared with those that have it, though
+            they were tuned over fewer points; else the audit fails.
     """
 
     base: Trial
@@ -499,6 +542,9 @@ class Sweep:
     rivals: tuple[Trial, ...] | list[Trial] = ()
     paths: bool = False
     search: Search | None = None
+    tune: Mapping[str, Times | tuple[Any, ...] | list[Any]] = field(default_factory=dict)
+    tune_members: int = 2
+    uneven_tuning: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ood", tuple(self.ood))
@@ -512,6 +558,7 @@ class Sweep:
             point = with_value(point, axis, values[0])
         self._rivals()
         _check_search(self)
+        check_tuning(self)
 
     @property
     def grid(self) -> dict[str, list[Any]]:
@@ -524,8 +571,8 @@ class Sweep:
         return {axis: values for axis, values in self.axes.items() if isinstance(values, Uniform)}
 
     def trials(self) -> list[Trial]:
-        """Every combination of the axes once, the zero-shot rows first, companions last; continuous axes have
-        the base's value."""
+        """Every combination of the axes once, the zero-shot rows first, companions last; what is searched or
+        tuned has the base's value, or the rival's."""
         grid = [self.base]
         for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]

@@ -27,6 +27,11 @@ def count(value: Any) -> bool:
     return type(value) is int and number(value)
 
 
+def amount(value: Any) -> bool:
+    """A shape: a number in [0, 1e30), or null where it is not known."""
+    return value is None or (type(value) in (int, float) and 0 <= value < 1e30)
+
+
 def json_object(content: bytes, where: str, shape: Mapping[Any, Any]) -> dict[str, Any]:
     """The JSON object of a file, of a known shape.
 

@@ -1,7 +1,7 @@
 """Are ensembles of LoRA better than Bayesian LoRA? At equal forward passes, on the tasks of its papers.
 
     lorae sweep pipelines/bayesian.py --dry-run
-    # 270 trials and a zero-shot row per task; 594 members
+    # 270 trials and a zero-shot row per task; 732 members, tuning included
     python -m analysis.bayesian lorae-results
 
 Published tables put ten samples of one member beside an ensemble of three, whose members have all seen the
@@ -16,7 +16,7 @@ from lorae.methods import Blob, InContext, Lora
 from lorae.regularizers import AdapterDropout, DecayB
 from lorae.tasks import ArcChallenge, ArcEasy, BoolQ, OpenBookQA, WinoGrande
 from lorae.trial import AdamW, Budget, Sweep, Trial
-from pipelines._common import SEVEN_B, smoke
+from pipelines._common import SEVEN_B, TUNE, smoke
 
 
 def bayesian_rivals(lora: Trial, samples: int) -> list[Trial]:
@@ -59,6 +59,7 @@ SWEEP = Sweep(
         "seed": [0, 1, 2],
     },
     rivals=bayesian_rivals(LORA, 10),
+    tune=TUNE,
 )
 SMOKE = smoke(SWEEP, {"members": [1, 2], "regularizers": [(), (DecayB(strength=50.0),)]})
 SMOKE = replace(SMOKE, rivals=bayesian_rivals(SMOKE.base, 2))

@@ -1,9 +1,17 @@
-"""LoRA-Ensemble on CIFAR-100 (table 1 and the OOD tables of arXiv:2405.14438), with its reviewers' baselines.
+"""LoRA-Ensemble on CIFAR-100, a variant of arXiv:2405.14438's, with its reviewers' baselines.
 
     lorae sweep pipelines/cifar100.py --dry-run      # 75 trials, 312 members
     python -m analysis.cifar100 lorae-results
 
-ViT-B/32, rank 8, 16 members that share each batch; OOD sets SVHN and CIFAR-10.
+ViT-B/32, rank 8, 16 members that share each batch; OOD sets SVHN and CIFAR-10. Rank, initialisation, layers,
+optimiser, schedule, batch size, epochs and the rate of full fine-tuning are those of the authors' code
+(prs-eth/LoRA-Ensemble, be52ff5). It differs in:
+
+- pre-training: ImageNet-21k; theirs is torchvision's on ImageNet-1k, whose files transformers does not read;
+- augmentation: none; theirs flips and rotates training images at random;
+- inputs: normalised by the model's own processor; theirs are divided by 255;
+- clipping: each member's own gradient to norm 1; theirs is that of the mean over all members;
+- data: a tenth of the training images is validation; theirs trains on all of them.
 """
 
 from lorae.methods import Lora, Xavier
@@ -27,7 +35,7 @@ SWEEP = Sweep(
         "diversity": [Diversity(order="shared"), Diversity()],
         "seed": [0, 1, 2],
     },
-    rivals=rivals(LORA, 16, full_lr=1e-5, scales_lr=1e-3, head_lr=1e-3),
+    rivals=rivals(LORA, 16, full_lr=1e-4, scales_lr=1e-3, head_lr=1e-3),
     ood=[SVHN(), CIFAR10()],
     paths=True,
 )

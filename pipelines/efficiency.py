@@ -1,11 +1,12 @@
 """Is an ensemble better than one adapter of the same cost? LoRA and VeRA at matched budgets.
 
-    lorae sweep pipelines/efficiency.py --dry-run      # 240 trials and the zero-shot row; 348 members
+    lorae sweep pipelines/efficiency.py --dry-run
+    # 120 trials and the zero-shot row; 324 members, tuning included
     python -m analysis.efficiency lorae-results
 
 Each ensemble stands beside a single adapter with as many parameters (rank M * r), one trained M times as
-long, M samples of one member (TFB, arXiv:2412.05723), and its own temperature-scaled member. Two learning
-rates, since VeRA's is larger; choose by validation NLL.
+long, M samples of one member (TFB, arXiv:2412.05723), and its own temperature-scaled member. Each of them is
+tuned over the same learning rates, which VeRA wants larger and a longer training smaller.
 """
 
 from lorae.methods import Lora, Vera
@@ -17,11 +18,11 @@ SWEEP = Sweep(
     base=SEVEN_B,
     axes={
         "method": [Lora(rank=8, alpha=32), Vera(rank=256)],
-        "optimizer.lr": [5e-5, 5e-4],
         "regularizers": [(), (DecayB(strength=100.0),)],
         "members": [1, 2, 5, 10],
         "seed": [0, 1, 2],
     },
     companions=True,
+    tune={"optimizer.lr": (5e-5, 1.5e-4, 5e-4, 1.5e-3)},
 )
-SMOKE = smoke(SWEEP, {"members": [1, 2], "optimizer.lr": [2e-3], "regularizers": [()]})
+SMOKE = smoke(SWEEP, {"members": [1, 2], "regularizers": [()]}, tune={"optimizer.lr": (2e-3, 6e-3)})

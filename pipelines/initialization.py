@@ -1,6 +1,7 @@
 """Where a member's diversity begins: distributions of A and their spread, and a B that is not zero.
 
-    lorae sweep pipelines/initialization.py --dry-run      # 54 trials and the zero-shot row; 135 members
+    lorae sweep pipelines/initialization.py --dry-run
+    # 54 trials and the zero-shot row; 171 members, tuning included
     python -m analysis.initialization lorae-results
 
 LoRA-Ensemble (arXiv:2405.14438) finds large gains best for images; the question is open for language models.
@@ -8,7 +9,7 @@ LoRA-Ensemble (arXiv:2405.14438) finds large gains best for images; the question
 
 from lorae.methods import Gaussian, Kaiming, Lora, Orthogonal, Xavier
 from lorae.trial import Sweep
-from pipelines._common import SEVEN_B, smoke
+from pipelines._common import SEVEN_B, TUNE, smoke
 
 DISTRIBUTIONS = [
     Kaiming(),
@@ -30,6 +31,7 @@ SWEEP = Sweep(
         "members": [1, 5],
         "seed": [0, 1, 2],
     },
+    tune=TUNE,
 )
 SMOKE = smoke(
     SWEEP,

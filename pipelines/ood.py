@@ -1,6 +1,7 @@
 """Does a member's doubt show on other questions? Near and far OOD sets, every score, one to five members.
 
-    lorae sweep pipelines/ood.py --dry-run      # 54 trials and a zero-shot row per task; 90 members
+    lorae sweep pipelines/ood.py --dry-run
+    # 54 trials and a zero-shot row per task; 114 members, tuning included
     python -m analysis.ood lorae-results
 
 Trained on one task, every other is out of distribution; all have the same prompt, so that a detector sees the
@@ -10,7 +11,7 @@ questions and not the template. `lorae predict lorae-results --task ...` adds a 
 from lorae.regularizers import KL, DecayB
 from lorae.tasks import MMLU, ArcChallenge, ArcEasy, CommonsenseQA, OpenBookQA, SocialIQA
 from lorae.trial import Sweep
-from pipelines._common import SEVEN_B, smoke
+from pipelines._common import SEVEN_B, TUNE, smoke
 
 SWEEP = Sweep(
     base=SEVEN_B,
@@ -30,5 +31,6 @@ SWEEP = Sweep(
         MMLU("college_physics"),
         MMLU("humanities"),
     ],
+    tune=TUNE,
 )
 SMOKE = smoke(SWEEP, {"members": [1, 2], "regularizers": [(), (DecayB(strength=50.0),)]})

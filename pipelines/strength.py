@@ -1,12 +1,13 @@
 """How sensitive is each regulariser to its strength, for one adapter and for five?
 
-lorae sweep pipelines/strength.py --dry-run      # 96 trials and the zero-shot row; 240 members
+lorae sweep pipelines/strength.py --dry-run
+# 96 trials and the zero-shot row; 304 members, tuning included
 python -m analysis.strength lorae-results
 """
 
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
 from lorae.trial import Sweep
-from pipelines._common import SEVEN_B, smoke
+from pipelines._common import SEVEN_B, TUNE, smoke
 
 SWEEP = Sweep(
     base=SEVEN_B,
@@ -21,6 +22,7 @@ SWEEP = Sweep(
         "members": [1, 5],
         "seed": [0, 1, 2],
     },
+    tune=TUNE,
 )
 SMOKE = smoke(
     SWEEP,

@@ -78,6 +78,7 @@ def _store(
     identity = folder.rsplit("/", 1)[-1]
     rng = np.random.default_rng(int(identity, 16))
     cost = {"train_tokens": tokens, "train_seconds": 1.5, "predict_seconds": 0.5, "trainable_parameters": 64}
+    cost |= {"train_flops": 1e6 * tokens, "train_process_seconds": 1.25, "shared_flops": 0.0}
     files = {"member.json": json.dumps({"cost": cost}).encode()}
     for task, split in sets:
         examples = task.examples(split)

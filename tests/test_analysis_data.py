@@ -14,9 +14,9 @@ import scipy.special
 import scipy.stats
 from sweeps import COMMAND, make_sweep, predict_later, tabulate, toy_trials
 
-from analysis.data import Cell, eval_sets, fill_command, load_trials
+from analysis.data import Cell, load_trials
 from analysis.differences import ensembling
-from analysis.resampling import resample
+from analysis.rows import eval_sets, fill_command
 from analysis.table import comparison
 from lorae.regularizers import KL
 from lorae.store import Store, member_folder
@@ -50,21 +50,51 @@ def test_rows_that_differ_only_in_seed_are_one_cell(storage):
     assert trials.constant["rank"] == 8 and trials.ood_tasks == ("greys",)
 
 
-def test_a_cell_is_the_mean_and_standard_error_of_its_rows(storage):
-    cell = cell_of(load_trials(storage, "toy").cells, members=3, regularizers="none")
-    values = [row["ensemble_nll"] for row in cell.rows]
-    assert len(set(values)) == 3
-    found = cell.over_seeds("ensemble_nll")
+def test_a_cost_is_the_mean_and_standard_error_of_its_rows(storage):
+    trials = load_trials(storage, "toy")
+    cell = cell_of(trials.cells, members=3, regularizers="none")
+    values = [row["train_tokens"] for row in cell.rows]
+    values = [value + seed for seed, value in enumerate(values)]
+    rows = [row | {"train_tokens": value} for row, value in zip(cell.rows, values, strict=True)]
+    found = trials.estimates.of(replace(cell, rows=tuple(rows)), "train_tokens")
     assert found is not None
-    assert (found.mean, found.stderr, found.n) == pytest.approx((np.mean(values), scipy.stats.sem(values), 3))
+    assert (found.mean, found.stderr) == pytest.approx((np.mean(values), scipy.stats.sem(values)))
+
+
+def test_a_cell_of_single_members_is_the_mean_over_all_trainings_of_its_recipe(storage):
+    trials = load_trials(storage, "toy")
+    single = cell_of(trials.cells, members=1, regularizers="none")
+    logits_PNC, labels_N = [], None
+    for row in cell_of(trials.cells, members=3, regularizers="none").rows:
+        test = trials.predictions(row)
+        logits_PNC += list(test.logits_MNC.astype(float))
+        labels_N = test.labels_N
+    logp_PNC = scipy.special.log_softmax(logits_PNC, axis=2)
+    nll_P = -logp_PNC[:, np.arange(90), labels_N].mean(axis=1)
+    found = trials.estimates.of(single, "ensemble_nll")
+    assert found is not None and found.num_trainings == 9 == trials.estimates.num_trainings(single)
+    assert (found.mean, found.stderr) == pytest.approx((nll_P.mean(), scipy.stats.sem(nll_P)))
+
+
+def test_rows_whose_logits_are_not_stored_tell_of_themselves_without_verdicts(storage, tmp_path):
+    content = Store(storage).storage.read("sweeps/toy/trials.parquet")
+    Store(str(tmp_path)).storage.write("sweeps/toy/trials.parquet", content)
+    trials = load_trials(str(tmp_path), "toy")
+    cell = cell_of(trials.cells, members=3, regularizers="none")
+    found = trials.estimates.of(cell, "ensemble_nll")
+    assert found is not None and found.mean == pytest.approx(np.mean([r["ensemble_nll"] for r in cell.rows]))
+    table = comparison(trials)
+    assert all(line["ensemble_nll"].mark is None for block in table.blocks for line in block)
+    assert any("without verdicts" in note for note in table.notes)
 
 
 def test_what_is_undefined_or_infinite_is_not_averaged(storage):
     trials = load_trials(storage, "toy")
-    assert cell_of(trials.cells, members=1, regularizers="none").over_seeds("disagreement") is None
+    single = cell_of(trials.cells, members=1, regularizers="none")
+    assert trials.estimates.of(single, "disagreement") is None
     cell = cell_of(trials.cells, members=3, regularizers="none")
-    worst = replace(cell, rows=(cell.rows[0] | {"ensemble_nll": np.inf}, *cell.rows[1:]))
-    found = worst.over_seeds("ensemble_nll")
+    worst = replace(cell, rows=(cell.rows[0] | {"train_seconds": np.inf}, *cell.rows[1:]))
+    found = trials.estimates.of(worst, "train_seconds")
     assert found is not None and (found.mean, found.stderr) == (np.inf, None)
 
 
@@ -100,8 +130,8 @@ def test_a_set_that_some_seeds_lack_is_no_column_and_splits_no_cell(tmp_path):
     assert [(c.name, len(c.rows)) for c in found.cells] == [(c.name, len(c.rows)) for c in trials.cells]
     assert [name for row in found.rows if (name := eval_sets(row).get("blues"))] == ["blues__test__aa"]
     assert eval_sets(found.cells[0].rows[0])["blues"], "the backbone has one row, and that has it"
-    ((line,),) = ensembling(found, resample(found, ["ensemble_nll"])).blocks
-    nll = {m: np.mean([r["ensemble_nll"] for r in trials.rows if r["members"] == m]) for m in (1, 2)}
+    ((line,),) = ensembling(found).blocks
+    nll = {cell.members: trials.estimates.of(cell, "ensemble_nll").mean for cell in trials.cells}
     assert line["ensemble_nll"].value == pytest.approx(nll[2] - nll[1])
 
     predict_later(storage, [row for row in trials.rows if row["seed"] == 1], "blues__test__bb")
@@ -148,22 +178,6 @@ def test_a_seed_that_the_table_does_not_know_is_missing_too(storage, tmp_path):
     store.write_table("short", last_kept)
     with pytest.raises(ValueError, match=r"regularizers=kl-0.1 members=3 seed=2: not in the table"):
         load_trials(storage, "short")
-
-
-def test_a_difference_is_over_the_seeds_that_both_cells_have(storage):
-    trials = load_trials(storage, "toy")
-    kept = [r for r in trials.rows if (r["regularizers"], r["members"], r["seed"]) != ("none", 3, 2)]
-    short = replace(trials, rows=tuple(kept))
-    resampling = resample(short, ["ensemble_nll"])
-    ((line, whole),) = (table := ensembling(short, resampling)).blocks
-    nll = {(r["regularizers"], r["members"], r["seed"]): r["ensemble_nll"] for r in trials.rows}
-    for found, regularizers, seeds in ((line, "none", (0, 1)), (whole, "kl-0.1", (0, 1, 2))):
-        changes = [nll[regularizers, 3, seed] - nll[regularizers, 1, seed] for seed in seeds]
-        assert found["ensemble_nll"].value == pytest.approx(np.mean(changes))
-    assert "over those that both have" in table.caption
-    assert "compared by their own" in comparison(short, resampling).caption
-    complete = resample(trials, ["ensemble_nll"])
-    assert "both have" not in ensembling(trials, complete).caption + comparison(trials, complete).caption
 
 
 def flip(path: Path) -> None:

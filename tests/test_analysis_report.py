@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -18,7 +19,7 @@ from sweeps import COMMAND, make_sweep, predict_later
 from toys import Colours
 
 from analysis import ood, report
-from analysis.columns import default_metrics
+from analysis.columns import direction
 from analysis.data import load_trials
 from analysis.differences import against_rivals, ensembling, regularising, same_parameters
 from analysis.figures_scores import ood_roc, risk_coverage
@@ -33,7 +34,6 @@ from analysis.figures_sweep import (
 from analysis.gain import nll_gain
 from analysis.plotting import panels
 from analysis.render import csv_text, markdown
-from analysis.resampling import resample
 from analysis.significance import Difference
 from analysis.table import comparison
 from jobs import cli
@@ -59,49 +59,82 @@ def written(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_difference_is_that_of_the_stored_logits_to_the_named_baseline(storage):
     trials = load_trials(storage, "toy")
-    table = ensembling(trials, resample(trials, default_metrics(trials)))
+    table = ensembling(trials)
     lines = {(x["model"].value, x["regularizers"].value): x for block in table.blocks for x in block}
     assert list(lines) == [(f"LoRA ensemble of {m}", r) for r in ("none", "kl-0.1") for m in (2, 4)]
-    found = lines["LoRA ensemble of 4", "none"]["ensemble_nll"]
-    four, one = (r for r in trials.rows if r["regularizers"] == "none" and r["members"] in (4, 1))
-    four, one = sorted((four, one), key=lambda row: -row["members"])
-    losses = []
-    for row in (four, one):
-        test = trials.predictions(row)
-        p_NC = scipy.special.softmax(test.logits_MNC.astype(float), 2).mean(0)
-        losses.append(-np.log(p_NC[np.arange(90), test.labels_N]))
-    delta_N = losses[0] - losses[1]
-    normal = scipy.stats.norm.interval(0.95, delta_N.mean(), scipy.stats.sem(delta_N))
+    found = lines["LoRA ensemble of 2", "none"]["ensemble_nll"]
+    (row,) = (r for r in trials.rows if r["regularizers"] == "none" and r["members"] == 4)
+    test = trials.predictions(row)
+    p_PNC = scipy.special.softmax(test.logits_MNC.astype(float), 2)
+
+    def nll(p_NC: np.ndarray) -> float:
+        return float(-np.log(p_NC[np.arange(90), test.labels_N]).mean())
+
+    pairs = [nll(p_PNC[list(pair)].mean(0)) for pair in itertools.combinations(range(4), 2)]
     assert isinstance(found, Difference)
-    assert found.value == pytest.approx(delta_N.mean())
-    assert (found.lo, found.hi) == pytest.approx(normal, abs=0.25 * scipy.stats.sem(delta_N))
-    assert "Δ NLL ↓" in (shown := markdown(table)) and f" {found.value:+.3f} [" in shown
+    assert found.value == pytest.approx(np.mean(pairs) - np.mean([nll(p_NC) for p_NC in p_PNC]))
+    assert "Δ NLL ↓" in (shown := markdown(table)) and f" {found.value:+.3f} [" in shown.replace("**", "")
+    these = lines["LoRA ensemble of 4", "none"]["ensemble_nll"]
+    assert these.verdict is None and f"{these.value:+.3f} †" in shown and "very members" in table.caption
     entries = [e for line in lines.values() for e in line.values() if isinstance(e, Difference)]
-    sure = [e for e in entries if e.p_value <= 0.05]
+    sure = [e for e in entries if e.verdict in ("lower", "higher")]
     assert 0 < len(sure) < len(entries) and all(f"**{e.value:+.3f} [" in shown for e in sure)
-    assert "ensemble_nll_lo,ensemble_nll_hi,ensemble_nll_p_value" in csv_text(table)
+    assert "ensemble_nll_lo,ensemble_nll_hi,ensemble_nll_p_value,ensemble_nll_verdict" in csv_text(table)
+
+
+def test_answers_that_flip_are_counted_over_the_ensembles_of_both_sides(storage):
+    trials = load_trials(storage, "toy")
+    (cell, baseline) = (
+        c for c in trials.cells if c.members in (1, 4) and c.factors["regularizers"] == "none"
+    )
+    single, four = (baseline, cell) if cell.members == 4 else (cell, baseline)
+    test = trials.predictions(four.rows[0])
+    right_PN = test.logits_MNC.argmax(2) == test.labels_N
+    of_four_N = scipy.special.softmax(test.logits_MNC.astype(float), 2).mean(0).argmax(1) == test.labels_N
+    gained = np.sum(of_four_N * (1 - right_PN.mean(0)))
+    lost = np.sum((1 - of_four_N) * right_PN.mean(0))
+    line = next(x for b in ensembling(trials).blocks for x in b if x["model"].value == four.name)
+    assert line["flips"].value == f"+{gained:.3g} -{lost:.3g}"
+    change = line["acc"].value * 90
+    assert change == pytest.approx(gained - lost) and single.members == 1
+
+
+def test_the_comparison_and_every_table_of_differences_agree_on_every_pair(storage):
+    trials = load_trials(storage, "toy")
+    marks = {(x["model"].value, x["regularizers"].value): x for b in comparison(trials).blocks for x in b}
+    num_seen = 0
+    for table in (ensembling(trials), regularising(trials)):
+        for line in itertools.chain(*table.blocks):
+            row = marks[line["model"].value, line["regularizers"].value]
+            for name, found in line.items():
+                if not isinstance(found, Difference) or found.verdict is None:
+                    continue
+                worse = "lower" if direction(name) == "higher" else "higher"
+                best = row[name].mark == "best"
+                assert not (best and found.verdict == worse), (line["model"].value, name)
+                num_seen += 1
+    assert num_seen > 20
 
 
 def test_regularised_cells_are_compared_with_the_unregularised_of_their_size(storage):
     trials = load_trials(storage, "toy")
-    resampling = resample(trials, default_metrics(trials))
-    ((*lines,),) = regularising(trials, resampling).blocks
+    ((*lines,),) = regularising(trials).blocks
     assert [line["model"].value for line in lines] == [
         "single LoRA",
         "LoRA ensemble of 2",
         "LoRA ensemble of 4",
     ]
-    acc = {(r["regularizers"], r["members"]): r["acc"] for r in trials.rows}
+    acc = {(c.factors["regularizers"], c.members): trials.estimates.of(c, "acc").mean for c in trials.cells}
     assert lines[0]["acc"].value == pytest.approx(acc["kl-0.1", 1] - acc["none", 1])
 
 
 def test_only_cells_of_one_test_set_are_compared(tmp_path):
     axes = {"task": [Colours(), Colours(option_seed=1)], "members": [1, 2]}
     trials = load_trials(make_sweep(tmp_path, axes), "toy")
-    table = comparison(trials, resample(trials, ["acc"]), ["acc"])
+    table = comparison(trials, ["acc"])
     assert [len(block) for block in table.blocks] == [3, 3] and trials.varying == ("task.option_seed",)
     for block in table.blocks:
-        assert [line for line in block if line["acc"].verdict == "best"]
+        assert [line for line in block if line["acc"].mark == "best"]
     labels = ["task.option_seed none", "task.option_seed 1"]
     assert [p.label for p in panels(trials)] == labels and all(p.zero_shot for p in panels(trials))
     assert len({plot.name for plot in quality_against_cost(trials)}) == 2
@@ -112,8 +145,11 @@ def test_subsets_of_one_test_split_are_other_test_sets_with_the_same_factors(tmp
     trials = load_trials(make_sweep(tmp_path, axes), "toy")
     assert [len(cell.rows) for cell in trials.cells] == [1] * 6 and trials.varying == ()
     assert len({panel.slug for panel in panels(trials)}) == 2
-    blocks = ensembling(trials, resample(trials, ["acc"])).blocks
-    acc = {(row["num_examples"], row["members"]): row["acc"] for row in trials.rows}
+    blocks = ensembling(trials).blocks
+    acc = {
+        (cell.rows[0]["num_examples"], cell.members): trials.estimates.of(cell, "acc").mean
+        for cell in trials.cells
+    }
     changes = [acc[num, 2] - acc[num, 1] for num in (50, 90)]
     assert [line["acc"].value for (line,) in blocks] == pytest.approx(changes)
 
@@ -136,8 +172,8 @@ def test_the_front_of_cost_is_drawn_through_its_cells(storage):
     (plot,) = quality_against_cost(trials)
     tokens, forwards = plot.figure.axes
     for axes, cost in ((tokens, "train_tokens"), (forwards, "forwards_per_prediction")):
-        rows = [row for row in trials.rows if row["members"]]
-        points = [(row[cost], row["ensemble_nll"]) for row in rows]
+        of, cells = trials.estimates.of, [cell for cell in trials.cells if cell.members]
+        points = [(of(cell, cost).mean, of(cell, "ensemble_nll").mean) for cell in cells]
         (front,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
         assert [tuple(p) for p in front.get_xydata()] == [points[i] for i in pareto_front(points)]
 
@@ -162,7 +198,11 @@ def test_heat_maps_need_two_numeric_factors(storage, tmp_path):
     plots = heat_maps(trials)
     assert [plot.name for plot in plots] == ["heat-rank-members-KL-beta-0", "heat-rank-members-KL-beta-0.1"]
     (image,) = plots[0].figure.axes[0].images
-    nll = {(r["rank"], r["members"]): r["ensemble_nll"] for r in trials.rows if r["regularizers"] == "none"}
+    nll = {
+        (c.factors["rank"], c.members): trials.estimates.of(c, "ensemble_nll").mean
+        for c in trials.cells
+        if c.factors["regularizers"] == "none"
+    }
     assert np.asarray(image.get_array()).tolist() == [[nll[r, m] for m in (1, 2)] for r in (1, 2, 4)]
     both = replace(
         trials, rows=tuple(r for r in trials.rows if (r["rank"], r["members"]) in ((1, 1), (2, 2)))
@@ -212,17 +252,22 @@ def test_the_lora_ensemble_is_compared_with_each_rival(tmp_path):
     rows = {f"{r['method']} {r['rank']} {r['regularizers']} {r['members']}": r for r in trials.rows[::-1]}
     rows["gain"] = next(r for r in trials.rows if r["init"] == "xavier-1" and r["members"] == 2)
     trials = replace(trials, rows=tuple(rows[name] for name in [*kept, "gain", "lora 2 kl-0.1 1"]))
-    (block,) = (table := against_rivals(trials, resample(trials, ["ensemble_nll"]))).blocks
+    (block,) = (table := against_rivals(trials)).blocks
     assert [line["rival"].value for line in block] == [
         "single LoRA", "single LoRA, rank 4", "single BatchEnsemble member", "BatchEnsemble of 2",
         "single LoRA, kl-0.1",
     ]  # fmt: skip
-    ours = rows["lora 2 none 2"]["ensemble_nll"]
-    theirs = [rows[name]["ensemble_nll"] for name in (kept[0], *kept[2:], "lora 2 kl-0.1 1")]
+    nll = {
+        f"{c.factors['method']} {c.factors['rank']} {c.factors['regularizers']} {c.members}": of.mean
+        for c in trials.cells
+        if c.factors["init"] != "xavier-1" and (of := trials.estimates.of(c, "ensemble_nll"))
+    }
+    ours = nll["lora 2 none 2"]
+    theirs = [nll[name] for name in (kept[0], *kept[2:], "lora 2 kl-0.1 1")]
     assert [line["ensemble_nll"].value for line in block] == pytest.approx([ours - nll for nll in theirs])
     assert "LoRA ensemble of 2 (train tokens 2.00k" in table.caption
     own = replace(trials, rows=tuple(rows[name] for name in kept[:2]))
-    assert against_rivals(own, resample(own, ["ensemble_nll"])).blocks == ()
+    assert against_rivals(own).blocks == ()
 
 
 def test_a_single_adapter_of_as_many_parameters_may_have_its_own_learning_rate(tmp_path):
@@ -232,15 +277,14 @@ def test_a_single_adapter_of_as_many_parameters_may_have_its_own_learning_rate(t
     rows = {(r["rank"], r["lr"], r["members"]): r for r in trials.rows if r["members"]}
     ours, tuned = rows[2, 1e-3, 2], rows[4, 5e-4, 1]
     kept = replace(trials, rows=(rows[2, 1e-3, 1], ours, tuned, rows[0, 1e-3, 2]))
-    resampling = resample(kept, ["ensemble_nll"])
-    ((line,),) = same_parameters(kept, resampling).blocks
+    ((line,),) = same_parameters(kept).blocks
     assert line["ensemble_nll"].value == pytest.approx(ours["ensemble_nll"] - tuned["ensemble_nll"])
-    (block,) = against_rivals(kept, resampling).blocks
+    (block,) = against_rivals(kept).blocks
     assert [line["rival"].value for line in block] == [
         "single LoRA", "single LoRA, rank 4, lr 0.0005", "BatchEnsemble of 2"
     ]  # fmt: skip
     both = replace(trials, rows=(*kept.rows, rows[4, 1e-3, 1]))
-    ((line,),) = same_parameters(both, resample(both, ["ensemble_nll"])).blocks
+    ((line,),) = same_parameters(both).blocks
     theirs = rows[4, 1e-3, 1]["ensemble_nll"]
     assert line["ensemble_nll"].value == pytest.approx(ours["ensemble_nll"] - theirs), "first its own rate"
 
@@ -321,7 +365,8 @@ def test_the_page_is_whole_and_needs_nothing_else(written):
 def test_the_page_has_the_numbers_of_the_sweep(written, storage):
     trials = load_trials(storage, "toy")
     comparison_rows = Page(written.read_text()).tables[0][1:]
-    assert [row[3] for row in comparison_rows] == [row["ensemble_nll"] for row in trials.rows]
+    nll = [trials.estimates.of(cell, "ensemble_nll").mean for cell in trials.cells]
+    assert [row[4] for row in comparison_rows] == nll
     assert comparison_rows[0][:2] == ["zero-shot", None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import re
 from dataclasses import replace
 
@@ -12,19 +13,15 @@ import numpy as np
 import pytest
 import scipy.special
 from sklearn.metrics import roc_auc_score
-from sweeps import COMMAND, make_sweep, predict_later
-from toys import Colours
+from sweeps import COMMAND, make_sweep
 
-from analysis import resampling
-from analysis.columns import Column, all_metrics, default_metrics, direction, title
+from analysis import demo
+from analysis.columns import Column, all_metrics, direction, margins, title
 from analysis.data import load_trials
-from analysis.differences import ensembling
 from analysis.render import amount, csv_text, latex, markdown
-from analysis.resampling import num_resamples, resample
 from analysis.table import Entry, Table, comparison
 from lorae.methods import Lora, Vera
 from lorae.regularizers import KL, DecayB
-from lorae.store import Store
 
 AXES = {"regularizers": [(), (KL(),), (DecayB(),)], "members": [1, 3], "seed": [0, 1]}
 
@@ -40,8 +37,7 @@ def table(storage: str) -> Table:
 
 
 def compared(storage: str) -> Table:
-    trials = load_trials(storage, "toy")
-    return comparison(trials, resample(trials, default_metrics(trials)))
+    return comparison(load_trials(storage, "toy"))
 
 
 def line_of(table: Table, model: str, regularizers: str | None) -> dict[str, Entry]:
@@ -80,75 +76,59 @@ def test_every_number_of_a_line_recomputed_from_the_stored_logits(storage, table
     assert len(rows) == 2
     for name, of_seeds in values.items():
         assert line[name].value == pytest.approx(np.mean(of_seeds)), name
-        if name in ("acc", "ensemble_nll", "brier", "ece15", "auroc_msp__greys"):
-            assert line[name].stderr == pytest.approx(abs(of_seeds[0] - of_seeds[1]) / 2), name
+    assert line["trainings"].value == 6 and line["acc"].stderr > 0 and line["train_tokens"].stderr == 0
 
 
-def test_the_best_value_of_each_column_is_marked_and_the_hopeless_are_worse(table):
+def test_the_best_value_of_each_tested_column_is_marked_and_the_hopeless_are_worse(table):
     lines = list(itertools.chain(*table.blocks))
     for column in table.columns:
-        marks = {line[column.name].verdict for line in lines}
-        if column.kind == "metric":
+        marks = {line[column.name].mark for line in lines}
+        if column.kind == "metric" and column.name != "ece15":
             best = max if direction(column.name) == "higher" else min
-            marked = [line[column.name].value for line in lines if line[column.name].verdict == "best"]
-            assert marked and set(marked) == {best(line[column.name].value for line in lines)}
+            known = [line for line in lines if line[column.name].mark]
+            marked = [line[column.name].value for line in known if line[column.name].mark == "best"]
+            assert marked and set(marked) == {best(line[column.name].value for line in known)}
         else:
             assert marks == {None}
-    assert line_of(table, "zero-shot", None)["ensemble_nll"].verdict == "worse"
-
-
-def test_without_stored_logits_the_best_value_is_marked_and_a_note_says_why(storage, tmp_path):
-    content = Store(storage).storage.read("sweeps/toy/trials.parquet")
-    Store(str(tmp_path)).storage.write("sweeps/toy/trials.parquet", content)
-    table = compared(str(tmp_path))
-    verdicts = [line["ensemble_nll"].verdict for line in itertools.chain(*table.blocks)]
-    assert sorted(map(str, verdicts)) == ["None"] * 6 + ["best"]
-    assert any("no verdicts" in note and "reference" in note for note in table.notes)
+    assert line_of(table, "zero-shot", None)["ensemble_nll"].mark == "worse"
 
 
 def test_every_metric_of_a_row_can_be_a_column(storage):
     trials = load_trials(storage, "toy")
-    table = comparison(trials, resample(trials, []), all_metrics(trials))
-    lines, line = list(itertools.chain(*table.blocks)), line_of(table, "single LoRA", "none")
+    table = comparison(trials, all_metrics(trials))
+    line = line_of(table, "single LoRA", "none")
     assert line["disagreement"].value is None and line["classwise_ece15"].value > 0
-    assert "without a test" in table.caption and {x["acc"].verdict for x in lines} == {"best", None}
+    assert line["aupr_energy__greys"].value > 0 and line["validation_nll"].value > 0
 
 
-def test_the_caption_says_which_columns_were_tested(tmp_path, storage):
-    def caption(trials, tested, shown):
-        return comparison(trials, resample(trials, tested), shown).caption
-
-    trials = load_trials(storage, "toy")
-    assert "Not tested" not in caption(
-        trials, ["acc", "brier"], ["acc", "brier", "signed_gap", "disagreement"]
-    )
-    assert "Not tested, so only the best in bold: validation NLL, Brier." in (
-        partly := caption(trials, ["acc"], ["validation_nll", "acc", "brier"])
-    )
-    assert "≈: not distinguishable" in partly and "without a test" not in partly
-    axes = {"task": [Colours(), Colours(option_seed=1)], "members": [1]}
-    of_two = make_sweep(tmp_path, axes)
-    predict_later(of_two, load_trials(of_two, "toy").rows[:1], "blues__test__aa")
-    trials = load_trials(of_two, "toy").with_stored_ood()
-    columns = ["auroc_msp__greys", "auroc_msp__blues"]
-    assert "Not tested" not in (found := caption(trials, columns, columns)) and "≈" in found
+def test_the_caption_says_which_columns_were_tested_and_by_which_margins(storage):
+    trials = load_trials(storage, "toy", margins={"acc": 0.03})
+    caption = comparison(trials, ["acc", "brier", "signed_gap", "disagreement"]).caption
+    assert "Not tested" not in caption and "margins: accuracy 0.03, Brier 0.005" in caption
+    caption = comparison(trials, ["validation_nll", "acc", "ece15"]).caption
+    assert "Not tested: validation NLL, ECE-15." in caption
+    assert "Not tested." in comparison(trials, ["ece15"]).caption
 
 
-def test_large_tables_have_fewer_resamples_and_say_so(storage, monkeypatch):
-    assert [num_resamples(n) for n in (1, 200_000, 660_000, 10**8)] == [10_000, 10_000, 3_000, 1_000]
-    trials, columns = load_trials(storage, "toy"), ["acc", "auroc_msp__greys"]
-    num_rows = len(trials.rows)
-    monkeypatch.setattr(resampling, "ROW_EXAMPLES", num_rows * 90 // 2)  # 90 test and 40 OOD examples
-    found = resample(trials, columns)
-    assert {column: boot.num_resamples for (_, column), boot in found.bootstraps.items()} == {
-        "acc": 5_000,
-        "auroc_msp__greys": 3_000,
+def test_the_margin_decides_what_is_equivalent(storage):
+    marks = {
+        margin: {
+            line["acc"].mark
+            for block in comparison(load_trials(storage, "toy", margins={"acc": margin})).blocks
+            for line in block
+        }
+        for margin in (1e-6, 2.0)
     }
-    assert "3,000 to 5,000 resamples" in comparison(trials, found, columns).caption
-    assert "3,000 to 5,000 resamples" in ensembling(trials, found).caption
-    monkeypatch.setattr(resampling, "MAX_ROW_EXAMPLES", num_rows * 90 - 1)
-    none = comparison(trials, resample(trials, columns), columns)
-    assert "without a test" in none.caption and "are too many" in none.notes[0]
+    assert "equivalent" not in marks[1e-6] and "undecided" in marks[1e-6]
+    assert "undecided" not in marks[2.0] and "equivalent" in marks[2.0]
+
+
+def test_a_row_of_the_only_ensemble_is_of_these_very_members(tmp_path):
+    table = comparison(load_trials(make_sweep(tmp_path, {"members": [1, 3]}), "toy"))
+    three, one = (line_of(table, model, "none") for model in ("LoRA ensemble of 3", "single LoRA"))
+    assert three["acc"].is_of_these and three["acc"].mark is None and one["acc"].mark
+    assert " †" in markdown(table) and r"$^{\dagger}$" in latex(table) and "†" in table.caption
+    assert any("--set seed=0,1,2" in note for note in table.notes)
 
 
 # Columns --------------------------------------------------------------------------------------------------
@@ -158,7 +138,7 @@ def test_columns_are_what_varies_and_the_caption_has_the_rest(table):
     assert [c.name for c in table.columns if c.kind in ("text", "amount")][:3] == [
         "model",
         "regularizers",
-        "seeds",
+        "trainings",
     ]
     assert "rank=8" in table.caption and "2 seeds" in table.caption and "90 test examples" in table.caption
     assert COMMAND in table.caption and "abc123" in table.caption
@@ -189,6 +169,7 @@ def test_directions_follow_the_metric_behind_a_column():
         "rank",
     ]
     assert [direction(n) for n in names] == ["higher", "lower", "lower", "higher", "lower", "none", "none"]
+    assert title("members_ts_ece15") == "ECE-15 members T-scaled" and direction("members_ts_ece15") == "lower"
     assert title("ts_ece15") == "ECE-15 T-scaled" and title("auroc_msp__plot_x") == "AUROC msp, plot_x"
 
 
@@ -213,13 +194,14 @@ def test_csv_parses_back_to_the_same_numbers(table):
         for name in ("acc", "ensemble_nll", "auroc_msp__greys"):
             assert float(found[name]) == line[name].value
             assert found[f"{name}_stderr"] == ("" if line[name].stderr is None else str(line[name].stderr))
-            assert found[f"{name}_verdict"] == line[name].verdict
+            assert found[f"{name}_mark"] == line[name].mark
 
 
 def test_latex_escapes_what_latex_reads(table):
     source = latex(table)
     assert r"decay\_b-1" in source and r"q\_proj+v\_proj" in source
-    assert not re.search(r"(?<!\\)[_%#]", source) and source.isascii()
+    read = "\n".join(line for line in source.splitlines() if not line.startswith("%"))
+    assert not re.search(r"(?<!\\)[_%#]", read) and read.isascii()
     body = source.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == 7 and {row.count("&") for row in body} == {
         len([c for c in table.columns if c.kind != "data"]) - 1
@@ -254,3 +236,26 @@ def test_odd_numbers_and_texts_survive_every_rendering():
 )
 def test_amounts_have_three_digits(value, shown):
     assert amount(value) == shown
+
+
+@pytest.mark.parametrize("text", ["acc=0", "acc=-1", "acc=x", "acc", "speed=1", "ensemble_nll=nan"])
+def test_a_margin_that_is_none_is_one_clear_error(text, storage, capsys):
+    with pytest.raises(ValueError, match=r"margin .*must be METRIC=X with X > 0"):
+        margins([text])
+    assert demo.main([storage, "--sweep", "toy", "--margin", text]) == 2
+    assert "must be METRIC=X" in capsys.readouterr().err
+
+
+def test_a_note_names_the_grid_and_what_was_chosen_at_its_end(storage):
+    trials = load_trials(storage, "toy")
+    axes = {"optimizer.lr": {"values": [1e-4, 3e-4, 1e-3], "chosen": 1e-3, "at_end": True}}
+    tuning = {"axes": axes, "points": [], "members": 2, "train_tokens": 6000}
+    rows = tuple(row | {"tuning": json.dumps(tuning) if row["members"] else None} for row in trials.rows)
+    table = comparison(replace(trials, rows=rows))
+    assert any(
+        "optimizer.lr over 0.0001, 0.0003, 0.001, by the mean validation NLL of 2 single members" in note
+        for note in table.notes
+    )
+    assert any(note.startswith("chosen at an end of its grid") for note in table.notes)
+    assert line_of(table, "single LoRA", "none")["tuning_tokens"].value == 6000
+    assert "tuning tokens" in markdown(table) and "tuning tokens" not in markdown(comparison(trials))

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import hashlib
+import io
+import json
+import lzma
+import pickle
+from csv import DictWriter as csv_writer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from toys import write_rows
 
 from lorae.sources import Files, Hub, Wheel
 from lorae.tasks import MMLU, ArcEasy, OpenBookQA
-from lorae.tasks.data import DataFiles, _hub_rows, data_fingerprint, local_copy, parquet, read_rows
+from lorae.tasks.data import (
+    DataFiles,
+    _hub_rows,
+    csv,
+    data_fingerprint,
+    jsonl,
+    local_copy,
+    parquet,
+    read_rows,
+)
 
 pytestmark = pytest.mark.usefixtures("lorae_cache")
 
@@ -145,6 +161,137 @@ def test_a_csv_file_may_be_compressed_and_quoted(tmp_path: Path) -> None:
     (tmp_path / "toy.csv.bz2").write_bytes(bz2.compress(b"kind,text\n" * 1000)[:-10])
     with pytest.raises(ValueError, match=r"toy\.csv\.bz2 is damaged or cut off"):
         read_rows(Files(str(tmp_path)), files)
+
+
+ROWS = [
+    {"id": "a", "text": 'one,\n"two" é', "label": 1},
+    {"id": "b", "text": "NA", "label": 0},
+    {"id": "007", "text": "", "label": 1},
+]
+
+
+def as_text(row: dict[str, Any]) -> dict[str, str]:
+    return {name: str(cell) for name, cell in row.items()}
+
+
+def written(folder: Path, name: str) -> Path:
+    """ROWS in the format that the name says."""
+    stem, compression = (
+        (name.rsplit(".", 1)[0], name.rsplit(".", 1)[1]) if name.count(".") > 1 else (name, "")
+    )
+    suffix = stem.rsplit(".", 1)[1]
+    if suffix == "arrow":
+        table = pa.Table.from_pylist(ROWS)
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return folder / name
+    if suffix in ("csv", "tsv"):
+        text = io.StringIO(newline="")
+        writer = csv_writer(text, ["id", "text", "label"], delimiter="\t" if suffix == "tsv" else ",")
+        writer.writeheader()
+        writer.writerows(ROWS)
+        content = text.getvalue()
+    elif suffix == "json":
+        content = json.dumps(ROWS, indent=1)
+    else:
+        content = "\n".join(json.dumps(row) for row in ROWS) + "\n\n"
+    compress = {"": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[compression]
+    (folder / name).write_bytes(compress(("\ufeff" * (suffix != "jsonl") + content).encode()))
+    return folder / name
+
+
+NAMES = [
+    "a.csv",
+    "a.tsv.gz",
+    "a.csv.xz",
+    "a.json",
+    "a.jsonl",
+    "a.jsonl.bz2",
+    "a.ndjson",
+    "a.json.gz",
+    "a.arrow",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_rows_in_every_format(tmp_path: Path, name: str) -> None:
+    written(tmp_path, name)
+    rows = read_rows(Files(str(tmp_path)), DataFiles((name,)))
+    assert rows == ([as_text(row) for row in ROWS] if name[2:5] in ("csv", "tsv") else ROWS)
+    unit, first = ("row", 0) if name in ("a.json", "a.json.gz", "a.arrow") else ("line", 1)
+    lines = {"csv": [2, 4, 5], "tsv": [2, 4, 5]}.get(name[2:5], [first, first + 1, first + 2])
+    assert [row.place for row in rows] == [f"{unit} {n} of {tmp_path / name}" for n in lines]
+    assert pickle.loads(pickle.dumps(rows))[1].place == rows[1].place
+
+
+def test_csv_and_jsonl_name_their_files(tmp_path: Path) -> None:
+    written(tmp_path, "a.csv")
+    written(tmp_path, "b.jsonl.gz")
+    source = Files(str(tmp_path))
+    assert (
+        read_rows(source, csv("a.csv"))[2]["id"] == read_rows(source, jsonl("b.jsonl.gz"))[2]["id"] == "007"
+    )
+    assert data_fingerprint(source, csv("a.csv")) != data_fingerprint(source, jsonl("b.jsonl.gz"))
+    with pytest.raises(
+        ValueError, match=r'csv\("a\.jsonl"\): must be \.csv or \.tsv; write csv\("train\.csv"\)'
+    ):
+        csv("a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"id,text\n1,x\n2,y,z\n", "line 3 has 3 cells, the header 2"),
+        ("a.csv", b'id,text\n1,"x\n2,y\n3,z\n', "line 4: unexpected end of data"),
+        ("a.csv", b"id,id\n1,x\n", "has two columns of the name 'id'"),
+        ("a.tsv", "id\ttext\n1\tcafé\n".encode("latin-1"), "is no text in UTF-8 .*; save it as UTF-8"),
+        ("a.jsonl", b'{"id": 1}\n{"id": 2\n', "line 2 is no JSON object"),
+        ("a.jsonl", b'{"id": 1}\n[2]\n', "line 2 is a JSON list, not an object"),
+        ("a.jsonl", b'{"id": 1, "id": 2}\n', "has an object with a key twice: id, id"),
+        ("a.json", b"[1, 2]", "row 0 is int, not an object"),
+        ("a.json", b'{"data": [\n{"id": 1}]}', "line 1 is no JSON object"),
+        ("a.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 99)[:-9], "is damaged or cut off"),
+        ("a.jsonl.xz", lzma.compress(b'{"id": 1}\n' * 99)[:-9], "is damaged or cut off"),
+        ("a.csv.gz", b"id,text\n1,x\n", "is damaged or cut off"),
+        ("a.arrow", b"ARROW1..", "is damaged or cut off"),
+        (
+            "a.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a pointer of Git LFS",
+        ),
+        ("a.xlsx", b"PK", r"lorae reads \.parquet, \.arrow, \.csv, \.tsv, \.json, \.jsonl, .*convert it"),
+        ("a.parquet.gz", b"", r"format that is not read.*all but the first two also as \.gz, \.bz2, \.xz"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_rows(Files(str(tmp_path)), DataFiles((name,)))
+    assert name in str(raised.value)
+
+
+def test_a_cell_may_be_a_long_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n1," + "x" * 200_000 + "\n")
+    assert len(read_rows(Files(str(tmp_path)), csv("a.csv"))[0]["text"]) == 200_000
+
+
+def test_text_files_of_the_hub_are_read_as_ours_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` would make a number of 007 and a null of NA."""
+    written(tmp_path, "a.csv")
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, **settings: Any) -> str:
+        asked.update(settings, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    rows = read_rows(Hub("my/colours", revision="0" * 40), csv("a.csv"))
+    assert rows == [as_text(row) for row in ROWS]
+    assert (asked["name"], asked["allow_patterns"], asked["repo_type"]) == (
+        "my/colours",
+        ["a.csv"],
+        "dataset",
+    )
 
 
 def test_the_hub_path_reads_the_same_rows_as_the_local_one(

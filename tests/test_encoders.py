@@ -19,6 +19,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from stacks import Recorder, featured, largest_difference
 from test_laplace import assert_is_the_definition, trained_on
+from torch.utils.flop_counter import FlopCounterMode
 from toys import OPTIONS, WORDS, Colours, Greys, write_split
 from transformers import (
     AutoFeatureExtractor,
@@ -47,7 +48,7 @@ from lorae.store import Store, member_folder
 from lorae.tasks.base import Example, Head, LabelWords, Scoring, Task
 from lorae.tasks.data import DataFiles, parquet
 from lorae.training import TrainingData, learning_rate, train_stack
-from lorae.trial import AdamW, Budget, Sweep, Trial
+from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
 
 ONE_CPU = Devices("cpu", 1, 1)
 ROUGH = AdamW(lr=1e-2, eps=1e-4)  # else rounding decides where a gradient is zero, as of a key's bias
@@ -258,6 +259,20 @@ def test_every_method_is_exact_on_an_encoder_and_trains_its_head(encoder_trial, 
     assert largest_difference(together[0], train_stack(backbone, trial, [1], data)[0]) < 1e-5
     begun = initial_head(3, 32, trial.member_key(1)["init"])
     assert all((together[0].state[name] - value).abs().max() > 1e-3 for name, value in begun.items())
+
+
+@pytest.mark.parametrize("method", [Lora(rank=4, alpha=4, targets=("q", "v")), Full(), LastLayer()])
+@pytest.mark.parametrize("model", MORE)
+def test_a_training_costs_what_torch_counts(encoder_trial, model, method):
+    """Patches included. Members read the same row in each step, so that there is no padding; a key's gradient
+    in the first layer counts though it has none, and pooling does not count."""
+    budget, diversity = Budget(batch_size=1, steps=4), Diversity(order="shared")
+    trial = encoder_trial(model, method=method, budget=budget, diversity=diversity)
+    backbone, data = prepared(trial)
+    with FlopCounterMode(display=False) as counter:
+        runs = train_stack(backbone, trial, [0, 1], data)
+    ours = sum(run.train_flops - run.shared_flops for run in runs)
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_full_fine_tuning_of_an_encoder_resumes_to_the_same_bytes(encoder_trial):

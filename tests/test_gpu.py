@@ -109,3 +109,10 @@ def test_bench_of_a_stack_on_the_gpu(tiny_trial):
     assert small["peak_bytes"] < large["peak_bytes"]
     grown = grow(trial, "cuda", (1, 2), (8,))
     assert all(at["shares"]["frozen products"] > 0 for at in (*grown["members"], *grown["lengths"]))
+
+
+def test_a_trainings_process_seconds_are_those_of_the_stream(tiny_trial):
+    trial = tiny_trial(regularizers=(EarlyStopping(patience=9),))
+    backbone, data = prepared(trial, "cuda")
+    for run in train_stack(backbone, trial, [0, 1], data):
+        assert 0 < run.process_seconds < 1.05 * run.train_seconds

@@ -16,12 +16,10 @@ from toys import Colours, Greys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.audit import audit, text
-from analysis.columns import default_metrics
 from analysis.data import load_trials
 from analysis.differences import against_rivals
 from analysis.figures_sweep import quality_against_cost
 from analysis.render import markdown
-from analysis.resampling import resample
 from analysis.table import comparison
 from analysis.weights import with_updates
 from jobs.driver import plan_text
@@ -81,7 +79,7 @@ def test_the_prompt_is_the_demonstrations_and_the_question(trial):
 
 @pytest.mark.parametrize("scoring", [LabelWords(), OptionLikelihood()], ids=lambda s: s.label)
 def test_only_the_question_is_cut_and_only_what_fits_is_demonstrated(trial, scoring):
-    """Of a question the last tokens are left, after the whole of the demonstrations."""
+    """Of a question its beginning and its end are left, after the whole of the demonstrations."""
     ours = trial(InContext(4, calibrated=False))
     ours = replace(ours, task=replace(ours.task, scoring=scoring), budget=replace(BUDGET, max_tokens=9))
     tokenizer = load_backbone(ours.backbone, "fp32", "cpu").tokenizer
@@ -115,10 +113,11 @@ def test_a_byte_level_tokenizer_keeps_the_blank_line_before_a_question_that_is_c
     context = "one two\n\n"
     assert len(tokenizer(context)["input_ids"]) == 8 and len(tokenizer(context + "w")["input_ids"]) == 10
     task = replace(trial().task, scoring=OptionLikelihood())
-    (row,) = encode(tokenizer, task, task.examples("test")[:1], 18, context=context)
+    most = len("words : " + "12345" + " colour :" + " green")
+    (row,) = encode(tokenizer, task, task.examples("test")[:1], most, context=context)
     prompt = [token for token, segment in zip(row.tokens, row.segments) if segment == -1]
-    question = task.prompt(task.examples("test")[0]).text
-    assert tokenizer.decode(prompt) == context + question[-(18 - len(" green")) :]
+    question = task.examples("test")[0].question
+    assert tokenizer.decode(prompt) == f"{context}words : {question[:3]}{question[-2:]} colour :"
 
 
 # Against transformers alone --------------------------------------------------------------------------------
@@ -250,7 +249,7 @@ def test_members_are_predicted_alone_and_differ(trial, tmp_path):
     np.testing.assert_allclose(again, logits[1], atol=1e-5)
     cost = record["cost"]
     assert cost.pop("predict_seconds") > 0
-    assert cost == {"train_tokens": 0, "train_seconds": 0, "trainable_parameters": 0, "stacked_with": 1}
+    assert cost.pop("stacked_with") == 1 and set(cost.values()) == {0}
     assert len(every.curve(member_folder(ours.member_id(1)))) == 0
 
 
@@ -375,10 +374,12 @@ def test_the_plan_counts_demonstrations_and_no_training(trial):
     where = place(stack(2), ONE_CPU)
     few, many = (estimate(stack(shots), ONE_CPU, where) for shots in (2, 8))
     assert few.train_tokens == few.train_seconds == many.train_tokens == 0
-    assert many.predict_seconds == pytest.approx(3 * few.predict_seconds, rel=0.02), "nine parts, and three"
+    parts = many.predict_seconds / few.predict_seconds
+    assert 3 < parts < 3**2, "nine parts, and three; attention takes their squares"
     assert 2 * estimate(stack(2, (0,)), ONE_CPU, where).predict_seconds == pytest.approx(few.predict_seconds)
     lora = replace(stack(2), trial=replace(stack(2).trial, method=Lora(rank=2)))
-    assert few.predict_seconds == pytest.approx(3 * estimate(lora, ONE_CPU, where).predict_seconds, rel=0.1)
+    plain = estimate(lora, ONE_CPU, where).predict_seconds
+    assert 3 < 1.1 * few.predict_seconds / plain < 3**2
     one, thousand = (memory(stack(shots, (0,), 500), 1, 0) for shots in (1, 1000))
     assert one.adapters == thousand.adapters == 0 and one.backbone == thousand.backbone
     assert one.activations < thousand.activations, "attention is written out on a CPU"
@@ -426,10 +427,9 @@ def test_a_storage_with_such_members_is_sound_and_has_its_table(swept):
     assert (row["lr"], row["budget"], row["schedule"]) == (0, "none", "none")
     names = {cell.name for cell in trials.cells}
     assert {"in-context learning, 2-shot", "in-context ensemble of 3, 2-shot, calibrated"} <= names
-    resampling = resample(trials, default_metrics(trials))
-    rivals = [line["rival"].value for block in against_rivals(trials, resampling).blocks for line in block]
+    rivals = [line["rival"].value for block in against_rivals(trials).blocks for line in block]
     assert "in-context ensemble of 3, 2-shot" in rivals
-    table = markdown(comparison(trials, resampling))
+    table = markdown(comparison(trials))
     head = next(line for line in table.splitlines() if "| model " in line)
     assert re.search(r"\| in-context ensemble of 3, 2-shot +\|", table)
     assert "init" not in head and " lr" not in head, (

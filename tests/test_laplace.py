@@ -18,7 +18,7 @@ from lorae import seeds
 from lorae.adapters import HEAD, Adapters
 from lorae.backbones import read_backbone
 from lorae.draws import Laplace, read_draws
-from lorae.encoding import class_logits, collate, features
+from lorae.encoding import Row, class_logits, collate, features
 from lorae.laplace import Linearised, Products, prior_precision
 from lorae.methods import Lora
 from lorae.prediction import predict
@@ -232,6 +232,23 @@ def test_the_largest_eigenvalues_of_a_factor_are_kept():
     exact, basis = np.linalg.eigh(outer(tokens[1]).numpy())
     np.testing.assert_allclose(values, exact[::-1][:5], rtol=1e-6)
     np.testing.assert_allclose((vectors.numpy() @ basis[:, ::-1][:, :5]) ** 2, np.eye(5), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_tokens", [5, 20])
+def test_the_trace_exceeds_the_exact_one_about_as_many_times_as_a_row_has_tokens(trained, num_tokens):
+    """Tokens are treated as examples of their own, as `Laplace` says."""
+    rng, ids = np.random.default_rng(0), trained.data.train[0].answer_ids
+    texts = rng.integers(5, 45, (8, num_tokens)).tolist()
+    rows = [Row(f"r{n}", 0, 3, tuple(text), ids) for n, text in enumerate(texts)]
+    dense = Dense(SimpleNamespace(**vars(trained) | {"data": replace(trained.data, train=rows)}), 0)
+    exact = 0.0
+    for row in rows:
+        logits = dense.logits(row)
+        for p, logp in zip(logits.detach().softmax(0), logits.log_softmax(0)):
+            grads = torch.autograd.grad(-logp, [*dense.factors.values()], retain_graph=True)
+            exact += p.item() * sum(grad.double().square().sum().item() for grad in grads)
+    ratio = sum(H.trace().item() for H in dense.H.values()) / exact
+    assert 0.6 * num_tokens < ratio < 1.2 * num_tokens
 
 
 def test_a_factor_of_no_tokens_has_no_eigenvalues():

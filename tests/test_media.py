@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from PIL import ImageOps
 from toys import Colours, write_rows
 
 from lorae import media, mnist_vit
@@ -107,6 +109,55 @@ def test_the_rotation_of_a_camera_is_undone() -> None:
     pixels = picture(0, 4, 6, 3)
     rotated = Image(encoded(Pillow.fromarray(pixels), exif=exif)).pixels()
     np.testing.assert_array_equal(rotated, np.rot90(pixels, -1))
+
+
+def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """An EXIF block of entries (tag, type, count, four bytes)."""
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4)
+
+
+TURNED, SHORT, ASCII, RATIONAL = (0x0112, 3, 1, b"\6\0\0\0"), 3, 2, 5
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        (0x011A, ASCII, 2, b"x\0\0\0"),  # a string for the resolution
+        (0x011A, RATIONAL, 1, struct.pack("<I", 9999)),  # a number beyond the block
+        (0x0213, ASCII, 4, b"one\0"),
+        (0x8769, SHORT, 1, b"\7\0\0\0"),  # a second block that is none
+        (0x9286, 99, 1, bytes(4)),  # a type that does not exist
+    ],
+)
+def test_an_odd_tag_does_not_hide_the_orientation(odd: tuple[int, int, int, bytes]) -> None:
+    pixels = picture(0, 4, 6, 3)
+    for form in ("PNG", "JPEG"):
+        plain = encoded(Pillow.fromarray(pixels), form)
+        upright = Image(encoded(Pillow.fromarray(pixels), form, exif=exif(TURNED, odd))).pixels()
+        np.testing.assert_array_equal(upright, np.rot90(Image(plain).pixels(), -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_is_undone_as_pillow_does(orientation: int) -> None:
+    block = {"exif": exif((0x0112, SHORT, 1, struct.pack("<I", orientation)))}
+    image = Pillow.fromarray(picture(0, 4, 6, 3))
+    ours = Image(encoded(image, **block)).pixels()
+    theirs = ImageOps.exif_transpose(Pillow.open(io.BytesIO(encoded(image, **block))))
+    np.testing.assert_array_equal(ours, np.array(theirs))
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (exif((0x0112, ASCII, 4, b"top\0")), "EXIF orientation is 'top', not 1 to 8; .*save it without EXIF"),
+        (exif((0x0112, 7, 4, b"\6\0\0\0")), r"EXIF orientation is b'\\x06"),
+        (b"Exif\0\0nothing of the kind", "EXIF cannot be read .*which side is up is not known"),
+    ],
+)
+def test_an_image_that_does_not_say_which_side_is_up_is_refused(block: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Image(encoded(Pillow.fromarray(picture(0, 4, 6, 3)), exif=block)).pixels()
 
 
 @pytest.mark.parametrize(

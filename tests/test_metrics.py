@@ -465,6 +465,29 @@ def test_identical_members_rank_nothing_by_how_much_they_differ():
     assert of_ood["auroc_mutual_information"] == of_ood["auroc_top_prob_variance"] == 0.5
 
 
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_equal_examples_tie_in_every_score(scale):
+    """One example many times, its members and classes in other orders: sums round otherwise, and must rank
+    nothing."""
+    rng, logits_MC = np.random.default_rng(15), scale * random_case(15, 5, 1, 7)[0][:, 0]
+    orders = [(rng.permutation(5), rng.permutation(7)) for _ in range(120)]
+    logits_MNC = np.stack([logits_MC[members][:, classes] for members, classes in orders], axis=1)
+    energies = -scipy.special.logsumexp(logits_MNC, axis=2).mean(axis=0)
+    assert len(set(energies)) > 1, "unrounded they differ"
+    of_ood = metrics.ood_summary(logits_MNC[:, :60], logits_MNC[:, 60:])
+    for score in metrics.SCORES:
+        assert of_ood[f"auroc_{score}"] == 0.5 and of_ood[f"fpr95_{score}"] == 1.0, score
+
+
+def test_scores_that_differ_are_told_apart():
+    """By 1e-9 of their size, far above rounding errors."""
+    logits_MNC = random_case(16, 3, 50, 4)[0]
+    surer_MNC = logits_MNC + 1e-9 * np.eye(4)[metrics.combine(logits_MNC).argmax(axis=1)]
+    before, after = metrics.scores(logits_MNC), metrics.scores(surer_MNC)
+    for score in ("msp", "entropy", "energy"):
+        assert (after[score] < before[score]).all(), score
+
+
 def test_import_is_light_and_fast():
     code = (
         "import sys, time, numpy; start = time.perf_counter()\n"

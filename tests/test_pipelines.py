@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lorae.sources import Files
 from lorae.store import Store
 from lorae.tasks.base import Head, LabelWords
 from lorae.trial import Budget, Sweep, Trial
-from pipelines._common import rivals
+from pipelines._common import TUNE, rivals
 
 ENCODERS = ("cifar100", "digits", "encoders", "esc50", "ham10000", "sst2")
 NAMES = sorted(
@@ -151,3 +152,17 @@ def test_sets_predicted_later_are_columns_of_the_ood_table(tiny, data_root, trac
     for row, same in zip(found.rows, expected.rows, strict=True):
         columns = {k for k in same if OOD_SEPARATOR in k}
         assert columns and {k: row[k] for k in columns} == {k: same[k] for k in columns}
+
+
+def test_every_rival_is_tuned_over_its_own_learning_rates(tiny, tracking_uri, tmp_path):
+    module = importlib.import_module("pipelines.encoders")
+    sweep = replace(tiny(module.SMOKE), tune=TUNE, companions=True)
+    storage = str(tmp_path)
+    assert run_sweep(Request("tuned", sweep, storage, "", module), local=True, tracking_uri=tracking_uri) == 0
+    rows = Store(storage).read_table("tuned").to_pylist()
+    assert len(rows) == len(sweep.trials())
+    for row, trial in zip(rows, sweep.trials(), strict=True):
+        tuned = json.loads(row["tuning"])["axes"]["optimizer.lr"]
+        assert tuned["values"][1] == trial.optimizer.lr and len(tuned["values"]) == 3
+        assert tuned["chosen"] == row["lr"] in tuned["values"]
+    assert not [finding for finding in audit(storage) if finding.status == "failed"]

@@ -32,6 +32,7 @@ from jobs.devices import (
     visible_gpus,
 )
 from jobs.simulate import Simulation, simulate
+from lorae.axes import with_values
 from lorae.draws import TFB
 from lorae.memory import Saving
 from lorae.methods import Lora
@@ -45,6 +46,7 @@ from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder
 from lorae.tasks import OpenBookQA
 from lorae.trial import AdamW, Budget, Diversity, Sweep
+from lorae.tuning import recipe_of, studies
 
 CPU = Devices("cpu", 1, 2)
 PIPELINES = sorted(
@@ -163,11 +165,16 @@ def test_shapes_from_the_config_are_those_of_the_model(kind):
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipelines_expand_to_the_counts_in_their_docstrings(name):
-    module = importlib.import_module(f"pipelines.{name}")
-    trials = module.SWEEP.trials()
+    sweep = (module := importlib.import_module(f"pipelines.{name}")).SWEEP
+    trials = sweep.trials()
+    rows, tuned = trials, studies(sweep) if sweep.tune else {}
+    if tuned:  # all of them at the first value, as if it were chosen
+        first = {recipe: study.points[0].values for recipe, study in tuned.items()}
+        rows = [with_values(t, first.get(recipe_of(t), {})) for t in trials]
+        rows += [point.trial for study in tuned.values() for point in study.points]
     trained = {
         (t.task, t.regularizers, t.method, t.optimizer, t.budget, t.seed, str(t.member_key(m)))
-        for t in trials
+        for t in rows
         for m in range(t.members)
     }
     counts = f"{sum(t.members > 0 for t in trials)} trials"
@@ -175,17 +182,27 @@ def test_pipelines_expand_to_the_counts_in_their_docstrings(name):
     assert f"{len(trained)} members" in module.__doc__, f"the docstring must say '{len(trained)} members'"
 
 
-def test_dry_run_looks_at_the_backbone_and_starts_nothing(tiny_llama, data_root, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (["plan"], {"torch", "ray", "transformers", "mlflow", "deepspeed", "datasets"}),
+        (
+            ["sweep", "--dry-run"],
+            {"ray", "mlflow", "deepspeed", "datasets"},
+        ),  # it has the tokenizer read texts
+    ],
+)
+def test_planning_loads_little(tiny_llama, data_root, tmp_path, words, heavy):
     code = (
         "import sys, jobs.cli\n"
         "code = jobs.cli.main(sys.argv[1:])\n"
-        "heavy = {'ray', 'mlflow', 'deepspeed', 'datasets'} & set(sys.modules)\n"
+        f"heavy = {heavy} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "sys.exit(code)"
     )
     file = tmp_path / "sweep.py"
     file.write_text(SWEEP_FILE.format(backbone=tiny_llama.path))
-    command = [sys.executable, "-c", code, "sweep", str(file), "--dry-run", "--json"]
+    command = [sys.executable, "-c", code, *words, str(file), "--json"]
     command += ["--data-root", str(data_root), "--storage", str(tmp_path / "none")]
     root = Path(__file__).parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment())
@@ -193,8 +210,7 @@ def test_dry_run_looks_at_the_backbone_and_starts_nothing(tiny_llama, data_root,
     record = json.loads(done.stdout)
     assert record["members"] == {"needed": 2, "stored": 0, "to_train": 2, "damaged": []}
     assert record["stacks"][0]["memory_bytes"] > 0 and record["stacks"][0]["host"] == "tune"
-    (found,) = record["backbones"]
-    assert not found["faults"] and "LlamaForCausalLM of 30 tensors" in found["facts"][0]
+    assert words == ["plan"] or "LlamaForCausalLM of 30 tensors" in record["backbones"][0]["facts"][0]
     assert not (tmp_path / "none").exists(), "a dry run writes nothing"
 
 
@@ -461,7 +477,8 @@ def test_companions_cost_what_their_ensemble_costs(tiny_trial):
 
 
 def test_samples_cost_their_predictions_and_their_search(tiny_trial):
-    """An example's forward pass takes half as long as its share of the training."""
+    """An example's forward pass takes about half as long as its share of training, which sends nothing back
+    below the first adapted layer."""
     trial, samples = tiny_trial(budget=Budget(batch_size=4, steps=5)), TFB(4)
     plain, sampled = (
         estimate(stack, CPU, place(stack, CPU))
@@ -470,7 +487,7 @@ def test_samples_cost_their_predictions_and_their_search(tiny_trial):
     searched = samples.passes_to_fit(3) * len(samples.fitted_on(trial.task.examples("train"))) / (4 * 5)
     assert sampled.train_seconds == plain.train_seconds
     expected = 4 * plain.predict_seconds + searched * plain.train_seconds / 2
-    assert sampled.predict_seconds == pytest.approx(expected, rel=0.01)
+    assert sampled.predict_seconds == pytest.approx(expected, rel=0.05)
 
 
 def test_a_single_adapter_has_no_companions(tiny_trial):

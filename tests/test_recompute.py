@@ -1,10 +1,8 @@
-"""The table's numbers are those of a short script that reads the Parquet files and knows nothing of lorae."""
+"""A sweep's numbers are those of a short script that reads the Parquet files and knows nothing of lorae."""
 
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -13,28 +11,29 @@ from pathlib import Path
 import pytest
 from sweeps import make_sweep
 
-from analysis.columns import default_metrics
 from analysis.data import load_trials
-from analysis.render import csv_text
-from analysis.resampling import resample
-from analysis.table import comparison
 from lorae.regularizers import KL, Masksembles
 
 SCRIPT = Path(__file__).parent / "recompute.py"
 
 
-def test_every_metric_of_a_table_is_that_of_an_independent_script(tmp_path):
-    storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 4]})
-    trials = load_trials(storage, "toy")
-    table = csv.DictReader(io.StringIO(csv_text(comparison(trials, resample(trials, [])))))
+def test_every_metric_of_a_row_is_that_of_an_independent_script(tmp_path):
+    storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 2, 4]})
     command = [sys.executable, "-I", str(SCRIPT), storage, "toy", "greys"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     recomputed = [json.loads(line) for line in done.stdout.splitlines()]
-    lines = list(table)
-    assert len(lines) == len(recomputed) == 5
-    for line, found in zip(lines, recomputed):
-        assert list(found) == default_metrics(trials)
-        assert {name: float(line[name]) for name in found} == pytest.approx(found, abs=1e-6)
+    trials = load_trials(storage, "toy")
+    assert len(trials.rows) == len(recomputed) == 7
+    for row, found in zip(trials.rows, recomputed):
+        over_subsets = found.pop("pool")
+        (cell,) = (cell for cell in trials.cells if row in cell.rows)
+        of_table = {name: trials.estimates.of(cell, name) for name in over_subsets}
+        assert over_subsets == pytest.approx({name: of.mean for name, of in of_table.items() if of}, abs=1e-7)
+        wanted = ["acc", "ensemble_nll", "ece15", "brier", "auroc_msp__greys", "ts_ensemble_nll", "ts_ece15"]
+        wanted += ["members_ts_ensemble_nll", "members_ts_ece15"]
+        assert found == pytest.approx({name: row[name] for name in wanted if row[name] is not None}, abs=1e-6)
+    flagged = [row["members"] for row in trials.rows if row["temperature_flag"]]
+    assert flagged == [0], "the untouched backbone guesses, and any temperature is as good"
 
 
 @pytest.mark.parametrize(
@@ -60,4 +59,7 @@ def test_the_script_is_independent():
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }
-    assert {name.split(".")[0] for name in modules} == {"hashlib", "json", "sys", "numpy", "pyarrow", "scipy"}
+    assert {name.split(".")[0] for name in modules} == {
+        *("hashlib", "itertools", "json", "sys"),
+        *("numpy", "pyarrow", "scipy"),
+    }

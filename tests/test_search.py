@@ -18,9 +18,7 @@ from mlflow import MlflowClient
 from victims import lorae
 
 from analysis.audit import audit
-from analysis.columns import default_metrics
 from analysis.data import load_trials
-from analysis.resampling import resample
 from analysis.table import comparison
 from jobs.devices import local_devices
 from jobs.driver import run_sweep
@@ -114,7 +112,7 @@ def test_asha_ends_bad_stacks_marks_them_and_a_grid_trains_them_on(tiny_trial, d
 
     # No table has them, and nothing takes their absence for a fault
     trials = load_trials(str(storage), "asha")
-    table = comparison(trials, resample(trials, default_metrics(trials)))
+    table = comparison(trials)
     assert {row["lr"] for row in trials.rows} == set(done) and not trials.missing
     assert sum(map(len, table.blocks)) == len(done)
     assert len(trials.pruned) == sum(note.startswith("left out: ") for note in table.notes) == len(pruned)

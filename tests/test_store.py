@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from lorae.prediction_files import prediction_bytes, prediction_file
 from lorae.storage import Storage
-from lorae.store import Store, member_folder
+from lorae.store import RECORD, Store, member_folder
 
 SET = "colours__test__12345678"
 
@@ -91,6 +91,27 @@ def test_flipped_byte_and_missing_file_are_found(tmp_path):
         store.predictions([member_folder("m0")], SET)
     path.unlink()
     assert "is missing" in str(store.damage(member_folder("m0")))
+
+
+@pytest.mark.parametrize(
+    ("record", "sound"),
+    [
+        ({"truncated_frac": 0.25}, False),
+        ({"truncated_frac": 0.25, "classes": None}, False),
+        ({"truncated_frac": 0.25, "classes": None, "cut": "middle"}, True),
+        ({"truncated_frac": 0.0}, True),
+        ({"truncated_frac": 0.25, "classes": ["a", "b"]}, True),  # an encoder's texts lose their end, as ever
+    ],
+)
+def test_members_whose_prompts_lost_their_beginning_are_trained_again(tmp_path, record, sound):
+    """Their identity is that of members whose prompts lose their middle."""
+    store, folder = store_with_member(tmp_path), member_folder("m0")
+    store.write_entry(folder, {RECORD: json.dumps(record).encode()})
+    for changed_only in (True, False):
+        found = store.damage(folder, changed_only=changed_only)
+        assert found is None if sound else "prompts without their beginning" in str(found)
+    store.discard_damaged([folder])
+    assert store.is_member("m0") == sound
 
 
 def test_member_without_done_does_not_exist(tmp_path):

@@ -120,14 +120,14 @@ def test_a_stack_that_fails_loses_no_other_and_exits_with_1(demo_file, data_root
 
 BREAK_KL = """
 from lorae.regularizers import KL
-class Broken(KL):
-    def __getattribute__(self, name):
-        if name == "direction" and "ray" in __import__("sys").modules and __import__("ray").is_initialized():
+class Broken(float):
+    def __mul__(self, other):
+        if "ray" in __import__("sys").modules and __import__("ray").is_initialized():
             import threading
             if threading.current_thread() is not threading.main_thread():
                 raise RuntimeError("out of order")
-        return super().__getattribute__(name)
-regularizers = [(), (Broken(7.0),), SWEEP.axes["regularizers"][2]]
+        return float(self) * other
+regularizers = [(), (KL(Broken(7.0)),), SWEEP.axes["regularizers"][2]]
 SWEEP = replace(SWEEP, axes=SWEEP.axes | {"regularizers": regularizers})
 """
 

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from lorae import seeds
 from lorae.adapters import Adapters
-from lorae.draws import ANCHORS, SIGMAS, TFB, MCDropout, Posterior, read_draws
+from lorae.draws import ANCHORS, SIGMAS, TFB, Laplace, MCDropout, Posterior, read_draws
 from lorae.encoding import class_logits, collate
 from lorae.fitted import Fit
+from lorae.identity import canonical
 from lorae.methods import Lora
 from lorae.prediction import draws_nll, predict
 from lorae.regularizers import DecayB
@@ -157,6 +158,15 @@ def test_anchors_are_taken_from_everywhere_in_the_training_rows():
     found = TFB().fitted_on(rows)
     assert len(found) == len(set(found)) == ANCHORS and {found[0], found[-1]} == {rows[0], rows[-1]}
     assert TFB().fitted_on(rows[:5]) == rows[:5]
+
+
+def test_every_way_of_drawing_has_a_note_or_none():
+    """A sentence for below a table; in no identity."""
+    notes = {type(draws): draws.note for draws in (MCDropout(), Posterior(), TFB(), Laplace())}
+    assert notes[MCDropout] is notes[Posterior] is None
+    for spec in (TFB, Laplace):
+        assert notes[spec] and notes[spec].startswith(spec.__name__) and notes[spec].endswith(".")
+        assert "note" not in canonical(spec())
 
 
 @pytest.mark.parametrize("draws", [TFB(), TFB(3, 1e-5), TFB(2, 1), MCDropout(4), Posterior(7)])

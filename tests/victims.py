@@ -17,7 +17,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from lorae.regularizers import KL
 from lorae.stack import Stack
 from lorae.storage import Storage
 from lorae.store import WEIGHTS, Store
@@ -33,6 +32,7 @@ SWEEP_FILE = """
 from toys import Colours
 from victims import Watched
 from lorae.methods import Lora
+from lorae.regularizers import KL
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Sweep, Trial
 SWEEP = Sweep(
@@ -40,21 +40,22 @@ SWEEP = Sweep(
         backbone=Files({backbone!r}), task=Colours(), method=Lora(rank=4), optimizer=AdamW(lr=1e-2),
         budget=Budget(batch_size=4, steps={steps}), members=2, precision="fp32",
     ),
-    axes={{"regularizers": [(Watched(0.1),), (Watched(0.5),)]}},
+    axes={{"regularizers": [(KL(Watched(0.1)),), (KL(Watched(0.5)),)]}},
 )
 """
 
 
-class Watched(KL):
-    """KL that appends a line `<pid> <beta>` to the log for each step of training, which it slows down."""
+class Watched(float):
+    """A beta of KL that appends a line `<pid> <beta>` to the log for each step of training, which it slows
+    down."""
 
-    def __getattribute__(self, name: str) -> object:
-        if name == "direction" and LOG in os.environ and sys._getframe(1).f_code.co_name == "train_stack":
-            append(Path(os.environ[LOG]), f"{os.getpid()} {self.beta}")
+    def __mul__(self, other: Any) -> Any:
+        if LOG in os.environ:
+            append(Path(os.environ[LOG]), f"{os.getpid()} {float(self)}")
             end = time.monotonic() + float(os.environ.get(STEP_SECONDS, "0.01"))
             while (left := end - time.monotonic()) > 0:  # a signal just before a sleep waits for its end
                 time.sleep(min(left, 0.1))
-        return super().__getattribute__(name)
+        return float(self) * other
 
 
 def append(log: Path, line: str) -> None:

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.columns import all_metrics, default_metrics
+from analysis.columns import all_metrics
 from analysis.data import load_trials
 from analysis.page import table_html
 from analysis.render import csv_text, latex, markdown
-from analysis.resampling import resample
 from analysis.table import comparison
 from jobs.bench.apart import Measured, apart
 from jobs.bench.synthetic import NUM_CLASSES, synthetic_storage
@@ -35,7 +34,7 @@ from lorae.trial import Trial
 MEMBERS = 20
 GROWTH = (1, 10, 100)
 TABLE_ROWS = 1000
-RESAMPLED_ROWS = (2, 20)
+COMPARED_ROWS = (2, 20)
 SWEEP = "bench"
 
 Side = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
@@ -71,7 +70,7 @@ def measure(num_examples: int) -> dict[str, Any]:
             {"trials": num, **_cost(apart(tabulate, storage, trials[:num]))} for num in GROWTH
         ]
         found["rendering"] = {"rows": TABLE_ROWS, **_cost(apart(render, storage, TABLE_ROWS))}
-        found["bootstrap"] = [{"rows": num, **_cost(apart(compare, storage, num))} for num in RESAMPLED_ROWS]
+        found["verdicts"] = [{"rows": num, **_cost(apart(compare, storage, num))} for num in COMPARED_ROWS]
     return found
 
 
@@ -162,17 +161,16 @@ def render(storage: str, num_rows: int) -> None:
     trials = load_trials(storage, SWEEP)
     rows = (row | {"lr": float(n)} for n, row in enumerate(itertools.cycle(trials.rows)))
     many = replace(trials, rows=tuple(itertools.islice(rows, num_rows)))
-    table = comparison(many, resample(many, []), all_metrics(many))
+    table = comparison(many, all_metrics(many))
     for rendering in (markdown, csv_text, latex, table_html):
         rendering(table)
 
 
 def compare(storage: str, num_rows: int) -> None:
-    """Verdicts on the default metrics of so many rows: the paired bootstrap, 10,000 resamples."""
+    """Estimates and verdicts of so many rows on the default metrics."""
     trials = load_trials(storage, SWEEP)
     few = replace(trials, rows=trials.rows[:num_rows])
-    resampling = resample(few, default_metrics(few))
-    comparison(few, resampling)
+    comparison(few)
 
 
 # For people ------------------------------------------------------------------------------------------------
@@ -204,8 +202,8 @@ def text(found: dict[str, Any]) -> str:
     for at in found["trials_table"]:
         lines.append(_line(f"trials table, {at['trials']} trials", at))
     lines.append(_line(f"rendering {found['rendering']['rows']:,} rows in four formats", found["rendering"]))
-    for at in found["bootstrap"]:
-        lines.append(_line(f"paired bootstrap, 10,000 resamples, {at['rows']} rows", at))
+    for at in found["verdicts"]:
+        lines.append(_line(f"estimates and verdicts, {at['rows']} rows", at))
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorae.metrics.probability import checked
+from lorae.metrics.probability import Undefined, checked
 from lorae.metrics.proper import correct
 from lorae.metrics.selective import confidence, most_confident_first
 
@@ -94,6 +94,34 @@ def ace15(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
     return float(
         equal_mass_gap(most_confident_first(confidence_N, correct(logp_NC, labels_N) - confidence_N))
     )
+
+
+def debiased_ce15(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Root mean square calibration error of the top probability over 15 bins of equal mass, without the bias
+    that chance gives to `ece15`; lower is better.
+
+    v = 1/N sum_b n_b (mean of gap_i gap_j over pairs i != j of run b), gap = correct - confidence, whose mean
+    is the squared calibration error whatever the number of examples and however sure the model is. Returned
+    is sqrt(v), or -sqrt(-v) where chance takes v below 0: 0 means "no error that these examples show". Runs
+    have at least two examples.
+    Raises:
+        Undefined: fewer than two examples.
+    Source: Kumar et al. 2019, arXiv:1909.10155, section 4 (there by the variance of labels in a bin).
+    """
+    runs = gaps_of_runs(logp_NC, labels_N)
+    squares = [(gap.sum() ** 2 - np.sum(gap**2)) / (len(gap) - 1) for _, gap in runs]
+    square = float(np.sum(squares)) / len(labels_N)
+    return float(np.sign(square) * np.sqrt(abs(square)))
+
+
+def gaps_of_runs(logp_NC: np.ndarray, labels_N: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Places and gaps, correct minus confidence, of the examples of each of 15 runs of rising confidence."""
+    confidence_N = confidence(logp_NC, labels_N)
+    gap_N = correct(logp_NC, labels_N) - confidence_N
+    if len(gap_N) < 2:
+        raise Undefined("debiased_ce15", f"it compares examples, and there is {len(gap_N)}")
+    order = np.argsort(confidence_N, kind="stable")
+    return [(run, gap_N[run]) for run in np.array_split(order, min(15, len(order) // 2))]
 
 
 def equal_mass_gap(gap: np.ndarray) -> np.ndarray:

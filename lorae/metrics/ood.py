@@ -1,6 +1,7 @@
 """Out-of-distribution detection: a score per example (higher: more likely OOD), and how well it separates.
 
-OOD is the positive class throughout. The score is in the metric's name: `auroc_msp`, `fpr95_energy`.
+OOD is the positive class throughout. The score is in the metric's name: `auroc_msp`, `fpr95_energy`. Scores
+are rounded to 12 digits, so that rounding errors do not rank equal examples: they tie.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 from lorae.metrics.diversity import example_mutual_information
 from lorae.metrics.probability import Rule, at_least_two, combine, entropy, log_softmax, logsumexp
 
+DIGITS = 12  # that count
 SCORES = ("msp", "entropy", "mutual_information", "energy", "top_prob_variance")
 
 
@@ -18,27 +20,30 @@ def score_msp(logp_NC: np.ndarray) -> np.ndarray:
 
     Source: Hendrycks and Gimpel 2017, arXiv:1610.02136.
     """
-    return 0.0 - np.expm1(np.max(logp_NC, axis=1))
+    return np.round(0.0 - np.expm1(np.max(logp_NC, axis=1)), DIGITS)
 
 
 def score_entropy(logp_NC: np.ndarray) -> np.ndarray:
     """Entropy of the pooled prediction, (N,), in nats, in [0, ln C]."""
-    return entropy(np.asarray(logp_NC, dtype=np.float64))
+    return np.round(entropy(np.asarray(logp_NC, dtype=np.float64)), DIGITS)
 
 
 def score_mutual_information(logits_MNC: np.ndarray) -> np.ndarray:
     """H(mean_m p_m) - mean_m H(p_m), (N,), in nats. Raises `Undefined` for fewer than two members."""
-    return np.round(example_mutual_information(logits_MNC), 12)  # rounding errors must not rank equal members
+    return np.round(example_mutual_information(logits_MNC), DIGITS)
 
 
 def score_energy(logits_MNC: np.ndarray) -> np.ndarray:
     """Mean over members of -log sum_c exp(z_c), (N,), unbounded; classes an example lacks are left out.
+    Its digits count from the largest of the members'.
 
     Depends on the level of the logits, and grows more negative with the number of classes, so compare tasks
     with the same number of options. Source: Liu et al. 2020, arXiv:2010.03759, equation 3 (temperature 1).
     """
     log_softmax(logits_MNC)  # for its errors
-    return -logsumexp(np.asarray(logits_MNC, dtype=np.float64), axis=2).mean(axis=0)
+    energy_MN = -logsumexp(np.asarray(logits_MNC, dtype=np.float64), axis=2)
+    scale_N = np.ldexp(1.0, np.frexp(np.abs(energy_MN).max(axis=0))[1])  # the power of two above it
+    return np.round(energy_MN.mean(axis=0) / scale_N, DIGITS) * scale_N
 
 
 def score_top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
@@ -49,7 +54,7 @@ def score_top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
     at_least_two(logits_MNC, "top_prob_variance")
     top_1N1 = combine(logits_MNC, "probs").argmax(axis=1)[None, :, None]
     top_prob_MN = np.take_along_axis(np.exp(log_softmax(logits_MNC)), top_1N1, axis=2)[:, :, 0]
-    return np.round(top_prob_MN.var(axis=0), 12)
+    return np.round(top_prob_MN.var(axis=0), DIGITS)
 
 
 def scores(logits_MNC: np.ndarray, rule: Rule = "probs") -> dict[str, np.ndarray]:

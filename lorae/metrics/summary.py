@@ -25,6 +25,7 @@ METRICS: dict[str, tuple[Direction, Arguments, Callable[..., float]]] = {
     "ace15": ("lower", "pooled", calibration.ace15),
     "mce15": ("lower", "pooled", calibration.mce15),
     "classwise_ece15": ("lower", "pooled", calibration.classwise_ece15),
+    "debiased_ce15": ("lower", "pooled", calibration.debiased_ce15),
     "signed_gap": ("none", "pooled", calibration.signed_gap),
     "aurc": ("lower", "pooled", selective.aurc),
     "acc_at_80_coverage": ("higher", "pooled", selective.acc_at_80_coverage),

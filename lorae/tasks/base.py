@@ -9,15 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from lorae.identity import canonical, digest, fields_of
 from lorae.media import Audio, Image
-from lorae.sources import DataSource, Hub, Wheel, resolve
+from lorae.sources import DataSource, resolve
+from lorae.tasks.checks import check_class, check_files, check_template
 from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
 
 Split = Literal["train", "validation", "test"]
@@ -126,9 +125,9 @@ class Prompt:
 class Task:
     """Base of all tasks.
 
-    Subclasses set `name`, `home` (the dataset), `train` and `test` (its files), and define `example(row)`.
-    Validation is carved from train by a hash of the example id, so it is disjoint from test, which may be the
-    hub's validation split. An OOD set has `train = None`.
+    Subclasses set `name`, `home` (the dataset, or its folder: `Files(...)`), `train` and `test` (its files),
+    and define `example(row)`. Validation is carved from train by a hash of the example id, so it is disjoint
+    from test, which may be the hub's validation split. An OOD set has `train = None`.
 
     A task of images or audio has that `modality`, examples with `media`, and is scored by `Head()`.
 
@@ -154,7 +153,7 @@ class Task:
     source: DataSource | None = field(default=None, repr=False)
 
     name: ClassVar[str]
-    home: ClassVar[Hub | Wheel]
+    home: ClassVar[DataSource]
     train: ClassVar[DataFiles | None]
     test: ClassVar[DataFiles]
     modality: ClassVar[Modality] = "text"
@@ -162,6 +161,10 @@ class Task:
     template: ClassVar[str] = "Question: {question}\nAnswer:"
 
     def __post_init__(self) -> None:
+        check_class(type(self), Task)
+        if type(self.scoring) not in get_args(Scoring):
+            known = ", ".join(kind.__name__ for kind in get_args(Scoring))
+            raise ValueError(f"scoring={self.scoring!r}: must be one of {known}; write scoring=LabelWords()")
         if not re.fullmatch(r"\w[\w.+-]{0,59}(/\w[\w.+-]{0,59})?", self.name):  # it names files and folders
             raise ValueError(
                 f"task name {self.name[:200]!r}: must be letters, digits and _ . + -, 60 at most, and one / "
@@ -183,6 +186,9 @@ class Task:
             raise ValueError(
                 f"option_seed={self.option_seed}: the classes of a head have one order; leave it out"
             )
+        templated = isinstance(self.scoring, (LabelWords, OptionLikelihood))
+        if templated and type(self).prompt is Task.prompt:  # else what fills it is its own affair
+            check_template(self.template, self.name)
 
     @property
     def label(self) -> str:
@@ -212,6 +218,7 @@ class Task:
         Raises:
             ValueError: there is no copy and the hub cannot be reached; what is needed and how to provide it.
         """
+        check_files(self, {"train": DataFiles | None, "test": DataFiles, "home": DataSource})
         if self.source is not None:
             return replace(self, source=resolve(self.source, "dataset"))
         if data_root is not None and not data_root.is_dir():
@@ -250,11 +257,15 @@ class Task:
         Raises:
             ValueError: what is wrong with the data, with the example's id.
         """
-        return _splits(self)
+        from lorae.tasks.splits import splits
+
+        return splits(self)
 
     def examples(self, split: Split) -> tuple[Example, ...]:
         """Examples of one split, see `splits`; "test" reads the test files only."""
-        return _test(self) if split == "test" else _splits(self)[split]
+        from lorae.tasks.splits import test_examples
+
+        return test_examples(self) if split == "test" else self.splits()[split]
 
     def fingerprint(self) -> dict[str, Any]:
         """What a trained member depends on: data, split rule, training subset, prompt and scoring.
@@ -303,141 +314,6 @@ def _content(task: Task, split: Split) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1024)
 def _eval_set(task: Task, split: Split) -> str:
     return f"{task.name.replace('/', '-')}__{split}__{digest(_content(task, split))[:8]}"
-
-
-@functools.lru_cache(maxsize=64)
-def _splits(task: Task) -> dict[Split, tuple[Example, ...]]:
-    test, pool = _checked(_whole(task), "test"), _checked(_whole(task), "train")
-    overlap = sorted({e.id for e in pool if not e.id.startswith(CONTENT_ID)} & {e.id for e in test})
-    if overlap:
-        raise ValueError(
-            f"{task.name}: {len(overlap)} ids are in train and in test (first: {overlap[0]!r}); the files "
-            "overlap; copy them again"
-        )
-    test_texts = {_text(e) for e in test}
-    pool = tuple(e for e in pool if _text(e) not in test_texts)  # a text that is in both stays in test only
-    in_validation = {e.id for e in pool if hash_frac("validation", e.group or e.id) < task.val_frac}
-    splits: dict[Split, tuple[Example, ...]] = {
-        "train": _take(task, "train", [e for e in pool if e.id not in in_validation]),
-        "validation": _take(task, "validation", [e for e in pool if e.id in in_validation]),
-        "test": _test(task),
-    }
-    for split in ("train", "validation"):
-        if task.train and not splits[split]:
-            raise ValueError(
-                f"{task.name}: the {split} split is empty ({len(pool)} examples in the train files, "
-                f"val_frac={task.val_frac}); check the files, or write another val_frac"
-            )
-    return splits
-
-
-def _test(task: Task) -> tuple[Example, ...]:
-    examples = _checked(_whole(task), "test")
-    if not examples:
-        raise ValueError(f"{task.name}: the test split is empty; check {', '.join(task.test.patterns[:3])}")
-    return _take(task, "test", examples)
-
-
-def _whole(task: Task) -> Task:
-    """The task without subsets, so that all its subsets share one reading of the files."""
-    return replace(task, num_train=None, num_validation=None, num_test=None)
-
-
-@functools.lru_cache(maxsize=64)
-def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]:
-    """Examples of the files of one split, with unique ids.
-
-    A repeated text or image is left out of train, so that none is in train and in validation. Test stays
-    whole; there a repeated id gets a number.
-    """
-    rows = task.rows(split)
-    files = task.test if split == "test" else task.train
-    if files and files.num_rows and len(rows) > files.num_rows:
-        raise ValueError(
-            f"{task.name}: the {split} files have {len(rows)} rows, those of the dataset {files.num_rows}; "
-            "train and test are swapped, or it is another dataset; copy the files again"
-        )
-    texts: dict[str, tuple[str, ...]] = {}
-    copies: Counter[str] = Counter()
-    seen: set[tuple[str, ...]] = set()
-    examples = []
-    for number, row in enumerate(rows):
-        example = _read(task, split, number, row)
-        if isinstance(task.scoring, Head) and examples and example.options != examples[0].options:
-            raise ValueError(
-                f"{task.name} {split} row {number} ({example.id}): its {len(example.options)} classes "
-                f"{example.options[:3]} ... are not those of the first row, {examples[0].options[:3]} ...; "
-                "a head has the same classes for all examples; score by Letters() or OptionLikelihood()"
-            )
-        text = _text(example)
-        if texts.setdefault(example.id, text) != text:
-            raise ValueError(
-                f"{task.name} {split}: two different rows have the id {example.id!r}; copy the files again"
-            )
-        if split == "train" and text in seen:
-            continue
-        seen.add(text)
-        copies[example.id] += 1
-        copy = copies[example.id]
-        examples.append(example if copy == 1 else replace(example, id=f"{example.id}-{copy}"))
-    return tuple(examples)
-
-
-def _text(example: Example) -> tuple[str, ...]:
-    """What makes two examples the same: the question, whatever the order of the options, or the media."""
-    if example.media is not None:
-        return (example.question, example.media.digest)
-    return (example.question, *sorted(example.options))
-
-
-def _read(task: Task, split: str, number: int, row: dict[str, Any]) -> Example:
-    try:
-        example = task.example(row)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"{task.name} {split} row {number} cannot be read ({type(error).__name__}: {error}); it has the "
-            f"columns {', '.join(map(str, row))}; check that the files are {task.name}'s"
-        ) from error
-    where, num_options = f"{task.name} {split} row {number} ({example.id})", len(example.options)
-    most = MAX_CLASSES if isinstance(task.scoring, Head) else len(LETTERS)
-    if not 2 <= num_options <= most:
-        raise ValueError(f"{where}: {num_options} options; must be 2 to {most}; correct or remove that row")
-    if not isinstance(example.media, MEDIA[task.modality]):
-        raise ValueError(
-            f"{where}: its media is {type(example.media).__name__}, the task's modality {task.modality!r}; "
-            "correct example() or modality"
-        )
-    if example.media is None and not example.question.strip():
-        raise ValueError(f"{where}: the question is empty; correct or remove that row")
-    if example.label is not None and not 0 <= example.label < num_options:
-        raise ValueError(
-            f"{where}: label {example.label} is outside its {num_options} options; correct or remove that row"
-        )
-    if example.label is None and split == "train":
-        raise ValueError(f"{where}: no label; training needs one")
-    return example
-
-
-def _take(task: Task, split: Split, examples: Sequence[Example]) -> tuple[Example, ...]:
-    """The examples with the smallest hash, as many as the task asks for, in the dataset's order."""
-    size = getattr(task, f"num_{split}")
-    if size is None:
-        size = len(examples)
-    if size > len(examples):
-        raise ValueError(
-            f"{task.name}: num_{split}={size}, but there are {len(examples)} examples; write num_{split}="
-            f"{len(examples)} or leave it out"
-        )
-    chosen = {e.id for e in sorted(examples, key=lambda e: hash_frac("subset", e.id))[:size]}
-    return tuple(_shuffle_options(e, task.option_seed) for e in examples if e.id in chosen)
-
-
-def _shuffle_options(example: Example, seed: int | None) -> Example:
-    if seed is None:
-        return example
-    order = sorted(range(len(example.options)), key=lambda k: hash_frac(f"options-{seed}-{k}", example.id))
-    label = None if example.label is None else order.index(example.label)
-    return replace(example, options=tuple(example.options[k] for k in order), label=label)
 
 
 def hash_frac(salt: str, key: str) -> float:

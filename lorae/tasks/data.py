@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
 import functools
 import gzip
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from lorae.shards import check_one_set
 from lorae.sources import DataSource, Files, Hub, Wheel, file_sha256, unreachable, wheel_file
+from lorae.tasks.readers import FileRow, damaged, file_format, file_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,8 @@ class DataFiles:
     """The files of a dataset that make up one of our splits.
 
     Args:
-        patterns: globs inside the hub repository, such as "main/test-*.parquet"; read in this order.
+        patterns: globs inside the hub repository, such as "main/test-*.parquet", or file names; read in this
+            order, each by its suffix, see `lorae.tasks.readers`.
         num_rows: rows that the hub's files have, if known. More of them mean swapped files or another
             dataset.
     """
@@ -38,6 +39,28 @@ def parquet(*patterns: str, num_rows: int | None = None) -> DataFiles:
     return DataFiles(tuple(f"{p}.parquet" for p in patterns), num_rows)
 
 
+def csv(*patterns: str, num_rows: int | None = None) -> DataFiles:
+    """`DataFiles` of CSV or TSV files with a header, whose cells are text, compressed or not:
+    `csv("train.csv")`."""
+    return _of_formats("csv", patterns, num_rows, (".csv", ".tsv"))
+
+
+def jsonl(*patterns: str, num_rows: int | None = None) -> DataFiles:
+    """`DataFiles` of JSON Lines, or of JSON arrays of objects, compressed or not:
+    `jsonl("train.jsonl.gz")`."""
+    return _of_formats("jsonl", patterns, num_rows, (".jsonl", ".ndjson", ".json"))
+
+
+def _of_formats(
+    maker: str, patterns: Sequence[str], num_rows: int | None, formats: Sequence[str]
+) -> DataFiles:
+    for pattern in patterns:
+        if file_format(pattern) not in formats:
+            known = " or ".join(formats)
+            raise ValueError(f'{maker}("{pattern}"): must be {known}; write {maker}("train{formats[0]}")')
+    return DataFiles(tuple(patterns), num_rows)
+
+
 def local_copy(data_root: Path, name: str, home: DataSource) -> Files | None:
     """The task's folder under a data root, None if there is none: `DIR/<task name>`, for "mmlu/stem" also
     `DIR/mmlu`, or `DIR/<hub owner>/<hub name>`."""
@@ -46,14 +69,16 @@ def local_copy(data_root: Path, name: str, home: DataSource) -> Files | None:
 
 
 def read_rows(source: DataSource, files: DataFiles) -> list[dict[str, Any]]:
-    """Rows of the files.
+    """Rows of the files, each a `FileRow`.
 
     Raises:
-        ValueError: a file is missing or damaged, and how to provide it.
+        ValueError: a file is missing, damaged or of another format, and how to provide it.
     """
     if isinstance(source, Hub):
-        return _hub_rows(source, files)
-    return [row for path in _paths(source, files) for row in _file_rows(path)]
+        if all(pattern.endswith(".parquet") for pattern in files.patterns):
+            return _hub_rows(source, files)
+        source = _hub_copy(source, files)
+    return [row for path in _paths(source, files) for row in file_rows(path)]
 
 
 @functools.lru_cache(maxsize=2)
@@ -78,7 +103,7 @@ def read_array(source: DataSource, files: DataFiles) -> np.ndarray:
         with gzip.open(path, "rt") as stream:
             return np.loadtxt(stream, delimiter=",", ndmin=2)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def data_fingerprint(source: DataSource, files: DataFiles) -> Any:
@@ -113,24 +138,6 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     return found[0]
 
 
-def _file_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        if path.suffix == ".bz2":
-            with bz2.open(path, "rt", encoding="utf-8", newline="") as stream:
-                return list(csv.DictReader(stream))
-        from pyarrow.parquet import ParquetFile
-
-        with ParquetFile(path) as table:
-            return table.read().to_pylist()
-    except (OSError, EOFError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ValueError(f"{path} is damaged or cut off ({reason}); copy the file again")
-
-
 def _hub_rows(source: Hub, files: DataFiles) -> list[dict[str, Any]]:
     import datasets
 
@@ -151,4 +158,20 @@ def _hub_rows(source: Hub, files: DataFiles) -> list[dict[str, Any]]:
     for name, feature in rows.features.items():
         if isinstance(feature, (datasets.Image, datasets.Audio)):  # as the files have it: {bytes, path}
             rows = rows.cast_column(name, type(feature)(decode=False))
-    return rows.to_list()
+    where = f"{source.id} {files.patterns[0]}"
+    return [FileRow(row, where, "row", number) for number, row in enumerate(rows.to_list())]
+
+
+def _hub_copy(source: Hub, files: DataFiles) -> Files:
+    """The files in the hub's cache: ours reads text files without guessing types, as `datasets` would."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            source.id, repo_type="dataset", revision=source.revision, allow_patterns=list(files.patterns)
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{', '.join(files.patterns[:3])} of {unreachable(source, 'dataset', error)}"
+        ) from error
+    return Files(folder)

@@ -1,0 +1,72 @@
+"""Metrics of a pooled prediction with what each example contributes to them.
+
+The contribution of an example is its empirical influence divided by N, scaled so that the sum of squares is
+the variance of the metric over test sets: (x_n - mean) / sqrt(N (N - 1)) for a mean. Source: Efron 1982, The
+Jackknife, the Bootstrap and Other Resampling Plans, chapter 6 (infinitesimal jackknife).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorae.metrics import calibration, proper
+from lorae.metrics.probability import checked
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A metric and the contribution of each example, (N,)."""
+
+    value: float
+    examples: np.ndarray
+
+
+def measured(logp_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, Measured]:
+    """Accuracy, NLL, Brier score and the square of the debiased calibration error of a pooled prediction.
+
+    Args:
+        logp_NC: log-probabilities from `combine`.
+        labels_N: gold class in [0, C).
+    """
+    logp_NC, labels_N = checked(logp_NC, labels_N)
+    correct_N = proper.correct(logp_NC, labels_N).astype(np.float64)
+    found = {
+        "acc": of_mean(correct_N),
+        "ensemble_nll": of_mean(proper.example_nll(logp_NC, labels_N)),
+        "brier": of_mean(proper.example_brier(logp_NC, labels_N)),
+    }
+    return found | ({"debiased_ce15": of_squared_error(logp_NC, labels_N)} if len(labels_N) > 1 else {})
+
+
+def of_mean(value_N: np.ndarray) -> Measured:
+    """A mean over the examples."""
+    mean, num = float(np.mean(value_N)), len(value_N)
+    return Measured(mean, (value_N - mean) / np.sqrt(num * max(num - 1, 1)))
+
+
+def of_squared_error(logp_NC: np.ndarray, labels_N: np.ndarray) -> Measured:
+    """The square of `debiased_ce15`, a mean over bins of U-statistics of two examples each."""
+    value, examples = 0.0, np.zeros(len(labels_N))
+    for run, gap in calibration.gaps_of_runs(logp_NC, labels_N):
+        num = len(gap)
+        others = (gap.sum() - gap) / (num - 1)  # mean gap of a run's other examples
+        squared = float(np.mean(gap * others))
+        value += num * squared / len(labels_N)
+        examples[run] = 2 * (gap * others - squared) / len(labels_N) * np.sqrt(num / (num - 1))
+    return Measured(value, examples)
+
+
+def of_separation(in_N: np.ndarray, ood_N: np.ndarray) -> Measured:
+    """AUROC of a score, over the N_in and then the N_ood examples. Source: DeLong et al. 1988, Biometrics."""
+    below_ood, above_in = _placements(in_N, ood_N), 1 - _placements(ood_N, in_N)
+    found = [of_mean(above_in), of_mean(below_ood)]
+    return Measured(found[1].value, np.concatenate([part.examples for part in found]))
+
+
+def _placements(reference: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Share of the reference below each score, ties count 1/2."""
+    ordered = np.sort(reference)
+    below, not_above = (np.searchsorted(ordered, score, side) for side in ("left", "right"))
+    return (below + not_above) / 2 / len(reference)

@@ -1,0 +1,58 @@
+"""How the rows of a table were tuned: over what, what was chosen, and what that cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.data import Cell
+from analysis.rows import Row
+from lorae.tuning import values_text
+
+Tuning = dict[str, Any]  # see `lorae.choice.TUNING`
+
+
+def tuning_of(row: Row) -> Tuning | None:
+    """What a row says of its tuning."""
+    return json.loads(row["tuning"]) if row["tuning"] else None
+
+
+def tuning_tokens(cell: Cell) -> int | None:
+    """Tokens that all points of the grid were trained on, members that the row reuses included; None of a
+    cell that was not tuned."""
+    tuning = tuning_of(cell.rows[0])
+    return tuning["train_tokens"] if tuning else None
+
+
+def tuning_notes(cells: Sequence[Cell]) -> list[str]:
+    """A line for each grid and the recipes that were tuned over it, with what was chosen; choices at an end
+    of their grid, beyond which a better value may lie, are said to be."""
+    grids: dict[str, dict[str, None]] = {}
+    at_end: dict[str, None] = {}
+    for cell in cells:
+        tuning = tuning_of(cell.rows[0])
+        if not tuning or not tuning["axes"]:
+            continue
+        axes = tuning["axes"]
+        grid = "; ".join(f"{axis} over {_listed(of['values'])}" for axis, of in axes.items())
+        judged = f"{grid}, by the mean validation NLL of {tuning['members']} single members"
+        chosen = {axis: of["chosen"] for axis, of in axes.items()}
+        recipe = f"{recipe_name(cell)}: {values_text(chosen)}"
+        grids.setdefault(judged, {})[recipe] = None
+        if any(of["at_end"] for of in axes.values()):
+            at_end[recipe] = None
+    found = [f"tuned: {grid}. Chosen: {'; '.join(recipes)}" for grid, recipes in grids.items()]
+    if at_end:
+        found.append(f"chosen at an end of its grid, a better value may lie beyond: {'; '.join(at_end)}")
+    return found
+
+
+def recipe_name(cell: Cell) -> str:
+    """A cell's recipe without its number of members."""
+    names = ("task", "method", "regularizers", "budget")
+    return " ".join(str(cell.factors[name]) for name in names if cell.factors[name] not in (None, "none"))
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in values)

@@ -1,0 +1,88 @@
+"""A prompt's text and tokens: which of them are the example's own, what a long prompt loses, and whether the
+tokenizer's first token is there once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lorae.tasks.base import Example, Task
+
+_MARK = "\x00\x01\x00"  # takes the place of a text, to find where a prompt has it
+
+
+@dataclass(frozen=True)
+class Own:
+    """Where a prompt has the example's own text: characters of the text, or tokens.
+
+    Args:
+        begin, question_end: of the question.
+        end: of its last option, where the prompt lists them.
+    """
+
+    begin: int
+    question_end: int
+    end: int
+
+
+def own_text(task: Task, example: Example) -> Own:
+    """The example's own characters in its prompt, as the task's prompts of other texts tell. A task whose
+    prompts do not show it has no others."""
+    text = task.prompt(example).text
+    try:
+        asked = task.prompt(replace(example, question=_MARK)).text
+        listed = task.prompt(replace(example, question=_MARK, options=(_MARK,) * len(example.options))).text
+    except Exception:  # of a task of the user's own that reads more in its texts
+        asked = listed = ""
+    before, after, last = asked.partition(_MARK)[0], asked.rpartition(_MARK)[2], listed.rpartition(_MARK)[2]
+    if _MARK not in asked or not (text.startswith(before) and text.endswith(after) and text.endswith(last)):
+        return Own(0, len(text), len(text))
+    return Own(len(before), len(text) - len(after), len(text) - len(last))
+
+
+def own_tokens(tokenizer: Any, text: str, tokens: Sequence[int], own: Own) -> Own:
+    """The example's own tokens among those of a text. One that spans a border is of what comes behind it."""
+
+    def before(end: int) -> int:
+        pairs = zip(tokenizer(text[:end])["input_ids"], tokens)
+        return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
+
+    begin = before(own.begin)
+    question_end = max(begin, before(own.question_end))
+    return Own(begin, question_end, max(question_end, before(own.end)))
+
+
+def without_middle(tokens: tuple[int, ...], own: Own, excess: int) -> tuple[int, ...]:
+    """The tokens without `excess` of them in the middle of the question; where it has not so many, of the
+    question and the options that follow it. What stands before and behind them stays.
+
+    Raises:
+        ValueError: the example's own tokens are fewer.
+    """
+    end = own.question_end if own.question_end - own.begin > excess else own.end
+    if end - own.begin < excess:
+        others = len(tokens) - end + own.begin
+        raise ValueError(
+            f"the prompt has {others} tokens without the example's own text, {len(tokens) - excess} fit; "
+            "raise Budget(max_tokens=...)"
+        )
+    cut = own.begin + (end - own.begin - excess + 1) // 2
+    return tokens[:cut] + tokens[cut + excess :]
+
+
+def check_first_token(tokenizer: Any, task: Task, tokens: Sequence[int]) -> None:
+    """Refuse a prompt that has the token which the tokenizer puts before every text a second time.
+
+    Raises:
+        ValueError: the template or the text begins with it, or the template has it elsewhere.
+    """
+    first = tokens[0] if tokens else None
+    if first not in (tokenizer.bos_token_id, tokenizer.cls_token_id) or tokens.count(first) < 2:
+        return
+    written = tokenizer.convert_ids_to_tokens(first)
+    in_template = written in task.prompt_template()
+    if (in_template or tokens[1] == first) and tokenizer("a")["input_ids"][:1] == [first]:
+        where = "template" if in_template else "text"
+        raise ValueError(f"the {where} has {written!r}, which this tokenizer puts before all; leave it out")

@@ -1,0 +1,201 @@
+"""Rows of a dataset's files: Parquet, Arrow, CSV, TSV, JSON and JSON Lines, the last four also compressed.
+
+Cells of CSV and TSV are text, whatever they look like: nothing is guessed, so an empty cell is "" and 007
+stays 007. The other formats have types.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import csv
+import gzip
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+BROKEN = (
+    OSError,
+    EOFError,
+    ValueError,
+    csv.Error,
+    zlib.error,
+    lzma.LZMAError,
+)  # ArrowInvalid is a ValueError
+LFS = b"version https://git-lfs.github.com/"  # what a pointer of Git LFS begins with
+
+
+class Malformed(ValueError):
+    """What is wrong with a line or row of a file that is not cut off."""
+
+
+class FileRow(dict[str, Any]):
+    """A row that knows where it was read.
+
+    Attributes:
+        file: path of its file.
+        unit, number: "line" counted from 1, or "row" counted from 0.
+    """
+
+    __slots__ = ("file", "number", "unit")
+
+    def __init__(self, cells: Any, file: str, unit: str, number: int) -> None:
+        super().__init__(cells)
+        self.file, self.unit, self.number = file, unit, number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FileRow, (dict(self), self.file, self.unit, self.number)
+
+    @property
+    def place(self) -> str:
+        return f"{self.unit} {self.number} of {self.file}"
+
+
+def file_format(name: str) -> str:
+    """Suffix by which a file is read: ".csv" of "train.csv.gz".
+
+    Raises:
+        ValueError: none of the formats that are read.
+    """
+    path = Path(name)
+    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    known = READERS if suffix == path.suffix else [s for s in READERS if s not in (".parquet", ".arrow")]
+    if suffix not in known:
+        raise ValueError(
+            f"{name} has a format that is not read; lorae reads {', '.join(READERS)}, all but the first two "
+            f"also as {', '.join(COMPRESSED)}; convert it to one of these"
+        )
+    return suffix
+
+
+def file_rows(path: Path) -> list[FileRow]:
+    """Rows of one file.
+
+    Raises:
+        ValueError: another format, or a damaged file, with the line where a text file has one.
+    """
+    read = READERS[file_format(path.name)]
+    try:
+        return list(read(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
+    except Malformed as error:
+        raise ValueError(f"{path} {error}; correct it there") from error
+    except BROKEN as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to tell of a file that cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        if stream.read(len(LFS)) == LFS:
+            return ValueError(f"{path} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"{path} is damaged or cut off ({reason}); copy the file again")
+
+
+def _parquet_rows(path: Path) -> Iterator[FileRow]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as table:
+        yield from _numbered(path, table.read().to_pylist())
+
+
+def _arrow_rows(path: Path) -> Iterator[FileRow]:
+    """`Dataset.save_to_disk` writes Arrow's streaming format, others its file format."""
+    import pyarrow as pa
+
+    with pa.OSFile(str(path)) as stream:
+        beginning = stream.read(6)
+        stream.seek(0)
+        opened = pa.ipc.open_file(stream) if beginning == b"ARROW1" else pa.ipc.open_stream(stream)
+        yield from _numbered(path, opened.read_all().to_pylist())
+
+
+def _csv_rows(path: Path) -> Iterator[FileRow]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the default of 128 KiB
+    delimiter = "\t" if file_format(path.name) == ".tsv" else ","
+    with _opened(path, newline="") as stream:
+        # Strict: else a quotation mark that is never closed swallows all rows behind it
+        records = csv.reader(stream, delimiter=delimiter, strict=True)
+        try:
+            yield from _records(path, records)
+        except csv.Error as error:
+            raise Malformed(f"line {records.line_num}: {error}") from error
+
+
+def _records(path: Path, records: Any) -> Iterator[FileRow]:
+    header = next(records, [])
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise Malformed(f"has two columns of the name {repeated[0]!r}")
+    start = records.line_num + 1
+    for cells in records:
+        if cells and len(cells) != len(header):
+            raise Malformed(f"line {start} has {len(cells)} cells, the header {len(header)}")
+        if cells:
+            yield FileRow(zip(header, cells), str(path), "line", start)
+        start = records.line_num + 1
+
+
+def _json_rows(path: Path) -> Iterator[FileRow]:
+    """One array of objects, or JSON Lines."""
+    with _opened(path) as stream:
+        if not stream.read(4096).lstrip().startswith("["):
+            stream.seek(0)
+            yield from _lines(path, stream)
+            return
+        stream.seek(0)
+        yield from _numbered(path, json.load(stream, object_pairs_hook=_object))
+
+
+def _jsonl_rows(path: Path) -> Iterator[FileRow]:
+    with _opened(path) as stream:
+        yield from _lines(path, stream)
+
+
+def _lines(path: Path, stream: TextIO) -> Iterator[FileRow]:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line, object_pairs_hook=_object)
+        except json.JSONDecodeError as error:
+            raise Malformed(f"line {number} is no JSON object: {error}") from error
+        if not isinstance(cells, dict):
+            raise Malformed(f"line {number} is a JSON {type(cells).__name__}, not an object")
+        yield FileRow(cells, str(path), "line", number)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        raise Malformed(f"has an object with a key twice: {', '.join(key for key, _ in pairs)[:200]}")
+    return cells
+
+
+def _numbered(path: Path, rows: Sequence[Any]) -> Iterator[FileRow]:
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise Malformed(f"row {number} is {type(row).__name__}, not an object of columns")
+        yield FileRow(row, str(path), "row", number)
+
+
+def _opened(path: Path, newline: str | None = None) -> TextIO:
+    """A text file that may be compressed; a byte-order mark is no part of it."""
+    return COMPRESSED.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline=newline)
+
+
+READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
+    ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+}

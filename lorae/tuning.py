@@ -1,0 +1,173 @@
+"""Tuning before comparing: the points that a sweep tunes each recipe over.
+
+A recipe is what rows that share members have in common, whatever their seed. A few members are trained at
+each of its points, `lorae.choice` picks the best one, and only there the rest of the members is trained. A
+member that is trained for tuning is an ordinary member of the recipe with that value: those at the chosen
+point are reused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lorae.axes import value_at, with_value, with_values
+from lorae.methods import InContext
+from lorae.search import rounded
+
+if TYPE_CHECKING:
+    from lorae.trial import Sweep, Trial
+
+TUNABLE = ("method", "regularizers", "optimizer", "budget")
+
+
+@dataclass(frozen=True, init=False)
+class Times:
+    """Values of a tuning axis as multiples of each recipe's own, `Times(0.3, 1, 3)`, to three digits."""
+
+    factors: tuple[float, ...]
+
+    def __init__(self, *factors: float) -> None:
+        object.__setattr__(self, "factors", factors)
+        if not all(isinstance(factor, (int, float)) and factor > 0 for factor in factors):
+            raise ValueError(f"{self}: factors must be numbers > 0; write Times(0.3, 1, 3)")
+
+    def values(self, own: Any) -> tuple[Any, ...]:
+        """The multiples of a recipe's own value, which itself is not rounded."""
+        return tuple(own if factor == 1 else rounded(factor * own) for factor in self.factors)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A recipe at one value of each of its axes, and the trial of the members that judge it."""
+
+    values: dict[str, Any]
+    trial: Trial
+
+    @property
+    def member_ids(self) -> list[str]:
+        """Distinct members: those that share every stream are one."""
+        return list(dict.fromkeys(self.trial.member_ids()))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The points that a recipe is tuned over.
+
+    Attributes:
+        axes: the tuning axes that the recipe has, with their values.
+        points: the product of these, in order; none where the recipe has no axis.
+        uneven: the sweep says that its recipes are tuned over unequal numbers of points.
+    """
+
+    axes: dict[str, tuple[Any, ...]]
+    points: tuple[Point, ...]
+    uneven: bool
+
+
+def recipe_of(trial: Trial) -> Trial | None:
+    """What rows that are tuned together have in common: equal for trials that share members, and all seeds of
+    them; None of the untouched backbone, and of what trains nothing."""
+    if not trial.members or isinstance(trial.method, InContext):
+        return None
+    return replace(trial, seed=0, members=1, combine="probs", draws=None)
+
+
+def studies(sweep: Sweep) -> dict[Trial, Study]:
+    """What each recipe of a sweep is tuned over, by `recipe_of`.
+
+    The members at its points have the seed of the recipe's first row, and predict as that row does.
+
+    Raises:
+        ValueError: an axis has values that do not fit, or that make an invalid trial.
+    """
+    firsts: dict[Trial, Trial] = {}
+    for trial in sweep.trials():
+        if recipe := recipe_of(trial):
+            firsts.setdefault(recipe, trial)
+    return {recipe: _study(sweep, first) for recipe, first in firsts.items()}
+
+
+def _study(sweep: Sweep, first: Trial) -> Study:
+    axes = {a: _values(a, grid, first) for a, grid in sweep.tune.items() if value_at(first, a) is not None}
+    judged = replace(first, combine="probs", members=sweep.tune_members if first.members_differ else 1)
+    combinations = itertools.product(*axes.values()) if axes else ()
+    points = (dict(zip(axes, values, strict=True)) for values in combinations)
+    return Study(axes, tuple(Point(p, _at(judged, p)) for p in points), sweep.uneven_tuning)
+
+
+def _values(axis: str, grid: Any, first: Trial) -> tuple[Any, ...]:
+    own = value_at(first, axis)
+    if isinstance(grid, Times) and (isinstance(own, bool) or not isinstance(own, (int, float))):
+        raise ValueError(f"tune[{axis!r}] = {grid}: {own!r} has no multiples; list values instead")
+    values = grid.values(own) if isinstance(grid, Times) else tuple(grid)
+    if not all(isinstance(value, (int, float, str)) for value in values):
+        raise ValueError(f"tune[{axis!r}] = {grid}: must be numbers or words; put specs into axes")
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise ValueError(
+            f"tune[{axis!r}]: {recipe_name(first)} would have the values {', '.join(map(str, values))}; give "
+            "two or more that differ, or write a single one into the base"
+        )
+    return values
+
+
+def _at(trial: Trial, values: dict[str, Any]) -> Trial:
+    try:
+        return with_values(trial, values)
+    except ValueError as error:
+        raise ValueError(f"tune: {values_text(values)} for {recipe_name(trial)}: {error}") from error
+
+
+def check_tuning(sweep: Sweep) -> None:
+    """Refuse tuning that cannot work; nothing is trained before that is known.
+
+    Raises:
+        ValueError: what is wrong.
+    """
+    if sweep.tune_members < 1:
+        raise ValueError(f"tune_members={sweep.tune_members}: must be >= 1")
+    if not sweep.tune:
+        return
+    if sweep.search:
+        raise ValueError(
+            f"tune with search={sweep.search}: a search tunes already; leave one of them out, or tune in a "
+            "sweep without search"
+        )
+    for axis, grid in sweep.tune.items():
+        if axis in sweep.axes:
+            raise ValueError(
+                f"axis {axis!r} is tuned over {grid}, so its value cannot be set, too; leave it out of axes "
+                "and --set, or out of tune"
+            )
+        if axis.partition(".")[0] not in TUNABLE or "." not in axis:
+            raise ValueError(
+                f"tune[{axis!r}]: must be a field of a trial's {', '.join(TUNABLE)}, such as 'optimizer.lr'"
+            )
+        if not isinstance(grid, (Times, tuple, list)):
+            raise ValueError(
+                f"tune[{axis!r}] = {grid!r}: must be values, or multiples of each recipe's own; write "
+                "(1e-4, 3e-4, 1e-3) or Times(0.3, 1, 3)"
+            )
+    found = studies(sweep).values()
+    for axis, grid in sweep.tune.items():
+        if not any(axis in study.axes for study in found):
+            with_value(sweep.base, axis, grid[0] if isinstance(grid, (tuple, list)) and grid else 1.0)
+            raise ValueError(f"tune[{axis!r}]: no recipe of the sweep has a value of it; leave it out")
+
+
+def values_text(values: dict[str, Any]) -> str:
+    """A point in words."""
+    return ", ".join(f"{axis}={value}" for axis, value in values.items())
+
+
+def recipe_name(trial: Trial) -> str:
+    """A recipe in words."""
+    factors = trial.factors()
+    words = [factors["task"], factors["method"], f"rank {factors['rank']}" if factors["rank"] else ""]
+    words += [
+        factors["budget"],
+        factors["regularizers"],
+        factors["draws"] if factors["draws"] != "none" else "",
+    ]
+    return " ".join(filter(None, map(str, words)))
