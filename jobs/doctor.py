@@ -113,11 +113,10 @@ def _embedded() -> str:
     from lorae.tasks import RottenTomatoes
     from pipelines.demo import SMOLLM2_135M
 
-    task = RottenTomatoes().located()
-    found = inspect_backbone(SMOLLM2_135M, tasks=[task])
+    found = inspect_backbone(SMOLLM2_135M)
     if found.faults:
         raise ValueError("; ".join(found.faults))
-    return f"{found}; {len(task.examples('test'))} test sentences"
+    return f"{found}; {len(RottenTomatoes().located().examples('test'))} test sentences"
 
 
 def _hub() -> str:

@@ -53,7 +53,7 @@ def run_sweep(
     if search:
         check_search(search, plan, request, local)
     if dry_run or not plan.is_done:
-        plan = replace(plan, backbones=check_backbones(plan.trials))
+        plan = replace(plan, backbones=check_backbones(trial for trial, _ in plan.trials))
     if not plan.is_done:
         refuse(input_faults(plan.trials, MEDIA_SECONDS))
     if dry_run:

@@ -6,9 +6,8 @@ against the config, tokenizer, architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,8 @@ from lorae.files import read_json
 from lorae.methods import Method
 from lorae.shapes import kind_of
 from lorae.sources import Hub, Source, backbone_config, backbone_folder
-from lorae.tasks.base import Head, Split, Task
 from lorae.trial import Trial
 from lorae.weights import INDEX, SINGLE, weight_files
-
-NUM_TEXTS = 16  # of a task's prompts, on which the tokenizer is compared with its file
 
 
 @dataclass(frozen=True)
@@ -40,60 +36,56 @@ class Inspection:
         return f"backbone {self.name}: {'; '.join(self.facts)}"
 
 
-def inspect_backbone(
-    source: Source, methods: Sequence[Method] = (), tasks: Iterable[Task] = ()
-) -> Inspection:
+def inspect_backbone(source: Source, methods: Sequence[Method] = ()) -> Inspection:
     """Look at a backbone's folder, its config and the headers of its files.
 
     Args:
         methods: that shall adapt it; a causal LM is tried with them in a stack.
-        tasks: whose texts it shall read.
     """
     try:
         config = backbone_config(source)
         is_causal = kind_of(config) == "causal"
-    except (ValueError, KeyError) as error:
-        return Inspection(source.label, (), (_words(error),))
+    except ValueError as error:
+        return Inspection(source.label, (), (str(error),))
     looks: list[Callable[[], str]] = []
-    if folder := _folder_at_hand(source):
-        looks += [lambda: _weights(folder, config), lambda: _tokenizer(folder, config, list(tasks))]
     if is_causal:
         looks.append(lambda: _architecture(config, source.label, methods))
+    if folder := _folder_at_hand(source):
+        looks += [lambda: _weights(folder, config), lambda: _tokenizer(folder, config)]
     facts: list[str] = [] if folder else ["its files are not here yet"]
     faults: list[str] = []
     for look in looks:
         try:
             facts.append(look())
-        except (ValueError, KeyError) as error:
-            faults.append(_words(error))
+        except Exception as error:  # of a config that transformers does not understand
+            faults.append(_words(source, error))
     return Inspection(source.label, tuple(facts), tuple(faults))
 
 
-def inspect_backbones(trials: Iterable[tuple[Trial, Sequence[Task]]]) -> Iterator[Inspection]:
-    """Look at every backbone of these trials, and of the tasks that their members predict, too."""
-    methods: dict[Source, dict[Method, None]] = {}
-    tasks: dict[Source, dict[Task, None]] = {}
-    for trial, ood in trials:
-        methods.setdefault(trial.backbone, {})[trial.method] = None
-        tasks.setdefault(trial.backbone, {}).update(dict.fromkeys((trial.task, *ood)))
-    for source, of_source in methods.items():
-        yield inspect_backbone(source, list(of_source), tasks[source])
-
-
-def check_backbones(trials: Iterable[tuple[Trial, Sequence[Task]]]) -> tuple[Inspection, ...]:
-    """The same, where nothing may be wrong.
+def check_backbones(trials: Iterable[Trial]) -> tuple[Inspection, ...]:
+    """Look at every backbone of these trials, where nothing may be wrong.
 
     Raises:
         ValueError: the first fault, and how many more there are.
     """
-    found = tuple(inspect_backbones(trials))
+    methods: dict[Source, dict[Method, None]] = {}
+    for trial in trials:
+        methods.setdefault(trial.backbone, {})[trial.method] = None
+    found = tuple(inspect_backbone(source, tuple(adapt)) for source, adapt in methods.items())
     if faults := [fault for inspection in found for fault in inspection.faults]:
         raise ValueError(faults[0] + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""))
     return found
 
 
-def _words(error: Exception) -> str:
-    return f"config.json lacks {error}" if isinstance(error, KeyError) else str(error)
+def _words(source: Source, error: Exception) -> str:
+    """A fault in one line."""
+    words = " ".join(str(error).split())
+    if type(error) is ValueError:
+        return words
+    return (
+        f"{source.label} cannot be built from its config.json ({type(error).__name__}: {words[:200]}); take "
+        "the checkpoint's own"
+    )
 
 
 def _folder_at_hand(source: Source) -> Path | None:
@@ -125,28 +117,16 @@ def _weights(folder: Path, config: dict[str, Any]) -> str:
     )
 
 
-def _tokenizer(folder: Path, config: dict[str, Any], tasks: Sequence[Task]) -> str:
+def _tokenizer(folder: Path, config: dict[str, Any]) -> str:
     """Of media the processor, whose inputs are compared with what the model reads."""
     from lorae.encoders import read_inputs
     from lorae.tokens import check_embedded, read_tokenizer
 
     if kind_of(config) not in ("causal", "text"):
         return f"{type(read_inputs(folder, config).processor).__name__} beside it"
-    few = [text for task in tasks for text in islice(_texts(task), NUM_TEXTS)]
-    tokenizer = read_tokenizer(folder, few)
-    check_embedded(tokenizer, config["vocab_size"], folder, (text for task in tasks for text in _texts(task)))
+    tokenizer = read_tokenizer(folder)
+    check_embedded(tokenizer, config["vocab_size"], folder)
     return f"{type(tokenizer).__name__} of {len(tokenizer)} ids beside it, {config['vocab_size']} embedded"
-
-
-def _texts(task: Task) -> Iterator[str]:
-    """What a backbone reads of a task, prompt after prompt."""
-    splits: list[Split] = ["test"] if task.train is None else ["train", "validation", "test"]
-    for split in splits:
-        for example in task.examples(split):
-            prompt = task.prompt(example)
-            yield prompt.text
-            if not isinstance(task.scoring, Head):
-                yield from prompt.answers
 
 
 def _architecture(config: dict[str, Any], name: str, methods: Sequence[Method]) -> str:

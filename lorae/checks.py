@@ -30,7 +30,13 @@ def check_recipe(trial: Trial, ood: Sequence[Task], config: dict[str, Any]) -> N
             more cycles than steps, masks that do not exist, more demonstrations than there are examples.
     """
     _check_backbone(trial, config)
-    linears = linear_shapes(config)
+    try:
+        linears = linear_shapes(config)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"config.json of {trial.backbone.label} does not say what its layers are ({error!r}); copy the "
+            "checkpoint's own"
+        ) from error
     layers = adapted_layers(trial.method, linears, trial.backbone.label)
     trial.optimizer.snapshot_steps(trial.budget.num_steps(len(trial.task.examples("train"))))
     if isinstance(trial.method, Full):

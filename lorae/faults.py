@@ -7,20 +7,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorae.backbone_checks import inspect_backbone
 from lorae.checks import check_recipe
-from lorae.methods import InContext
+from lorae.methods import InContext, Method
 from lorae.shapes import kind_of
 from lorae.sources import Hub, Source, backbone_config, backbone_folder, resolve, unreachable
 from lorae.tasks.base import Example, Split, Task
 from lorae.tasks.splits import label_faults, row_faults
 from lorae.trial import Sweep, Trial
-
-# Checks of a backbone's files, each returning its faults; those of `lorae.backbone_checks` belong here
-BACKBONE_CHECKS: tuple[Callable[[Source], list[str]], ...] = ()
 
 TOLD = 3  # examples of a split that cannot be encoded: mostly all cannot, for one reason
 SAMPLED = 8  # examples from the beginning, and longest ones, that are encoded
@@ -35,7 +33,9 @@ def sweep_faults(sweep: Sweep, data_root: Path | None) -> list[str]:
     itself is not looked at."""
     trials = sweep.trials()
     trained = dict.fromkeys(trial.task for trial in trials)
-    faults = [f for source in dict.fromkeys(t.backbone for t in trials) for f in backbone_faults(source)]
+    faults = []
+    for source in dict.fromkeys(t.backbone for t in trials):
+        faults += backbone_faults(source, dict.fromkeys(t.method for t in trials if t.backbone == source))
     for task in dict.fromkeys([*trained, *sweep.ood]):
         faults += data_faults(task, data_root, trained=task in trained)
     if not faults:
@@ -59,14 +59,11 @@ def _noting(faults: list[str]) -> Iterator[None]:
         faults.append(str(error))
 
 
-def backbone_faults(source: Source) -> list[str]:
-    """What is wrong with a backbone's files."""
+def backbone_faults(source: Source, methods: Iterable[Method]) -> list[str]:
+    """What is wrong with a backbone that these methods adapt."""
     faults: list[str] = []
     with _noting(faults):
-        source = resolve(source)
-        backbone_config(source)
-        for check in BACKBONE_CHECKS:
-            faults += check(source)
+        faults += inspect_backbone(resolve(source), tuple(methods)).faults
     return faults
 
 
@@ -131,6 +128,7 @@ def _read_inputs(trial: Trial, ood: Sequence[Task], deadline: float, faults: lis
         if task.modality == "text":
             sample = _sample(examples)
             faults += _equal_prompts(task, sample)
+            faults += _wrong_ids(trial.backbone, task, examples, sample)
             faults += _not_encoded(tokenizer, task, sample, trial.budget.max_tokens, classes)
             continue
         for start in range(0, len(examples), MEDIA_CHUNK):
@@ -149,18 +147,11 @@ def read_tokenizer(source: Source) -> Any:
     Raises:
         ValueError: there is none.
     """
-    from transformers import AutoTokenizer
-
+    from lorae import tokens
     from lorae.encoders import read_inputs
 
     folder, config = _folder_without_weights(source), backbone_config(source)
-    if kind_of(config) != "causal":
-        return read_inputs(folder, config)
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{folder} has no tokenizer that can be read ({reason}); copy it there") from error
+    return tokens.read_tokenizer(folder) if kind_of(config) == "causal" else read_inputs(folder, config)
 
 
 def _folder_without_weights(source: Source) -> Path:
@@ -180,6 +171,22 @@ def _sample(examples: Sequence[Example]) -> list[Example]:
     longest = sorted(examples, key=lambda e: len(e.question) + sum(map(len, e.options)))[-SAMPLED:]
     by_options = {e.options: e for e in examples[: 100 * OPTION_SETS]}
     return list(dict.fromkeys([*examples[:SAMPLED], *longest, *[*by_options.values()][:OPTION_SETS]]))
+
+
+def _wrong_ids(
+    source: Source, task: Task, examples: Sequence[Example], sample: Sequence[Example]
+) -> list[str]:
+    """Why the tokenizer's ids of a task's texts are not those of its file, or not embedded by the model."""
+    from lorae.tokens import check_embedded, check_ids
+
+    tokenizer, folder, faults = read_tokenizer(source), _folder_without_weights(source), []
+    tokenizer = getattr(tokenizer, "processor", tokenizer)  # of an encoder
+    with _noting(faults):
+        check_ids(tokenizer, folder, [task.prompt(e).text for e in sample])
+    with _noting(faults):
+        texts = (text for e in examples for p in [task.prompt(e)] for text in (p.text, *p.answers))
+        check_embedded(tokenizer, backbone_config(source)["vocab_size"], folder, texts)
+    return faults
 
 
 def _equal_prompts(task: Task, examples: Sequence[Example]) -> list[str]:

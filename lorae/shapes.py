@@ -265,7 +265,7 @@ def alike_tokens(config: dict[str, Any]) -> int | None:
     rotary frequencies are those of the longest: LongRoPE (arXiv:2402.13753), dynamic NTK in transformers."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
     ropes = [found, *(value for value in found.values() if isinstance(value, dict))]
-    kinds = {str(rope.get("rope_type", rope.get("type"))) for rope in ropes}
+    kinds = {str(rope.get("rope_type") or rope.get("type")) for rope in ropes}
     longest, limits = config.get("max_position_embeddings"), []
     if kinds & {"longrope", "su"}:
         originals = [place.get("original_max_position_embeddings") for place in (config, *ropes)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorae.files import check_whole, read_json
+from lorae.files import check_whole
 from lorae.shards import listed
 
 LOG = logging.getLogger("lorae")
@@ -26,14 +26,12 @@ PROBES = (
 NUM_PIECES = 64  # of the vocabulary, of which further probes are made
 
 
-def read_tokenizer(folder: Path, texts: Sequence[str] = ()) -> Any:
+def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder in hub layout.
 
     transformers chooses a class by names in the config; where that reads other ids than tokenizer.json says,
     the file is taken as it is.
 
-    Args:
-        texts: on which the two are compared, beside `PROBES`.
     Raises:
         ValueError: there is none, or it cannot be read, or nothing reads the ids of tokenizer.json.
     """
@@ -43,20 +41,17 @@ def read_tokenizer(folder: Path, texts: Sequence[str] = ()) -> Any:
         if (folder / name).is_file():
             check_whole(folder / name)
     tokenizer = _read(AutoTokenizer, folder)
-    names = {name for name in type(tokenizer).vocab_files_names.values() if name}
-    if names and not any((folder / name).is_file() for name in names):
+    names = {FILE, *filter(None, type(tokenizer).vocab_files_names.values())}
+    if type(tokenizer).vocab_files_names and not any((folder / name).is_file() for name in names):
         raise ValueError(f"{folder} has no tokenizer ({' or '.join(sorted(names))}); copy it there")
-    if not (folder / FILE).is_file() or not (difference := differing(tokenizer, folder, texts)):
+    if not (folder / FILE).is_file() or not (difference := _difference(tokenizer, folder, _probes(folder))):
         return tokenizer
     plain = _read(PreTrainedTokenizerFast, folder)
-    if differing(plain, folder, texts):
-        raise ValueError(
-            f"{folder}: {type(tokenizer).__name__} reads {difference!r} as other ids than {FILE} says; take "
-            f"that file, {SETTINGS} and config.json of one checkpoint"
-        )
+    check_ids(plain, folder, _probes(folder))
     LOG.info(
-        "%s: read as tokenizer.json says; %s, which the configs name, reads other ids, of %r for one",
+        "%s: read as %s says; %s, which the configs name, reads other ids, of %r for one",
         folder,
+        FILE,
         type(tokenizer).__name__,
         difference,
     )
@@ -71,30 +66,41 @@ def _read(kind: Any, folder: Path) -> Any:
         raise ValueError(f"{folder} has no tokenizer that can be read ({first}); copy it there") from error
 
 
-def differing(tokenizer: Any, folder: Path, texts: Sequence[str] = ()) -> str | None:
-    """The first text that a tokenizer reads as other ids than tokenizer.json does, if any. What it adds at
-    the ends may differ where its settings say what to add."""
+def check_ids(tokenizer: Any, folder: Path, texts: Sequence[str]) -> None:
+    """Refuse a tokenizer that reads texts as other ids than its folder's tokenizer.json does.
+
+    Raises:
+        ValueError: the text.
+    """
+    if (folder / FILE).is_file() and (text := _difference(tokenizer, folder, texts)):
+        raise ValueError(
+            f"{folder}: {type(tokenizer).__name__} reads {text[:80]!r} as other ids than {FILE} says; take "
+            f"that file, {SETTINGS} and config.json of one checkpoint"
+        )
+
+
+def _difference(tokenizer: Any, folder: Path, texts: Sequence[str]) -> str | None:
+    """The first text with other ids, if any."""
+    ours, theirs = tokenizer(list(texts))["input_ids"], _from_file(folder).encode_batch(list(texts))
+    return next((t for t, ids, encoding in zip(texts, ours, theirs) if ids != encoding.ids), None)
+
+
+def _from_file(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
     raw = Tokenizer.from_file(str(folder / FILE))
     raw.no_truncation()
     raw.no_padding()
-    texts = [*PROBES, *_vocabulary_probes(raw), *texts]
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    both = (False,) if {"add_bos_token", "add_eos_token"} & settings.keys() else (False, True)
-    for special in both:
-        ours = tokenizer(texts, add_special_tokens=special)["input_ids"]
-        for text, ids, encoding in zip(texts, ours, raw.encode_batch(texts, add_special_tokens=special)):
-            if ids != encoding.ids:
-                return text
-    return None
+    return raw
 
 
-def _vocabulary_probes(raw: Any) -> list[str]:
-    """Texts of pieces of the vocabulary, as most words are unknown to a small one."""
+def _probes(folder: Path) -> list[str]:
+    """`PROBES`, and texts of pieces of the vocabulary, as most words are unknown to a small one."""
+    raw = _from_file(folder)
     size = raw.get_vocab_size()
     pieces = [raw.id_to_token(number) or "" for number in range(0, size, max(1, size // NUM_PIECES))]
-    return [" ".join(pieces), "".join(pieces), " ".join(pieces).upper(), " ".join(map(str.title, pieces))]
+    words = " ".join(pieces)
+    return [*PROBES, words, "".join(pieces), words.upper(), words.title()]
 
 
 def check_embedded(tokenizer: Any, num_embedded: int, folder: Path, texts: Iterable[str] = ()) -> None:
