@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.columns import margin
+from analysis.columns import margin, title
 from analysis.estimates import Design, Pool, Subset, estimate
 from analysis.influence import Measured
 from analysis.significance import Estimate, Family
@@ -40,6 +40,7 @@ ROWS = (2, 10, 20)  # of a table
 GAIN = 0.02  # nats
 STORED = 20  # members of each row, of which designs use the first so many
 CONFIDENCES = ((0.5, 1.0), (0.95, 0.99))  # of two calibrated recipes
+ALLOWED = 0.07  # share of tables of equal rows with a verdict
 NOW, BEFORE = "now", "before"
 
 
@@ -255,3 +256,87 @@ def _covered(rows: Sequence[Row], trained: Trained, column: str, recipe: Recipe)
         found = family([row.now[trained, column], row.now[single, column]], column).difference(0, 1)
         covered.append(found.lo is not None and found.hi is not None and found.lo <= truth <= found.hi)
     return covered
+
+
+# For people ------------------------------------------------------------------------------------------------
+
+Chosen = dict[str, Any]  # fields of records and their values
+
+
+def text(found: dict[str, Any]) -> str:
+    """Markdown tables of shares in per cent."""
+    records = [Record(**row | {"trained": Trained(**row["trained"])}) for row in found["records"]]
+    metrics = _by("column", COLUMNS, title)
+    singles, ensembles = (_by("trained", made_from, str) for made_from in (SINGLES, ENSEMBLES))
+    rows, few_rows = (_by("rows", sizes, "{} rows".format) for sizes in (ROWS, ROWS[:2]))
+    sizes = _by("num_examples", NUM_EXAMPLES, "{:,} examples".format)
+    settings = _both(sizes, _by("spread", SPREADS, "spread {:g}".format))
+    false, nll = {"what": "false"}, {"what": "false", "column": "ensemble_nll"}
+    parts = [
+        f"{found['test_sets']} test sets in each setting; shares in per cent, {NOW} / {BEFORE}",
+        "Tables of equal rows with any verdict:",
+        _table(records, metrics, rows, false),
+        _highest(records, false),
+        "The same of NLL:",
+        _table(records, singles | ensembles, rows, nll),
+        _table(records, settings, rows, nll),
+        "Tables of two calibrated recipes, one surer, with a verdict on the calibration error:",
+        _table(records, singles, sizes, {"what": "calibrated"}),
+        f"Differences of {GAIN} nats that are told:",
+        _table(records, singles | ensembles, _both(sizes, few_rows), {"what": "power"}),
+        _table(records, settings, few_rows, {"what": "power"}),
+        "Intervals of M = 4 minus M = 1 that hold the true difference:",
+        _table(records, metrics, ensembles, {"what": "covered"}),
+    ]
+    return "\n\n".join(parts)
+
+
+def _by(field: str, values: Sequence[Any], head: Callable[[Any], str]) -> dict[str, Chosen]:
+    return {head(value): {field: value} for value in values}
+
+
+def _both(first: dict[str, Chosen], second: dict[str, Chosen]) -> dict[str, Chosen]:
+    return {f"{a}, {b}": first[a] | second[b] for a, b in itertools.product(first, second)}
+
+
+def _table(records: Sequence[Record], down: dict[str, Chosen], across: dict[str, Chosen], of: Chosen) -> str:
+    """Mean shares now and, if there are any, before."""
+    lines = [f"| | {' | '.join(across)} |", "| --- |" + " ---: |" * len(across)]
+    for head, chosen in down.items():
+        cells = []
+        for other in across.values():
+            rates = [_rate(records, of | chosen | other | {"procedure": one}) for one in (NOW, BEFORE)]
+            cells.append(" / ".join(f"{100 * rate[0]:.1f}" for rate in rates if rate))
+        lines.append(f"| {head} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rate(records: Sequence[Record], of: Chosen) -> tuple[float, float] | None:
+    """Mean share of the chosen cells, and its standard error over test sets."""
+    on_one = defaultdict(list)
+    for record in records:
+        if all(getattr(record, field) == value for field, value in of.items()):
+            for number, share in enumerate(record.shares):
+                on_one[record.num_examples, record.spread, number].append(share)
+    if not on_one:
+        return None
+    means = [float(np.mean(shares)) for shares in on_one.values()]
+    return float(np.mean(means)), float(np.std(means)) / max(len(means) - 1, 1) ** 0.5
+
+
+def _highest(records: Sequence[Record], of: Chosen) -> str:
+    """The settings in which today's tables are wrong most often, and how many have too many by any chance."""
+    cells = []
+    for record in records:
+        if record.what == of["what"] and record.procedure == NOW:
+            rate, error = _rate([record], {}) or (0.0, 0.0)
+            cells.append((rate, error, record))
+    above = sum(rate - 3 * error > ALLOWED for rate, error, _ in cells)
+    first = sorted(cells, key=lambda cell: -cell[0])[:3]
+    named = "; ".join(
+        f"{100 * rate:.1f} (standard error {100 * error:.1f}): {title(one.column)}, {one.rows} rows, "
+        f"{one.num_examples:,} examples, spread {one.spread}, {one.trained}"
+        for rate, error, one in first
+    )
+    beyond = f"{above} are above {100 * ALLOWED:.0f} by three standard errors"
+    return f"Of {len(cells)} cells {beyond}. Highest: {named}"
