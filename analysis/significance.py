@@ -27,7 +27,7 @@ from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from lorae.metrics.summary import Direction
 
@@ -265,7 +265,7 @@ def _of_trainings(moves: Sequence[Moves | None]) -> np.ndarray:
 
 def _half_width(score: float, variances: np.ndarray, df: np.ndarray) -> float:
     """Half-width of the interval whose tails are those of a normal score."""
-    quantiles = stats.t.isf(stats.norm.sf(score), df)
+    quantiles = special.stdtrit(df, special.ndtr(-score))  # scipy.stats takes forty times as long
     return float(np.sqrt(quantiles**2 @ variances))
 
 

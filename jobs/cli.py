@@ -14,6 +14,7 @@
     lorae export MEMBER DIR                        a member as a PEFT adapter
     lorae bench all                                speed and memory here, beside PEFT and the machine's limit
     lorae bench analysis                           the same of metrics, tables and bootstrap
+    lorae bench verdicts                           how often verdicts are wrong, by simulation
 
 Exit codes: 0 all done, 1 some members or checks failed (the rest is kept), 2 wrong usage, 130 stopped by
 Ctrl-C or SIGTERM (what ran is saved; once more exits at once).
@@ -187,6 +188,13 @@ def _parser() -> argparse.ArgumentParser:
         "--examples", type=int, default=1000, metavar="N", help="test examples (default: 1000)"
     )
     analysis.set_defaults(run=_bench_analysis)
+    verdicts = parts.add_parser(
+        "verdicts", parents=[as_json], help="how often equal rows are told apart, and true gains found"
+    )
+    verdicts.add_argument(
+        "--test-sets", type=int, default=1, metavar="N", help="in each setting; 3 minutes each (default: 1)"
+    )
+    verdicts.set_defaults(run=_bench_verdicts)
     for name, what in BENCHES.items():
         part = parts.add_parser(name, parents=[data_root, as_json], help=what)
         part.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
@@ -332,6 +340,16 @@ def _bench_analysis(arguments: argparse.Namespace) -> int:
     from jobs.bench.analysis import measure, text
 
     found = measure(arguments.examples)
+    print(json.dumps(found, indent=1) if arguments.json else text(found))
+    return 0
+
+
+def _bench_verdicts(arguments: argparse.Namespace) -> int:
+    import json
+
+    from jobs.bench.verdicts import measure, text
+
+    found = measure(arguments.test_sets)
     print(json.dumps(found, indent=1) if arguments.json else text(found))
     return 0
 
