@@ -14,13 +14,12 @@ import pytest
 from toys import OPTIONS, Colours, colour_rows, write_split
 
 from jobs.cli import main
-from lorae import faults
-from lorae.faults import input_faults, sweep_faults
+from lorae.faults import input_faults
 from lorae.methods import InContext
 from lorae.sources import Files
 from lorae.tasks import Example, OptionLikelihood, Scoring
 from lorae.tasks.base import Prompt
-from lorae.trial import Budget, Sweep, Trial
+from lorae.trial import Budget, Trial
 
 SWEEP_FILE = """
 from toys import Colours, Greys
@@ -125,14 +124,6 @@ def test_an_override_is_checked_with_the_file(write: Any, capsys: pytest.Capture
     assert main(["check", *words, "--set", "method.rank=2,99"]) == 1
     assert "rank=99" in capsys.readouterr().out
     assert main(["check", *words, "--set", "method.rnk=2"]) == 2
-
-
-def test_checks_of_backbones_belong_to_the_report(
-    monkeypatch: pytest.MonkeyPatch, tiny_llama: Files, data_root: Path
-) -> None:
-    monkeypatch.setattr(faults, "BACKBONE_CHECKS", (lambda s: [f"{s.label} lacks a weight", "and a tensor"],))
-    sweep = Sweep(base=Trial(backbone=tiny_llama, task=Colours(), precision="fp32"))
-    assert sweep_faults(sweep, data_root) == [f"{tiny_llama.label} lacks a weight", "and a tensor"]
 
 
 # Tokens
