@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.columns import margin, title
+from analysis.columns import MARGINS, margin_name, title
 from analysis.estimates import Design, Pool, Subset, estimate
 from analysis.influence import Measured
 from analysis.significance import Estimate, Family
@@ -225,7 +225,7 @@ def _false(what: str, tables: Sequence[Sequence[Row]], trained: Trained, column:
 
 def family(estimates: Sequence[Estimate | None], column: str) -> Family[int]:
     """A column of a table whose rows are their places."""
-    return Family({place: one for place, one in enumerate(estimates) if one}, margin(column))
+    return Family({place: one for place, one in enumerate(estimates) if one}, MARGINS[margin_name(column)])
 
 
 def tells_any(found: Family[int]) -> bool:
