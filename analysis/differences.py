@@ -14,6 +14,7 @@ All read their differences off the families of pairs that the comparison table i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ from lorae.trial import Budget
 
 INTERVALS = (
     f"Difference [simultaneous {1 - ALPHA:.0%} interval over test examples and trainings, one family of all "
-    "pairs of each column]; bold: it excludes 0; ≈: equivalent, it lies within the margin ({margins})."
+    "pairs of each column], of calibration errors of their roots; bold: it excludes 0; ≈: equivalent, it "
+    "lies within the margin ({margins})."
 )
 FLIPS = "Flips: test answers that only the line has right, and only its baseline, expected over ensembles."
 
@@ -274,8 +276,9 @@ def _difference(
     for column in columns:
         if column.kind == "difference":
             family = trials.estimates.family(cells, column.name)
-            both = {cell, baseline} <= family.rows.keys()
-            line[column.name] = family.difference(cell, baseline) if both else Entry(None)
+            both = [family.rows[one] for one in (cell, baseline) if one in family.rows]
+            told = len(both) == 2 and all(math.isfinite(one.value) for one in both)
+            line[column.name] = family.difference(cell, baseline) if told else Entry(None)
     return line
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from lorae.metrics import calibration, proper
 from lorae.metrics.probability import checked
@@ -60,9 +61,15 @@ def of_squared_error(logp_NC: np.ndarray, labels_N: np.ndarray) -> Measured:
 
 def of_separation(in_N: np.ndarray, ood_N: np.ndarray) -> Measured:
     """AUROC of a score, over the N_in and then the N_ood examples. Source: DeLong et al. 1988, Biometrics."""
-    below_ood, above_in = _placements(in_N, ood_N), 1 - _placements(ood_N, in_N)
-    found = [of_mean(above_in), of_mean(below_ood)]
-    return Measured(found[1].value, np.concatenate([part.examples for part in found]))
+    above_in, below_ood = of_mean(1 - _placements(ood_N, in_N)), of_mean(_placements(in_N, ood_N))
+    if min(len(in_N), len(ood_N)) < 2:
+        return Measured(below_ood.value, np.zeros(0))
+    return Measured(below_ood.value, np.concatenate([_widened(above_in), _widened(below_ood)]))
+
+
+def _widened(of_side: Measured) -> np.ndarray:
+    """Contributions of one side of an AUROC, which has degrees of freedom of its own."""
+    return of_side.examples * stats.t.isf(0.025, len(of_side.examples) - 1) / stats.norm.isf(0.025)
 
 
 def _placements(reference: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -43,6 +43,10 @@ _RECOMPUTED = {*METRICS, *SCALED, "validation_nll"}
 Columns = dict[str, Measured]  # column -> metric of one ensemble
 
 
+class _NotStored(ValueError):
+    """Logits are missing or damaged."""
+
+
 class Estimates:
     """Estimates of a sweep's cells, each computed once.
 
@@ -59,8 +63,8 @@ class Estimates:
         self.lacking: list[str] = []  # what is not stored, so that rows tell of their own members alone
         self._largest: dict[str, Row] = {}
         for row in rows:
-            known = self._largest.setdefault(_recipe(row), row)
-            if row["members"] > known["members"] and not is_soup(row):
+            known = self._largest.get(_recipe(row))
+            if not is_soup(row) and (known is None or row["members"] > known["members"]):
                 self._largest[_recipe(row)] = row
         self._found: dict[tuple[Cell, str], Estimate | None] = {}
         self._families: dict[tuple[tuple[Cell, ...], str], Family[Cell]] = {}
@@ -74,7 +78,7 @@ class Estimates:
         if (cell, column) not in self._found:
             try:
                 found = self._measured_beside(cell, column)
-            except ValueError as error:
+            except _NotStored as error:
                 found = {column: _of_rows(cell, column)}
                 note = f"numbers of each row's own members, without verdicts: {error}"
                 self.lacking += [note] * (note not in self.lacking)
@@ -98,7 +102,7 @@ class Estimates:
                 raise ValueError(f"{column} is not tested: {', '.join(TESTED)} and AUROCs are")
             found = {cell: self.of(cell, column) for cell in cells}
             rows = {cell: estimate for cell, estimate in found.items() if estimate}
-            self._families[key] = Family(rows, self.margin(column))
+            self._families[key] = Family(rows, self.margin(column), is_share=column == "acc")
         return self._families[key]
 
     def margin(self, column: str) -> float:
@@ -178,6 +182,7 @@ class Estimates:
 
         names = [*METRICS, *SCALED, "validation_nll"]
         names += [f"{n}{OOD_SEPARATOR}{task}" for task in ood_sets(cell.rows[0]) for n in OOD_METRICS]
+        names = [name for name in names if _source(name) is None]  # the others know their chance
         return self._from_pools(cell, measure, names, is_tested=False)
 
     def _from_pools(
@@ -195,7 +200,9 @@ class Estimates:
                 design = replace(design, deleted=())
             pools.append((row["seed"], design, remembered))
         exchangeable = all(row["diversity"] == INDEPENDENT and not is_soup(row) for row in cell.rows)
-        return {name: _estimate(pools, name, bool(cell.members), exchangeable) for name in names}
+        return {
+            name: _estimate(pools, name, bool(cell.members), exchangeable, name in SQUARES) for name in names
+        }
 
     # Reading ----------------------------------------------------------------------------------------------
 
@@ -207,7 +214,7 @@ class Estimates:
         return Design.of(size, row["members"], max(2 * size, min(MAX_SUBSETS, MAX_NUMBERS // numbers)))
 
     def _pool_row(self, row: Row) -> Row:
-        return self._largest[_recipe(row)]
+        return row if is_soup(row) else self._largest[_recipe(row)]
 
     def _num_classes(self, row: Row) -> int:
         return self._predictions(*self._address(row, "test")).logits_MNC.shape[2]
@@ -227,7 +234,10 @@ class Estimates:
         return Predictions(whole.logits_MNC[draws], whole.labels_N, whole.example_ids)
 
     def _read(self, folders: tuple[str, ...], eval_set: str) -> Predictions:
-        return self.store.predictions(folders, eval_set)
+        try:
+            return self.store.predictions(folders, eval_set)
+        except ValueError as error:
+            raise _NotStored(str(error)) from error
 
 
 def _recipe(row: Row) -> str:
@@ -250,6 +260,7 @@ def _estimate(
     name: str,
     is_trained: bool,
     exchangeable: bool,
+    root: bool,
 ) -> Estimate | None:
     """One column from what the subsets of each pool have; None where one of them does not have it."""
     found = [
@@ -260,15 +271,15 @@ def _estimate(
     if any(one is None for one in values):
         return None
     if not all(math.isfinite(one.value) for one in values if one):
-        return Estimate(math.inf, NOTHING, num_trainings=1)
+        return Estimate(math.inf, NOTHING)
     if not is_trained:  # the backbone is one model, which no training moves
         (whole,) = [one for one in values if one]
-        return Estimate(whole.value, whole.examples, root=name in SQUARES)
+        return Estimate(whole.value, whole.examples, root=root)
     of_seeds = [
         Pool(seed, design, cast(Callable[[Subset], Measured], measured_of.__getitem__))
         for (seed, design, _), measured_of in zip(pools, found, strict=True)
     ]
-    return estimate(of_seeds, exchangeable=exchangeable, root=name in SQUARES)
+    return estimate(of_seeds, exchangeable=exchangeable, root=root)
 
 
 def _of_rows(cell: Cell, column: str) -> Estimate | None:
@@ -280,4 +291,4 @@ def _of_rows(cell: Cell, column: str) -> Estimate | None:
         (row["seed"], Design(1, ((),)), lambda _, value=value: {column: Measured(float(value), NOTHING)})
         for row, value in zip(cell.rows, values, strict=True)
     ]
-    return _estimate(pools, column, is_trained=True, exchangeable=False)
+    return _estimate(pools, column, is_trained=True, exchangeable=False, root=False)

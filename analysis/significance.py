@@ -33,6 +33,9 @@ from lorae.metrics.summary import Direction
 
 ALPHA = 0.05  # of the simultaneous intervals (1 - ALPHA) and the verdicts
 DRAWS = 10_000  # of the largest statistic under "all rows are equal"
+ROUNDING = (
+    1e-6  # of a difference, relative, where no variance is told: below it variances are lost to rounding
+)
 BLOCK_NUMBERS = 1_000_000  # draws x pairs at once
 MAX_NUMBERS = 10_000_000  # draws x pairs; of more pairs fewer draws, and at least 1,000
 
@@ -71,8 +74,8 @@ class Estimate:
 
     @property
     def mean(self) -> float:
-        """What is shown."""
-        return signed_root(self.value) if self.root else self.value
+        """What is shown: of a square that chance took below 0 the root of 0."""
+        return root_of(self.value) if self.root else self.value
 
     @property
     def stderr(self) -> float | None:
@@ -83,7 +86,7 @@ class Estimate:
         error = float(np.sqrt(sum(row[0] ** 2 for row in moved.values())))
         if not self.root:
             return error
-        return (signed_root(self.value + error) - signed_root(self.value - error)) / 2
+        return (root_of(self.value + error) - root_of(self.value - error)) / 2
 
     @property
     def is_of_these(self) -> bool:
@@ -96,9 +99,9 @@ class Estimate:
         return len(self.examples) > 1 and not self.is_of_these
 
 
-def signed_root(square: float) -> float:
-    """Square root that keeps the sign of an unbiased estimate of a square, which may be below 0."""
-    return float(np.sign(square) * np.sqrt(abs(square)))
+def root_of(square: float) -> float:
+    """What a square is shown as: its root, 0 of one that chance took below 0."""
+    return float(np.sqrt(max(square, 0.0)))
 
 
 # Differences ---------------------------------------------------------------------------------------------
@@ -125,31 +128,37 @@ class Family(Generic[Row]):
     Args:
         rows: their estimates, which share the order of their examples.
         margin: the largest difference that does not matter, in the unit of the metric.
+        is_share: the metric is a share of right answers. Where few of them differ, their variance is told
+            too low to call two rows equivalent; then it is taken to be what it is at the margin, at least
+            m - m^2 for a paired difference of 1, 0 or -1 with mean m.
     Raises:
         ValueError: the margin is not above 0.
     """
 
     rows: Mapping[Row, Estimate]
     margin: float
+    is_share: bool = False
 
     def __post_init__(self) -> None:
         if not self.margin > 0:
             raise ValueError(f"margin={self.margin}: must be > 0, the largest difference that is none")
 
     def difference(self, row: Row, baseline: Row) -> Difference:
-        """`row` minus `baseline`."""
+        """`row` minus `baseline`; of squares, on the scale of their roots."""
         a, b = self.rows[row], self.rows[baseline]
-        value, square = a.mean - b.mean, a.value - b.value
         if row == baseline or row not in self._place or baseline not in self._place:
-            return Difference(value)
-        sources = self._sources[:, :, self._place[row], self._place[baseline]]
-        score = _score(square, *sources)
-        p_value = float(1 + np.sum(self._largest >= score)) / (len(self._largest) + 1)
-        half = _half_width(self._critical, *sources)
-        lo, hi = square - half, square + half
-        if a.root:
-            lo, hi = (_difference_of_roots(end, a.value + b.value) for end in (lo, hi))
-        return Difference(value, lo, hi, p_value, self._verdict(lo, hi))
+            return Difference(a.mean - b.mean)
+        variances, df = self._sources[:, :, self._place[row], self._place[baseline]]
+        square = self._gap(row, baseline)
+        half = _half_width(self._critical, variances, df)
+        ends = (square, square - half, square + half)
+        value, lo, hi = (_difference_of_roots(end, a.value + b.value) for end in ends) if a.root else ends
+        verdict: Verdict = "undecided"
+        if lo > 0 or hi < 0:
+            verdict = "higher" if lo > 0 else "lower"
+        elif -self.margin < lo and hi < self.margin and self._is_told_equal(square, variances, df):
+            verdict = "equivalent"
+        return Difference(value, lo, hi, self._p_value(_score(square, variances, df)), verdict)
 
     def marks(self, direction: Direction) -> dict[Row, Mark]:
         """Each row against the best of those that can be told: "worse" than it, "equivalent", or "undecided".
@@ -160,20 +169,35 @@ class Family(Generic[Row]):
         sign = {"lower": 1, "higher": -1}[direction]
         if not self._place:
             return {}
-        best = min(self._place, key=lambda row: sign * self.rows[row].value)
+        best = min(self._place, key=lambda row: sign * self.rows[row].mean)
         found: dict[Row, Mark] = {}
         for row in self._place:
             verdict = self.difference(row, best).verdict
             worse = verdict == ("higher" if direction == "lower" else "lower")
             found[row] = "worse" if worse else "equivalent" if verdict == "equivalent" else "undecided"
-            if self.rows[row].value == self.rows[best].value:
+            if self.rows[row].mean == self.rows[best].mean or self._gap(row, best) == 0:
                 found[row] = "best"
         return found
 
-    def _verdict(self, lo: float, hi: float) -> Verdict:
-        if lo > 0 or hi < 0:
-            return "higher" if lo > 0 else "lower"
-        return "equivalent" if -self.margin < lo and hi < self.margin else "undecided"
+    def _gap(self, row: Row, baseline: Row) -> float:
+        """Difference of two values; 0 for rows that differ by rounding, which no variance is told of."""
+        a, b = self.rows[row].value, self.rows[baseline].value
+        moved = self._sources[0, :, self._place[row], self._place[baseline]].any()
+        return a - b if moved or abs(a - b) > ROUNDING * max(abs(a), abs(b)) else 0.0
+
+    def _is_told_equal(self, square: float, variances: np.ndarray, df: np.ndarray) -> bool:
+        """Whether the variances are no underestimates that make a small difference look sure."""
+        if not self.is_share:
+            return square == 0 or bool(variances.any())
+        least = (self.margin - self.margin**2) / df[0]
+        at_margin = np.maximum(variances, [least, 0, 0, 0])
+        return abs(square) + _half_width(self._critical, at_margin, df) < self.margin
+
+    def _p_value(self, score: float) -> float:
+        """Adjusted for all pairs; it is at most ALPHA where the interval excludes 0."""
+        share = float(1 + np.sum(self._largest >= score)) / (len(self._largest) + 1)
+        alone = float(2 * stats.norm.sf(score))
+        return float(np.clip(share, alone, min(1.0, alone * self._num_pairs)))
 
     @cached_property
     def _place(self) -> dict[Row, int]:
@@ -189,7 +213,7 @@ class Family(Generic[Row]):
         examples_KN = np.array([e.examples for e in estimates])
         by_member = np.array([e.members is not None or not e.num_trainings for e in estimates])
         of_members = _of_trainings([e.members for e in estimates])
-        of_seeds = _of_trainings([e.seeds for e in estimates])
+        of_seeds = _of_trainings([e.seeds or _apart(e.members) for e in estimates])
         found = np.where(by_member[:, None] & by_member, of_members, of_seeds)  # (7, K, K)
         variances, df, crossed = found[:3], found[3:6], found[6]
         of_examples = _squared_distances(examples_KN)
@@ -197,30 +221,34 @@ class Family(Generic[Row]):
         df_of_examples = np.full_like(alone, max(examples_KN.shape[1] - 1, 1))
         return np.array([[alone, *variances], [df_of_examples, *df]])
 
+    @property
+    def _num_pairs(self) -> int:
+        return max(1, len(self._place) * (len(self._place) - 1) // 2)
+
     @cached_property
     def _critical(self) -> float:
-        """What the largest difference's normal score exceeds with probability ALPHA if all rows are equal."""
-        num_pairs = max(1, len(self._place) * (len(self._place) - 1) // 2)
-        bonferroni = stats.norm.isf(ALPHA / 2 / num_pairs)
-        one_pair = stats.norm.isf(ALPHA / 2)
-        return float(np.clip(np.quantile(self._largest, 1 - ALPHA), one_pair, bonferroni))
+        """What the largest difference's normal score exceeds with probability ALPHA if all rows are equal; at
+        least as of one pair, at most Bonferroni's."""
+        last = int(ALPHA * (len(self._largest) + 1)) - 1
+        of_all = np.sort(self._largest)[::-1][last]
+        return float(np.clip(of_all, stats.norm.isf(ALPHA / 2), stats.norm.isf(ALPHA / 2 / self._num_pairs)))
 
     @cached_property
     def _largest(self) -> np.ndarray:
         """Draws of the largest |difference| over all pairs if all rows are equal, each as a normal score.
 
         Differences follow the rows' covariance; the variances that they are divided by are drawn for each
-        pair apart, with Satterthwaite's degrees of freedom, which makes the largest rather too large.
+        pair apart, with Satterthwaite's degrees of freedom.
         """
         num = len(self._place)
         first, second = np.triu_indices(num, 1)
         if not len(first):
-            return np.zeros(1)
+            return np.zeros(DRAWS)
         variances, df = self._sources[:, :, first, second]
         kept = variances.sum(axis=0) > 0
         first, second, variances, df = first[kept], second[kept], variances[:, kept], df[:, kept]
         if not len(first):
-            return np.zeros(1)
+            return np.zeros(DRAWS)
         df_P = np.minimum(variances.sum(axis=0) ** 2 / np.sum(variances**2 / df, axis=0), 1e6)
         root_KK = self._covariance_root()
         error_P = np.sqrt(np.sum((root_KK[first] - root_KK[second]) ** 2, axis=1))
@@ -263,6 +291,11 @@ def _of_trainings(moves: Sequence[Moves | None]) -> np.ndarray:
     return np.array([paired, alone, alone.T, *df, crossed])
 
 
+def _apart(members: Moves | None) -> Moves | None:
+    """Members as trainings of their own, beside rows of which only seeds are known, which are member 0."""
+    return members and {(seed, member + 1): row for (seed, member), row in members.items()}
+
+
 def _half_width(score: float, variances: np.ndarray, df: np.ndarray) -> float:
     """Half-width of the interval whose tails are those of a normal score."""
     quantiles = special.stdtrit(df, special.ndtr(-score))  # scipy.stats takes forty times as long
@@ -289,8 +322,8 @@ def _squared_distances(x_KN: np.ndarray) -> np.ndarray:
 
 
 def _normal_scores(t: np.ndarray, df: np.ndarray) -> np.ndarray:
-    """|z| with the tail of |t| at df degrees of freedom, to about 1e-2. Source: Wallace 1959, eq. 6.3."""
-    return np.sqrt(df * np.log1p(t**2 / df)) * (8 * df + 1) / (8 * df + 3)
+    """|z| with the tail of |t| at df degrees of freedom."""
+    return -special.ndtri(special.stdtr(df, -np.abs(t)))
 
 
 def _table(moves: Sequence[Moves | None]) -> np.ndarray:

@@ -7,6 +7,7 @@ Which factors are columns is found from the rows; those that never vary are name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,10 +114,12 @@ def notes(trials: Trials, cells: Sequence[Cell]) -> tuple[str, ...]:
     found += trials.estimates.lacking
     found += [f"no temperature-scaled metrics of {cell.name}: {flag}" for flag, cell in flags.items()]
     scaled_or_not = [trials.estimates.of(cell, name) for cell in cells for name in SQUARES]
-    if any(of and of.value < 0 for of in scaled_or_not):
-        found.append(
-            "a debiased CE below 0 is 0 but for chance: its square has no bias, so it falls on both sides"
-        )
+    if any(of and of.root and of.value < 0 for of in scaled_or_not):
+        found.append("a debiased CE of 0.000: these examples show none, its square is at or below 0")
+    if any(
+        of and math.isinf(of.value) for cell in cells if (of := trials.estimates.of(cell, "ensemble_nll"))
+    ):
+        found.append("an NLL of ∞: a gold class has probability 0")
     found += dict.fromkeys(draws.note for cell in cells if (draws := cell.draws) and draws.note)
     return (*found, *(f"missing: {what}" for what in trials.missing))
 
@@ -182,8 +185,8 @@ def entry(trials: Trials, cell: Cell, column: str, mark: Mark | None = None) -> 
     found: Estimate | None = trials.estimates.of(cell, column)
     if found is None:
         return Entry(None)
-    is_tested = trials.estimates.is_tested(column)
-    return Entry(found.mean, found.stderr, mark, is_of_these=is_tested and found.is_of_these)
+    is_compared = found.is_comparable or math.isinf(found.value) or not trials.estimates.is_tested(column)
+    return Entry(found.mean, found.stderr, mark, is_of_these=not is_compared)
 
 
 def setting(trials: Trials) -> str:

@@ -16,6 +16,7 @@ from sweeps import COMMAND, make_sweep, predict_later, tabulate, toy_trials
 
 from analysis.data import Cell, load_trials
 from analysis.differences import ensembling
+from analysis.pooling import Estimates
 from analysis.rows import eval_sets, fill_command
 from analysis.table import comparison
 from lorae.regularizers import KL
@@ -280,3 +281,31 @@ def test_models_have_the_names_of_the_field(method, draws, members, name):
 def test_mean_weights_are_a_soup(method, members, name):
     factors = {"method": method, "draws": "none", "members": members, "combine": "weights"}
     assert Cell(factors, ()).name == name
+
+
+# Estimates ------------------------------------------------------------------------------------------------
+
+
+def test_numbers_do_not_depend_on_which_is_asked_first(storage):
+    """Also the untested columns are computed beside others, which must not take their place."""
+    one, other = load_trials(storage, "toy"), load_trials(storage, "toy")
+    names = ["debiased_ce15", "acc", "ensemble_nll", "ece15", "validation_nll"]
+    for cell, same in zip(one.cells, other.cells, strict=True):
+        first = {name: one.estimates.of(cell, name) for name in names}
+        last = {name: other.estimates.of(same, name) for name in reversed(names)}
+        for name in names:
+            a, b = first[name], last[name]
+            assert a is not None and b is not None and a.mean == b.mean, name
+            assert len(a.examples) == len(b.examples), name
+
+
+def test_a_soup_is_no_pool_of_its_members(storage):
+    trials = load_trials(storage, "toy")
+    rows = [row for row in trials.rows if row["regularizers"] == "none" and row["seed"] == 0]
+    (three,) = (row for row in rows if row["members"] == 3)
+    soup_first = [three | {"combine": "weights", "trial_id": "soup"}, *rows]
+    single = cell_of(trials.cells, members=1, regularizers="none")
+    alone = replace(single, rows=single.rows[:1])
+    plain, mixed = Estimates(trials.store, rows, {}), Estimates(trials.store, soup_first, {})
+    assert plain.of(alone, "acc").mean == mixed.of(alone, "acc").mean
+    assert mixed.num_trainings(alone) == 3

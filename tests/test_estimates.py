@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn.metrics import roc_auc_score
 
 from analysis.data import Cell
@@ -184,8 +185,10 @@ def test_contributions_to_an_auroc_are_those_of_delong():
         roc_auc_score(np.repeat([0, 1], [50, 30]), np.concatenate([in_N, ood_N]))
     )
     above = (ood_N[:, None] > in_N) + 0.5 * (ood_N[:, None] == in_N)
-    expected = np.var(above.mean(axis=0), ddof=1) / 50 + np.var(above.mean(axis=1), ddof=1) / 30
-    assert np.sum(found.examples**2) == pytest.approx(expected)
+    shares = [np.var(above.mean(axis=axis), ddof=1) / num for axis, num in ((0, 50), (1, 30))]
+    widened = [scipy.stats.t.isf(0.025, num - 1) / scipy.stats.norm.isf(0.025) for num in (50, 30)]
+    assert np.sum(found.examples**2) == pytest.approx(np.square(widened) @ shares)
+    assert len(of_separation(in_N, ood_N[:1]).examples) == 0
 
 
 def test_the_squared_calibration_error_is_unbiased_however_sure_the_model_is():

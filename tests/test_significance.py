@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from analysis.estimates import Design, Pool, estimate
-from analysis.influence import of_mean
-from analysis.significance import Difference, Estimate, Family, holm, signed_root
+from analysis.influence import Measured, of_mean
+from analysis.significance import Difference, Estimate, Family, holm, root_of
 
 
 def untrained(value_N: np.ndarray) -> Estimate:
@@ -129,7 +129,7 @@ def test_squares_are_tested_as_squares_and_shown_as_roots():
     found = family.difference("a", "b")
     assert found.value == pytest.approx(0.1) and found.lo is not None and found.hi is not None
     assert found.lo < found.value < found.hi and found.hi - found.lo < 0.01
-    assert [signed_root(x) for x in (0.04, -0.04, 0)] == [0.2, -0.2, 0]
+    assert [root_of(x) for x in (0.04, -0.04, 0)] == [0.2, 0, 0]
 
 
 @pytest.mark.parametrize("margin", [0, -0.1, float("nan")])
@@ -167,3 +167,74 @@ def test_a_true_difference_is_found():
 def test_holm_against_the_definition():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def by_seed(values_S: list[float], num: int = 100) -> Estimate:
+    """A metric that varies over seeds alone, of rows whose members share a stream."""
+    pools = [
+        Pool(seed, Design.of(1, 1), lambda _, value=value: Measured(value, np.zeros(num)))
+        for seed, value in enumerate(values_S)
+    ]
+    return estimate(pools, exchangeable=False)
+
+
+def test_ten_equal_rows_of_two_seeds_are_told_apart_in_at_most_five_per_cent():
+    """One degree of freedom: the largest statistic's distribution must have the tail of t, not about it."""
+    rng, false = np.random.default_rng(0), 0
+    for _ in range(200):
+        family = Family({k: by_seed(list(rng.normal(size=2))) for k in range(10)}, 1e-9)
+        pairs = itertools.combinations(range(10), 2)
+        false += any(family.difference(a, b).verdict in ("lower", "higher") for a, b in pairs)
+    assert false <= 18  # of 200, expected at most 10
+
+
+def test_a_row_known_by_members_keeps_its_variance_beside_one_known_by_seeds():
+    rng = np.random.default_rng(1)
+    members = trained(np.repeat(rng.normal(size=(4, 1)), 50, axis=1))
+    seeds = by_seed([0.0, 1e-6, -1e-6], num=50)
+    found = Family({"members": members, "seeds": seeds}, 0.01).difference("members", "seeds")
+    assert found.lo is not None and found.hi is not None and members.stderr is not None
+    assert (found.hi - found.lo) / 2 >= 3.18 * members.stderr * 0.99  # t of three degrees of freedom
+
+
+def test_rows_that_differ_by_rounding_are_equal():
+    value_N = np.random.default_rng(2).normal(size=1000)
+    family = Family({"a": untrained(value_N), "b": untrained(value_N + 1e-9)}, 0.01)
+    found = family.difference("b", "a")
+    assert (found.value, found.verdict) == (0, "equivalent") and set(family.marks("lower").values()) == {
+        "best"
+    }
+
+
+def test_a_sure_difference_has_a_small_p_value():
+    family = Family({"right": untrained(np.ones(50)), "wrong": untrained(np.zeros(50))}, 0.01, is_share=True)
+    found = family.difference("right", "wrong")
+    assert found.verdict == "higher" and found.p_value is not None and found.p_value < 0.001
+
+
+@pytest.mark.parametrize("num, verdict", [(64, "undecided"), (4000, "equivalent")])
+def test_two_rows_of_the_same_answers_are_equivalent_only_on_many(num, verdict):
+    """No answer differs among 64 in half of the samples even if the true difference is 0.01."""
+    rows = {name: untrained((np.arange(num) % 8 > 0).astype(float)) for name in "ab"}
+    assert Family(rows, 0.01, is_share=True).difference("a", "b").verdict == verdict
+
+
+def test_p_values_agree_with_intervals():
+    rng = np.random.default_rng(3)
+    for num_rows in (2, 6):
+        for _ in range(40):
+            rows = {k: by_seed(list(rng.normal(k / 3, 0.1, size=3)), 20) for k in range(num_rows)}
+            family = Family(rows, 1e-9)
+            for a, b in itertools.combinations(rows, 2):
+                found = family.difference(a, b)
+                assert found.p_value is not None and found.lo is not None and found.hi is not None
+                assert (found.p_value <= 0.05) == (found.lo > 0 or found.hi < 0)
+
+
+def test_a_difference_of_roots_lies_in_its_interval():
+    noise = np.random.default_rng(4).normal(0, 1e-6, 1000)
+    rows = {"a": Estimate(-1e-4, noise, root=True), "b": Estimate(1e-4, -noise, root=True)}
+    family = Family(rows, 0.001)
+    found = family.difference("a", "b")
+    assert found.lo is not None and found.hi is not None and found.lo <= found.value <= found.hi
+    assert rows["a"].mean == 0 and family.marks("lower")["a"] == "best"

@@ -17,7 +17,7 @@ from scipy import optimize, special
 
 from analysis.estimates import Subset
 from analysis.influence import Measured, measured, of_separation
-from analysis.significance import signed_root
+from analysis.significance import root_of
 from lorae.ensemble import cross_fitted
 from lorae.metrics import combine, score_msp
 
@@ -169,7 +169,7 @@ def true_means(recipe: Recipe, members: int) -> dict[str, float]:
             for name, one in pool.columns(tuple(range(start, start + members))).items():
                 found[name].append(one.value)
     means = {name: float(np.mean(values)) for name, values in found.items()}
-    return {name: signed_root(mean) if "debiased" in name else mean for name, mean in means.items()}
+    return {name: root_of(mean) if "debiased" in name else mean for name, mean in means.items()}
 
 
 def calibrated(
