@@ -118,10 +118,13 @@ def test_a_node_with_other_software_or_another_storage_says_so(tmp_path):
 DEMO = """
 from dataclasses import replace
 from toys import Colours, Greys
+from lorae.regularizers import KL, DecayB
 from lorae.sources import Files
 from pipelines.demo import SWEEP as DEMO
 base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), precision="fp32")
-SWEEP = replace(DEMO, base=base, ood=[Greys()])
+regularizers = [(), (KL(beta=0.3),), (DecayB(strength=50.0),)]
+axes = {{"regularizers": regularizers, "members": [1, 2, 4]}}
+SWEEP = replace(DEMO, base=base, axes=axes, tune={{}}, ood=[Greys()])
 """
 
 

@@ -1,4 +1,4 @@
-"""The demo pipeline on a tiny model, through the command line, real Ray Tune and real MLflow on sqlite."""
+"""A grid on a tiny model, through the command line, real Ray Tune and real MLflow on sqlite."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ pytestmark = pytest.mark.ray
 DEMO_ON_A_TINY_MODEL = """
 from dataclasses import replace
 from toys import Colours, Greys
+from lorae.regularizers import KL, DecayB
 from lorae.sources import Files
 from lorae.trial import AdamW
 from pipelines.demo import SWEEP as DEMO
 base = replace(DEMO.base, backbone=Files({backbone!r}), task=Colours(), precision="fp32")
 base = replace(base, optimizer=AdamW(lr=3e-3))
-SWEEP = replace(DEMO, base=base, ood=[Greys()])
+regularizers = [(), (KL(beta=0.3),), (DecayB(strength=50.0),)]
+axes = {{"regularizers": regularizers, "members": [1, 2, 4]}}
+SWEEP = replace(DEMO, base=base, axes=axes, tune={{}}, ood=[Greys()])
 """
 
 
