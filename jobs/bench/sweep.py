@@ -1,4 +1,4 @@
-"""`lorae bench sweep`: a grid of nine trials against a naive Ray Tune + PEFT sweep, and what a sweep costs beyond
+"""`lorae bench sweep`: nine trials against a naive Ray Tune + PEFT sweep, and what a sweep costs beyond
 training.
 
 Both sweeps read one sweep file and run as commands of their own, start-up included, one after the other; few
