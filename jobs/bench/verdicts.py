@@ -68,7 +68,7 @@ class Trained:
         return f"{seeds} x {self.pool}, M = {self.members}"
 
 
-SINGLES = tuple(Trained(seeds, pool, 1) for seeds, pool in ((1, 4), (1, 8), (3, 1), (3, 4), (5, 4)))
+SINGLES = tuple(Trained(seeds, pool, 1) for seeds, pool in ((1, 4), (1, 8), (2, 1), (3, 1), (3, 4), (5, 4)))
 ENSEMBLES = tuple(Trained(seeds, pool, 4) for seeds, pool in ((1, 8), (3, 4), (5, 4)))
 
 
@@ -225,7 +225,8 @@ def _false(what: str, tables: Sequence[Sequence[Row]], trained: Trained, column:
 
 def family(estimates: Sequence[Estimate | None], column: str) -> Family[int]:
     """A column of a table whose rows are their places."""
-    return Family({place: one for place, one in enumerate(estimates) if one}, MARGINS[margin_name(column)])
+    rows = {place: one for place, one in enumerate(estimates) if one}
+    return Family(rows, MARGINS[margin_name(column)], is_share=column == "acc")
 
 
 def tells_any(found: Family[int]) -> bool:
