@@ -7,13 +7,14 @@ Jackknife, the Bootstrap and Other Resampling Plans, chapter 6 (infinitesimal ja
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from lorae.metrics import calibration, proper
-from lorae.metrics.probability import checked
+from lorae.metrics.probability import Undefined, checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,9 @@ def measured(logp_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, Measured]:
         "ensemble_nll": of_mean(proper.example_nll(logp_NC, labels_N)),
         "brier": of_mean(proper.example_brier(logp_NC, labels_N)),
     }
-    return found | ({"debiased_ce15": of_squared_error(logp_NC, labels_N)} if len(labels_N) > 1 else {})
+    with contextlib.suppress(Undefined):
+        found["debiased_ce15"] = of_squared_error(logp_NC, labels_N)
+    return found
 
 
 def of_mean(value_N: np.ndarray) -> Measured:
@@ -50,12 +53,14 @@ def of_mean(value_N: np.ndarray) -> Measured:
 def of_squared_error(logp_NC: np.ndarray, labels_N: np.ndarray) -> Measured:
     """The square of `debiased_ce15`, a mean over bins of U-statistics of two examples each."""
     value, examples = 0.0, np.zeros(len(labels_N))
-    for run, gap in calibration.gaps_of_runs(logp_NC, labels_N):
+    runs = calibration.gaps_of_runs(logp_NC, labels_N)
+    total = sum(len(run) for run, _ in runs)
+    for run, gap in runs:
         num = len(gap)
         others = (gap.sum() - gap) / (num - 1)  # mean gap of a run's other examples
         squared = float(np.mean(gap * others))
-        value += num * squared / len(labels_N)
-        examples[run] = 2 * (gap * others - squared) / len(labels_N) * np.sqrt(num / (num - 1))
+        value += num * squared / total
+        examples[run] = 2 * (gap * others - squared) / total * np.sqrt(num / (num - 1))
     return Measured(value, examples)
 
 

@@ -47,8 +47,10 @@ def ece15(logp, y):
 
 
 def debiased_ce15(logp, y):
-    order = np.argsort(np.exp(logp.max(1)), kind="stable")
-    runs = np.array_split(((logp.argmax(1) == y) - np.exp(logp.max(1)))[order], min(15, len(y) // 2))
+    order = np.argsort(np.exp(logp.max(1)), kind="stable")  # no ties
+    gaps = ((logp.argmax(1) == y) - np.exp(logp.max(1)))[order]
+    run = np.floor((np.arange(len(y)) + 0.5) * min(15, len(y) // 2) / len(y))
+    runs = [gaps[run == number] for number in np.unique(run)]
     square = sum((np.outer(g, g).sum() - np.sum(g * g)) / (len(g) - 1) for g in runs) / len(y)
     return np.sign(square) * abs(square) ** 0.5
 

@@ -40,16 +40,17 @@ TABLES = {  # beside the comparison
     "rank": {"ensembling"},
     "initialization": {"ensembling"},
     "search": {"best"},
+    "extrapolation": {"size", "size-curve"},
     **{
         name: {"ensembling", "rivals", "same-parameters", "same-compute", "same-predictions", "weights"}
         for name in ENCODERS
     },
 }
 FIGURES = {
-    "demo": {"ensemble_nll-members", "ece15-members"},
-    "members": {"ensemble_nll-members", "ece15-members", "diversity-gain"},
-    "rank": {"ensemble_nll-rank", "ece15-rank", "cost"},
-    "strength": {"ensemble_nll-DecayB-strength", "ece15-DecayB-strength"},
+    "demo": {"ensemble_nll-members", "debiased_ce15-members"},
+    "members": {"ensemble_nll-members", "debiased_ce15-members", "diversity-gain"},
+    "rank": {"ensemble_nll-rank", "debiased_ce15-rank", "cost"},
+    "strength": {"ensemble_nll-DecayB-strength", "debiased_ce15-DecayB-strength"},
     "efficiency": {"cost"},
     "bayesian": {"cost"},
     "search": {"validation_nll-lr"},

@@ -100,28 +100,35 @@ def debiased_ce15(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Root mean square calibration error of the top probability over 15 bins of equal mass, without the bias
     that chance gives to `ece15`; lower is better.
 
-    v = 1/N sum_b n_b (mean of gap_i gap_j over pairs i != j of run b), gap = correct - confidence, whose mean
+    v = sum_b n_b/N (mean of gap_i gap_j over pairs i != j of run b), gap = correct - confidence, whose mean
     is the squared calibration error whatever the number of examples and however sure the model is. Returned
-    is sqrt(v), or -sqrt(-v) where chance takes v below 0: 0 means "no error that these examples show". Runs
-    have at least two examples.
+    is sqrt(v), or -sqrt(-v) where chance takes v below 0: 0 means "no error that these examples show".
     Raises:
-        Undefined: fewer than two examples.
+        Undefined: no run of two examples or more.
     Source: Kumar et al. 2019, arXiv:1909.10155, section 4 (there by the variance of labels in a bin).
     """
     runs = gaps_of_runs(logp_NC, labels_N)
     squares = [(gap.sum() ** 2 - np.sum(gap**2)) / (len(gap) - 1) for _, gap in runs]
-    square = float(np.sum(squares)) / len(labels_N)
+    square = round(float(np.sum(squares)) / sum(len(gap) for _, gap in runs), 12)  # a root enlarges rounding
     return float(np.sign(square) * np.sqrt(abs(square)))
 
 
 def gaps_of_runs(logp_NC: np.ndarray, labels_N: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Places and gaps, correct minus confidence, of the examples of each of 15 runs of rising confidence."""
+    """Places and gaps, correct minus confidence, of the examples of each of at most 15 runs of rising
+    confidence.
+
+    Examples of equal confidence are of one run, which makes it longer. Runs of one example are left out.
+    """
     confidence_N = confidence(logp_NC, labels_N)
-    gap_N = correct(logp_NC, labels_N) - confidence_N
-    if len(gap_N) < 2:
-        raise Undefined("debiased_ce15", f"it compares examples, and there is {len(gap_N)}")
-    order = np.argsort(confidence_N, kind="stable")
-    return [(run, gap_N[run]) for run in np.array_split(order, min(15, len(order) // 2))]
+    gap_N, num = correct(logp_NC, labels_N) - confidence_N, len(confidence_N)
+    _, group_N, size_G = np.unique(np.round(confidence_N, 12), return_inverse=True, return_counts=True)
+    middle_G = np.cumsum(size_G) - size_G / 2
+    run_N = np.floor(middle_G[group_N] * min(15, max(num // 2, 1)) / num).astype(int)
+    runs = [np.flatnonzero(run_N == run) for run in np.unique(run_N)]
+    runs = [(run, gap_N[run]) for run in runs if len(run) > 1]
+    if not runs:
+        raise Undefined("debiased_ce15", f"it compares examples of like confidence among {num}")
+    return runs
 
 
 def equal_mass_gap(gap: np.ndarray) -> np.ndarray:
