@@ -263,7 +263,7 @@ class Family(Generic[Row]):
             drawn_RK = rng.standard_normal((size, num)) @ root_KK.T
             t_RP = (drawn_RK[:, first] - drawn_RK[:, second]) / error_P
             t_RP = t_RP / np.sqrt(rng.chisquare(df_P, t_RP.shape) / df_P)
-            draws.append(_normal_scores(t_RP, df_P).max(axis=1))
+            draws.append(_largest_scores(t_RP, df_P))
         return np.concatenate(draws)
 
     def _covariance_root(self) -> np.ndarray:
@@ -325,9 +325,17 @@ def _squared_distances(x_KN: np.ndarray) -> np.ndarray:
     return np.where(found > 1e-13 * (size[:, None] + size), found, 0.0)
 
 
-def _normal_scores(t: np.ndarray, df: np.ndarray) -> np.ndarray:
-    """|z| with the tail of |t| at df degrees of freedom."""
-    return -special.ndtri(special.stdtr(df, -np.abs(t)))
+def _largest_scores(t_RP: np.ndarray, df_P: np.ndarray) -> np.ndarray:
+    """The largest |z| of each row (R,), where z has the tail of t at df degrees of freedom.
+
+    Exact tails take long: they are computed where Wallace's approximation, which is between 0.84 and 1.03
+    times as large, comes near the row's largest. Source: Wallace 1959, eq. 6.3.
+    """
+    near_RP = np.sqrt(df_P * np.log1p(t_RP**2 / df_P)) * (8 * df_P + 1) / (8 * df_P + 3)
+    row, pair = np.nonzero(near_RP >= 0.8 * near_RP.max(axis=1, keepdims=True))
+    largest_R = np.zeros(len(t_RP))
+    np.maximum.at(largest_R, row, -special.ndtri(special.stdtr(df_P[pair], -np.abs(t_RP[row, pair]))))
+    return largest_R
 
 
 def _table(moves: Sequence[Moves | None]) -> np.ndarray:
