@@ -37,6 +37,7 @@ TABLES = {  # beside the comparison
     "randomness": {"regularising"},
     "strength": {"regularising"},
     "members": {"ensembling", "souping"},
+    "extrapolation": {"size", "size-curve"},
     "rank": {"ensembling"},
     "initialization": {"ensembling"},
     "search": {"best"},
