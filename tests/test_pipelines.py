@@ -41,7 +41,6 @@ TABLES = {  # beside the comparison
     "rank": {"ensembling"},
     "initialization": {"ensembling"},
     "search": {"best"},
-    "extrapolation": {"size", "size-curve"},
     **{
         name: {"ensembling", "rivals", "same-parameters", "same-compute", "same-predictions", "weights"}
         for name in ENCODERS
