@@ -49,7 +49,7 @@ def ray_folder(monkeypatch) -> Iterator[Path]:
     """A short path, since Ray puts sockets below it; and steps so long that both stacks train at once."""
     folder = tempfile.mkdtemp(prefix="f", dir="/tmp")
     monkeypatch.setenv("RAY_TMPDIR", folder)
-    monkeypatch.setenv(STEP_SECONDS, "0.1")
+    monkeypatch.setenv(STEP_SECONDS, "0.25")
     monkeypatch.setenv("PYTHONPATH", f"{TESTS.parent}:{TESTS}")  # the workers unpickle the toy task
     yield Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
