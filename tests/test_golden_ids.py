@@ -1,5 +1,5 @@
-"""Stored identities stay: a trial of every kind has the ids under which its members, soup and predictions were
-stored before.
+"""Stored identities stay: a trial of every kind has the ids under which its members, soup and predictions
+are stored.
 
 A change of `golden_ids.json` orphans somebody's members. Its entries are added (run this file as a script),
 never changed.
