@@ -318,7 +318,8 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
 def _checked(trial: Trial) -> Any:
     """What `check_trial` looks at."""
     cycles = trial.optimizer.cycles, trial.optimizer.warmup_frac
-    return trial.backbone, trial.task, trial.method, trial.budget, cycles, trial.regularizers
+    noise = tuple(regularizer for regularizer in trial.regularizers if regularizer.is_noise)
+    return trial.backbone, trial.task, trial.method, trial.budget, cycles, noise
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
