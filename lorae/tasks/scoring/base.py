@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorae.encoding import Asked, Row, ask
+from lorae.shapes import Kind
 from lorae.tasks.example import Example, Prompt
 
 if TYPE_CHECKING:
@@ -20,24 +21,24 @@ class Scoring:
     """How the class logits of an example are read from a backbone.
 
     A new scoring is one file of this folder and its name in `AnyScoring`: a frozen dataclass, whose fields
-    are part of what a member is. The defaults below are those of a causal LM that reads a prompt; such a
-    scoring defines `label`, `row`, `collate` and `class_logits`. Specs are made where nothing heavy
-    is imported, so hooks import numpy or torch themselves.
+    are part of a member's identity. The defaults are those of a causal LM that reads prompts; such a scoring
+    defines `label`, `row`, `collate` and `class_logits`. A sweep file imports nothing heavy, so hooks import
+    numpy and torch themselves.
 
     Attributes:
         template: of every task's prompts; None = the task's own.
         num_options: the fewest and the most options of an example.
         backbones: kinds of backbone that it reads, as `lorae.shapes.kind_of` calls them.
-        lists_options: the prompt lists the options and an answer names one, so that an option's own text
-            is not scored: it may be blank.
-        scores_texts: every token of an answer is scored, by the full vocabulary. Answers are texts
-            then, not classes that all examples share.
+        lists_options: the prompt lists the options and an answer names one; an option's text is not scored,
+            so it may be blank.
+        scores_texts: every token of an answer is scored, by the full vocabulary; answers are then
+            texts, not classes that all examples share.
         trains_head: every member trains a head of its own, whose outputs are the class logits.
     """
 
     template: ClassVar[str | None] = None
     num_options: ClassVar[tuple[int, int]] = (2, 8)
-    backbones: ClassVar[tuple[str, ...]] = ("causal",)
+    backbones: ClassVar[tuple[Kind, ...]] = ("causal",)
     lists_options: ClassVar[bool] = False
     scores_texts: ClassVar[bool] = False
     trains_head: ClassVar[bool] = False
@@ -72,7 +73,7 @@ class Scoring:
         """The prompt of an example, and its answers.
 
         Args:
-            template: of the task, filled with the question.
+            template: the task's own, into which the question goes.
         """
         return Prompt(template.format(question=example.question), tuple(f" {o}" for o in example.options))
 
