@@ -235,7 +235,7 @@ def _row(
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
         members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
-        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, members)]))
+        store.set_damaged_aside(dict.fromkeys([*folders, *map(member_folder, members)]))
         if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
             why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
             score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}

@@ -230,9 +230,8 @@ def _stored(job: _Job, members: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def _is_intact(store: Store, member_id: str) -> bool:
-    """Whether a member is stored and undamaged; a damaged one is discarded, to be trained again."""
-    if store.is_member(member_id) and store.damage(member_folder(member_id)):
-        store.discard(member_folder(member_id))
+    """Whether a member is stored and undamaged; a damaged one is set aside, to be trained again."""
+    store.set_damaged_aside([member_folder(member_id)])
     return store.is_member(member_id)
 
 
@@ -568,7 +567,8 @@ def _missing_sets(
     """Lock an entry of predictions alone; those of the sets that are not stored. One that is damaged, or a
     soup of members that were trained again, is none."""
     locks.enter_context(job.store.storage.lock(entry_lock(folder), wait=True))
-    if job.store.damage(folder) or (soup_of and job.store.is_of_others(soup_of)):
+    job.store.set_damaged_aside([folder])
+    if soup_of and job.store.is_of_others(soup_of):
         job.store.discard(folder)
     return [name for name in sets if prediction_file(name) not in job.store.files(folder)]
 
