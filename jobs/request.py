@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from lorae.trial import Sweep
 from lorae.uris import shown
 
 MAX_NAME = 100
+DRIVER = secrets.token_hex(8)  # this process
 INSTALLED = ("lorae", "jobs", "pipelines", "analysis")  # on every node, though a checkout is a folder, too
 
 
@@ -92,6 +94,11 @@ def read_request(
     words += map(shown, where)
     located = sweep.located(Path(data_root) if data_root else None)
     return Request(name, located, storage, shlex.join(words), module, recompute, zero)
+
+
+def member_provenance(request: Request) -> dict[str, Any]:
+    """`provenance`, and which driver had a member trained: several may work on one storage."""
+    return provenance(request) | {"driver": DRIVER}
 
 
 def sweep_name(stem: str, overrides: Sequence[str]) -> str:

@@ -2,13 +2,16 @@
 for another entry: folders are swapped, copied, restored. So every file says whose it is, where its format has
 a place for that, and whoever reads it compares (`check`).
 
-    DONE.json             "entry", the folder
-    member.json           the recipe and streams whose hash is the member's id
-    other records         "owner"
-    *.parquet             metadata "lorae_owner"; of predictions also the column member_id, and "lorae_set"
-    *.safetensors         metadata "lorae_owner", the member or stack
+    DONE.json                  "entry", the folder
+    member.json                the recipe and streams whose hash is the member's id
+    other records of an entry  "owner"
+    *.safetensors              metadata "lorae_owner"; of a checkpoint its stack
+    predictions                the column member_id; metadata "lorae_set"
+    curve.parquet              metadata "lorae_owner"
+    checkpoints/<id>.json, journal/<id>.json    the members whose hash is the name
 
-Files of a lorae that did not write this say nothing, and are believed unless their content tells.
+An adapter_config.json is PEFT's and says nothing; nor do files of an older lorae, which are believed unless
+their content tells.
 """
 
 from __future__ import annotations
@@ -24,7 +27,27 @@ import pyarrow.parquet as pq
 from lorae.identity import digest
 
 OWNER = "lorae_owner"  # key of metadata: the last part of the entry's folder, or the stack's id
+OF_THEMSELVES = "member.json", "adapter_config.json"
 EVAL_SET = "lorae_set"  # key of a prediction file's metadata: the set's name
+
+
+def marked(folder: str, name: str, content: bytes) -> bytes:
+    """The content of an entry's file that says whose it is, where its format has a place that its maker need
+    not fill; of no other file, or one that is damaged, the same."""
+    owner = folder.rpartition("/")[2]
+    try:
+        if name.endswith(".safetensors"):
+            size = int.from_bytes(content[:8], "little")
+            header = json.loads(content[8 : 8 + size])
+            header["__metadata__"] = header.get("__metadata__", {}) | {OWNER: owner}
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)
+            return len(text).to_bytes(8, "little") + text + content[8 + size :]
+        if name.endswith(".json") and name not in OF_THEMSELVES:
+            return json.dumps(json.loads(content) | {"owner": owner}, indent=1).encode()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    return content
 
 
 def check(folder: str, name: str, content: bytes) -> None:

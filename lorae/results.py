@@ -162,7 +162,7 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     if not table.schema.equals(pa.schema([schema.field(name) for name in table.column_names])):
         raise ValueError(f"{where} has columns of other types; delete it and repeat the sweep")
     for number, row in enumerate(table.to_pylist()):
-        if fault := _row_fault(row):
+        if fault := _row_fault(row) or (row["sweep"] != sweep and f"it is of the sweep {row['sweep']}"):
             raise ValueError(f"{where} row {number}: {fault}; delete it and repeat the sweep")
         shapes = _JSON if row["tuning"] is None else _JSON | {"tuning": TUNING}
         for column, shape in shapes.items():

@@ -31,9 +31,10 @@ from lorae.identity import canonical
 from lorae.in_context import Context, draw_context, predict_in_context
 from lorae.methods import Full, InContext, LastLayer, Vera, adapted_layers
 from lorae.noise import make_noise
+from lorae.ownership import OWNER
 from lorae.peft_format import read_stages
 from lorae.prediction import OnRows, predict, with_features
-from lorae.prediction_files import parquet_bytes, prediction_file, rows_bytes
+from lorae.prediction_files import SCHEMA, parquet_bytes, prediction_file, rows_bytes
 from lorae.ranks import Ranks
 from lorae.regularizers import KL
 from lorae.search import EarlyEnd
@@ -321,7 +322,8 @@ def _store_members(job: _Job, runs: list[MemberRun], predicted: _Predicted) -> d
             logits_KNC = torch.stack([point["logits"] for point in run.path]).numpy()
             name = next(n for n, wanted in job.stack.eval_sets().items() if wanted.split == "validation")
             files[PATH_FILE] = _prediction_files(job, member_id, {name: logits_KNC})[prediction_file(name)]
-        files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
+        schema = CURVE.with_metadata(SCHEMA | {OWNER: member_id})
+        files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=schema))
         files["member.json"] = _member_json(job, run, len(runs), predicted.seconds / len(runs))
     job.store.write_members(stored)
     for member_id in stored:

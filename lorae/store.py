@@ -142,7 +142,8 @@ class Store:
         """Write an entry's files; returns what its DONE.json is to say of them and of its older files."""
         listed = self._listed(folder) or {}
         self.storage.sweep_entry(folder)
-        for name, content in files.items():
+        for name, unmarked in files.items():
+            content = ownership.marked(folder, name, unmarked)
             self.storage.write(f"{folder}/{name}", content)
             listed[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         done = {"schema": SCHEMA_VERSION, "entry": folder, "files": listed, "written": time.time()}
