@@ -181,7 +181,9 @@ class Storage:
             with contextlib.suppress(FileNotFoundError):  # another process has
                 self.local.move(name, target)
             return target
-        moves = {f"{name}/{file}": f"{target}/{file}" for file in self.details(name)} or {name: target}
+        moves = {name: target}
+        if not self.exists(name):
+            moves = {f"{name}/{file}": f"{target}/{file}" for file in self.details(name)}
         for source, destination in moves.items():
             if self.filesystem.type_name not in OBJECT_STORES:
                 self.filesystem.create_dir(self.path(destination).rpartition("/")[0], recursive=True)

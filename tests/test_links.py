@@ -176,7 +176,8 @@ def test_scratch_files_of_the_dead_are_swept_up_and_those_of_the_living_kept(tmp
     )
     driving = (
         f"from lorae.storage import Storage\ns = Storage({str(tmp_path)!r})\n"
-        "s.write('locks/driver-1', b'1')\nheld = s.lock('driver-1')\nheld.__enter__()\nprint('driving', flush=True)"
+        "s.write('locks/driver-1', b'1')\nheld = s.lock('driver-1')\nheld.__enter__()\n"
+        "print('driving', flush=True)"
     )
     storage.write("checkpoints/.keep", b"")
     owners = [process(writing), process(driving)]
