@@ -4,6 +4,7 @@ are."""
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 import secrets
@@ -29,7 +30,6 @@ from lorae.trial import Sweep
 from lorae.uris import shown
 
 MAX_NAME = 100
-DRIVER = secrets.token_hex(8)  # this process
 INSTALLED = ("lorae", "jobs", "pipelines", "analysis")  # on every node, though a checkout is a folder, too
 
 
@@ -96,9 +96,15 @@ def read_request(
     return Request(name, located, storage, shlex.join(words), module, recompute, zero)
 
 
+@functools.cache
+def driver_id() -> str:
+    """Of this process."""
+    return secrets.token_hex(8)
+
+
 def member_provenance(request: Request) -> dict[str, Any]:
     """`provenance`, and which driver had a member trained: several may work on one storage."""
-    return provenance(request) | {"driver": DRIVER}
+    return provenance(request) | {"driver": driver_id()}
 
 
 def sweep_name(stem: str, overrides: Sequence[str]) -> str:

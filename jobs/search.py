@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.devices import process_devices
 from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
-from jobs.request import DRIVER, Request
+from jobs.request import Request, driver_id
 from lorae.axes import value_at, with_values
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
@@ -338,5 +338,5 @@ def num_trained(store: Store, plan: Plan) -> int:
         if member not in plan.stored and store.is_member(member):
             with contextlib.suppress(ValueError):  # damaged since
                 record = store.record(member_folder(member), shape)
-                num += record["provenance"].get("driver") == DRIVER
+                num += record["provenance"].get("driver") == driver_id()
     return num
