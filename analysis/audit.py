@@ -50,7 +50,6 @@ from analysis.data import load_trials
 from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, is_soup, pool
 from lorae import untrusted
-from lorae.identity import digest
 from lorae.prediction_files import Predictions
 from lorae.results import read_trials
 from lorae.store import (
@@ -181,14 +180,6 @@ class Stored:
         return {m: self.store.record(member_folder(m), _MEMBER) for m in sound}
 
     @cached_property
-    def strangers(self) -> dict[str, str]:
-        """Members that are not who they say -> the identity of their recipe and streams."""
-        found = {
-            m: digest(record["recipe"] | {"streams": record["streams"]}) for m, record in self.members.items()
-        }
-        return {member: identity for member, identity in found.items() if identity != member}
-
-    @cached_property
     def member_faults(self) -> tuple[tuple[Row, list[str]], ...]:
         """Sound trials, and what is wrong with the members that they name."""
         return tuple((row, list(member_faults(self, row))) for row in self.sound)
@@ -196,8 +187,7 @@ class Stored:
     @cached_property
     def trials(self) -> tuple[tuple[Row, Trial], ...]:
         """Sound rows whose members are who they say, and the trials that they are of."""
-        rows = [row for row, faults in self.member_faults if not faults]
-        return tuple((r, trial_of(r)) for r in rows if not self.strangers.keys() & set(r["member_ids"]))
+        return tuple((row, trial_of(row)) for row, faults in self.member_faults if not faults)
 
     def predictions(self, folder: str, eval_set: str) -> Predictions:
         return self.store.predictions([folder], eval_set)
@@ -251,8 +241,8 @@ def _trained_folders(row: Row) -> list[str]:
 
 
 def entries_are_whole(stored: Stored) -> list[Finding]:
-    """Every entry that is stored or named by a trial has its files, they agree with their checksums, and no
-    member failed."""
+    """Every entry that is stored or named by a trial has its files, they agree with their checksums and are
+    the entry's own, a member's id is the hash of the recipe and streams beside it, and no member failed."""
     faults = dict(stored.broken)
     for member, reason in stored.failures.items():
         folder, reason = member_folder(member), " ".join(reason.split())

@@ -115,8 +115,7 @@ def adapters_are_distinct_and_trained(stored: Stored) -> list[Finding]:
     """The adapters of a recipe's members are distinct, and no zero-initialised factor is still zero."""
 
     def weights(row: Row, member: str) -> str:
-        content = stored.store.read(member_folder(member), WEIGHTS)
-        return hashlib.sha256(content).hexdigest()
+        return digest(_hashes(stored.store, member))  # the file also says whose it is
 
     trained = [m for m, record in stored.members.items() if not is_in_context(record["recipe"])]
     repeated, _ = _repeats(stored, weights)

@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     axes = _option("--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis")
     storage = _option("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
+    single_driver = _option(
+        "--single-driver",
+        action="store_true",
+        help="no other sweep runs on this storage: for mounts that cannot lock files",
+    )
     as_json = _option("--json", action="store_true", help="print it as JSON")
     data_root = _option(
         "--data-root",
@@ -92,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sweep = commands.add_parser(
-        "sweep", parents=[axes, storage, data_root, as_json], help="run a sweep file, or resume it"
+        "sweep",
+        parents=[axes, storage, data_root, as_json, single_driver],
+        help="run a sweep file, or resume it",
     )
     sweep.add_argument("file", help="a Python file with a SWEEP")
     sweep.add_argument(
@@ -122,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     predict = commands.add_parser(
-        "predict", parents=[data_root], help="add predictions on a task to stored members"
+        "predict", parents=[data_root, single_driver], help="add predictions on a task to stored members"
     )
     predict.add_argument("storage", metavar="STORAGE")
     predict.add_argument("--task", required=True, help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours")
@@ -223,6 +230,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     where = ["--local"] if arguments.local else []
     where += ["--address", arguments.address] if arguments.address else []
     where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
+    where += ["--single-driver"] if arguments.single_driver else []
     request = read_request(
         arguments.file,
         arguments.set,
@@ -240,6 +248,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         local=arguments.local,
         address=arguments.address,
         tracking_uri=arguments.tracking_uri,
+        single_driver=arguments.single_driver,
     )
 
 
@@ -253,7 +262,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jobs.predict import run_predict
 
     num = run_predict(
-        arguments.storage, arguments.task, arguments.sweep, arguments.data_root, arguments.backbone
+        arguments.storage,
+        arguments.task,
+        arguments.sweep,
+        arguments.data_root,
+        arguments.backbone,
+        arguments.single_driver,
     )
     print(f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection")
     return 0

@@ -173,9 +173,10 @@ def agreement(storage_uri: str, stacks: Sequence[Stack]) -> Iterator[Agreement]:
     agreed = Agreement(storage_uri, name, secrets.token_hex(16), software(), _folders(stacks))
     storage.write(name, agreed.token.encode())
     try:
-        if broken := [answer for answer in _answers(agreed) if answer]:
-            raise ValueError("\n".join(broken))
-        yield agreed
+        with storage.lock(name.removeprefix("locks/")):  # else it is swept up as a dead driver's
+            if broken := [answer for answer in _answers(agreed) if answer]:
+                raise ValueError("\n".join(broken))
+            yield agreed
     finally:
         storage.delete(name)
 

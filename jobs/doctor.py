@@ -86,8 +86,11 @@ def _ray() -> str:
 def _storage(uri: str) -> str:
     storage = Storage(uri)
     storage.check_writable()
+    if fault := storage.locking_fault():
+        raise ValueError(fault)
+    locks = " and locked" if storage.is_local else "; it has no locks: run one sweep at a time"
     free = f", {shutil.disk_usage(storage.root).free / 2**30:.0f} GiB free" if storage.is_local else ""
-    return f"{storage.uri} can be written{free}"
+    return f"{storage.uri} can be written{locks}{free}"
 
 
 def _cache() -> str:

@@ -8,14 +8,14 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jobs import cluster
 from jobs.devices import nvidia_gpus, ray_devices, visible_gpus
 from jobs.progress import ProgressLine
-from jobs.request import Request, modules_of, provenance
+from jobs.request import Request, member_provenance, modules_of
+from jobs.scratch import scratch_folder
 from jobs.zero import MAX_DEATHS, Zero
 from lorae.plan import Devices, Plan
 from lorae.stack import Stack, Stopped
@@ -49,7 +49,7 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
                     stack,
                     request.storage,
                     device=devices.kind,
-                    provenance=provenance(request),
+                    provenance=member_provenance(request),
                     recompute=request.recompute,
                     on_progress=lambda p, n=number: line.update(n, p.phase, p.step, p.num_steps),
                     should_stop=should_stop,
@@ -174,7 +174,7 @@ def run_tune(
         "storage_uri": request.storage,
         "device": devices.kind,
         "num_threads": devices.cpus_per_stack,  # not OMP_NUM_THREADS: `ray submit` exports 1
-        "provenance": provenance(request),
+        "provenance": member_provenance(request),
         "recompute": request.recompute,
         "early_end": request.sweep.search if scheduler else None,
     }
@@ -183,9 +183,7 @@ def run_tune(
     with contextlib.ExitStack() as open_:
         agreed = open_.enter_context(cluster.agreement(request.storage, plan.stacks))
         # Tune's own notes; only this process reads them, since the store has the stacks' checkpoints
-        scratch = open_.enter_context(
-            tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
-        )
+        scratch = open_.enter_context(scratch_folder())
         should_stop = open_.enter_context(interruptible())
         trainable = tune.with_parameters(
             StackTrial, stacks=plan.stacks, settings=settings, zeros=zeros, agreed=agreed

@@ -15,13 +15,19 @@ from lorae.tasks import Task
 
 
 def run_predict(
-    storage: str, task: str, sweep: str | None, data_root: str | None, backbone: str | None
+    storage: str,
+    task: str,
+    sweep: str | None,
+    data_root: str | None,
+    backbone: str | None,
+    single_driver: bool = False,
 ) -> int:
     """Predict a task's test split with the members of a sweep and their soups, or with all members; returns
     how many lacked it.
 
     Args:
         task: `TREC`, `MMLU('college_physics', num_test=50)`, or `my_tasks.py:Colours()` from a file of yours.
+        single_driver: as for `jobs.driver.run_sweep`.
     Raises:
         ValueError: no such task or member, or as `lorae.predict_task.predict_task`.
     """
@@ -37,12 +43,13 @@ def run_predict(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = Files(backbone) if backbone else None
-    num = sum(
-        predict_task(store, ids, located, draws=draws, device=device, backbone=source, on_progress=print)
-        for draws, ids in members.items()
-    )
-    for ids in _soups(store, sweep):
-        num += predict_soup(store, ids, located, device=device, backbone=source)
+    with store.storage.driving(single_driver):
+        num = sum(
+            predict_task(store, ids, located, draws=draws, device=device, backbone=source, on_progress=print)
+            for draws, ids in members.items()
+        )
+        for ids in _soups(store, sweep):
+            num += predict_soup(store, ids, located, device=device, backbone=source)
     return num
 
 

@@ -4,8 +4,10 @@ are."""
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -92,6 +94,17 @@ def read_request(
     words += map(shown, where)
     located = sweep.located(Path(data_root) if data_root else None)
     return Request(name, located, storage, shlex.join(words), module, recompute, zero)
+
+
+@functools.cache
+def driver_id() -> str:
+    """Of this process."""
+    return secrets.token_hex(8)
+
+
+def member_provenance(request: Request) -> dict[str, Any]:
+    """`provenance`, and which driver had a member trained: several may work on one storage."""
+    return provenance(request) | {"driver": driver_id()}
 
 
 def sweep_name(stem: str, overrides: Sequence[str]) -> str:

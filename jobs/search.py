@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.devices import process_devices
 from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
-from jobs.request import Request
+from jobs.request import Request, driver_id
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
 from lorae.plan import Devices, Plan, make_plan, placed
@@ -164,7 +164,7 @@ def _sample(search: Optuna, request: Request, store: Store, local: bool, address
             if not plan.is_done:
                 devices = request.on(process_devices() if local else cluster())
                 failed |= run(placed(plan, devices, host), request, devices)
-            trained += _num_stored(store, plan) - len(plan.stored)
+            trained += num_trained(store, plan)
             for study, point, at in asked:
                 nll = objective(store, at)
                 study.optuna.tell(point, nll, None if nll is not None else optuna.trial.TrialState.FAIL)
@@ -211,12 +211,12 @@ class _Record:
     """
 
     def __init__(self, store: Store, sweep: str, search: EarlyEnd) -> None:
-        self.storage, self.name = store.storage, f"sweeps/{sweep}/search.json"
+        self.storage, self.name, self.sweep = store.storage, f"sweeps/{sweep}/search.json", sweep
         self.search = canonical(search)
         self.stacks: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
             stored = json.loads(self.storage.read(self.name))
-            if stored["search"] == self.search:
+            if stored["search"] == self.search and stored.get("owner", sweep) == sweep:
                 self.stacks = stored["stacks"]
 
     def add(self, stack: Stack, report: dict[str, Any], ended: bool) -> None:
@@ -224,7 +224,7 @@ class _Record:
         entry = self.stacks.setdefault(stack.id, {"evaluated_on": _evaluated_on(stack), "reports": []})
         entry["reports"].append({name: report[name] for name in ("step", "num_steps", TIME, OBJECTIVE)})
         entry["ended"] = ended
-        content = {"search": self.search, "stacks": self.stacks}
+        content = {"owner": self.sweep, "search": self.search, "stacks": self.stacks}
         self.storage.write(self.name, json.dumps(content, indent=1).encode())
 
     def ended(self, stack: Stack) -> bool:
@@ -256,8 +256,7 @@ def _end_early(search: EarlyEnd, plan: Plan, request: Request, store: Store, add
                     if entry["evaluated_on"] == name:
                         _replay(scheduler, stack_id, entry["reports"])
                 failed |= run_tune(group, request, devices, scheduler, [_recorder(record, group.stacks)])
-    trained = _num_stored(store, plan) - len(plan.stored)
-    return Found(plan, failed, trained, record.pruned(plan.pending))
+    return Found(plan, failed, num_trained(store, plan), record.pruned(plan.pending))
 
 
 def _evaluated_on(stack: Stack) -> str:
@@ -332,5 +331,12 @@ def _num_train(trial: Trial) -> int:
     return len(trial.task.examples("train"))
 
 
-def _num_stored(store: Store, plan: Plan) -> int:
-    return sum(store.is_member(member) for member in plan.needed)
+def num_trained(store: Store, plan: Plan) -> int:
+    """Members that a plan lacked and this driver has had trained; others of the storage may have, too."""
+    num, shape = 0, {"provenance": {}}
+    for member in plan.needed:
+        if member not in plan.stored and store.is_member(member):
+            with contextlib.suppress(ValueError):  # damaged since
+                record = store.record(member_folder(member), shape)
+                num += record["provenance"].get("driver") == driver_id()
+    return num

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jobs.scratch import scratch_folder
 from lorae.plan import Devices
 from lorae.stack import Progress, Stack, StackResult, Stopped
 
@@ -213,8 +213,7 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = {"CPU": float(num_threads or 1), "GPU": float(device == "cuda")}
-    folder = tempfile.TemporaryDirectory(prefix="lorae-train-", ignore_cleanup_errors=True)
-    with folder as scratch, ThreadPoolExecutor(max_workers=1) as thread:
+    with scratch_folder() as scratch, ThreadPoolExecutor(max_workers=1) as thread:
         trainer = TorchTrainer(
             work,
             scaling_config=ScalingConfig(

@@ -15,18 +15,19 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lorae import untrusted
+from lorae import ownership, untrusted
 from lorae.adapters import Adapters, State
 from lorae.stack import Stopped
 from lorae.storage import Storage
 from lorae.store import CURVE, checkpoint_file
+from lorae.untrusted import count
 
 if TYPE_CHECKING:
     from lorae.training import MemberRun
 
 LOG = logging.getLogger("lorae")
 # Of the header, what is relied on; older ones have the records of the curve in it, not their number
-CHECKPOINT = {"step": int, "active": [int], "runs": [{"member": int, "curve": int}]}
+CHECKPOINT = {"step": count, "active": [count], "runs": [{"member": int, "curve": count}]}
 
 COUNTED_LATER = "process_seconds", "train_flops", "shared_flops"  # which older checkpoints lack
 
@@ -40,6 +41,7 @@ class Checkpoints(Protocol):
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: ...
     def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None: ...
+    def set_aside(self, why: str) -> None: ...
     def due(self) -> bool: ...
 
 
@@ -77,6 +79,68 @@ def checkpoint(
     return tensors, {"step": step, "active": active, "runs": header}
 
 
+def load_fitting(
+    checkpoints: Checkpoints, runs: list[MemberRun], adapters: Adapters
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """What was saved of these members and adapters; what does not fit them is set aside, and the stack starts
+    anew."""
+    saved = checkpoints.load()
+    if saved and (fault := _misfit(*saved, runs, adapters)):
+        checkpoints.set_aside(fault)
+        return None
+    return saved
+
+
+def _misfit(
+    tensors: dict[str, torch.Tensor], header: dict[str, Any], runs: list[MemberRun], adapters: Adapters
+) -> str | None:
+    """Why `restore` cannot go on from a checkpoint, or None."""
+    members, active = [run.member for run in runs], header["active"]
+    if (found := [saved["member"] for saved in header["runs"]]) != members:
+        return f"it is of members {found}, not {members}"
+    if active != [place for place in range(len(runs)) if place in active]:
+        return f"{active} are no places among {len(runs)} members"
+    for place, saved in enumerate(header["runs"]):
+        if fault := _run_fault(runs[place], saved) or _curve_fault(tensors.get(f"curve/{place}"), saved):
+            return f"member {members[place]}: {fault}"
+    shapes = {name: p.shape[1:] for name, p in adapters.parameters.items()}
+    expected = {f"parameter/{name}": (len(active), *shape) for name, shape in shapes.items()}
+    for place, saved in enumerate(header["runs"]):
+        states = [f"snapshot-{k}/{place}/" for k in range(saved["snapshots"])]
+        states += [f"state/{place}/"] if any(n.startswith(f"state/{place}/") for n in tensors) else []
+        expected |= {prefix + name: shape for prefix in states for name, shape in shapes.items()}
+    for name in shapes:
+        if f"{MOMENTS[0]}/{name}" in tensors:
+            expected |= {f"{moment}/{name}": expected[f"parameter/{name}"] for moment in MOMENTS}
+    for name, shape in expected.items():
+        if name not in tensors or tensors[name].shape != tuple(shape):
+            return f"{name} is {list(tensors[name].shape) if name in tensors else 'missing'}, not {[*shape]}"
+    return None
+
+
+def _run_fault(run: MemberRun, saved: dict[str, Any]) -> str | None:
+    """What is wrong with a member's numbers in a header."""
+    for name, value in vars(run).items():
+        if name in ("state", *IN_TENSORS):
+            fits = name == "state" or count(saved.get(name))
+        elif name == "error":
+            fits = saved.get(name) is None or type(saved[name]) is str
+        else:
+            fits = type(saved.get(name, value)) in (int, float) and not saved.get(name, value) < 0
+        if not fits or (name not in saved and name not in ("state", *COUNTED_LATER)):
+            return f"{name} is {str(saved.get(name))[:40]!r}"
+    return None
+
+
+def _curve_fault(columns: torch.Tensor | None, saved: dict[str, Any]) -> str | None:
+    shape = [len(CURVE.names), saved["curve"]]
+    if columns is None or [*columns.shape] != shape:
+        return f"its curve has the shape {None if columns is None else [*columns.shape]}, not {shape}"
+    steps, splits = (columns[CURVE.names.index(name)] for name in ("step", "split"))
+    sound = torch.isfinite(steps).all() and ((splits == 0) | (splits == 1)).all()
+    return None if sound else "its curve has no steps or splits"
+
+
 def restore(
     tensors: dict[str, torch.Tensor],
     header: dict[str, Any],
@@ -91,7 +155,9 @@ def restore(
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     for position, (run, saved) in enumerate(zip(runs, header["runs"])):
-        vars(run).update(dict.fromkeys(COUNTED_LATER, math.nan) | saved)
+        vars(run).update(
+            dict.fromkeys(COUNTED_LATER, math.nan) | {k: saved[k] for k in vars(run) if k in saved}
+        )
         run.state = saved_state(f"state/{position}/")
         run.snapshots = [saved_state(f"snapshot-{k}/{position}/") for k in range(saved["snapshots"])]
         run.path = [saved_state(f"path-{k}/{position}/") for k in range(saved["path"])]
@@ -134,7 +200,7 @@ class StackCheckpoints:
         self, storage: Storage, stack_id: str, seconds: float, should_stop: Callable[[], bool]
     ) -> None:
         self.storage, self.seconds, self.should_stop = storage, seconds, should_stop
-        self.name = checkpoint_file(stack_id)
+        self.name, self.stack_id = checkpoint_file(stack_id), stack_id
         self.saved = time.monotonic()
 
     def due(self) -> bool:
@@ -145,7 +211,8 @@ class StackCheckpoints:
         asked."""
         contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
         try:
-            content = safetensors.torch.save(contiguous, metadata={"header": json.dumps(header)})
+            metadata = {"header": json.dumps(header), ownership.OWNER: self.stack_id}
+            content = safetensors.torch.save(contiguous, metadata=metadata)
             self.storage.write_once(self.name, content + hashlib.sha256(content).digest())
         except (OSError, safetensors.SafetensorError) as error:
             LOG.warning("no checkpoint of step %d: %s", header["step"], error)
@@ -158,15 +225,27 @@ class StackCheckpoints:
             stored = self.storage.read(self.name)
         except FileNotFoundError:
             return None
+        except ValueError as error:  # a link, or no file
+            self.set_aside(str(error))
+            return None
         content, checksum = stored[:-32], stored[-32:]
-        if hashlib.sha256(content).digest() != checksum:
-            LOG.warning("%s differs from its checksum; the stack starts anew", self.storage.path(self.name))
-            return None
         try:
+            if hashlib.sha256(content).digest() != checksum:
+                raise ValueError("it differs from its checksum")
             tensors = safetensors.torch.load(content)  # checks the size of the header, too
-            size = int.from_bytes(content[:8], "little")
-            header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["header"])
-            return tensors, untrusted.check(header, self.name, CHECKPOINT)
-        except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
-            LOG.warning("%s is no checkpoint (%s); the stack starts anew", self.name, error)
+            metadata = ownership.tensors_metadata(content)
+            if (owner := metadata.get(ownership.OWNER, self.stack_id)) != self.stack_id:
+                raise ValueError(f"it is of the stack {str(owner)[:80]}")
+            return tensors, untrusted.check(json.loads(metadata["header"]), self.name, CHECKPOINT)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            self.set_aside(str(error))
             return None
+
+    def set_aside(self, why: str) -> None:
+        """Put the file that is no checkpoint of this stack out of the way."""
+        LOG.warning(
+            "%s is no checkpoint of this stack (%s); it is set aside as %s, and the stack starts anew",
+            self.name,
+            why,
+            self.storage.set_aside(self.name),
+        )

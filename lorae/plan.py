@@ -347,12 +347,9 @@ def _lacking_members(
     lacking, found, damaged = {}, set(), []
     for m, member_id in zip(stack.members, ids):
         files = store.files(member_folder(member_id))
-        if WEIGHTS in files:
-            if damage := store.damage(member_folder(member_id), changed_only=True):
-                damaged.append(damage)
-            else:
-                found.add(member_id)
-        elif member_id in trained:
+        if damage := store.damage(member_folder(member_id), changed_only=True):
+            damaged.append(damage)
+        elif WEIGHTS in files or member_id in trained:
             found.add(member_id)
         if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
             lacking.setdefault(member_id, m)

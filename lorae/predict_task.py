@@ -289,7 +289,7 @@ def _damage_discarded(store: Store, members: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except ValueError:
-        store.discard_damaged(map(member_folder, members))
+        store.set_damaged_aside(map(member_folder, members))
         raise
 
 

@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lorae import SCHEMA_VERSION
+from lorae.ownership import EVAL_SET, OWNER
 from lorae.untrusted import MAX_VALUES
 
 if TYPE_CHECKING:
     from lorae.encoding import Row
     from lorae.tasks.base import Task
 
-_TEMPLATE = b"lorae_template"
+_TEMPLATE = "lorae_template"
 SCHEMA = {b"lorae_schema": str(SCHEMA_VERSION).encode()}  # metadata of every table
 
 PREDICTIONS = pa.schema(
@@ -92,7 +93,8 @@ def prediction_bytes(
         "label": np.tile(np.asarray(labels, np.int32), num_draws),
         "logits": logits,
     }
-    schema = PREDICTIONS.with_metadata(SCHEMA | {_TEMPLATE: template.encode()})
+    said = {EVAL_SET: eval_set, OWNER: member_id, _TEMPLATE: template}
+    schema = PREDICTIONS.with_metadata(SCHEMA | {key: text.encode() for key, text in said.items()})
     return parquet_bytes(pa.table(columns, schema=schema))
 
 
@@ -106,7 +108,7 @@ def rows_bytes(
 
 def template_of(content: bytes) -> str:
     """The template of the prompts of a prediction file; "" if it does not say."""
-    return (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(_TEMPLATE, b"").decode()
+    return (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(_TEMPLATE.encode(), b"").decode()
 
 
 def _examples(table: pa.Table) -> pa.Table:

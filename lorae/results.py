@@ -161,7 +161,7 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     if not table.schema.equals(pa.schema([schema.field(name) for name in table.column_names])):
         raise ValueError(f"{where} has columns of other types; delete it and repeat the sweep")
     for number, row in enumerate(table.to_pylist()):
-        if fault := _row_fault(row):
+        if fault := _row_fault(row) or (row["sweep"] != sweep and f"it is of the sweep {row['sweep']}"):
             raise ValueError(f"{where} row {number}: {fault}; delete it and repeat the sweep")
         shapes = _JSON if row["tuning"] is None else _JSON | {"tuning": TUNING}
         for column, shape in shapes.items():
@@ -234,7 +234,7 @@ def _row(
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
         members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
-        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, members)]))
+        store.set_damaged_aside(dict.fromkeys([*folders, *map(member_folder, members)]))
         if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
             why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
             score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}

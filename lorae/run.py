@@ -30,9 +30,10 @@ from lorae.identity import canonical
 from lorae.in_context import Context, draw_context, predict_in_context
 from lorae.methods import frozen_tensors
 from lorae.noise import make_noise
+from lorae.ownership import OWNER
 from lorae.peft_format import read_stages
 from lorae.prediction import OnRows, predict, with_features
-from lorae.prediction_files import parquet_bytes, prediction_file, rows_bytes
+from lorae.prediction_files import SCHEMA, parquet_bytes, prediction_file, rows_bytes
 from lorae.ranks import Ranks
 from lorae.search import EarlyEnd
 from lorae.sources import Source
@@ -228,9 +229,8 @@ def _stored(job: _Job, members: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def _is_intact(store: Store, member_id: str) -> bool:
-    """Whether a member is stored and undamaged; a damaged one is discarded, to be trained again."""
-    if store.is_member(member_id) and store.damage(member_folder(member_id)):
-        store.discard(member_folder(member_id))
+    """Whether a member is stored and undamaged; a damaged one is set aside, to be trained again."""
+    store.set_damaged_aside([member_folder(member_id)])
     return store.is_member(member_id)
 
 
@@ -319,7 +319,8 @@ def _store_members(job: _Job, runs: list[MemberRun], predicted: _Predicted) -> d
             logits_KNC = torch.stack([point["logits"] for point in run.path]).numpy()
             name = next(n for n, wanted in job.stack.eval_sets().items() if wanted.split == "validation")
             files[PATH_FILE] = _prediction_files(job, member_id, {name: logits_KNC})[prediction_file(name)]
-        files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=CURVE))
+        schema = CURVE.with_metadata(SCHEMA | {OWNER: member_id})
+        files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=schema))
         files["member.json"] = _member_json(job, run, len(runs), predicted.seconds / len(runs))
     job.store.write_members(stored)
     for member_id in stored:
@@ -564,7 +565,8 @@ def _missing_sets(
     """Lock an entry of predictions alone; those of the sets that are not stored. One that is damaged, or a
     soup of members that were trained again, is none."""
     locks.enter_context(job.store.storage.lock(entry_lock(folder), wait=True))
-    if job.store.damage(folder) or (soup_of and job.store.is_of_others(soup_of)):
+    job.store.set_damaged_aside([folder])
+    if soup_of and job.store.is_of_others(soup_of):
         job.store.discard(folder)
     return [name for name in sets if prediction_file(name) not in job.store.files(folder)]
 

@@ -10,8 +10,10 @@ not at all.
     <storage>/sweeps/<name>/trials.parquet
     <storage>/checkpoints/            stacks whose training has begun and not ended
     <storage>/journal/                members of a stack that are being stored together
+    <storage>/set-aside/              what was found damaged, or another's; nothing reads it
 
-A member exists when its DONE.json lists every file with its checksum and the files agree.
+A member exists when its DONE.json lists every file with its checksum and the files agree, and they are its
+own (`ownership`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,7 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lorae import SCHEMA_VERSION, untrusted
+from lorae import SCHEMA_VERSION, ownership, untrusted
 from lorae.draws import Fitted, read_draws
 from lorae.identity import digest
 from lorae.prediction_files import (
@@ -42,6 +45,7 @@ from lorae.storage import Storage
 from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, amount, count, number
 from lorae.uris import shown
 
+LOG = logging.getLogger("lorae")
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 POSTERIOR = "posterior.safetensors"  # of Gaussian weights what PEFT's adapter has no place for
 RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
@@ -71,6 +75,10 @@ COUNTED = dict.fromkeys(("search_flops", "search_process_seconds"), amount)
 FIT: Shape = {"search_seconds": number, **COUNTED}  # beside the draws' own `record`
 
 
+class OtherSchemaError(ValueError):
+    """An entry was written by a lorae with another schema."""
+
+
 class Store:
     """Members, references and sweeps in one storage.
 
@@ -92,46 +100,67 @@ class Store:
         """Add the members of a stack, by id: after a crash all of them exist, or none, so that never a part
         of the stack is trained again, which would round differently."""
         done = {member_id: self._write_files(member_folder(member_id), f) for member_id, f in members.items()}
-        name = f"journal/{digest(sorted(members))}.json"
+        name = _journal_file(members)
         self.storage.write(name, json.dumps(done).encode())
         self._finish(name)
 
     def finish_writes(self) -> None:
         """Complete the `write_members` of processes that died in it, and `end` the stacks of those that died
-        after it."""
+        after it; set aside records of these that cannot be read, or are others'."""
         for name in self.storage.names("journal"):
             with contextlib.suppress(FileNotFoundError):  # it lives, and has completed it
                 self._finish(f"journal/{name}")
-        for stack_id, members in self._begun().items():
+        begun, faults = self._begun()
+        for name, fault in faults.items():
+            self.set_aside(name, fault)
+        for stack_id, members in begun.items():
             if all(map(self.is_member, members)):
                 self.end(stack_id)
 
     def _finish(self, journal: str) -> None:
-        """From the moment that the journal is there its members' files are, and only DONE.json is missing."""
+        """From the moment that the journal is there its members' files are, and only DONE.json is missing.
+        One that a backup has brought back must not undo a later DONE.json."""
         content = self.storage.read(journal, MAX_JSON_BYTES)
-        for member_id, done in untrusted.json_object(content, journal, {str: str}).items():
-            self.storage.write(f"{member_folder(member_id)}/DONE.json", done.encode())
+        try:
+            done = untrusted.json_object(content, journal, {str: str})
+            if journal != _journal_file(done):
+                raise ValueError(f"{journal} is of other members: {', '.join(done)[:80]}")
+            written = {member_id: _checked_done(text.encode(), journal) for member_id, text in done.items()}
+        except ValueError as error:
+            self.set_aside(journal, str(error))
+            return
+        for member_id, record in written.items():
+            folder = member_folder(member_id)
+            if self._listed(folder) is None or _written(record) >= _written(self._done(folder)):
+                self.storage.write(f"{folder}/DONE.json", done[member_id].encode())
         self.storage.delete(journal)
 
     def _write_files(self, folder: str, files: dict[str, bytes]) -> str:
         """Write an entry's files; returns what its DONE.json is to say of them and of its older files."""
         listed = self._listed(folder) or {}
-        for name, content in files.items():
+        self.storage.sweep_entry(folder)
+        for name, unmarked in files.items():
+            content = ownership.marked(folder, name, unmarked)
             self.storage.write(f"{folder}/{name}", content)
             listed[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        return json.dumps({"schema": SCHEMA_VERSION, "files": listed, "written": time.time()}, indent=1)
+        done = {"schema": SCHEMA_VERSION, "entry": folder, "files": listed, "written": time.time()}
+        return json.dumps(done, indent=1)
 
     def discard(self, folder: str) -> None:
         """Undo DONE.json, so that the entry no longer exists."""
         self.storage.delete(f"{folder}/DONE.json")
 
-    def discard_damaged(self, folders: Iterable[str]) -> None:
-        """Discard those entries that are damaged, even where no date shows it, so that the repeated sweep
+    def set_aside(self, name: str, why: str) -> None:
+        """Move what is damaged out of the way, to be made again."""
+        LOG.warning("%s; it is set aside as %s and made again", why, self.storage.set_aside(name))
+
+    def set_damaged_aside(self, folders: Iterable[str]) -> None:
+        """Set aside those entries that are damaged, even where no date shows it, so that the repeated sweep
         makes them again."""
         for folder in folders:
-            with contextlib.suppress(ValueError):  # an entry of another schema is not ours to judge
-                if self.damage(folder):
-                    self.discard(folder)
+            with contextlib.suppress(OtherSchemaError):  # it is not ours to judge
+                if fault := self.damage(folder):
+                    self.set_aside(folder, fault)
 
     def files(self, folder: str) -> set[str]:
         """Names of an entry's files; empty if it does not exist."""
@@ -154,34 +183,36 @@ class Store:
         return {name: entry["bytes"] for name, entry in (self._listed(folder) or {}).items()}
 
     def damage(self, folder: str, *, changed_only: bool = False) -> str | None:
-        """The first file of an entry that is missing or differs from its checksum, or None. A member whose
-        long prompts were cut otherwise than today's is damaged, too: its identity does not tell.
+        """Why an entry cannot be used, or None, also if it is not stored: a file is missing, differs from its
+        checksum, is another entry's or a link. A member whose long prompts were cut otherwise than today's is
+        damaged, too: its identity does not tell.
 
         Args:
-            changed_only: read only files that were modified after DONE.json or have another size. Enough for
-                a plan: whoever uses a file reads it with its checksum.
+            changed_only: of the files other than records read only those that were modified after DONE.json
+                or have another size. Enough for a plan: whoever uses a file reads it with its checksum.
         """
-        if fault := self._cut_otherwise(folder):
-            return fault
-        unchanged = self._unchanged(folder) if changed_only else {}
-        for name, entry in (self._listed(folder) or {}).items():
-            if unchanged.get(name) == entry["bytes"]:
-                continue
-            try:
-                self._sound(f"{folder}/{name}", entry)
-            except ValueError as error:
-                return str(error)
+        try:
+            files = self._done(folder)["files"]
+            if RECORD in files and (fault := self._cut_otherwise(folder)):
+                return fault
+            unchanged = self._unchanged(folder) if changed_only else {}
+            for name, entry in files.items():
+                if unchanged.get(name) != entry["bytes"]:
+                    self._sound(folder, name, entry)
+        except FileNotFoundError:
+            return f"{folder} has a link in it, and is not whole" if self.storage.has_link(folder) else None
+        except OtherSchemaError:
+            raise
+        except ValueError as error:
+            return str(error)
         return None
 
     def _cut_otherwise(self, folder: str) -> str | None:
         """Why an entry is a member that was trained when long prompts lost their beginning, or None."""
-        if RECORD not in self.files(folder):
-            return None
-        with contextlib.suppress(ValueError):  # a damaged record is told as such
-            record = self.record(folder, {})
-            heads = record.get("classes") is not None  # whose texts lose their end, as ever
-            if record.get("truncated_frac") and not heads and record.get("cut") != CUT:
-                return f"{folder} was trained on prompts without their beginning, by an older lorae"
+        record = self.record(folder, {})
+        heads = record.get("classes") is not None  # whose texts lose their end, as ever
+        if record.get("truncated_frac") and not heads and record.get("cut") != CUT:
+            return f"{folder} was trained on prompts without their beginning, by an older lorae"
         return None
 
     def _unchanged(self, folder: str) -> dict[str, int]:
@@ -199,7 +230,7 @@ class Store:
         listed = self._listed(folder)
         if not listed or name not in listed:
             raise ValueError(f"{self.storage.path(folder)} has no {name}; repeat the sweep that made it")
-        return self._sound(f"{folder}/{name}", listed[name])
+        return self._sound(folder, name, listed[name])
 
     def record(self, folder: str, shape: Shape, name: str = RECORD) -> dict[str, Any]:
         """A member's member.json, or another record of an entry.
@@ -248,33 +279,42 @@ class Store:
         """
         return untrusted.table(self.read(folder, CURVE_FILE), f"{folder}/{CURVE_FILE}", CURVE)
 
-    def _sound(self, name: str, entry: dict[str, Any]) -> bytes:
-        """Content of a file that has the listed size and checksum."""
+    def _sound(self, folder: str, name: str, entry: dict[str, Any]) -> bytes:
+        """Content of a file that has the listed size and checksum, and is the entry's own."""
+        path = f"{folder}/{name}"
         try:
-            content = self.storage.read(name, max_bytes=entry["bytes"])
+            content = self.storage.read(path, max_bytes=entry["bytes"])
         except FileNotFoundError:
-            raise ValueError(f"{name} is missing; repeat the sweep that made it") from None
+            raise ValueError(f"{path} is missing; repeat the sweep that made it") from None
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{name} differs from its checksum; repeat the sweep that made it")
+            raise ValueError(f"{path} differs from its checksum; repeat the sweep that made it")
+        ownership.check(folder, name, content)
         return content
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]] | None:
-        """The files of DONE.json -> their size and checksum; None where there is no valid one."""
-        name = f"{folder}/DONE.json"
+        """The files of DONE.json -> their size and checksum; None where there is no valid one of this
+        entry."""
         try:
-            done = untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"schema": int})
-            if done["schema"] == SCHEMA_VERSION:
-                untrusted.check(done, name, DONE)
-                for listed in done["files"]:
-                    self.storage.path(f"{folder}/{listed}")
+            return self._done(folder)["files"]
+        except OtherSchemaError:
+            raise
         except (FileNotFoundError, ValueError):
             return None
-        if done["schema"] != SCHEMA_VERSION:
-            raise ValueError(
-                f"{self.storage.path(folder)} has schema {done['schema']}, this lorae reads "
-                f"{SCHEMA_VERSION}; install the lorae version that wrote it"
-            )
-        return done["files"]
+
+    def _done(self, folder: str) -> dict[str, Any]:
+        """An entry's DONE.json.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, or another entry's.
+        """
+        name = f"{folder}/DONE.json"
+        done = _checked_done(self.storage.read(name, MAX_JSON_BYTES), name)
+        for listed in done["files"]:
+            self.storage.path(f"{folder}/{listed}")
+        if (owner := done.get("entry", folder)) != folder:
+            raise ValueError(f"{folder} holds what {str(owner)[:80]} does; repeat the sweep that made it")
+        return done
 
     def begin(self, stack_id: str, member_ids: Sequence[str]) -> None:
         """Note that the training of a stack begins, so that it is resumed as the same stack (`begun`)."""
@@ -287,18 +327,26 @@ class Store:
 
     def begun(self) -> list[list[str]]:
         """Member ids of each stack whose training has begun and not ended."""
-        return [*self._begun().values()]
+        return [*self._begun()[0].values()]
 
-    def _begun(self) -> dict[str, list[str]]:
-        """Their member ids by stack id."""
-        found = {}
-        for name in self.storage.names("checkpoints"):
-            if name.endswith(".json"):
-                with contextlib.suppress(FileNotFoundError):  # another process ends it now
-                    content = self.storage.read(f"checkpoints/{name}", MAX_JSON_BYTES)
-                    record = untrusted.json_object(content, f"checkpoints/{name}", {"members": [str]})
-                    found[name.removesuffix(".json")] = record["members"]
-        return found
+    def _begun(self) -> tuple[dict[str, list[str]], dict[str, str]]:
+        """Their member ids by stack id; and the files that say nothing, with the reason."""
+        found, faults = {}, {}
+        for file in self.storage.names("checkpoints"):
+            name, stack_id = f"checkpoints/{file}", file.removesuffix(".json")
+            if file == stack_id:
+                continue
+            try:
+                content = self.storage.read(name, MAX_JSON_BYTES)
+                members = untrusted.json_object(content, name, {"members": [str]})["members"]
+                if digest(sorted(members)) != stack_id:
+                    raise ValueError(f"{name} is of another stack")
+                found[stack_id] = members
+            except FileNotFoundError:  # another process ends it now
+                continue
+            except ValueError as error:
+                faults[name] = str(error)
+        return found, faults
 
     # Predictions
     # ------------------------------------------------------------------------------------------------------
@@ -314,6 +362,11 @@ class Store:
             *(draws_of(t, f"{f}/{prediction_file(eval_set)}") for f, t in zip(folders, tables))
         )
         first = examples[0]
+        for folder, table in zip(folders, tables):
+            if others := set(table["member_id"].unique().to_pylist()) - {folder.rpartition("/")[2]}:
+                raise ValueError(
+                    f"{folder}/{prediction_file(eval_set)} has predictions of {', '.join(others)[:80]}"
+                )
         for folder, seen in zip(folders, examples):
             if not seen.equals(first):
                 raise ValueError(
@@ -350,19 +403,19 @@ class Store:
 
     def write_failure(self, member_id: str, error: str) -> None:
         """Remember why a member failed; storing the member clears it."""
-        self.storage.write(f"failures/{member_id}.json", json.dumps({"error": shown(error)}).encode())
+        record = {"owner": member_id, "error": shown(error)}
+        self.storage.write(f"failures/{member_id}.json", json.dumps(record).encode())
 
     def failure(self, member_id: str) -> str | None:
         """Why a member failed when it was last tried, or None."""
         name = f"failures/{member_id}.json"
         try:
-            return untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"error": str})[
-                "error"
-            ]
+            found = untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"error": str})
         except FileNotFoundError:
             return None
         except ValueError as error:
             return str(error)
+        return found["error"] if found.get("owner", member_id) == member_id else None  # of another member
 
     def write_table(self, sweep: str, table: pa.Table) -> None:
         """Write a sweep's table of trials."""
@@ -388,6 +441,31 @@ class Store:
                 f"{name} has schema {found}, this lorae reads {SCHEMA_VERSION}; use the version that wrote it"
             )
         return table
+
+
+def _checked_done(content: bytes, where: str) -> dict[str, Any]:
+    """A DONE.json.
+
+    Raises:
+        ValueError: it is damaged.
+        OtherSchemaError: it is of another lorae.
+    """
+    done = untrusted.json_object(content, where, {"schema": int})
+    if done["schema"] != SCHEMA_VERSION:
+        raise OtherSchemaError(
+            f"{where} has schema {done['schema']}, this lorae reads {SCHEMA_VERSION}; install the lorae "
+            "version that wrote it"
+        )
+    return untrusted.check(done, where, DONE)
+
+
+def _written(done: dict[str, Any]) -> float:
+    """When a DONE.json was written, in seconds; 0 if it does not say."""
+    return done["written"] if number(done.get("written")) else 0.0
+
+
+def _journal_file(members: Iterable[str]) -> str:
+    return f"journal/{digest(sorted(members))}.json"
 
 
 def member_folder(member_id: str) -> str:

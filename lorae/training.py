@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
 from lorae.batches import stack_logits
-from lorae.checkpoints import Checkpoints, checkpoint, keep_members, restore
+from lorae.checkpoints import Checkpoints, checkpoint, keep_members, load_fitting, restore
 from lorae.clock import Stopwatch
 from lorae.encoding import Row
 from lorae.methods import Step
@@ -164,7 +164,7 @@ def train_stack(
                 run.train_flops = run.shared_flops = float(adapters.passes.features.of(read).sum())
         optimizer = make_optimizer(adapters, trial.optimizer, sum(r.decay_zero_factor for r in regularizers))
         step = 0
-        if checkpoints and (saved := ranks.once(checkpoints.load)):
+        if checkpoints and (saved := ranks.once(load_fitting, checkpoints, runs, adapters)):
             step, active = restore(*saved, runs, adapters, optimizer)
             path = path and bool(runs[0].path)  # half a path is none
             for run in () if path else runs:

@@ -110,7 +110,7 @@ def test_members_whose_prompts_lost_their_beginning_are_trained_again(tmp_path, 
     for changed_only in (True, False):
         found = store.damage(folder, changed_only=changed_only)
         assert found is None if sound else "prompts without their beginning" in str(found)
-    store.discard_damaged([folder])
+    store.set_damaged_aside([folder])
     assert store.is_member("m0") == sound
 
 
