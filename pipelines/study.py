@@ -4,9 +4,9 @@
     # 72 trials and the zero-shot row; 198 members, tuning included
     python -m analysis.study lorae-results
 
-The study's main sweep; docs/study.md says what all of them must answer and by which rule. SmolLM2-135M-Instruct
-on 256 sentences: each recipe is tuned over the learning rate and its own strength, then has three pools of
-eight members. `study_trec` and `study_science` ask the same of other tasks; `study_rivals` puts beside four
+The study's main sweep; docs/study.md says what all of them must answer and by which rule. SmolLM2-135M on 256
+sentences: each recipe is tuned over the learning rate and its own strength, then has three pools of eight
+members. `study_trec` and `study_science` ask the same of other tasks; `study_rivals` puts beside four
 members what else costs as much; `study_members` and `study_encoders` are on a sentence encoder.
 """
 
@@ -46,7 +46,7 @@ def regularized(
     ood: Sequence[Task],
     regularizers: Sequence[tuple[Regularizer, ...]],
     members: Sequence[int],
-    learning_rates: Sequence[float],
+    learning_rates: tuple[float, ...],
 ) -> Sweep:
     """Each recipe alone and in ensembles on tasks that share a prompt: three pools, all of them tuned.
 
