@@ -24,7 +24,7 @@ from lorae.search import EarlyEnd
 from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, reference_folder, soup_folder
+from lorae.store import Store, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.tasks.splits import label_faults, refuse
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
@@ -348,7 +348,7 @@ def _lacking_members(
     lacking, found, damaged = {}, set(), []
     for m, member_id in zip(stack.members, ids):
         files = store.files(member_folder(member_id))
-        if WEIGHTS in files:
+        if files and store.is_member(member_id):
             if damage := store.damage(member_folder(member_id), changed_only=True):
                 damaged.append(damage)
             else:
