@@ -98,7 +98,7 @@ def _tables(store: Store, entries: Sequence[str]) -> dict[str, pa.Table]:
                 parts[kind].append(pa.table([[entry], [name], [text]], schema=RECORDS))
             elif kind:
                 parts[kind].append(_placed(store, entry, name, SCHEMAS[kind]))
-        listed = store.checksums(entry)
+        listed = dict(sorted(store.checksums(entry).items()))
         columns = [
             [entry] * len(listed),
             [*listed],
