@@ -14,9 +14,9 @@ from analysis.findings import Finding, results
 from analysis.rows import Row, describe, eval_sets, is_soup, ood_sets, pool
 from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
-from lorae.methods import Init, Method
+from lorae.methods import METHODS, Init
 from lorae.prediction_files import prediction_file, prediction_sets
-from lorae.regularizers import Regularizer
+from lorae.regularizers import REGULARIZERS
 from lorae.results import FLAGS, OLDER, POOLED_FLAG, SCALED, trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
 from lorae.store import RECORD, is_fit_file, member_folder, soup_folder
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SAME_VALUE = 1e-9
 DIVERSITIES = [Diversity(i, o) for i, o in itertools.product(("per_member", "shared"), repeat=2)]
-SPECS = (*get_args(Method), *get_args(Init), *get_args(Regularizer), AdamW, Budget)
+SPECS = (*METHODS, *get_args(Init), *REGULARIZERS, AdamW, Budget)
 
 
 # The trial of a row, from the table alone ------------------------------------------------------------------

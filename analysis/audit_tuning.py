@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from analysis.audit_trials import same, trial_name
-from analysis.data import IN_CONTEXT
+from analysis.data import PROMPTED
 from analysis.findings import Finding, results
 from analysis.rows import Row, eval_sets
 from analysis.tuned import Tuning, tuning_of
@@ -37,7 +37,7 @@ def recipes_are_tuned_alike(stored: Stored) -> list[Finding]:
     that they were not."""
     compared: dict[tuple[str, str], list[Row]] = {}
     for row in stored.done:
-        if row["members"] and row["method"] != IN_CONTEXT:
+        if row["members"] and row["method"] not in PROMPTED:
             compared.setdefault((row["sweep"], plain_set(eval_sets(row)["test"])), []).append(row)
     problems, num_tuned = [], 0
     for (sweep, test), rows in compared.items():

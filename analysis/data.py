@@ -27,25 +27,15 @@ from analysis.rows import (
     pool,
 )
 from lorae.draws import Draws, plain_set, read_draws
-from lorae.methods import InContext
+from lorae.methods import METHODS
 from lorae.metrics import ood_summary
 from lorae.prediction_files import Predictions, prediction_sets
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
 from lorae.store import Store
 
 SHARED_FACTORS = ("backbone", "task", "scoring", "precision", "max_tokens")  # a zero-shot row has these
-IN_CONTEXT = InContext.label
-# Of a method: its single member, and its ensemble
-METHOD_NAMES = {
-    "lora": ("single LoRA", "LoRA ensemble"),
-    "blob": ("single BLoB", "BLoB ensemble"),
-    "vera": ("single VeRA", "VeRA ensemble"),
-    "batchensemble": ("single BatchEnsemble member", "BatchEnsemble"),
-    "rank-1-bnn": ("single rank-1 BNN component", "rank-1 BNN"),
-    "last-layer": ("single last layer", "last-layer ensemble"),
-    "full": ("single full fine-tuning", "explicit ensemble"),
-    IN_CONTEXT: ("in-context learning", "in-context ensemble"),
-}
+METHOD_NAMES = {method.label: method.names for method in METHODS}  # single member, ensemble
+PROMPTED = {method.label for method in METHODS if method.regime == "prompted"}  # methods that train nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +58,7 @@ class Cell:
         method = self.factors["method"]
         single, several = METHOD_NAMES.get(method, (f"single {method}", f"{method} ensemble"))
         draws = draws_name(self.factors["draws"])
-        if method == IN_CONTEXT:
+        if method in PROMPTED:
             shots = self.factors["init"].replace("+", ", ")
             return f"{several} of {self.members}, {shots}" if self.members > 1 else f"{single}, {shots}"
         if self.is_soup:
@@ -130,14 +120,12 @@ def _strength(spec: dict[str, Any]) -> dict[str, float]:
 
 def draws_name(label: str) -> str:
     """What a model with several draws of each member is called; "" for one draw."""
+    if draws := read_draws(label):
+        return draws.title
     kind, _, size = label.partition("-")
-    names = {
-        "mc": "MC dropout x{}", "tfb": "TFB x{}", "snapshots": "snapshot ensemble of {}",
-        "masks": "Masksembles of {}", "posterior": "x{}", "laplace": "Laplace x{}",
-    }  # fmt: skip
-    number, _, setting = size.partition("x")
-    what = {"tfb": "tolerance", "masks": "scale", "laplace": "rank"}.get(kind)
-    return names[kind].format(f"{number}, {what} {setting}" if what else size) if kind in names else ""
+    if kind == "snapshots":
+        return f"snapshot ensemble of {size}"
+    return f"Masksembles of {size.replace('x', ', scale ')}" if kind == "masks" else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +311,7 @@ def _cells(rows: Sequence[Row]) -> list[Cell]:
         factors = {f: row[f] for f in names} | {f: _flat(row["recipe"]).get(f, "none") for f in unnamed}
         if row["members"] == 0:
             factors = {f: v if f == "members" or is_shared(f) else None for f, v in factors.items()}
-        elif row["method"] == IN_CONTEXT:
+        elif row["method"] in PROMPTED:
             factors |= dict.fromkeys(_OF_TRAINING)
         key = json.dumps(factors), row["eval_sets"]  # subsets of one test split share every factor
         pools.setdefault(key, (factors, []))[1].append(row)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.columns import COST_COLUMNS, Column, default_metrics, direction, title
-from analysis.data import IN_CONTEXT, Cell, Trials
+from analysis.data import PROMPTED, Cell, Trials
 from analysis.pooling import SQUARES
 from analysis.rows import provenance
 from analysis.significance import ALPHA, Difference, Estimate, Mark
@@ -146,7 +146,8 @@ def cell_columns(trials: Trials) -> list[Column]:
     told = {"method", "draws", "regularizers"}
     if {"probs", "logits"} - {cell.factors["combine"] for cell in trials.cells if cell.members}:
         told.add("combine")
-    if len({c.factors["init"] for c in trials.cells if c.members and c.factors["method"] != IN_CONTEXT}) < 2:
+    trained = (c for c in trials.cells if c.members and c.factors["method"] not in PROMPTED)
+    if len({cell.factors["init"] for cell in trained}) < 2:
         told.add("init")
     shown = [f for f in trials.varying if f not in told]
     hidden = [f for f in FACTORS if f not in ("seed", "regularizers", *shown)]

@@ -44,7 +44,8 @@ from analysis.rows import Row, is_soup
 from analysis.table import Table, cell_columns, cell_line, entry, made_by, setting
 from lorae import metrics
 from lorae.identity import canonical
-from lorae.methods import ROLES, Full, Lora, adapted_layers
+from lorae.methods import Full, Lora
+from lorae.methods.base import ROLES
 from lorae.metrics import Undefined
 from lorae.peft_format import Update, read_update
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
@@ -198,7 +199,7 @@ def full_update(
     Raises:
         ValueError: a target matches no layer.
     """
-    layers = tuple(sorted(adapted_layers(Lora(rank=1, targets=targets), linears_in(tensors), "a member")))
+    layers = tuple(sorted(Lora(rank=1, targets=targets).adapted_layers(linears_in(tensors), "a member")))
 
     def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
         W_ED = backbone.oriented(tensors[f"{layer}.weight"].read())
@@ -297,7 +298,7 @@ def _num_entries(rows: Sequence[Row], backbones: dict[str, BackboneWeights]) -> 
         if ids and weights and method["type"] in ("Full", *LOW_RANK):
             targets = tuple(method.get("targets", _targets(rows)))
             with contextlib.suppress(ValueError):  # the files lack a target, and nothing is decomposed
-                adapted = adapted_layers(Lora(rank=1, targets=targets), weights.linears, row["backbone"])
+                adapted = Lora(rank=1, targets=targets).adapted_layers(weights.linears, row["backbone"])
                 size = sum(d_in * d_out for d_in, d_out in adapted.values())
                 entries |= dict.fromkeys([ids, *((member,) for member in ids)], size)
     return sum(entries.values())

@@ -19,7 +19,6 @@ from jobs.search import Found, check_search, run_search, search_text
 from jobs.simulate import duration, simulate
 from lorae.backbone_checks import check_backbones
 from lorae.faults import input_faults
-from lorae.methods import InContext
 from lorae.plan import Devices, Plan, after_tuning, make_plan, placed, soups_of
 from lorae.results import trials_table
 from lorae.store import Store
@@ -235,8 +234,8 @@ def _round_text(plan: Plan) -> str:
     lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
     lines += map(str, plan.backbones)
     for number, stack in enumerate(record["stacks"], 1):
-        size = stack["init"] if stack["method"] == InContext.label else f"rank {stack['rank']}"
-        size += f" lr {stack['lr']:g}" if stack["lr"] else ""
+        # What trains nothing has no learning rate
+        size = f"rank {stack['rank']} lr {stack['lr']:g}" if stack["lr"] else stack["init"]
         lines.append(
             f"  stack {number}: {stack['task']} {stack['method']} {size} {stack['regularizers']} "
             f"seed {stack['seed']} members {stack['members']} | host {stack['host']} | "
@@ -251,7 +250,7 @@ def _round_text(plan: Plan) -> str:
 
 def outcome_text(outcome: dict[str, Any], request: Request, plan: Plan) -> str:
     """What was done, what failed, and the commands that follow."""
-    prompted = any(isinstance(trial.method, InContext) for trial, _ in plan.trials)
+    prompted = not all(trial.method.trains for trial, _ in plan.trials)
     made = "trained or prompted" if prompted else "trained"
     lines = [
         f"{outcome['trials']} trials, {outcome['trained']} members {made} in "

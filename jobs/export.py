@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorae import untrusted
-from lorae.methods import InContext
+from lorae.methods import method_named
 from lorae.store import ADAPTER_CONFIG, RECORD, WEIGHTS, Store, member_folder
 
 
@@ -29,7 +29,8 @@ def export_member(storage: str, member: str, folder: str) -> Path:
     contents = {name: store.read(member_folder(matches[0]), name) for name in (ADAPTER_CONFIG, WEIGHTS)}
     settings = untrusted.json_object(contents[ADAPTER_CONFIG], ADAPTER_CONFIG, {})
     method = settings.get("lorae_method")
-    if isinstance(method, dict) and method.get("type") == InContext.__name__:
+    kind = method_named(method.get("type")) if isinstance(method, dict) else None
+    if kind and kind.regime == "prompted":
         raise ValueError(
             f"member {matches[0]} is no adapter: it is the untouched backbone with the demonstrations of its "
             f"{store.storage.path(member_folder(matches[0]))}/{RECORD}; put their text before a prompt"

@@ -19,19 +19,8 @@ from torch import nn
 from lorae import seeds
 from lorae.backbones import Backbone
 from lorae.flops import Passes
-from lorae.methods import (
-    Adapter,
-    BatchEnsemble,
-    Blob,
-    Full,
-    LastLayer,
-    Lora,
-    Method,
-    Rank1BNN,
-    Vera,
-    adapted_layers,
-)
-from lorae.noise import Noise, WeightNoise
+from lorae.methods import Method, frozen_tensors
+from lorae.noise import Noise
 from lorae.shapes import with_common_names
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
@@ -40,97 +29,37 @@ HEAD_STD = 0.02  # `initializer_range` of transformers' ViT, DeiT, AST, BERT and
 
 
 class Stacked(nn.Module):
-    """Layer `layer`, the `number`-th adapted one, with what the members of a stack add to it."""
+    """Layer `layer`, the `number`-th adapted one, with what the members of a stack add to it: what a method's
+    `forward` computes with.
+
+    Attributes:
+        base: the frozen layer.
+    """
 
     def __init__(self, base: Any, adapters: Adapters, layer: str, number: int) -> None:
         super().__init__()
         self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
 
-
-class StackedLora(Stacked):
-    """h = W0 x + (alpha / rank) B_m A_m x for each member m of a stack."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
-        A_MRD, B_MER, *_ = self.adapters.factors(self.layer)
-        y, num_members = self.base(x), len(A_MRD)
-        z = self.adapters.noisy(x, self.number).reshape(num_members, -1, x.shape[-1])
-        h = self.lowered(z, A_MRD)
-        B_MRE = B_MER.to(x.dtype).transpose(1, 2)
-        y_MNE = y.view(num_members, -1, y.shape[-1])
-        return torch.baddbmm(y_MNE, h, B_MRE, alpha=self.adapters.scale).view_as(y)
+        return self.adapters.method.forward(self, x)
 
-    def lowered(self, z: torch.Tensor, A_MRD: torch.Tensor) -> torch.Tensor:
-        """A_m z: (M, S, D) -> (M, S, R)."""
-        return torch.bmm(z, A_MRD.to(z.dtype).transpose(1, 2))
+    def factors(self) -> list[nn.Parameter]:
+        """The trained factors in the method's order, members leading, fp32."""
+        return self.adapters.factors(self.layer)
 
+    @property
+    def frozen(self) -> tuple[torch.Tensor, ...]:
+        """What the method's `draw_frozen` drew, members leading, in the backbone's dtype."""
+        return self.adapters.frozen
 
-class StackedBlob(StackedLora):
-    """The same with a sample of A_m, whose standard deviation is G_m * G_m."""
+    @property
+    def noise(self) -> Noise | None:
+        """The members' noise; None in a soup, and where there is none."""
+        return self.adapters.noise
 
-    def lowered(self, z: torch.Tensor, A_MRD: torch.Tensor) -> torch.Tensor:
-        h, noise = super().lowered(z, A_MRD), self.adapters.noise
-        if not isinstance(noise, WeightNoise):  # in a soup
-            return h
-        *_, G_MRD = self.adapters.factors(self.layer)
-        return h + noise.added(z, G_MRD**2, self.number)
-
-
-class StackedVera(Stacked):
-    """h = W0 x + b_m * B_m (d_m * A_m x); A_m and B_m are leading blocks of the member's frozen
-    projections."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
-        d_MR, b_ME = self.adapters.factors(self.layer)
-        A_MRD, B_MER = self.adapters.projections
-        y, num_members = self.base(x), len(d_MR)
-        A_MRD, B_MER = A_MRD[:, :, : x.shape[-1]], B_MER[:, : y.shape[-1]]
-        z = self.adapters.noisy(x, self.number).reshape(num_members, -1, x.shape[-1])
-        h = torch.bmm(z, A_MRD.transpose(1, 2)) * d_MR.to(x.dtype)[:, None]  # (M, S, R)
-        branch = torch.bmm(h, B_MER.transpose(1, 2)) * b_ME.to(x.dtype)[:, None]  # (M, S, E)
-        return y + branch.view_as(y)
-
-
-class StackedBatchEnsemble(Stacked):
-    """y = (W (x * r_m)) * s_m + bias for each member m of a stack."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
-        r_MD, s_ME = self.vectors()
-        z = self.adapters.noisy(x, self.number).reshape(len(r_MD), -1, x.shape[-1])
-        y = self.base((z * r_MD.to(x.dtype)[:, None]).view_as(x))
-        y_MNE, s_M1E = y.view(len(s_ME), -1, y.shape[-1]), s_ME.to(x.dtype)[:, None]
-        if (bias := self.base.bias) is None:
-            return (y_MNE * s_M1E).view_as(y)
-        with self.adapters.backbone.gathered([bias]):
-            return ((y_MNE - bias) * s_M1E + bias).view_as(y)
-
-    def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The members' r (M, D) and s (M, E)."""
-        r_MD, s_ME = self.adapters.factors(self.layer)
-        return r_MD, s_ME
-
-
-class StackedRank1BNN(StackedBatchEnsemble):
-    """The same with a sample of r and s."""
-
-    def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        *means, r_rho, s_rho = self.adapters.factors(self.layer)
-        noise = self.adapters.noise
-        if not isinstance(noise, WeightNoise):  # in a soup
-            return means[0], means[1]
-        r_MD, s_ME = (
-            mean + noise.sample(nn.functional.softplus(rho), "layer", self.number, side)
-            for side, (mean, rho) in enumerate(zip(means, (r_rho, s_rho)))
-        )
-        return r_MD, s_ME
-
-
-MODULES: dict[type, type[Stacked]] = {
-    Lora: StackedLora,
-    Blob: StackedBlob,
-    Vera: StackedVera,
-    BatchEnsemble: StackedBatchEnsemble,
-    Rank1BNN: StackedRank1BNN,
-}
+    def read(self, x: torch.Tensor) -> torch.Tensor:
+        """What the members' trained parts read, (M, S, D): x with the noise that is set."""
+        return self.adapters.noisy(x, self.number).reshape(len(self.factors()[0]), -1, x.shape[-1])
 
 
 class Adapters:
@@ -160,42 +89,33 @@ class Adapters:
         answer_ids: Sequence[int] = (),
     ) -> None:
         self.backbone, self.method, self.noise = backbone, method, noise
-        self.layers = adapted_layers(method, backbone.linears, backbone.name)
+        self.layers = method.adapted_layers(backbone.linears, backbone.name)
         self.passes = Passes.of(method, with_common_names(backbone.lm.config.to_dict()), backbone.linears)
-        self.scale = method.scale if isinstance(method, Lora) else 1.0
         self.parameters: dict[str, nn.Parameter] = {}
         drawn = [self._drawn(key, answer_ids) for key in init_keys]
         for name in drawn[0]:
             self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
         self.only: int | None = None  # the one member that is computed now, by `one_by_one`
         self.hooks: list[Any] = []
-        # VeRA: A (M, R, D), B (M, E, R), in the backbone's dtype
-        self.projections: tuple[torch.Tensor, ...] = ()
-        if isinstance(method, Vera):
-            pairs = [projections(method, self.layers, key) for key in init_keys]
-            self.projections = tuple(torch.stack(p).to(backbone.device, backbone.dtype) for p in zip(*pairs))
+        frozen = zip(*(frozen_tensors(method, self.layers, key) for key in init_keys))
+        self.frozen = tuple(torch.stack(parts).to(backbone.device, backbone.dtype) for parts in frozen)
 
     def _drawn(self, key: seeds.Key, answer_ids: Sequence[int]) -> State:
         """Parameters of one member before the first step."""
-        backbone, method, state = self.backbone, self.method, {}
-        if isinstance(method, Full):
-            state = full_state(backbone)
-        elif isinstance(method, Adapter):
-            state = initial_state(method, self.layers, key)
-        elif isinstance(method, LastLayer) and not backbone.is_encoder:
-            state = head_state(method, backbone, answer_ids, key)
+        backbone = self.backbone
+        state = self.method.initial_state(backbone, self.layers, answer_ids, key)
         if backbone.is_encoder:
             state = state | initial_head(len(answer_ids), backbone.lm.config.hidden_size, key)
         return state
 
     def __enter__(self) -> Adapters:
         self.backbone.inserted = self
-        if isinstance(self.method, Full) and self.noise:
+        if self.method.regime == "alone" and self.noise:
             linears = [self.backbone.lm.get_submodule(name) for name in self.backbone.linears]
             self.hooks = [linear.register_forward_pre_hook(self._hook(n)) for n, linear in enumerate(linears)]
         for number, layer in enumerate(self.layers):
             parent, leaf = _parent(self.backbone.lm, layer)
-            setattr(parent, leaf, MODULES[type(self.method)](getattr(parent, leaf), self, layer, number))
+            setattr(parent, leaf, Stacked(getattr(parent, leaf), self, layer, number))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -248,7 +168,6 @@ class Adapters:
 
     def factors(self, layer: str) -> list[nn.Parameter]:
         """The trained factors of a layer in the method's order, members leading."""
-        assert isinstance(self.method, Adapter)
         return [self.parameters[f"{layer}.{factor}"] for factor in self.method.factors]
 
     @property
@@ -290,7 +209,7 @@ class Adapters:
         only."""
         index = torch.as_tensor(members, dtype=torch.long, device=self.backbone.device)
         self.parameters = {name: nn.Parameter(p.detach()[index]) for name, p in self.parameters.items()}
-        self.projections = tuple(p[index] for p in self.projections)
+        self.frozen = tuple(part[index] for part in self.frozen)
         if self.noise:
             self.noise.keep(members)
 
@@ -315,7 +234,7 @@ class Soup(Adapters):
         states: Sequence[State],
         answer_ids: Sequence[int],
     ) -> None:
-        keys = init_keys if isinstance(method, Adapter) else init_keys[:1]  # all else has a mean at once
+        keys = init_keys if method.factors else init_keys[:1]  # all else has a mean at once
         super().__init__(backbone, method, keys, answer_ids=answer_ids)
         for name in set(HEAD) & self.parameters.keys():
             self.parameters[name] = nn.Parameter(self.parameters[name].detach()[:1])
@@ -365,41 +284,10 @@ class _Call(nn.Module):
         return self.function(part)
 
 
-def initial_state(method: Adapter, layers: dict[str, tuple[int, int]], key: seeds.Key) -> State:
-    """Parameters of one member before the first step, from its init stream."""
-    state: State = {}
-    for layer, (d_in, d_out) in layers.items():
-        for factor, values in zip(method.factors, method.draw(layer, d_in, d_out, key)):
-            state[f"{layer}.{factor}"] = torch.from_numpy(np.asarray(values, np.float32))
-    return state
-
-
-def head_state(method: LastLayer, backbone: Backbone, answer_ids: Sequence[int], key: seeds.Key) -> State:
-    """Rows of the language model's head for these tokens, with a member's noise; and their bias, if any."""
-    weight_CD, bias_C = backbone.answer_rows(torch.tensor(answer_ids, device=backbone.device))
-    drawn = method.draw(weight_CD.cpu().numpy(), key).astype(np.float32)
-    state = {HEAD[0]: torch.from_numpy(drawn)}
-    return state if bias_C is None else state | {HEAD[1]: bias_C.cpu()}
-
-
 def initial_head(num_classes: int, width: int, key: seeds.Key) -> State:
     """A member's classification head as transformers begins one: N(0, 0.02^2), and no bias."""
     drawn = seeds.stream(*key, "head").normal(0.0, HEAD_STD, (num_classes, width)).astype(np.float32)
     return {HEAD[0]: torch.from_numpy(drawn), HEAD[1]: torch.zeros(num_classes)}
-
-
-def full_state(backbone: Backbone) -> State:
-    """Every weight of the backbone by its name, tied ones once."""
-    return {name: p.detach().float() for name, p in backbone.lm.named_parameters()}
-
-
-def projections(
-    method: Vera, layers: dict[str, tuple[int, int]], key: seeds.Key
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One member's frozen VeRA projections A (R, largest d_in) and B (largest d_out, R), fp32."""
-    d_ins, d_outs = zip(*layers.values())
-    a, b = method.draw_projections(max(d_ins), max(d_outs), key)
-    return torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b.astype(np.float32))
 
 
 def _parent(lm: nn.Module, layer: str) -> tuple[nn.Module, str]:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorae.methods import LastLayer
 from lorae.metrics import combine, ensemble_nll
 from lorae.store import Store, member_folder
 from lorae.tuning import Point, Study, recipe_name, values_text
@@ -170,7 +169,7 @@ def _cost(store: Store, point: Point) -> dict[str, float]:
     """What training a point's members took; those that failed have no record of it."""
     stored = filter(store.is_member, point.member_ids)
     costs = [store.record(member_folder(m), _COST)["cost"] for m in stored]
-    shared = isinstance(point.trial.method, LastLayer)  # its members share the backbone's forward passes
+    shared = point.trial.method.regime == "features"  # its members share the backbone's forward passes
     tokens = [cost["train_tokens"] for cost in costs] or [0]
     return {
         "train_tokens": max(tokens) if shared else sum(tokens),

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lorae.adapters import Adapters, State
-from lorae.draws import TFB, Draws, Fitted, Laplace
+from lorae.draws import Draws, Fit, Fitted, Sampler
 from lorae.encoding import Row
-from lorae.fitted import Fit, Sampler
-from lorae.laplace import Linearised
+from lorae.peft_format import read_state, state_bytes
 from lorae.prediction import OnRows, predict_draws
-from lorae.store import fit_file, member_folder
-from lorae.tfb import Samples
-
-SAMPLERS: dict[type, type[Sampler[Any]]] = {TFB: Samples, Laplace: Linearised}
+from lorae.store import Store, fit_file, member_folder
 
 
 class Drawing:
@@ -64,7 +61,7 @@ class Drawing:
         Raises:
             ValueError: a stored one has other tensors than it must.
         """
-        make, ids = SAMPLERS[type(draws)], self.member_ids
+        make, ids = draws.sampler(), self.member_ids
         sampler = make(self.adapters, self.states, ids, draws, self.rows_at_once, self.on_rows)
         stored = self.stored(ids, draws)
         for m, fit in stored.items():
@@ -86,3 +83,20 @@ class Drawing:
     def fits(self, member: int) -> dict[Fitted, Fit]:
         """What one member's draws were drawn by."""
         return {draws: sampler.fits[member] for draws, sampler in self.samplers.items()}
+
+
+def fit_files(draws: Fitted, fit: Fit) -> dict[str, bytes]:
+    """A member's files of a fit."""
+    files = {fit_file(draws): json.dumps(fit.record).encode()}
+    return files | ({fit_file(draws, tensors=True): state_bytes(fit.tensors)} if fit.tensors else {})
+
+
+def read_fit(store: Store, member_id: str, draws: Fitted) -> Fit:
+    """A member's fit.
+
+    Raises:
+        ValueError: it was not fitted, or a file is damaged or has not its shape.
+    """
+    record, name = store.fit_record(member_id, draws), fit_file(draws, tensors=True)
+    has_tensors = name in store.files(member_folder(member_id))
+    return Fit(record, read_state(store.read(member_folder(member_id), name)) if has_tensors else {})

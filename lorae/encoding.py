@@ -19,7 +19,7 @@ from lorae import encoders
 from lorae.backbones import Backbone
 from lorae.encoders import EncoderBatch
 from lorae.media import Audio, Image
-from lorae.methods import Full, LastLayer, Method
+from lorae.methods import Method
 from lorae.packing import Packing
 from lorae.prompts import Own, check_first_token, own_text, own_tokens, without_middle
 from lorae.tasks.base import Example, Head, OptionLikelihood, Task
@@ -130,7 +130,7 @@ def head_classes(task: Task) -> tuple[str, ...] | None:
 
 def head_answers(method: Method, task: Task) -> tuple[str, ...] | None:
     """Answers whose rows of the language model's head are trained on a task; None where none are."""
-    if not isinstance(method, LastLayer) or isinstance(task.scoring, Head):
+    if method.regime != "features" or isinstance(task.scoring, Head):
         return None
     return task.prompt(task.examples("train")[0]).answers
 
@@ -271,7 +271,7 @@ def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> t
     if inserted and rows[0].features is not None:
         features_ND = to_device(np.array([row.features for row in rows]), backbone.device)
         return backbone.capped(inserted.head_logits(features_ND))
-    if inserted is None or not isinstance(inserted.method, Full):
+    if inserted is None or inserted.method.regime != "alone":
         return class_logits(backbone, collate(rows, num_classes, backbone, backbone.num_members))
     size = len(rows) // inserted.num_members
     parts = [collate(rows[n : n + size], num_classes, backbone) for n in range(0, len(rows), size)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorae.backbone_checks import inspect_backbone
 from lorae.checks import check_recipe
-from lorae.methods import InContext, Method
+from lorae.methods import Method
 from lorae.shapes import kind_of
 from lorae.sources import Hub, Source, backbone_config, backbone_folder, resolve, unreachable
 from lorae.tasks.base import Example, Split, Task
@@ -113,7 +113,7 @@ def input_faults(trials: Sequence[Evaluated], seconds: float = float("inf")) -> 
 
 def _inputs_of(trial: Trial, ood: tuple[Task, ...]) -> Any:
     """What the encoding of a trial's examples depends on."""
-    prompted = (trial.method, trial.seed) if isinstance(trial.method, InContext) else None
+    prompted = None if trial.method.trains else (trial.method, trial.seed)
     return trial.backbone, trial.task, ood, trial.budget.max_tokens, prompted
 
 
@@ -136,7 +136,7 @@ def _read_inputs(trial: Trial, ood: Sequence[Task], deadline: float, faults: lis
             faults += _not_encoded(tokenizer, task, chunk, trial.budget.max_tokens, classes)
             if time.monotonic() > deadline:
                 return
-    if isinstance(trial.method, InContext) and trial.members:
+    if trial.members and not trial.method.trains:
         draw_context(tokenizer, trial, 0)
 
 

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorae.memory import SAME_INPUT
-from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, Method, Vera, adapted_layers
-from lorae.shapes import kind_of, num_prefix_tokens, num_tokens, patch_values
+from lorae.methods import Method
+from lorae.shapes import SAME_INPUT, kind_of, num_prefix_tokens, num_tokens, patch_values
 
 if TYPE_CHECKING:
     from lorae.encoding import Row
@@ -86,12 +85,12 @@ class Passes:
             linears: the shapes of its linear layers, see `linear_shapes`.
         """
         features, head = _features(config, linears), _head(config)
-        if isinstance(method, LastLayer):
+        if method.regime == "features":
             return cls(features, head, head * 2)  # backward for the head's own gradient alone
-        adapted = adapted_layers(method, linears, "this backbone")
-        branches = Flops(token=sum(_branch(method, *shape) for shape in adapted.values()))
+        adapted = method.adapted_layers(linears, "this backbone")
+        branches = Flops(token=sum(method.branch_flops(*shape) for shape in adapted.values()))
         forward = features + head + branches
-        head_is_trained = isinstance(method, Full) or kind_of(config) != "causal"
+        head_is_trained = method.regime == "alone" or kind_of(config) != "causal"
         backward = _backward(method, config, linears, adapted) + head * (1 + head_is_trained)
         return cls(features, forward, forward + backward)
 
@@ -114,32 +113,16 @@ def _head(config: dict[str, Any]) -> Flops:
     return Flops(class_=2 * hidden, answer=2 * hidden * config.get("vocab_size", 0))
 
 
-def _branch(method: Method, d_in: int, d_out: int) -> int:
-    """Of a member's branch at one layer, for each token; those of `BatchEnsemble` multiply by vectors."""
-    if isinstance(method, Blob):  # the mean, and the noise around it
-        return 2 * method.rank * (2 * d_in + d_out)
-    return 2 * method.rank * (d_in + d_out) if isinstance(method, (Lora, Vera)) else 0
-
-
-def _branch_backward(method: Method, d_in: int, d_out: int, reads: bool) -> int:
-    """Of its own gradients, if it is trained, and of those of what it reads, if that has one."""
-    if not (forward := _branch(method, d_in, d_out)):
-        return 0
-    assert isinstance(method, (Lora, Vera))
-    to_what_it_reads = forward - 2 * method.rank * d_out
-    return forward * (not isinstance(method, Vera)) + forward - to_what_it_reads * (not reads)
-
-
 def _backward(method: Method, config: dict[str, Any], linears: Linears, adapted: Linears) -> Flops:
     """From the last hidden states down: of the weights, of attention, and of the branches."""
-    token, square, layer, full = 0, 0, None, isinstance(method, Full)
+    token, square, layer, full = 0, 0, None, method.regime == "alone"
     reads = full  # whether what the layers read has a gradient
     for group in _reading_the_same(linears):
         for name in group:
             d_in, d_out = linears[name]
-            scaled = isinstance(method, BatchEnsemble) and name in adapted  # what the weight reads
+            scaled = method.scales_inputs and name in adapted  # what the weight reads
             token += 2 * d_in * d_out * ((reads or scaled) + full)
-            token += _branch_backward(method, d_in, d_out, reads) if name in adapted else 0
+            token += method.branch_backward_flops(d_in, d_out, reads) if name in adapted else 0
         reads = reads or not adapted.keys().isdisjoint(group)
         number = re.search(r"\.(\d+)\.", group[0])
         if number and number[1] != layer:  # attention comes after a layer's first products

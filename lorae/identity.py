@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 # Metadata of a field that was added to a spec when members were stored already: its default is in no identity
 IF_SET = {"default_identity": False}
@@ -80,6 +80,20 @@ def fields_of(spec: Any, base: type | None = None) -> dict[str, Any]:
         if f.metadata.get("identity", True)
         and (f.metadata.get("default_identity", True) or value != f.default)
     }
+
+
+def check_kind(name: str, value: Any, union: Any) -> None:
+    """Refuse a spec of a class outside a union, such as a subclass of the user's own: it would be part of the
+    identity, and never applied.
+
+    Raises:
+        ValueError: it is outside.
+    """
+    known = get_args(union) or (union,)
+    if type(value) not in known:
+        names = ", ".join(kind.__name__ for kind in known if kind is not type(None))
+        kind_name = type(value).__name__
+        raise ValueError(f"{name}={value!r}: training knows no {kind_name}; write one of {names}")
 
 
 def canonical_json(value: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from lorae import seeds
 from lorae.backbones import Backbone
 from lorae.encoding import encode
-from lorae.methods import InContext
+from lorae.methods import Method
 from lorae.prediction import OnRows, predict
 from lorae.tasks.base import Example, Letters, Split, Task
 from lorae.trial import Trial
@@ -41,7 +41,6 @@ def draw_context(tokenizer: Any, trial: Trial, member: int) -> Context:
     Raises:
         ValueError: fewer training examples fit `max_tokens` than it has shots.
     """
-    assert isinstance(trial.method, InContext)
     shots, examples = trial.method.shots, trial.task.examples("train")
     order = seeds.stream(*trial.member_key(member)["demonstrations"]).permutation(len(examples))
     fitting = _fitting(tokenizer, trial, [examples[n] for n in order])
@@ -74,7 +73,7 @@ def demonstration(task: Task, example: Example) -> str:
 
 def predict_in_context(
     backbone: Backbone,
-    method: InContext,
+    method: Method,
     context: str,
     max_tokens: int,
     task: Task,

@@ -9,23 +9,16 @@ The attention is that of `lorae.packing`: written out on a CPU, scaled_dot_produ
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lorae.draws import Laplace
-from lorae.methods import Adapter, BatchEnsemble, Blob, Full, InContext, LastLayer, Vera, adapted_layers
-from lorae.regularizers import AdapterDropout, EarlyStopping, Masksembles
+from lorae.draws import Fitted, Sizes
 from lorae.shapes import kind_of, linear_shapes, num_backbone_parameters
 from lorae.trial import Trial
 
 BYTES = {"fp32": 4, "bf16": 2}
 QK_NORM = ("qwen3", "gemma3_text", "olmo2")
-SAME_INPUT = {  # layers that read one tensor
-    **dict.fromkeys(("k_proj", "v_proj"), "q_proj"),
-    **dict.fromkeys(("key", "value"), "query"),
-    **dict.fromkeys(("k_lin", "v_lin"), "q_lin"),
-    "up_proj": "gate_proj",
-}
 # Tokens of one forward pass of `predict`, members included; on a CPU as many as its caches like (measured, a
 # tenth faster than 4096). Results depend on it by rounding only
 PREDICT_TOKENS = {"cpu": 2048, "cuda": 4096}
@@ -85,46 +78,47 @@ def stack_memory(
     texts: Texts,
     gpus: int = 0,
     saving: Saving = Saving(),
-    laplace: Laplace | None = None,
+    draws: Iterable[Fitted] = (),
 ) -> Memory:
     """Peak bytes of training and predicting with a stack.
 
     Args:
         rows: examples of each member in one forward pass on one device.
         gpus: 0 = on a CPU; from 2 on ZeRO-3 partitions the frozen weights over them, adapters stay whole.
-        laplace: the members draw so, too.
+        draws: in which members predict, too.
     """
-    shape = _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
-    together = 1 if isinstance(trial.method, InContext) else num_members
+    method, shape = trial.method, _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
+    together = num_members if method.trains else 1
     predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], together * texts.longest)
     prediction = shape.forward_bytes(predicted, texts)
     backbone = _backbone_bytes(trial, config, max(1, gpus), saving)
-    if not num_members or isinstance(trial.method, InContext):
+    if not (num_members and method.trains):
         return Memory(backbone, 0, prediction)
-    layers = adapted_layers(trial.method, linear_shapes(config), trial.backbone.label)
+    layers = method.adapted_layers(linear_shapes(config), trial.backbone.label)
     head = texts.classes * (config["hidden_size"] + 1)
     adapters = _adapter_bytes(trial, config, layers, head, num_members, on_cpu=not gpus)
-    if isinstance(trial.method, LastLayer):  # trained on features, which prediction alone computes
+    if method.regime == "features":  # trained on features, which prediction alone computes
         return Memory(backbone, adapters, prediction)
-    if isinstance(trial.method, Full):
+    if method.regime == "alone":
         layers = linear_shapes(config)
     first = min(int(found[0]) if (found := re.findall(r"\.(\d+)\.", name)) else 0 for name in layers)
     num_layers = config["num_hidden_layers"] - first
+    noisy = any(regularizer.is_noise for regularizer in trial.regularizers)
+    branch_bytes = method.kept_bytes(layers, BYTES[trial.precision], noisy)
 
     def pass_bytes(rows: int) -> int:
         """Of a forward and backward pass."""
         tokens = num_members * rows * texts.longest
-        kept = num_layers * shape.kept_bytes(tokens, texts.longest) + _branch_bytes(trial, layers, tokens)
+        kept = num_layers * shape.kept_bytes(tokens, texts.longest) + tokens * branch_bytes
         if saving.recompute:  # one layer's at a time, and every layer's input
             kept = kept // num_layers + num_layers * tokens * shape.hidden * shape.size
         return kept + shape.backward_bytes(tokens, num_members * rows, texts)
 
     needed = max(pass_bytes(rows), prediction)
-    if laplace:
-        rows = max(1, rows // texts.options)
-        drawing = num_members * _curvature_bytes(laplace, layers)
-        drawing += _jacobian_bytes(trial, layers, num_members * rows, texts)
-        needed = max(needed, pass_bytes(rows) + drawing)
+    sizes = Sizes(BYTES[trial.precision], texts.longest, texts.options)
+    for spec in draws:
+        if (beside := spec.fitting_bytes(method, layers, num_members, rows, sizes)) is not None:
+            needed = max(needed, pass_bytes(max(1, rows // texts.options)) + beside)
     return Memory(backbone, adapters, needed)
 
 
@@ -202,11 +196,6 @@ def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int, saving: S
     return parts + max(2 * layer, embedding) * BYTES[trial.precision]
 
 
-def full_member_bytes(config: dict[str, Any]) -> int:
-    """Weights, gradients and two moments in fp32 of one member that is fine-tuned in full."""
-    return 16 * num_backbone_parameters(config)
-
-
 def _adapter_bytes(
     trial: Trial,
     config: dict[str, Any],
@@ -216,53 +205,10 @@ def _adapter_bytes(
     *,
     on_cpu: bool,
 ) -> int:
-    """Parameters, gradients, two moments; early stopping's best state (in host memory), VeRA's projections or
-    BLoB's noise, the cast to bf16. A classification head has `head` parameters; `LastLayer`'s few rows are
-    not counted."""
-    size, method = BYTES[trial.precision], trial.method
-    trained = num_backbone_parameters(config) if isinstance(method, Full) else 0
-    frozen = 0
-    if isinstance(method, Adapter):
-        trained = sum(method.num_parameters(*shape) for shape in layers.values())
-    if isinstance(method, Blob):  # the noise of a step, and its product with the standard deviation
-        frozen = (4 + size) * method.rank * sum(d_in for d_in, _ in layers.values())
-    copies = 4 + (on_cpu and trial.regularizer(EarlyStopping) is not None)
+    """Parameters, gradients, two moments; early stopping's best state (in host memory), what a method has
+    besides, the cast to bf16. A classification head has `head` parameters; `LastLayer`'s few rows are not
+    counted."""
+    size, trained = BYTES[trial.precision], trial.method.num_trained(config, layers)
+    copies = 4 + (on_cpu and any(regularizer.keeps_best for regularizer in trial.regularizers))
     casts = size * trained * (size < 4)
-    if isinstance(method, Vera):
-        d_ins, d_outs = zip(*layers.values())
-        frozen = size * method.rank * (max(d_ins) + max(d_outs))
-    return num_members * (4 * copies * (trained + head) + casts + frozen)
-
-
-def _curvature_bytes(laplace: Laplace, layers: dict[str, tuple[int, int]]) -> int:
-    """One member's products with a random matrix, and that, in fp64."""
-    return 2 * 8 * laplace.columns * sum(sum(shape) for shape in layers.values())
-
-
-def _jacobian_bytes(trial: Trial, layers: dict[str, tuple[int, int]], rows: int, texts: Texts) -> int:
-    """What the adapted layers read, in fp32, and give and are sent back; and the Jacobians of the classes."""
-    assert isinstance(trial.method, Adapter)
-    tokens, size = rows * texts.longest, BYTES[trial.precision]
-    of_token = sum(4 * (d_in + trial.method.rank) + 2 * size * d_out for d_in, d_out in layers.values())
-    jacobians = 4 * texts.options * sum(trial.method.num_parameters(*shape) for shape in layers.values())
-    return tokens * of_token + rows * jacobians
-
-
-def _branch_bytes(trial: Trial, layers: dict[str, tuple[int, int]], tokens: int) -> int:
-    """What autograd keeps of the adapters' branches: LoRA's inputs (one for layers that read the same, each
-    its own with a mask under noise) and A x; BLoB's signs, and inputs with these; VeRA's two products; the
-    inputs and outputs that BatchEnsemble multiplies; the inputs of every layer whose weight is trained."""
-    size, rank = BYTES[trial.precision], trial.method.rank
-    if isinstance(trial.method, Vera):
-        return tokens * size * sum(rank + d_out for _, d_out in layers.values())
-    outputs = sum(d_out for _, d_out in layers.values()) if isinstance(trial.method, BatchEnsemble) else 0
-    if trial.regularizer(AdapterDropout) or trial.regularizer(Masksembles):
-        return tokens * size * outputs + tokens * sum(
-            (size + 1) * d_in + size * rank for d_in, _ in layers.values()
-        )
-    inputs = {}
-    for name, (d_in, _) in layers.items():
-        path, _, leaf = name.rpartition(".")
-        inputs[path, SAME_INPUT.get(leaf, leaf)] = d_in
-    signs = sum(2 * d_in + rank for d_in, _ in layers.values()) if isinstance(trial.method, Blob) else 0
-    return tokens * size * (sum(inputs.values()) + rank * len(layers) + outputs + signs)
+    return num_members * (4 * copies * (trained + head) + casts + trial.method.frozen_bytes(layers, size))

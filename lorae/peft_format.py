@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from lorae.identity import canonical
-from lorae.methods import Lora, Method, Vera, target_modules
+from lorae.methods import METHODS, Method, target_modules
 from lorae.shapes import classifier_path, has_transposed_weights
 from lorae.sources import Hub, Source, backbone_config
 from lorae.store import ADAPTER_CONFIG, POSTERIOR, WEIGHTS, Store, member_folder, snapshot_file
@@ -29,12 +29,9 @@ if TYPE_CHECKING:
 
     from lorae.adapters import State
 
-# our factor -> PEFT's name of it
-_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "d": "vera_lambda_d", "b": "vera_lambda_b"}
-_FACTORS = {name: factor for factor, name in _NAMES.items()}
+# PEFT's name of a factor -> ours
+_FACTORS = {name: factor for method in METHODS for factor, name in method.peft_names.items()}
 _PREFIX = "base_model.model."
-_PROJECTIONS = "base_model.vera_A", "base_model.vera_B"
-_SAME_INPUT = {"q_proj", "k_proj", "v_proj", "query", "key", "value"}  # of an attention block
 _HEADS = ("head", f"{_PREFIX}classifier", f"{_PREFIX}classifier.dense")  # where a head may be stored
 
 
@@ -55,7 +52,7 @@ def adapter_files(
     method: Method,
     backbone: Source,
     state: State,
-    projections: tuple[torch.Tensor, torch.Tensor] | None = None,
+    frozen: Sequence[torch.Tensor] = (),
     scoring: Scoring | None = None,
 ) -> dict[str, bytes]:
     """adapter_config.json and adapter_model.safetensors of one member; of a Bayesian one also
@@ -66,37 +63,37 @@ def adapter_files(
 
     Args:
         state: its parameters, as `Adapters.state` names them.
-        projections: for VeRA the frozen A (R, D) and B (E, R), which PEFT stores beside the vectors.
+        frozen: what the method's `draw_frozen` drew, which PEFT stores beside.
     """
-    if not isinstance(method, (Lora, Vera)):
+    if not method.peft_type:
         content = {"lorae_method": canonical(method), **_base(backbone)}
         return {ADAPTER_CONFIG: json.dumps(content, indent=1).encode(), WEIGHTS: state_bytes(state)}
     tensors, layers, classifier = {}, {}, None
     if isinstance(scoring, Head):
         classifier = classifier_path(backbone_config(backbone), scoring.pool)
-    widths = {name: value for name, value in state.items() if name.endswith(".G")}
+    others = {}  # that PEFT has no place for
     for name, value in state.items():
         layer, factor = name.rsplit(".", 1)
-        if name in widths:
-            continue
         if layer == "head":
             name = f"{_PREFIX}{classifier}.{factor}" if classifier else name
-        else:
+        elif factor in method.peft_names:
             layers[layer] = None
-            name = f"{_PREFIX}{layer}.{_NAMES[factor]}"
+            name = f"{_PREFIX}{layer}.{method.peft_names[factor]}"
+        else:
+            others[name] = value
+            continue
         tensors[name] = value.contiguous().numpy()
     if classifier == "classifier.dense":  # of AST, after a norm, which our features have gone through
         width = state["head.weight"].shape[1]
         for name, value in (("weight", np.ones), ("bias", np.zeros)):
             tensors[f"{_PREFIX}classifier.layernorm.{name}"] = value(width, np.float32)
-    if projections:
-        tensors |= {name: value.contiguous().numpy() for name, value in zip(_PROJECTIONS, projections)}
+    tensors |= {name: value.contiguous().numpy() for name, value in zip(method.peft_frozen, frozen)}
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     config = _config(method, backbone, list(layers))
     if isinstance(scoring, Head):
         config |= {"task_type": None, "modules_to_save": ["classifier"] if classifier else None}
     files = {ADAPTER_CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
-    return files | ({POSTERIOR: state_bytes(widths)} if widths else {})
+    return files | ({POSTERIOR: state_bytes(others)} if others else {})
 
 
 def state_bytes(state: State) -> bytes:
@@ -154,24 +151,10 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
         raise ValueError(f"a member of {kind} has no low-rank update; those of LoRA and VeRA have one")
     kind, parameters = settings["peft_type"], _parameters(weights)
     layers = tuple(sorted({name.rpartition(".")[0] for name in parameters}))
-    if kind == "LORA":
-        scale = settings["lora_alpha"] / settings["r"]
-        return Update(layers, lambda layer: (scale * parameters[f"{layer}.B"], parameters[f"{layer}.A"]))
-    if kind != "VERA":
+    method = next((method for method in METHODS if method.peft_type == kind), None)
+    if method is None:
         raise ValueError(f"an adapter of type {kind} has no low-rank update; allowed are LORA and VERA")
-    leaves = {layer.rpartition(".")[2] for layer in layers}
-    if d_in is None and len(leaves) > 1 and not leaves <= _SAME_INPUT:
-        raise ValueError(
-            f"VeRA on {', '.join(sorted(leaves))} stores no layer's width; give the backbone's weights"
-        )
-    A_RD, B_ER = (read_tensors(weights)[name] for name in _PROJECTIONS)
-
-    def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
-        d_R, b_E = parameters[f"{layer}.d"], parameters[f"{layer}.b"]
-        width = A_RD.shape[1] if d_in is None else d_in(layer)
-        return b_E[:, None] * B_ER[: len(b_E)], d_R[:, None] * A_RD[:, :width]
-
-    return Update(layers, factors)
+    return Update(layers, method.update_reader(settings, read_tensors(weights), parameters, d_in))
 
 
 def read_tensors(weights: bytes, where: str = WEIGHTS) -> dict[str, np.ndarray]:
@@ -206,7 +189,7 @@ def _base(backbone: Source) -> dict[str, Any]:
     }
 
 
-def _config(method: Lora | Vera, backbone: Source, layers: list[str]) -> dict[str, Any]:
+def _config(method: Method, backbone: Source, layers: list[str]) -> dict[str, Any]:
     common = _base(backbone) | {
         "task_type": "CAUSAL_LM",
         "r": method.rank,
@@ -216,12 +199,4 @@ def _config(method: Lora | Vera, backbone: Source, layers: list[str]) -> dict[st
     }
     if has_transposed_weights(backbone_config(backbone)):
         common["fan_in_fan_out"] = True
-    if isinstance(method, Lora):
-        return common | {"peft_type": "LORA", "lora_alpha": method.alpha or method.rank, "lora_dropout": 0.0}
-    return common | {
-        "peft_type": "VERA",
-        "projection_prng_key": 0,
-        "save_projection": True,
-        "d_initial": method.d_init,
-        "vera_dropout": 0.0,
-    }
+    return common | {"peft_type": method.peft_type, **method.peft_settings()}

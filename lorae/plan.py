@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 from lorae.axes import with_values
 from lorae.backbone_checks import Inspection
-from lorae.checks import MAX_FULL_BYTES, check_recipe
+from lorae.checks import check_recipe
 from lorae.choice import Choice, choose
-from lorae.draws import Draws, Fitted, Laplace
+from lorae.draws import Draws, Fitted
 from lorae.flops import Flops, Passes
-from lorae.memory import BYTES, Memory, Saving, Texts, full_member_bytes, stack_memory
-from lorae.methods import Full, InContext, LastLayer
+from lorae.memory import BYTES, Memory, Saving, Texts, stack_memory
+from lorae.methods.full import MAX_FULL_BYTES, full_member_bytes
 from lorae.prediction_files import prediction_file
-from lorae.regularizers import Masksembles
 from lorae.search import EarlyEnd
 from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
@@ -152,7 +151,7 @@ class Plan:
     @property
     def num_to_prompt(self) -> int:
         """Of those, members that are only given demonstrations."""
-        prompted = {m for t, _ in self.trials if isinstance(t.method, InContext) for m in t.member_ids()}
+        prompted = {m for t, _ in self.trials if not t.method.trains for m in t.member_ids()}
         return len(prompted - set(self.stored))
 
 
@@ -319,8 +318,7 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
 def _checked(trial: Trial) -> Any:
     """What `check_trial` looks at."""
     cycles = trial.optimizer.cycles, trial.optimizer.warmup_frac
-    masks = trial.regularizer(Masksembles)
-    return trial.backbone, trial.task, trial.method, trial.budget, cycles, masks
+    return trial.backbone, trial.task, trial.method, trial.budget, cycles, trial.regularizers
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
@@ -417,7 +415,7 @@ def _typical(stack: Stack) -> Stack:
 @functools.lru_cache(maxsize=4096)
 def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
     asked = devices.stack_devices
-    if asked and stack.members and isinstance(stack.trial.method, Full):
+    if asked and stack.members and stack.trial.method.regime == "alone":
         raise ValueError(
             f"--zero {asked} with Full(): its members are copies of the whole backbone, of which each worker "
             "has a part; leave --zero out, or write another method"
@@ -431,7 +429,8 @@ def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
     usable, saving = USABLE_FRAC * devices.memory_bytes, devices.saving
     batch = stack.trial.budget.batch_size
     what = f"usable {usable / 2**30:.1f} of {devices.memory_bytes / 2**30:.1f} GiB"
-    widest = asked or (1 if host == "local" or isinstance(stack.trial.method, Full) else devices.per_node)
+    alone = host == "local" or stack.trial.method.regime == "alone"
+    widest = asked or (1 if alone else devices.per_node)
     for gpus in [asked] if asked else range(1, widest + 1):
         share = -(-batch // gpus)
         if rows := _largest_rows(stack, share, usable, gpus, saving):
@@ -472,9 +471,8 @@ def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Mem
     """Peak memory of a stack on one of its GPUs (0: on a CPU), with `rows` examples of each member at
     once."""
     trial, config, num_members = stack.trial, backbone_config(stack.trial.backbone), len(stack.members)
-    drawn = (s.draws for s in stack.eval_sets().values() if isinstance(s.draws, Laplace))
-    laplace = max(drawn, key=lambda draws: draws.rank, default=None)
-    return stack_memory(trial, config, num_members, rows, _longest(stack), gpus, saving, laplace)
+    fitted = {s.draws for s in stack.eval_sets().values() if isinstance(s.draws, Fitted)}
+    return stack_memory(trial, config, num_members, rows, _longest(stack), gpus, saving, fitted)
 
 
 def _gib(num_bytes: int) -> str:
@@ -491,7 +489,7 @@ def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
             return [stack]
         return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
     single = replace(stack, members=stack.members[:1])
-    alone = host == "local" or isinstance(stack.trial.method, Full)
+    alone = host == "local" or stack.trial.method.regime == "alone"
     gpus = devices.stack_devices or (1 if alone or _fits(single, devices, 1) else devices.per_node)
     if _fits(stack, devices, gpus):
         return [stack]
@@ -500,7 +498,7 @@ def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
 
 def _full_bytes(stack: Stack) -> int:
     """What the weights of members that are fine-tuned in full take, with gradients and moments."""
-    if not isinstance(stack.trial.method, Full):
+    if stack.trial.method.regime != "alone":
         return 0
     return len(stack.members) * full_member_bytes(backbone_config(stack.trial.backbone))
 
@@ -583,7 +581,7 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     config = backbone_config(trial.backbone)
     per = Passes.of(trial.method, config, linear_shapes(config))
     train = _lengths(trial.task, "train", *_token_limits(trial))
-    untrained = not num or isinstance(trial.method, InContext)
+    untrained = not (num and trial.method.trains)
     steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
     epochs = num * steps * batch / train.num  # of all members together
     train_tokens, train_flops = int(epochs * train.total), epochs * train.flops(per.training)
@@ -595,7 +593,7 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     fitted = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, Fitted)]
     num_fitted = sum(d.passes_to_fit(classes) * len(d.fitted_on(range(train.num))) for d in fitted)
     predict_flops += num_fitted * train.flops(per.forward) / train.num
-    if isinstance(trial.method, LastLayer):  # the frozen backbone reads each example once
+    if trial.method.regime == "features":  # the frozen backbone reads each example once
         train_tokens = train.total * bool(num)
         train_flops += train.flops(per.features) * bool(num)
         predict_flops += sum(of_set.flops(per.features) for of_set in lengths.values())
@@ -655,7 +653,7 @@ def _eval_lengths(stack: Stack) -> list[_Lengths]:
     attention, which takes as long on a CPU.)"""
     trial, limits = stack.trial, _token_limits(stack.trial)
     every = [_lengths(s.task, s.split, *limits) for s in stack.eval_sets().values()]
-    if not (isinstance(trial.method, InContext) and stack.members):
+    if trial.method.trains or not stack.members:
         return every
     train, shots = _lengths(trial.task, "train", *limits), trial.method.shots
     before, longest = shots * train.total // train.num, shots * train.longest

@@ -11,18 +11,17 @@ import numpy as np
 
 from lorae.adapters import Adapters, Soup, State
 from lorae.backbones import Backbone, load_backbone, set_matmul_precision
-from lorae.drawing import Drawing
-from lorae.draws import Draws, Fitted, MCDropout, Posterior, drawn_set
+from lorae.drawing import Drawing, read_fit
+from lorae.draws import Draws, Fitted, drawn_set
 from lorae.encoding import Row, encode
-from lorae.fitted import read_fit
 from lorae.identity import canonical, canonical_json, spec_of
 from lorae.in_context import predict_in_context
-from lorae.methods import Bayesian, Full, InContext, Init, LastLayer, Method
+from lorae.methods import METHODS, Init, Method, method_named
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import predict, predict_draws, with_features
 from lorae.prediction_files import prediction_file, rows_bytes
-from lorae.regularizers import AdapterDropout, Masksembles, Regularizer
+from lorae.regularizers import REGULARIZERS, Regularizer
 from lorae.seeds import Key
 from lorae.sources import DataSource, Source
 from lorae.store import RECORD as RECORD_FILE
@@ -31,7 +30,7 @@ from lorae.tasks.base import Head, Scoring, Task
 from lorae.trial import backbone_id
 from lorae.untrusted import check, count
 
-SPECS = (*get_args(DataSource), *get_args(Method), *get_args(Init), AdapterDropout, Masksembles)
+SPECS = (*get_args(DataSource), *METHODS, *get_args(Init), *REGULARIZERS)
 STACK_MEMBERS = 16  # predicted in one pass
 
 
@@ -82,7 +81,7 @@ class _Group:
     @property
     def stack_members(self) -> int:
         """Members that predict in one pass; those that share no weights do so one after another anyway."""
-        return 1 if isinstance(self.method, Full) else STACK_MEMBERS
+        return 1 if self.method.regime == "alone" else STACK_MEMBERS
 
     @property
     def max_tokens(self) -> int:
@@ -123,12 +122,9 @@ def predict_task(
     """
     groups = list(_groups(store, members, backbone))
     tasks = [_scored_alike(task, group) for group in groups]
-    if isinstance(draws, MCDropout) and not all(
-        any(isinstance(spec, AdapterDropout) for spec in group.noise) for group in groups
-    ):
-        raise ValueError(f"draws={draws}: some members were trained without AdapterDropout; leave them out")
-    if isinstance(draws, Posterior) and not all(isinstance(group.method, Bayesian) for group in groups):
-        raise ValueError(f"draws={draws}: some members learned no distribution of weights; leave them out")
+    for group in groups if draws else ():
+        if draws and (why := draws.unfit(group.method, group.noise)):
+            raise ValueError(f"draws={draws}: some members {why}; leave them out")
     if isinstance(draws, Fitted):
         for member in members:
             store.fit_record(member, draws)
@@ -147,7 +143,7 @@ def predict_task(
         ids = [m for m in group.members if member_folder(m) in lacking]
         for start in range(0, len(ids), group.stack_members):
             stack = ids[start : start + group.stack_members]
-            if isinstance(group.method, InContext):
+            if not group.method.trains:
                 logits_MKNC = _in_context_logits(group, stack, model, own)
             else:
                 logits_MKNC = _stack_logits(store, group, stack, model, rows, draws)
@@ -218,8 +214,9 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
 
 def _needed(recipe: dict[str, Any]) -> set[str]:
     """What a member's record must say beside its recipe, as those of an older lorae do not."""
-    kinds = recipe["method"].get("type"), recipe["task"]["scoring"].get("type")
-    answers = {"answers"} if kinds[0] == LastLayer.__name__ and kinds[1] != Head.__name__ else set()
+    method, scoring = method_named(recipe["method"].get("type")), recipe["task"]["scoring"].get("type")
+    on_features = method is not None and method.regime == "features"
+    answers = {"answers"} if on_features and scoring != Head.__name__ else set()
     return {"prompt_template", "source"} | answers
 
 
@@ -230,12 +227,13 @@ def _context(record: dict[str, Any]) -> str:
 
 def _is_prompted(recipe: dict[str, Any]) -> bool:
     """Whether its members train nothing."""
-    return recipe["method"].get("type") == InContext.__name__
+    method = method_named(recipe["method"].get("type"))
+    return method is not None and method.regime == "prompted"
 
 
 def _noise(recipe: dict[str, Any]) -> list[dict[str, Any]]:
     """The regularisers that a prediction may depend on."""
-    kinds = (AdapterDropout.__name__, Masksembles.__name__)
+    kinds = {kind.__name__ for kind in REGULARIZERS if kind.is_noise}
     return [spec for spec in recipe["regularizers"] if spec["type"] in kinds]
 
 
@@ -273,7 +271,7 @@ def _loaded(group: _Group, task: Task, device: str) -> tuple[Backbone, list[Row]
     set_matmul_precision(precision, device)
     model = load_backbone(group.source, precision, device)
     rows = encode(model.tokenizer, task, task.examples("test"), group.max_tokens, group.classes)
-    return model, with_features(model, rows) if isinstance(group.method, LastLayer) else rows
+    return model, with_features(model, rows) if group.method.regime == "features" else rows
 
 
 def _stages(store: Store, members: Sequence[str]) -> list[list[State]]:
@@ -321,7 +319,6 @@ def _stack_logits(
 
 def _in_context_logits(group: _Group, members: Sequence[str], model: Backbone, task: Task) -> np.ndarray:
     """The same of members that train nothing: those of a group read the same."""
-    assert isinstance(group.method, InContext)
     logits_NC = predict_in_context(model, group.method, group.context, group.max_tokens, task, "test")
     return np.stack([logits_NC[None]] * len(members))
 

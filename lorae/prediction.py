@@ -12,10 +12,9 @@ import torch
 
 from lorae import metrics
 from lorae.backbones import Backbone
-from lorae.draws import MCDropout, Posterior
+from lorae.draws import Draws
 from lorae.encoding import Row, collate, features, stack_logits
 from lorae.memory import PREDICT_TOKENS
-from lorae.noise import BranchMasks
 from lorae.transfer import to_device
 
 OnRows = Callable[[Sequence[Row]], None]
@@ -58,7 +57,7 @@ def predict(
 def predict_draws(
     backbone: Backbone,
     rows: Sequence[Row],
-    draws: MCDropout | Posterior | None = None,
+    draws: Draws | None = None,
     on_rows: OnRows = lambda rows: None,
 ) -> np.ndarray:
     """Logits (M, K, N, C) of K draws of each member: one, the passes of MC dropout, samples of its weights,
@@ -68,13 +67,12 @@ def predict_draws(
         on_rows: as for `predict`.
     """
     noise = backbone.inserted.noise if backbone.inserted else None
-    masks = noise.spec.masks if isinstance(noise, BranchMasks) else None
-    if noise is None or not (draws or masks):
+    passes = noise and (noise.num_draws or (draws and draws.num_draws))
+    if noise is None or not passes:
         return predict(backbone, rows, on_rows=on_rows)[:, None]
-    passes = range(masks or (draws.num_draws if draws else 1))
     logits = [
         predict(backbone, rows, set_noise=functools.partial(noise.predict, k), on_rows=on_rows)
-        for k in passes
+        for k in range(passes)
     ]
     noise.off()
     return np.stack(logits, axis=1)

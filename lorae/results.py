@@ -18,7 +18,6 @@ from lorae import ensemble, metrics, untrusted
 from lorae.choice import TUNING, Choice
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
-from lorae.methods import LastLayer
 from lorae.prediction_files import SCHEMA, Predictions
 from lorae.store import LATER_RECORD, Store, member_folder, pool_folders, trials_file
 from lorae.tasks.base import Split, Task
@@ -316,7 +315,7 @@ def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
     if trial.is_soup:
         soup = store.soup_record(trial.member_ids())
         forwards, total["predict_seconds"] = 1, soup["cost"]["predict_seconds"]
-    if isinstance(trial.method, LastLayer):
+    if trial.method.regime == "features":
         forwards, total["train_tokens"] = 1, max((c["train_tokens"] for c in costs), default=0)
         if total["train_flops"] is not None:
             shared = [c.get("shared_flops") or 0.0 for c in costs]

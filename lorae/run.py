@@ -19,23 +19,21 @@ import torch
 
 import lorae
 from lorae import peft_format
-from lorae.adapters import Adapters, Soup, State, projections
+from lorae.adapters import Adapters, Soup, State
 from lorae.backbones import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.checkpoints import StackCheckpoints
 from lorae.clock import Stopwatch
-from lorae.drawing import Drawing
-from lorae.draws import Fitted
+from lorae.drawing import Drawing, fit_files, read_fit
+from lorae.draws import Fit, Fitted
 from lorae.encoding import Row, encode, head_answers, head_classes
-from lorae.fitted import Fit, fit_files, read_fit
 from lorae.identity import canonical
 from lorae.in_context import Context, draw_context, predict_in_context
-from lorae.methods import Full, InContext, LastLayer, Vera, adapted_layers
+from lorae.methods import frozen_tensors
 from lorae.noise import make_noise
 from lorae.peft_format import read_stages
 from lorae.prediction import OnRows, predict, with_features
 from lorae.prediction_files import parquet_bytes, prediction_file, rows_bytes
 from lorae.ranks import Ranks
-from lorae.regularizers import KL
 from lorae.search import EarlyEnd
 from lorae.sources import Source
 from lorae.stack import EvalSet, Progress, Stack, StackResult, Stopped
@@ -100,7 +98,7 @@ def run_stack(
     set_matmul_precision(stack.trial.precision, device)
     store = Store(storage_uri)
     on_progress(Progress("load"))
-    if isinstance(stack.trial.method, Full):
+    if stack.trial.method.regime == "alone":
         recompute = False  # the backward pass would recompute with the backbone's weights, not the member's
     with unchanged(stack.trial):
         backbone = load(stack.trial.backbone, stack.trial.precision, device, recompute)
@@ -190,7 +188,7 @@ class _Job:
     def trained_rows(self, task: Task, split: Split) -> list[Row]:
         """The same, with the backbone's features where members are trained on those alone."""
         name, rows = task.eval_set(split), self.encoded(task, split)
-        if isinstance(self.stack.trial.method, LastLayer) and rows[0].features is None:
+        if self.stack.trial.method.regime == "features" and rows[0].features is None:
             watch = Stopwatch(self.backbone.device, self.ranks.size)
             self.rows[name] = with_features(self.backbone, rows)
             self.feature_watches.append(watch.stop())
@@ -212,7 +210,7 @@ def _run_members(job: _Job, members: Sequence[int]) -> StackResult:
     ids = {m: job.stack.trial.member_id(m) for m in members}
     stored, lacking = job.ranks.once(_stored, job, members)
     missing = [m for m in members if m not in stored]
-    make = _prompt if isinstance(job.stack.trial.method, InContext) else _train
+    make = _train if job.stack.trial.method.trains else _prompt
     failed = make(job, missing) if missing else {}
     if lacking:
         failed |= _predict_stored(job, lacking)
@@ -248,7 +246,7 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
         feature_process_seconds=sum(watch.process_seconds for watch in job.feature_watches),
     )
     job.feature_watches.clear()  # they are part of one training's cost
-    if trial.regularizer(KL):
+    if any(regularizer.needs_reference for regularizer in trial.regularizers):
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(job.store.predictions, folders, name).logits_MNC[0]
         data = replace(data, reference_logits_NC=reference)
@@ -306,15 +304,14 @@ def _close(job: _Job, failed: dict[str, str], stack_id: str) -> None:
 def _store_members(job: _Job, runs: list[MemberRun], predicted: _Predicted) -> dict[str, str]:
     """Store trained members with their predictions; returns member id -> reason of those that failed."""
     trial = job.stack.trial
-    layers = adapted_layers(trial.method, job.backbone.linears, job.backbone.name)
+    layers = trial.method.adapted_layers(job.backbone.linears, job.backbone.name)
     by_id = {trial.member_id(run.member): run for run in runs}
     stored, failed = _files_by_member(job, list(by_id), predicted)
     for member_id, files in stored.items():
         run = by_id[member_id]
-        frozen = None
-        if isinstance(trial.method, Vera):
-            frozen = projections(trial.method, layers, trial.member_key(run.member)["init"])
-        scoring = trial.task.scoring
+        frozen, scoring = (), trial.task.scoring
+        if trial.method.trains:
+            frozen = frozen_tensors(trial.method, layers, trial.member_key(run.member)["init"])
         files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, scoring)
         for k, state in enumerate(run.snapshots):
             files[snapshot_file(k)] = peft_format.state_bytes(state)
@@ -355,7 +352,7 @@ def _predict_sets(
         stages: the members' parameters at each of their snapshots, the last one at the end.
     """
     started, trial, searched = time.perf_counter(), job.stack.trial, 0.0
-    if isinstance(trial.method, InContext):
+    if not trial.method.trains:
         return _predict_in_context(job, wanted, job.counted(_tokens_in_context(job, wanted)))
     found = _Predicted([{} for _ in wanted], [{} for _ in wanted], 0.0)
     answer_ids = job.encoded(trial.task, "test")[0].answer_ids
@@ -389,7 +386,6 @@ def _predict_sets(
 def _predict_in_context(job: _Job, wanted: dict[int, dict[str, EvalSet]], on_rows: OnRows) -> _Predicted:
     """The same with members that differ in what they read before a question, each by itself."""
     started, trial, backbone = time.perf_counter(), job.stack.trial, job.backbone
-    assert isinstance(trial.method, InContext)
     found = _Predicted([], [{} for _ in wanted], 0.0)
     for m, of_member in wanted.items():
         setting, logits = (trial.method, job.context(m).text, trial.budget.max_tokens), {}
@@ -613,7 +609,7 @@ def _member_json(job: _Job, run: MemberRun, stacked_with: int, predict_seconds: 
         "cut": CUT,
         "provenance": job.provenance,
     }
-    if isinstance(trial.method, InContext):
+    if not trial.method.trains:
         record["context"] = vars(job.context(run.member))
     return json.dumps(record, indent=1).encode()
 

@@ -18,6 +18,12 @@ GPT2_NAMES = {
     "n_inner": "intermediate_size",
 }
 BERT_LIKE = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
+SAME_INPUT = {  # layers that read one tensor
+    **dict.fromkeys(("k_proj", "v_proj"), "q_proj"),
+    **dict.fromkeys(("key", "value"), "query"),
+    **dict.fromkeys(("k_lin", "v_lin"), "q_lin"),
+    "up_proj": "gate_proj",
+}
 _HEADS: dict[str, Kind] = {
     "ForImageClassification": "image",
     "ForAudioClassification": "audio",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from lorae.draws import Draws, drawn_set
 from lorae.identity import digest
-from lorae.regularizers import KL
 from lorae.tasks.base import Head, Split, Task
 from lorae.trial import Trial
 
@@ -73,7 +72,7 @@ class Stack:
         if isinstance(self.trial.task.scoring, Head):
             return {}
         sets = self._splits()
-        if self.trial.regularizer(KL):
+        if any(regularizer.needs_reference for regularizer in self.trial.regularizers):
             sets.append(EvalSet(self.trial.task, "train"))
         return {s.name: s for s in sets}
 

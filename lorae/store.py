@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import SCHEMA_VERSION, untrusted
-from lorae.draws import TFB, Fitted, Laplace, read_draws
+from lorae.draws import Fitted, read_draws
 from lorae.identity import digest
 from lorae.prediction_files import (
     PREDICTIONS,
@@ -70,10 +70,7 @@ LEFT_OUT: Shape = {"left_out": _FILES}  # of a copy without weights, see `analys
 SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
 # Not counted by an older lorae
 COUNTED = dict.fromkeys(("search_flops", "search_process_seconds"), amount)
-FITS: Mapping[type, Shape] = {
-    TFB: {"sigma": number, "search_seconds": number, **COUNTED},
-    Laplace: {"prior_precision": number, "passes": count, "search_seconds": number, **COUNTED},
-}
+FIT: Shape = {"search_seconds": number, **COUNTED}  # beside the draws' own `record`
 
 
 class Store:
@@ -252,9 +249,9 @@ class Store:
         """The numbers by which a member is drawn, and the seconds that their search took.
 
         Raises:
-            ValueError: it was not fitted, or the file is damaged or has not its shape of FITS.
+            ValueError: it was not fitted, or the file is damaged or has not its shape.
         """
-        return self.record(member_folder(member_id), FITS[type(draws)], fit_file(draws))
+        return self.record(member_folder(member_id), {**draws.record, **FIT}, fit_file(draws))
 
     def curve(self, folder: str) -> pa.Table:
         """A member's curve.parquet, with the columns of CURVE.

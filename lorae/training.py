@@ -16,12 +16,11 @@ from lorae.backbones import Backbone
 from lorae.checkpoints import Checkpoints, checkpoint, keep_members, restore
 from lorae.clock import Stopwatch
 from lorae.encoding import Row, stack_logits
-from lorae.methods import Blob, LastLayer, Rank1BNN
+from lorae.methods import Step
 from lorae.noise import make_noise
 from lorae.order import DataOrder
-from lorae.posterior import add_kl_gradient, descend_kl
 from lorae.prediction import draws_nll, pooled_draws, predict_draws
-from lorae.regularizers import KL, ClassWeights, DecayB, EarlyStopping, Masksembles
+from lorae.regularizers import EarlyStopping, Regularizer
 from lorae.transfer import ToHost, to_device
 from lorae.trial import AdamW, Trial
 
@@ -131,24 +130,21 @@ def train_stack(
             fifth of them.
     """
     keys = [trial.member_key(m) for m in members]
-    kl, decay = trial.regularizer(KL), trial.regularizer(DecayB)
-    weights, stopping = trial.regularizer(ClassWeights), trial.regularizer(EarlyStopping)
-    masks = trial.regularizer(Masksembles)
-    reference_NC = data.reference_NC if kl else None
+    regularizers, stopping = trial.regularizers, trial.regularizer(EarlyStopping)
+    reference_NC = data.reference_NC if any(r.needs_reference for r in regularizers) else None
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
     path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}
     every = stopping and (stopping.every or trial.budget.steps_per_epoch(len(data.train)))
     labels_N = np.array([r.label for r in data.train])
-    class_weight_C = torch.ones(data.num_classes, device=backbone.device)
-    if weights:
-        class_weight_C.copy_(torch.from_numpy(weights.weights(labels_N.tolist(), data.num_classes)))
+    class_weight_C = class_weights(regularizers, labels_N, data.num_classes)
     lengths = np.array([len(r.tokens) for r in data.train])
     orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
     seconds = data.feature_seconds / len(members), data.feature_process_seconds / len(members)
     runs = [MemberRun(m, train_seconds=seconds[0], process_seconds=seconds[1]) for m in members]
     step_tokens_N = lengths  # that a step reads
-    if isinstance(trial.method, LastLayer):  # the features have been read, by no step
+    on_features = trial.method.regime == "features"
+    if on_features:  # they have been read, by no step
         step_tokens_N = np.zeros_like(lengths)
         for run in runs:
             run.train_tokens = int(lengths.sum())
@@ -159,12 +155,13 @@ def train_stack(
 
     with Adapters(backbone, trial.method, inits, noise, answer_ids) as adapters:
         step_flops_N = adapters.passes.training.of(data.train)
-        evaluation_flops = (masks.masks if masks else 1) * adapters.passes.forward.of(data.validation).sum()
-        if isinstance(trial.method, LastLayer):
+        num_draws = (noise and noise.num_draws) or 1
+        evaluation_flops = num_draws * adapters.passes.forward.of(data.validation).sum()
+        if on_features:
             for run in runs:
                 read = [*data.train, *data.validation]
                 run.train_flops = run.shared_flops = float(adapters.passes.features.of(read).sum())
-        optimizer = make_optimizer(adapters, trial.optimizer, decay)
+        optimizer = make_optimizer(adapters, trial.optimizer, sum(r.decay_zero_factor for r in regularizers))
         step = 0
         if checkpoints and (saved := ranks.once(checkpoints.load)):
             step, active = restore(*saved, runs, adapters, optimizer)
@@ -197,14 +194,15 @@ def train_stack(
                 logits = stack_logits(backbone, rows, data.num_classes)  # (M*B, C)
                 nll_MB = F.cross_entropy(logits, labels, reduction="none").view(part_MB.shape)
                 loss_MB = nll_MB
-                if weights:
-                    loss_MB = nll_MB * class_weight_C[labels].view(part_MB.shape)
-                if kl:
-                    assert reference_NC is not None
+                if class_weight_C is not None:
+                    weights = to_device(class_weight_C, backbone.device)[labels]
+                    loss_MB = nll_MB * weights.view(part_MB.shape)
+                reference = None
+                if reference_NC is not None:
                     reference = to_device(reference_NC[part_MB.ravel()], backbone.device)
-                    loss_MB = loss_MB + kl.beta * kl_divergence(logits, reference, kl.direction).view(
-                        part_MB.shape
-                    )
+                for regularizer in regularizers:
+                    if (penalty := regularizer.penalty(logits, reference)) is not None:
+                        loss_MB = loss_MB + penalty.view(part_MB.shape)
                 correct_MB = (logits.detach().argmax(1) == labels).view(part_MB.shape)
                 (loss_MB[:, :real].sum() / num).backward()
                 losses_M += loss_MB.detach()[:, :real].sum(1) / num
@@ -213,16 +211,13 @@ def train_stack(
             if noise:
                 noise.off()
             ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
-            if isinstance(trial.method, Rank1BNN):
-                weight = trial.method.kl_weight(step, num_steps, len(data.train))
-                add_kl_gradient(adapters, trial.method, weight)
+            now = Step(step, num_steps, len(data.train), batch_size, lr / trial.optimizer.lr)
+            trial.method.before_clip(adapters, now)
 
             # Each member's own gradient norm; what is not finite stays in its own member
             norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
             optimizer.step()
-            if isinstance(trial.method, Blob):
-                weight = trial.method.kl_weight(step, len(data.train), batch_size)
-                descend_kl(adapters, trial.method, weight * lr / trial.optimizer.lr)
+            trial.method.after_step(adapters, now)
             step += 1
 
             # Records, each member's share of the time. A step is read when the next one has begun, so that a
@@ -354,14 +349,14 @@ def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
     )
 
 
-def make_optimizer(adapters: Adapters, spec: AdamW, decay: DecayB | None) -> torch.optim.AdamW:
-    """AdamW on the stacked factors; its element-wise update couples no members. `DecayB` decays one factor
-    more."""
+def make_optimizer(adapters: Adapters, spec: AdamW, decay_zero_factor: float) -> torch.optim.AdamW:
+    """AdamW on the stacked factors; its element-wise update couples no members. The zero-initialised factor
+    may have more decay than the others."""
     zero = set(adapters.zero_initialised())
     groups = [
         {
             "params": [p],
-            "weight_decay": spec.weight_decay + (decay.strength if decay and name in zero else 0.0),
+            "weight_decay": spec.weight_decay + (decay_zero_factor if name in zero else 0.0),
         }
         for name, p in adapters.parameters.items()
     ]
@@ -386,18 +381,13 @@ def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
     return norms_M
 
 
-def kl_divergence(logits: torch.Tensor, reference: torch.Tensor, direction: str) -> torch.Tensor:
-    """KL (rows,) between class distributions: "reverse" KL(member || backbone), "forward" KL(backbone ||
-    member).
-
-    Classes that a row does not have are -inf in both and contribute nothing.
-    """
-    log_p, log_q = logits.log_softmax(1), reference.log_softmax(1)
-    if direction == "forward":
-        log_p, log_q = log_q, log_p
-    exists = torch.isfinite(logits)
-    log_p, log_q = log_p.masked_fill(~exists, 0.0), log_q.masked_fill(~exists, 0.0)
-    return (log_p.exp() * exists * (log_p - log_q)).sum(1)
+def class_weights(
+    regularizers: Sequence[Regularizer], labels_N: np.ndarray, num_classes: int
+) -> torch.Tensor | None:
+    """Weight (C,) of each class in the loss, by all regularisers together; None = 1."""
+    given = (r.class_weights(labels_N.tolist(), num_classes) for r in regularizers)
+    found = [weight_C for weight_C in given if weight_C is not None]
+    return torch.from_numpy(np.prod(found, axis=0).astype(np.float32)) if found else None
 
 
 def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float]]:

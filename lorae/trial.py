@@ -8,25 +8,17 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from lorae import SCHEMA_VERSION
 from lorae.axes import value_at, with_value, with_values
-from lorae.draws import TFB, Draws, Fitted, MCDropout, Posterior, drawn_set
-from lorae.identity import IF_SET, canonical_json, digest, fields_of, short_hash
-from lorae.methods import Bayesian, InContext, Init, Lora, Method
-from lorae.regularizers import (
-    KL,
-    AdapterDropout,
-    ClassWeights,
-    DecayB,
-    EarlyStopping,
-    Masksembles,
-    Regularizer,
-)
+from lorae.draws import TFB, AnyDraws, drawn_set
+from lorae.identity import IF_SET, canonical_json, check_kind, digest, fields_of, short_hash
+from lorae.methods import AnyMethod, Lora
+from lorae.regularizers import AnyRegularizer, EarlyStopping
 from lorae.search import EarlyEnd, Optuna, Search, Uniform
 from lorae.sources import Source, resolve
-from lorae.tasks.base import Head, OptionLikelihood, Split, Task
+from lorae.tasks.base import Split, Task
 from lorae.tuning import Times, check_tuning
 
 
@@ -185,8 +177,8 @@ class Trial:
 
     backbone: Source
     task: Task
-    method: Method = Lora()
-    regularizers: tuple[Regularizer, ...] = ()
+    method: AnyMethod = Lora()
+    regularizers: tuple[AnyRegularizer, ...] = ()
     optimizer: AdamW = AdamW()
     budget: Budget = Budget(epochs=3)
     diversity: Diversity = Diversity()
@@ -194,7 +186,7 @@ class Trial:
     seed: int = 0
     members: int = 1
     combine: Literal["probs", "logits", "weights"] = "probs"
-    draws: Draws | None = None
+    draws: AnyDraws | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -212,58 +204,18 @@ class Trial:
         object.__setattr__(
             self, "regularizers", tuple(sorted(self.regularizers, key=lambda r: type(r).__name__))
         )
-        if isinstance(self.method, InContext):
-            self._check_in_context(self.method)
+        self.method.check(self)
+        for regularizer in self.regularizers:
+            regularizer.check(self)
+        if self.draws:
+            self.draws.check(self)
         self._check_draws()
         self._check_members_differ()
-        if self.members == 0 and isinstance(self.task.scoring, Head):
+        if self.members == 0 and self.task.scoring.trains_head:
             raise ValueError(
                 f"members=0 with {self.task.scoring}: the backbone has no head for {self.task.name}; write "
                 "members=1 or more"
             )
-        if self.regularizer(KL) and isinstance(self.task.scoring, Head):
-            raise ValueError(
-                f"KL with {self.task.scoring}: the backbone has no class distribution to stay close to, as "
-                "every member has a head of its own; leave KL out, or score by LabelWords() on a causal LM"
-            )
-        decay = self.regularizer(DecayB)
-        if decay and not self.method.zero_factor:
-            raise ValueError(
-                f"DecayB with {type(self.method).__name__}: nothing of it starts at zero; write "
-                "AdamW(weight_decay=...), or Lora() or Vera()"
-            )
-        if decay and decay.strength * self.optimizer.lr >= 1:
-            raise ValueError(
-                f"DecayB(strength={decay.strength:g}) with lr={self.optimizer.lr:g}: "
-                "lr * strength must be < 1, or B oscillates; write "
-                f"DecayB(strength={0.1 / self.optimizer.lr:g}) or less"
-            )
-
-    def _check_in_context(self, method: InContext) -> None:
-        """Refuse what belongs to a training, or what demonstrations cannot be given to or calibrate."""
-        if isinstance(self.task.scoring, Head):
-            raise ValueError(
-                f"{method} with {self.task.scoring}: an encoder reads no demonstrations; score by Letters(), "
-                "LabelWords() or OptionLikelihood() on a causal LM"
-            )
-        if method.calibrated and isinstance(self.task.scoring, OptionLikelihood):
-            raise ValueError(
-                f"{method} with {self.task.scoring}: the options are texts, which a content-free question "
-                "does not have; write calibrated=False, or score by Letters() or LabelWords()"
-            )
-        given = {
-            "regularizers": self.regularizers,
-            "draws": self.draws,
-            "cycles": self.optimizer.cycles,
-            "combine": self.combine if self.combine == "weights" else None,
-            "diversity": self.diversity if self.members and self.diversity != Diversity() else None,
-        }
-        for name, value in given.items():
-            if value:
-                raise ValueError(
-                    f"{name}={value!r} with {method}: it trains nothing and predicts once; leave {name} out, "
-                    "or name the trial in Sweep(rivals=[...]) beside those that have it"
-                )
 
     def _check_members_differ(self) -> None:
         """Refuse members that are one under several identities: they share the data order, and draw nothing
@@ -275,35 +227,15 @@ class Trial:
             )
 
     def _check_draws(self) -> None:
-        """Refuse what would make draws of draws, or draws that are all alike."""
-        dropout, masks = self.regularizer(AdapterDropout), self.regularizer(Masksembles)
-        if masks and dropout:
-            raise ValueError(f"{masks} with {dropout}: masks take the place of dropout; write one of them")
-        if isinstance(self.draws, Fitted) and (masks or not isinstance(self.method, Lora)):
-            raise ValueError(
-                f"draws={self.draws} with {masks or self.method}: its noise is on what LoRA adds to the "
-                "backbone, and its samples are draws already; write Lora() and no Masksembles"
-            )
-        if isinstance(self.method, Bayesian) and (masks or dropout):
-            raise ValueError(f"{masks or dropout} with {self.method}: its weights have noise; leave it out")
-        if isinstance(self.draws, Posterior) and not isinstance(self.method, Bayesian):
-            raise ValueError(
-                f"draws={self.draws} with {self.method}: no distribution of its weights is learned; write "
-                "Blob() or Rank1BNN(), or draws=TFB() or Laplace() for samples around LoRA"
-            )
-        if isinstance(self.draws, MCDropout) and not dropout:
-            raise ValueError(
-                f"draws={self.draws} without AdapterDropout: its passes would be equal; write "
-                "regularizers=(AdapterDropout(p=0.1),)"
-            )
-        cycles, stopping = self.optimizer.cycles, self.regularizer(EarlyStopping)
+        """Refuse what would make draws of draws."""
         if self.is_soup and self.num_draws > 1:
             raise ValueError(
                 f'combine="weights" with draws {self.draws_label}: a soup predicts once; leave these out, '
                 'or write combine="probs"'
             )
-        for other in filter(None, (self.draws, masks, stopping)):
-            if cycles:
+        stopping = self.regularizer(EarlyStopping)
+        for other in filter(None, (self.draws, self._drawn_by_training, stopping)):
+            if self.optimizer.cycles:
                 raise ValueError(
                     f'schedule="cyclic" with {other}: snapshots are draws of a whole training already; '
                     "write one of them"
@@ -313,9 +245,9 @@ class Trial:
     def members_differ(self) -> bool:
         """Whether members of different identities differ: they have data orders of their own, or draw
         something else at random."""
-        noise = self.regularizer(AdapterDropout) or self.regularizer(Masksembles)
-        drawn = self.method.starts_apart or isinstance(self.task.scoring, Head) or noise
-        return bool(drawn) or self.diversity != Diversity(order="shared")
+        drawn = self.method.starts_apart or self.task.scoring.trains_head
+        noisy = any(regularizer.is_noise for regularizer in self.regularizers)
+        return drawn or noisy or self.diversity != Diversity(order="shared")
 
     @property
     def is_soup(self) -> bool:
@@ -325,9 +257,13 @@ class Trial:
     @property
     def num_draws(self) -> int:
         """Predictions of one member on each example."""
-        masks = self.regularizer(Masksembles)
-        drawn = self.draws.num_draws if self.draws else masks.masks if masks else 1
-        return (self.optimizer.cycles or 1) * drawn
+        spec = self.draws or self._drawn_by_training
+        return (self.optimizer.cycles or 1) * ((spec and spec.num_draws) or 1)
+
+    @property
+    def _drawn_by_training(self) -> AnyRegularizer | None:
+        """The regulariser that gives a member its draws, if any does."""
+        return next((regularizer for regularizer in self.regularizers if regularizer.num_draws), None)
 
     def num_passes(self, num_classes: int) -> int:
         """Forward passes of one member for these, and backward passes, which take as long."""
@@ -338,7 +274,7 @@ class Trial:
         """How a member makes several predictions, "none" if it makes one."""
         if self.optimizer.cycles:
             return f"snapshots-{self.optimizer.cycles}"
-        spec = self.draws or self.regularizer(Masksembles)
+        spec = self.draws or self._drawn_by_training
         return spec.label if spec else "none"
 
     def eval_set(self, task: Task, split: Split) -> str:
@@ -351,21 +287,13 @@ class Trial:
 
     def member_key(self, index: int) -> dict[str, tuple[int | str, ...]]:
         """Keys of the named streams that member `index` draws from; a stream that is not used is absent."""
-        if isinstance(self.method, InContext):
-            return {"demonstrations": (self.seed, index, "demonstrations")}
-        init = index if self.diversity.init == "per_member" else "shared"
-        order = index if self.diversity.order == "per_member" else "shared"
-        keys: dict[str, tuple[int | str, ...]] = {
-            "init": (self.seed, init, "init"),
-            "order": (self.seed, order, "order"),
-        }
-        if self.regularizer(AdapterDropout):
-            keys["dropout"] = (self.seed, index, "dropout")
-        if self.regularizer(Masksembles):
-            # Another name than "masks", whose members trained each mask on fixed rows of every batch
-            keys["masks"] = (self.seed, index, "rotated-masks")
-        if isinstance(self.method, Bayesian):
-            keys["posterior"] = (self.seed, index, "posterior")
+        keys: dict[str, tuple[int | str, ...]] = {}
+        if self.method.trains:
+            init = index if self.diversity.init == "per_member" else "shared"
+            order = index if self.diversity.order == "per_member" else "shared"
+            keys = {"init": (self.seed, init, "init"), "order": (self.seed, order, "order")}
+        for spec in (*self.regularizers, self.method):
+            keys |= {name: (self.seed, index, stream) for name, stream in spec.streams.items()}
         return keys
 
     def recipe(self) -> dict[str, Any]:
@@ -391,7 +319,7 @@ class Trial:
     def reference_id(self) -> str:
         """Identity of the untouched backbone, under which its own predictions are stored; "none" if it has no
         classes, as every member has a head of its own."""
-        if isinstance(self.task.scoring, Head):
+        if self.task.scoring.trains_head:
             return "none"
         return backbone_id(self.backbone, self.precision, self.budget.max_tokens)
 
@@ -407,7 +335,7 @@ class Trial:
         }
         ensemble = {"seed": self.seed, "members": self.members, "combine": self.combine}
         method, optimizer = self.method, self.optimizer
-        if self.members == 0 or isinstance(method, InContext):
+        if self.members == 0 or not method.trains:
             words = ("method", "init", "targets", "regularizers", "budget", "schedule", "diversity", "draws")
             numbers = ("rank", "alpha", "lr", "warmup_frac", "weight_decay", "max_grad_norm")
             untrained = dict.fromkeys(words, "none") | dict.fromkeys(numbers, 0)
@@ -427,7 +355,7 @@ class Trial:
                 "diversity": self.diversity.label,
                 "draws": self.draws_label,
                 "rank": method.rank,
-                "alpha": method.scale * method.rank if isinstance(method, Lora) else 0,
+                "alpha": method.effective_alpha,
                 "lr": optimizer.lr,
                 "warmup_frac": optimizer.warmup_frac,
                 "weight_decay": optimizer.weight_decay,
@@ -438,19 +366,13 @@ class Trial:
 
 
 def _check_kinds(trial: Trial) -> None:
-    """Refuse specs that training would not know, such as a subclass of the user's own: it would be part of
-    the identity, and never applied."""
+    """Refuse specs that training would not know."""
     if not isinstance(trial.regularizers, (tuple, list)):
         raise ValueError(f"regularizers={trial.regularizers!r}: must be a tuple; write regularizers=(KL(),)")
     kinds: list[tuple[str, Any, Any]] = [(name, getattr(trial, name), kind) for name, kind in KINDS.items()]
-    kinds += [("regularizers", regularizer, Regularizer) for regularizer in trial.regularizers]
-    kinds += [("method.init", trial.method.init, Init)] if isinstance(trial.method, Lora) else []
+    kinds += [("regularizers", regularizer, AnyRegularizer) for regularizer in trial.regularizers]
     for name, value, kind in kinds:
-        known = get_args(kind) or (kind,)
-        if type(value) not in known:
-            names = ", ".join(k.__name__ for k in known if k is not type(None))
-            kind_name = type(value).__name__
-            raise ValueError(f"{name}={value!r}: training knows no {kind_name}; write one of {names}")
+        check_kind(name, value, kind)
     if not isinstance(trial.task, Task):
         raise ValueError(f"task={trial.task!r}: must be a task, such as OpenBookQA()")
     if not hasattr(trial.backbone, "fingerprint"):
@@ -458,11 +380,11 @@ def _check_kinds(trial: Trial) -> None:
 
 
 KINDS: dict[str, Any] = {
-    "method": Method,
+    "method": AnyMethod,
     "optimizer": AdamW,
     "budget": Budget,
     "diversity": Diversity,
-    "draws": Draws | None,
+    "draws": AnyDraws | None,
 }
 
 
@@ -505,7 +427,7 @@ def _without_members(trial: Trial) -> Trial:
 
 SHARED = {"backbone", "task", "seed", "precision", "budget"}  # axes of a sweep's rivals, too
 
-_R = TypeVar("_R", KL, DecayB, EarlyStopping, AdapterDropout, Masksembles, ClassWeights)
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -581,7 +503,7 @@ class Sweep:
             [
                 replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None)
                 for t in grid
-                if not isinstance(t.task.scoring, Head)
+                if not t.task.scoring.trains_head
             ]
             if self.zero_shot
             else []
@@ -669,7 +591,7 @@ def _without_idle_settings(trial: Trial) -> Trial:
     than the number of tokens of its budget."""
     if trial.combine == "weights" and not trial.is_soup:
         return replace(trial, combine="probs")
-    if isinstance(trial.method, InContext):
+    if not trial.method.trains:
         budget = Budget(batch_size=1, epochs=1, max_tokens=trial.budget.max_tokens)
         return replace(trial, optimizer=AdamW(), budget=budget)
     return trial
@@ -686,13 +608,13 @@ def companions(trial: Trial) -> list[Trial]:
     if trial.members < 2:
         return []
     single = replace(trial, members=1, combine="probs" if trial.is_soup else trial.combine)
-    if isinstance(trial.method, InContext):
+    if not trial.method.trains:
         return [single]
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
-    if isinstance(trial.method, Lora):
-        found.append(replace(single, method=trial.method.times(trial.members)))
-        if trial.num_draws == 1:
-            found.append(replace(single, draws=TFB(trial.members)))
+    if larger := trial.method.times(trial.members):
+        found.append(replace(single, method=larger))
+    if trial.method.is_low_rank and trial.num_draws == 1:
+        found.append(replace(single, draws=TFB(trial.members)))
     return found
 
 
@@ -714,7 +636,7 @@ def _check_search(sweep: Sweep) -> None:
         raise ValueError("companions=True with a search: compare what it finds in a sweep without search")
     if search and "weights" in (sweep.base.combine, *sweep.axes.get("combine", ())):
         raise ValueError('combine="weights" with a search: compare soups in a sweep without search')
-    if search and any(isinstance(trial.method, InContext) for trial in sweep.trials()):
+    if search and not all(trial.method.trains for trial in sweep.trials()):
         raise ValueError(
             f"search={search} with InContext: nothing is trained that it could end or tune; compare the "
             "numbers of shots in a sweep without search"

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lorae.axes import value_at, with_value, with_values
-from lorae.methods import InContext
 from lorae.search import rounded
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Study:
 def recipe_of(trial: Trial) -> Trial | None:
     """What rows that are tuned together have in common: equal for trials that share members, and all seeds of
     them; None of the untouched backbone, and of what trains nothing."""
-    if not trial.members or isinstance(trial.method, InContext):
+    if not (trial.members and trial.method.trains):
         return None
     return replace(trial, seed=0, members=1, combine="probs", draws=None)
 

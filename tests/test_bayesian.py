@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM
 from analysis.audit import audit
 from jobs.export import export_member
 from lorae import seeds
-from lorae.adapters import Adapters, initial_state
+from lorae.adapters import Adapters
 from lorae.draws import TFB, MCDropout, Posterior
-from lorae.methods import Blob, Lora, Rank1BNN, Vera, adapted_layers
-from lorae.noise import WeightNoise, make_noise
+from lorae.methods import Blob, Lora, Rank1BNN, Vera, drawn_state
+from lorae.methods.gaussian_weights import WeightNoise
+from lorae.noise import make_noise
 from lorae.order import DataOrder
 from lorae.peft_format import read_stages
 from lorae.predict_task import predict_task
@@ -125,8 +126,8 @@ class Plain:
     def __init__(self, trial: Trial, member: int) -> None:
         backbone, self.data = prepared(trial)
         self.trial, self.key = trial, trial.member_key(member)
-        self.layers = list(shapes := adapted_layers(trial.method, backbone.linears, "tiny"))
-        self.before = initial_state(trial.method, shapes, self.key["init"])
+        self.layers = list(shapes := trial.method.adapted_layers(backbone.linears, "tiny"))
+        self.before = drawn_state(trial.method, shapes, self.key["init"])
         self.states = {n: torch.nn.Parameter(v.clone()) for n, v in self.before.items()}
         self.lm = AutoModelForCausalLM.from_pretrained(trial.backbone.path).requires_grad_(False)
         self.step = self.row = 0
@@ -262,7 +263,7 @@ def test_a_draw_is_the_model_with_a_sample_merged_into_its_weights(tiny_trial, m
         return weight * torch.outer(s, r)
 
     logits_MKNC, mean_MNC = drawn([0, 1], data.validation)
-    layers = adapted_layers(method, backbone.linears, "tiny")
+    layers = method.adapted_layers(backbone.linears, "tiny")
     for m, k in [(0, 0), (1, 0), (1, 2), (1, None)]:
         lm = AutoModelForCausalLM.from_pretrained(trial.backbone.path)
         key = torch.tensor(seeds.key32(0, m, "posterior", "draw", k or 0), dtype=torch.int32)

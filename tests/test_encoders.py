@@ -35,7 +35,7 @@ from lorae.backbones import Backbone, load_backbone, read_backbone
 from lorae.encoding import class_logits, collate, encode
 from lorae.faults import input_faults
 from lorae.media import Audio, Image
-from lorae.methods import BatchEnsemble, Bayesian, Blob, Full, LastLayer, Lora, Rank1BNN, Vera, Xavier
+from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, Rank1BNN, Vera, Xavier
 from lorae.order import DataOrder
 from lorae.plan import Devices, check_trial, make_plan
 from lorae.prediction import predict, with_features
@@ -253,7 +253,7 @@ def test_member_of_a_stack_equals_the_member_trained_alone(encoder_trial, model)
     ids=lambda method: method.label,
 )
 def test_every_method_is_exact_on_an_encoder_and_trains_its_head(encoder_trial, method):
-    noise = () if isinstance(method, Bayesian) else (AdapterDropout(0.1),)
+    noise = () if method.is_bayesian else (AdapterDropout(0.1),)
     trial = encoder_trial("bert", method=method, regularizers=noise, optimizer=ROUGH)
     backbone, data = prepared(trial)
     together = train_stack(backbone, trial, [1, 0], data)

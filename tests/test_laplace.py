@@ -18,8 +18,8 @@ from lorae import seeds
 from lorae.adapters import HEAD, Adapters
 from lorae.backbones import read_backbone
 from lorae.draws import Laplace, read_draws
+from lorae.draws.laplace.linearised import Linearised, Products, prior_precision
 from lorae.encoding import Row, class_logits, collate, features
-from lorae.laplace import Linearised, Products, prior_precision
 from lorae.methods import Lora
 from lorae.prediction import predict
 from lorae.regularizers import AdapterDropout

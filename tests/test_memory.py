@@ -66,7 +66,7 @@ from test_memory import DRAWN, METHODS, of, trial
 from lorae.adapters import Adapters
 from lorae.backbones import Backbone, fuse_kernels, recompute_layers
 from lorae.encoding import Row
-from lorae.laplace import Linearised
+from lorae.draws.laplace.linearised import Linearised
 from lorae.packing import ATTENTION, register_attention
 from lorae.training import TrainingData, train_stack
 
@@ -146,9 +146,9 @@ def test_computed_memory_is_the_measured_peak(config):
     for (members, batch, method), measured in zip(shapes, done.stdout.split(), strict=True):
         recipe = trial(batch, method=of(config, method))
         saving = Saving(recompute=method == "recomputed")
-        texts, laplace = Texts(tokens, options=3), DRAWN if method == "laplace" else None
-        computed = stack_memory(recipe, config, members, batch, texts, saving=saving, laplace=laplace)
-        adapters = computed.adapters // (4 if laplace else 1)  # neither gradients nor moments
+        texts, draws = Texts(tokens, options=3), [DRAWN] if method == "laplace" else []
+        computed = stack_memory(recipe, config, members, batch, texts, saving=saving, draws=draws)
+        adapters = computed.adapters // (4 if draws else 1)  # neither gradients nor moments
         ratios[members, batch, method] = (adapters + computed.activations) / int(measured)
     assert all(ratio == pytest.approx(1.0, abs=0.15) for ratio in ratios.values()), ratios
 

@@ -20,13 +20,14 @@ from transformers import AutoModelForCausalLM
 
 from jobs.driver import plan_text
 from jobs.export import export_member
-from lorae import checks, peft_format, seeds
-from lorae.adapters import Adapters, StackedBatchEnsemble
+from lorae import peft_format, seeds
+from lorae.adapters import Adapters, Stacked
+from lorae.drawing import read_fit
 from lorae.draws import TFB, Fitted, Laplace, MCDropout, plain_set
-from lorae.fitted import read_fit
-from lorae.memory import full_member_bytes
+from lorae.draws.tfb import Samples
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
-from lorae.noise import BranchMasks, make_noise
+from lorae.methods.full import full_member_bytes
+from lorae.noise import make_noise
 from lorae.order import DataOrder
 from lorae.peft_format import read_stages
 from lorae.plan import Devices, Plan, estimate, make_plan, placed
@@ -34,13 +35,13 @@ from lorae.predict_task import predict_task
 from lorae.prediction import predict, predict_draws, with_features
 from lorae.prediction_files import prediction_file
 from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
+from lorae.regularizers.masksembles import BranchMasks
 from lorae.results import trials_table
 from lorae.run import run_stack
 from lorae.sources import backbone_config
 from lorae.stack import Stack
 from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 from lorae.tasks.base import Head, OptionLikelihood
-from lorae.tfb import Samples
 from lorae.training import learning_rate, train_stack
 from lorae.trial import AdamW, Budget, Diversity, Sweep, companions
 
@@ -84,9 +85,12 @@ def test_batchensemble_of_ones_is_the_layer_with_its_bias_and_r_s_scale_it():
     base, x = nn.Linear(6, 5), torch.randn(2 * 3, 4, 6)
     r, s = torch.randn(2, 6), torch.randn(2, 5)
     adapters = SimpleNamespace(
-        noisy=lambda x, n: x, backbone=SimpleNamespace(gathered=lambda p: torch.no_grad())
+        method=BatchEnsemble(),
+        noise=None,
+        noisy=lambda x, n: x,
+        backbone=SimpleNamespace(gathered=lambda p: torch.no_grad()),
     )
-    module = StackedBatchEnsemble(base, adapters, "layer", 0)  # type: ignore[arg-type]
+    module = Stacked(base, adapters, "layer", 0)  # type: ignore[arg-type]
     adapters.factors = lambda layer: (torch.ones(2, 6), torch.ones(2, 5))
     assert torch.allclose(module(x), base(x), atol=1e-6)
     adapters.factors = lambda layer: (r, s)
@@ -264,10 +268,10 @@ def test_masks_that_do_not_exist_are_refused_by_the_plan(tiny_trial, tmp_path):
 
 
 def test_class_weights_closed_form():
-    weights = ClassWeights(beta=0.9).weights([0] * 3 + [1], 3)
+    weights = ClassWeights(beta=0.9).class_weights([0] * 3 + [1], 3)
     raw = np.array([0.1 / (1 - 0.9**3), 0.1 / (1 - 0.9), 0.0])
     assert np.allclose(weights, 3 * raw / raw.sum())
-    assert np.allclose(ClassWeights(beta=0).weights([0, 0, 1], 2), 1.0)
+    assert np.allclose(ClassWeights(beta=0).class_weights([0, 0, 1], 2), 1.0)
 
 
 def test_class_weights_weigh_the_loss(tiny_trial):
@@ -279,7 +283,7 @@ def test_class_weights_weigh_the_loss(tiny_trial):
     batch = DataOrder(trial.member_key(0)["order"], trial.seed, lengths, 4).batch(0)
     labels = torch.tensor([data.train[n].label for n in batch])
     nll = F.cross_entropy(torch.from_numpy(data.reference_logits_NC[batch]), labels, reduction="none")
-    weights = torch.from_numpy(spec.weights([r.label for r in data.train], 3))[labels]
+    weights = torch.from_numpy(spec.class_weights([r.label for r in data.train], 3))[labels]
     assert record["nll"] == pytest.approx(nll.mean().item(), abs=1e-5)
     assert record["loss"] == pytest.approx((weights * nll).mean().item(), abs=1e-5)
 
@@ -508,7 +512,7 @@ def test_bad_recipes_say_what_to_do(tiny_trial):
         ({"regularizers": (*dropout, Masksembles())}, "take the place of dropout"),
         ({"regularizers": dropout, "draws": MCDropout(), "optimizer": CYCLIC}, "snapshots are draws"),
         ({"regularizers": (EarlyStopping(),), "optimizer": CYCLIC}, "snapshots are draws"),
-        ({"method": Full(), "regularizers": (DecayB(),)}, "nothing of it starts at zero"),
+        ({"method": Full(), "regularizers": (DecayB(),)}, "no zero-initialised factor"),
     ]:
         with pytest.raises(ValueError, match=message):
             tiny_trial(**changes)
@@ -546,7 +550,7 @@ def test_the_plan_refuses_what_cannot_be_trained(tiny_trial, tmp_path, monkeypat
         make_plan(Sweep(base=base, axes=warm), Store(str(tmp_path)), ONE_CPU)
     trial = tiny_trial(method=Full())
     needed = full_member_bytes(backbone_config(trial.backbone))
-    monkeypatch.setattr(checks, "MAX_FULL_BYTES", needed - 1)
+    monkeypatch.setattr("lorae.methods.full.MAX_FULL_BYTES", needed - 1)
     with pytest.raises(ValueError, match=r"needs .* GiB for each member's weights.*write Lora\(\)"):
         planned(method=Full())
 

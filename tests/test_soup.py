@@ -21,10 +21,10 @@ from analysis.differences import against_rivals, souping
 from analysis.figures import standard_figures
 from analysis.gain import correlations, with_gains
 from jobs.cli import main
-from lorae.adapters import Soup, projections
+from lorae.adapters import Soup
 from lorae.backbones import read_backbone
 from lorae.draws import MCDropout
-from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera, adapted_layers
+from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera, frozen_tensors
 from lorae.peft_format import read_state, state_bytes
 from lorae.plan import Devices, make_plan, soups_of
 from lorae.prediction import predict, predict_draws
@@ -47,7 +47,7 @@ def mean_weight(method, W0_ED, layer, states, keys, layers) -> torch.Tensor:
         if isinstance(method, Lora):
             each.append(W0_ED + method.scale * state[f"{layer}.B"] @ state[f"{layer}.A"])
         elif isinstance(method, Vera):
-            A_RD, B_ER = projections(method, layers, key)
+            A_RD, B_ER = frozen_tensors(method, layers, key)
             d_R, b_E = state[f"{layer}.d"], state[f"{layer}.b"]
             d_out, d_in = W0_ED.shape
             each.append(W0_ED + b_E[:, None] * B_ER[:d_out] @ (d_R[:, None] * A_RD[:, :d_in]))
@@ -70,7 +70,7 @@ def test_a_soup_is_the_model_with_the_mean_of_its_members_weights(tiny_trial, me
     if isinstance(method, Full):
         mean = {name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]}
         merged.lm.load_state_dict(mean, strict=False)
-    layers = adapted_layers(method, merged.linears, "tiny")
+    layers = method.adapted_layers(merged.linears, "tiny")
     for layer in layers:
         linear = merged.lm.get_submodule(layer)
         linear.weight.data = mean_weight(method, linear.weight.data, layer, states, keys, layers)
@@ -82,7 +82,7 @@ def test_a_soup_is_the_model_with_the_mean_of_its_members_weights(tiny_trial, me
     np.testing.assert_allclose(found_NC, expected_NC, atol=1e-5)
     assert np.abs(found_NC - predict(backbone, data.validation)[0]).max() > 1e-3, "it is not the backbone"
     assert backbone.inserted is None and not any(
-        type(m).__name__ in ("_Mean", "StackedLora", "StackedVera") for m in backbone.lm.modules()
+        type(m).__name__ in ("_Mean", "Stacked") for m in backbone.lm.modules()
     )
 
 

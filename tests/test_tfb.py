@@ -14,14 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from lorae import seeds
 from lorae.adapters import Adapters
-from lorae.draws import ANCHORS, SIGMAS, TFB, Laplace, MCDropout, Posterior, read_draws
+from lorae.draws import TFB, Fit, Laplace, MCDropout, Posterior, read_draws
+from lorae.draws.tfb import ANCHORS, SIGMAS, Samples, inverse_root
 from lorae.encoding import class_logits, collate
-from lorae.fitted import Fit
 from lorae.identity import canonical
 from lorae.methods import Lora
 from lorae.prediction import draws_nll, predict
 from lorae.regularizers import DecayB
-from lorae.tfb import Samples, inverse_root
 from lorae.training import train_stack
 from lorae.trial import AdamW, Budget
 

@@ -15,17 +15,18 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from lorae import peft_format
-from lorae.adapters import Adapters, initial_state, projections
+from lorae.adapters import Adapters
 from lorae.backbones import load_backbone
 from lorae.checkpoints import StackCheckpoints
 from lorae.encoding import class_logits, collate, encode
-from lorae.methods import Gaussian, Lora, Orthogonal, Vera, Xavier, adapted_layers
+from lorae.methods import Gaussian, Lora, Orthogonal, Vera, Xavier, drawn_state, frozen_tensors
 from lorae.order import DataOrder
 from lorae.prediction import predict, predict_draws
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Masksembles
+from lorae.regularizers.kl import kl_divergence
 from lorae.storage import Storage
 from lorae.tasks.base import Letters, OptionLikelihood
-from lorae.training import TrainingData, kl_divergence, learning_rate, train_stack
+from lorae.training import TrainingData, learning_rate, train_stack
 from lorae.trial import AdamW, Budget, Diversity, Trial
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -105,13 +106,13 @@ def peft_loop(trial: Trial, data: TrainingData, config, member: int) -> dict[str
     lm = AutoModelForCausalLM.from_pretrained(trial.backbone.path)
     model = get_peft_model(lm, config)
     key = trial.member_key(member)
-    layers = adapted_layers(trial.method, load_backbone(trial.backbone, "fp32", "cpu").linears, "tiny")
+    layers = trial.method.adapted_layers(load_backbone(trial.backbone, "fp32", "cpu").linears, "tiny")
     parameters = peft_parameters(model)
     with torch.no_grad():
-        for name, value in initial_state(trial.method, layers, key["init"]).items():
+        for name, value in drawn_state(trial.method, layers, key["init"]).items():
             parameters[name].copy_(value)
         if isinstance(trial.method, Vera):
-            a, b = projections(trial.method, layers, key["init"])
+            a, b = frozen_tensors(trial.method, layers, key["init"])
             model.base_model.vera_A["default"].copy_(a)
             model.base_model.vera_B["default"].copy_(b)
     decay = trial.regularizer(DecayB)
@@ -174,8 +175,8 @@ def test_exported_member_has_the_same_logits_in_peft(tiny_trial, tmp_path, metho
     backbone, data = prepared(trial)
     run = train_stack(backbone, trial, [3], data)[0]
     init = trial.member_key(3)["init"]
-    layers = adapted_layers(method, backbone.linears, "tiny")
-    frozen = projections(method, layers, init) if isinstance(method, Vera) else None
+    layers = method.adapted_layers(backbone.linears, "tiny")
+    frozen = frozen_tensors(method, layers, init) if isinstance(method, Vera) else ()
     for name, content in peft_format.adapter_files(method, trial.backbone, run.state, frozen).items():
         (tmp_path / name).write_bytes(content)
     with Adapters(backbone, method, [init]) as adapters:

@@ -90,7 +90,7 @@ def train_member(model: Any, trial: Trial, train: Sequence[Row]) -> None:
     from torch.nn import functional as F
     from transformers import get_linear_schedule_with_warmup
 
-    from lorae.training import kl_divergence
+    from lorae.regularizers.kl import kl_divergence
 
     spec, kl, decay = trial.optimizer, trial.regularizer(KL), trial.regularizer(DecayB)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -16,10 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from jobs.bench.setting import StepClock, batches, num_tokens, rows, synchronize, tokenizer
-from lorae.adapters import initial_state
 from lorae.backbones import DTYPES
 from lorae.encoding import Row
-from lorae.methods import Lora, adapted_layers
+from lorae.methods import Lora, drawn_state
 from lorae.shapes import linears_of
 from lorae.sources import backbone_folder
 from lorae.training import learning_rate
@@ -64,7 +63,7 @@ def with_adapters(lm: Any, trial: Trial) -> Any:
     """A PEFT model with an adapter for each member, all initialised as lorae's."""
     from peft import get_peft_model
 
-    layers = adapted_layers(trial.method, linears_of(lm), trial.backbone.label)
+    layers = trial.method.adapted_layers(linears_of(lm), trial.backbone.label)
     model: Any = get_peft_model(lm, lora_config(trial), adapter_name=adapter_name(0))
     for member in range(1, trial.members):
         model.add_adapter(adapter_name(member), lora_config(trial))
@@ -77,7 +76,7 @@ def with_adapters(lm: Any, trial: Trial) -> Any:
 def reset(model: Any, trial: Trial, member: int, layers: dict[str, tuple[int, int]]) -> None:
     """Set a member's adapter to its initialisation."""
     assert isinstance(trial.method, Lora)
-    state = initial_state(trial.method, layers, trial.member_key(member)["init"])
+    state = drawn_state(trial.method, layers, trial.member_key(member)["init"])
     for name, value in state.items():
         layer, _, factor = name.rpartition(".")
         module = model.get_submodule(f"base_model.model.{layer}.lora_{factor}.{adapter_name(member)}")
@@ -148,7 +147,7 @@ def best_loop(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each member in turn (seconds, examples, tokens, {member: mean loss})."""
     without_cudnn_attention()
     lm = load_lm(trial, device)
-    layers = adapted_layers(trial.method, linears_of(lm), trial.backbone.label)
+    layers = trial.method.adapted_layers(linears_of(lm), trial.backbone.label)
     model = with_adapters(lm, trial)
     first = batches(trial, 0, rows(trial, "train"))[:2]
 

@@ -38,6 +38,7 @@ class Letters:
     token."""
 
     label = "letters"
+    trains_head, scores_texts = False, False
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class LabelWords:
     """Score by label words: a class logit is the logit of the first token of the option's text."""
 
     label = "words"
+    trains_head, scores_texts = False, False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class OptionLikelihood:
     Args:
         norm: "sum" of the tokens' log-probabilities, or "chars": that sum over the number of characters.
     """
+
+    trains_head, scores_texts = False, True
 
     norm: Literal["sum", "chars"] = "sum"
 
@@ -77,6 +81,8 @@ class Head:
     Args:
         pool: "cls", the features of the first token, or "mean", the mean over the tokens that are no padding.
     """
+
+    trains_head, scores_texts = True, False
 
     pool: Literal["cls", "mean"] = "cls"
 

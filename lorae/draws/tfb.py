@@ -1,28 +1,96 @@
-"""Samples of the Gaussians that `TFB` puts around trained LoRA members, and the search for their widths.
+"""TFB: training-free Bayesianisation of LoRA members (Shi et al. 2024, arXiv:2412.05723).
 
 A sample replaces A by A + sigma (B^T B)^(-1/2) E, so that B A gets the noise sigma Q E, where Q has the
 directions of B as orthonormal columns: the U of `TFB`, but for a rotation that E does not notice, and without
-its arbitrary signs. Source: Shi et al. 2024, arXiv:2412.05723, equations 4 to 8. `TFB` says where the search
-departs from the authors' code.
+its arbitrary signs. Source: equations 4 to 8. `TFB` says where the search departs from the authors' code.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
-import torch
 
 from lorae import seeds
-from lorae.adapters import State
-from lorae.draws import SEARCH_STEPS, SIGMAS, TFB
-from lorae.encoding import Row
-from lorae.fitted import Fit, Sampler
-from lorae.prediction import draws_nll, predict
+from lorae.draws.base import Fitted
+from lorae.draws.sampling import Fit, Sampler
+from lorae.untrusted import number
 
+if TYPE_CHECKING:
+    import torch
+
+    from lorae.adapters import State
+    from lorae.encoding import Row
+
+T = TypeVar("T")
+ANCHORS = 256  # training examples that sigma is searched on
+SIGMAS = 1e-4, 1.0  # between which
+SEARCH_STEPS = 7  # of bisection on a log scale, to 7 %
 NO_DIRECTION = 1e-5  # singular values of B, relative to its largest one, that are rounding
+
+
+@dataclass(frozen=True)
+class TFB(Fitted):
+    """Training-free Bayesianisation: samples of a Gaussian around a trained LoRA member, whose noise on the
+    update is of equal size in all directions that B has: W0 + scale (B A + sigma U E), with U the left
+    singular vectors of B and E (rank x d_in) standard normal.
+
+    sigma is one number for all layers of a member: the largest for which the NLL of the samples' mean
+    probability on training examples differs from the member's own by at most `tolerance` of it.
+
+    The authors' code (Wang-ML-Lab/bayesian-peft, bc6a4a7) searches otherwise. Its labels are the member's own
+    most probable classes on 500 training examples; here they are the true ones of at most 256. It divides the
+    relative difference once more by the number of examples, and so tolerates 500 times as much. Its scripts
+    halve [0.001, 0.015] five times and take the last sigma that was too large, 0.015 if none was; here
+    [1e-4, 1] is halved seven times on a log scale, and the largest tolerable one taken.
+
+    Args:
+        samples: number of draws, >= 1; as many are taken in the search for sigma.
+        tolerance: of the NLL, relative, > 0.
+    Source: Shi et al. 2024, arXiv:2412.05723.
+    """
+
+    kind = "tfb"
+    record: ClassVar[Mapping[str, Any]] = {"sigma": number}
+    note: ClassVar[str | None] = (
+        "TFB searches sigma by the true labels of at most 256 training examples; its authors' code takes the "
+        "member's own answers to 500 as labels, and tolerates 500 times the change in NLL."
+    )
+
+    tolerance: float = 0.003
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance}: must be > 0; write TFB(tolerance=0.003)")
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind}-{self.samples}x{float(self.tolerance)}"
+
+    @property
+    def title(self) -> str:
+        return f"TFB x{self.samples}, tolerance {float(self.tolerance)}"
+
+    @classmethod
+    def from_label(cls, size: str) -> TFB:
+        samples, tolerance = size.split("x")
+        return cls(int(samples), float(tolerance))
+
+    def passes_to_fit(self, num_classes: int) -> int:
+        return SEARCH_STEPS * self.samples
+
+    def fitted_on(self, train: Sequence[T]) -> list[T]:
+        """Training examples that sigma is searched on, from everywhere in their order."""
+        chosen = np.linspace(0, len(train) - 1, min(ANCHORS, len(train))).astype(int)
+        return [train[n] for n in chosen]
+
+    def sampler(self) -> type[Samples]:
+        return Samples
 
 
 class Samples(Sampler[TFB]):
@@ -39,6 +107,8 @@ class Samples(Sampler[TFB]):
 
     def _predict(self, rows: Sequence[Row], sigma_M: np.ndarray) -> np.ndarray:
         """The same with these widths; at each width of a member its noise is the same but for its size."""
+        from lorae.prediction import predict
+
         logits = []
         for sample in range(self.spec.samples):
             self.adapters.load([self._sampled(m, sample, sigma) for m, sigma in enumerate(sigma_M)])
@@ -48,6 +118,8 @@ class Samples(Sampler[TFB]):
 
     def _fitted(self, rows: Sequence[Row]) -> list[Fit]:
         """Each member's sigma, see `TFB`: by bisection, all members at once, each by its own NLL."""
+        from lorae.prediction import predict
+
         own_M = _nll(predict(self.adapters.backbone, rows)[:, None], rows)
         low_M, high_M = (np.full(len(own_M), math.log(bound)) for bound in SIGMAS)
         for _ in range(SEARCH_STEPS):
@@ -59,6 +131,8 @@ class Samples(Sampler[TFB]):
 
     def _sampled(self, member: int, sample: int, sigma: float) -> State:
         """Parameters of one sample of a member."""
+        import torch
+
         state = dict(self.states[member])
         for layer, spread_RR in self.spreads[member].items():
             A_RD = state[f"{layer}.A"]
@@ -70,6 +144,8 @@ class Samples(Sampler[TFB]):
 
 def inverse_root(B_ER: torch.Tensor) -> torch.Tensor:
     """(B^T B)^(-1/2), (R, R) in fp64, on the directions that B has; NaN where B is not finite."""
+    import torch
+
     gram_RR = B_ER.double().T @ B_ER.double()
     if not gram_RR.isfinite().all():
         return torch.full_like(gram_RR, math.nan)
@@ -80,5 +156,7 @@ def inverse_root(B_ER: torch.Tensor) -> torch.Tensor:
 
 def _nll(logits_MKNC: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
     """Each member's NLL (M,) by the mean probability of its draws; NaN where one has none."""
+    from lorae.prediction import draws_nll
+
     labels_N = np.array([row.label for row in rows])
     return np.array([draws_nll(logits_KNC, labels_N) for logits_KNC in logits_MKNC])

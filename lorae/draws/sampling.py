@@ -1,23 +1,19 @@
-"""Draws that are fitted to trained members by their training examples: what those of `TFB` and of `Laplace`
-share."""
+"""How draws that are fitted to trained members are fitted and drawn."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from lorae.adapters import Adapters, State
-from lorae.clock import Stopwatch
-from lorae.draws import Fitted
-from lorae.encoding import Row
-from lorae.peft_format import read_state, state_bytes
-from lorae.prediction import OnRows
-from lorae.store import Store, fit_file, member_folder
+from lorae.draws.base import Fitted
+
+if TYPE_CHECKING:
+    from lorae.adapters import Adapters, State
+    from lorae.encoding import Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +56,7 @@ class Sampler(ABC, Generic[F]):
         member_ids: Sequence[str],
         spec: F,
         rows_at_once: int = 8,
-        on_rows: OnRows = lambda rows: None,
+        on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
     ) -> None:
         self.adapters, self.states, self.member_ids, self.spec = adapters, states, member_ids, spec
         self.rows_at_once, self.on_rows = rows_at_once, on_rows
@@ -69,6 +65,8 @@ class Sampler(ABC, Generic[F]):
 
     def fit(self, train: Sequence[Row]) -> None:
         """Fit the members' draws to them, all members at once, each by itself."""
+        from lorae.clock import Stopwatch
+
         backbone, rows = self.adapters.backbone, self.spec.fitted_on(train)
         watch = Stopwatch(backbone.device, backbone.ranks.size)
         found = self._fitted(rows)
@@ -92,20 +90,3 @@ class Sampler(ABC, Generic[F]):
     @abstractmethod
     def predict(self, rows: Sequence[Row]) -> np.ndarray:
         """Logits (M, K, N, C) of K draws of each member."""
-
-
-def fit_files(draws: Fitted, fit: Fit) -> dict[str, bytes]:
-    """A member's files of a fit."""
-    files = {fit_file(draws): json.dumps(fit.record).encode()}
-    return files | ({fit_file(draws, tensors=True): state_bytes(fit.tensors)} if fit.tensors else {})
-
-
-def read_fit(store: Store, member_id: str, draws: Fitted) -> Fit:
-    """A member's fit.
-
-    Raises:
-        ValueError: it was not fitted, or a file is damaged or has not its shape.
-    """
-    record, name = store.fit_record(member_id, draws), fit_file(draws, tensors=True)
-    has_tensors = name in store.files(member_folder(member_id))
-    return Fit(record, read_state(store.read(member_folder(member_id), name)) if has_tensors else {})

@@ -26,11 +26,10 @@ from scipy.optimize import root_scalar
 
 from lorae import seeds
 from lorae.adapters import Adapters, State
-from lorae.draws import Laplace
+from lorae.draws.laplace import Laplace
+from lorae.draws.sampling import Fit, Sampler
 from lorae.encoders import EncoderBatch
 from lorae.encoding import Row, class_logits, collate
-from lorae.fitted import Fit, Sampler
-from lorae.methods import Lora
 from lorae.transfer import to_device
 
 PRECISIONS = 1e-8, 1e12  # between which the prior's is searched
@@ -166,7 +165,7 @@ class _Pass:
             self.outputs = {}
         for layer, grad in zip(layers, grads):
             _, B_MER, *_ = (factor.detach() for factor in self.adapters.factors(layer))
-            to_y = self.adapters.scale * self._of_rows(grad)
+            to_y = self.adapters.method.scale * self._of_rows(grad)
             yield layer, (to_y @ B_MER[:, None], to_y)
 
     def _of_rows(self, x: torch.Tensor) -> torch.Tensor:
@@ -313,7 +312,6 @@ def prior_precision(curvature: np.ndarray, square_norm: float) -> float:
 
 def shapes_of(adapters: Adapters) -> dict[str, tuple[int, int]]:
     """Rank and width of every A and B."""
-    assert isinstance(adapters.method, Lora)
     layers, rank = adapters.layers.items(), adapters.method.rank
     return {f"{layer}.{f}": (rank, width) for layer, widths in layers for f, width in zip("AB", widths)}
 

@@ -1,0 +1,138 @@
+"""What every kind of draws says of itself; what it leaves out, it has from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+if TYPE_CHECKING:
+    from lorae.draws.sampling import Sampler
+    from lorae.methods import Method
+    from lorae.regularizers import Regularizer
+    from lorae.trial import Trial
+
+T = TypeVar("T")
+
+
+class Draws:
+    """Several predictions of one trained member, which its training does not depend on.
+
+    Draws are a frozen dataclass with a file of its own and a place in `lorae.draws.AnyDraws`. Its module
+    needs numpy only; what gets tensors imports torch itself, if it needs it.
+
+    Attributes:
+        kind: what its label begins with, before the first "-".
+        note: in one sentence, where it departs from its source; None = nowhere. For below a table.
+    """
+
+    kind: ClassVar[str]
+    note: ClassVar[str | None] = None
+
+    @property
+    def label(self) -> str:
+        """Its name in a row and in a prediction set's name: `kind`, "-" and what `from_label` reads."""
+        return f"{self.kind}-{self.num_draws}"
+
+    @property
+    def title(self) -> str:
+        """Its name in tables, with its setting."""
+        raise NotImplementedError  # abstract: all draws define it
+
+    @classmethod
+    def from_label(cls, size: str) -> Self:
+        """The draws with this label, without `kind` and "-".
+
+        Raises:
+            ValueError: there are none.
+        """
+        return cls(int(size))  # type: ignore[call-arg]
+
+    @property
+    def num_draws(self) -> int:
+        """Predictions of a member on each example."""
+        raise NotImplementedError  # abstract: all draws define it
+
+    def num_passes(self, num_classes: int) -> int:
+        """Forward passes of one member for a prediction, and backward passes, which take as long."""
+        return self.num_draws
+
+    def check(self, trial: Trial) -> None:
+        """Refuse a trial whose members cannot predict so; ValueError says what to write."""
+
+    def unfit(self, method: Method, regularizers: Iterable[Regularizer]) -> str | None:
+        """Why stored members of a recipe cannot predict so, None if they can: what they "were" or "did"."""
+        return None
+
+
+@dataclass(frozen=True)
+class Sampled(Draws):
+    """Draws that are samples.
+
+    Args:
+        samples: number of draws, >= 1.
+    """
+
+    samples: int = 10
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            name = type(self).__name__
+            raise ValueError(f"samples={self.samples}: must be >= 1; write {name}(samples=10)")
+
+    @property
+    def num_draws(self) -> int:
+        return self.samples
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the memory of draws depends on: bytes of a number, tokens of the longest row, classes of a row."""
+
+    number: int
+    tokens: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Fitted(Sampled):
+    """Draws that are fitted to trained members by their training examples.
+
+    A member's fit is stored with it: its numbers as `<label>.json`, its tensors as `<label>.safetensors`.
+
+    Attributes:
+        record: shape of the numbers that a sampler's `fit` finds, see `lorae.untrusted.check`.
+    """
+
+    record: ClassVar[Mapping[str, Any]] = {}
+
+    def check(self, trial: Trial) -> None:
+        masks = next((r for r in trial.regularizers if r.num_draws), None)
+        if masks or not trial.method.is_low_rank:
+            raise ValueError(
+                f"draws={self} with {masks or trial.method}: its noise is on what LoRA adds to the "
+                "backbone, and its samples are draws already; write Lora() and no Masksembles"
+            )
+
+    def passes_to_fit(self, num_classes: int) -> int:
+        """Passes of one member over each example that its draws are fitted on."""
+        raise NotImplementedError  # abstract: all that are fitted define it
+
+    def fitted_on(self, train: Sequence[T]) -> list[T]:
+        """The training examples that they are fitted on."""
+        return list(train)
+
+    def fitting_bytes(
+        self, method: Method, layers: Mapping[str, tuple[int, int]], num_members: int, rows: int, sizes: Sizes
+    ) -> int | None:
+        """Of a stack's fitting and predicting, beside a pass with gradients; None = a plain prediction's.
+
+        Args:
+            layers: those adapted, name -> (d_in, d_out).
+            rows: examples of each member that are trained on at once.
+        """
+        return None
+
+    def sampler(self) -> type[Sampler[Any]]:
+        """What fits and draws."""
+        raise NotImplementedError  # abstract: all that are fitted define it

@@ -1,0 +1,136 @@
+"""VeRA: two trained vectors for each adapted layer around frozen random matrices (Kopiczko et al. 2023,
+arXiv:2310.11454)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from lorae import seeds
+from lorae.methods.base import Adapter, Factors, Linears, check_positive, check_rank
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorae.adapters import Stacked
+
+_SAME_WIDTH = {"q_proj", "k_proj", "v_proj", "query", "key", "value"}  # of an attention block
+
+
+@dataclass(frozen=True)
+class Vera(Adapter):
+    """h = W0 x + Lb B Ld A x: A and B random, frozen, shared by all layers; the vectors d and b are trained.
+
+    Args:
+        rank: rows of A; VeRA uses large ones (256 to 1024): only rank + d_out numbers a layer are trained.
+        targets: as for `Lora`.
+        d_init: initial value of d; b starts at zero.
+        projection: "per_member" draws A and B from each member's init stream; "shared" gives all members
+            the same, so that only their data order differs.
+    """
+
+    label = "vera"
+    names = ("single VeRA", "VeRA ensemble")
+    factors: ClassVar[tuple[str, ...]] = ("d", "b")
+    zero_factor: ClassVar[str | None] = "b"
+    peft_type = "VERA"
+    peft_names: ClassVar[Mapping[str, str]] = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
+    peft_frozen: ClassVar[tuple[str, ...]] = ("base_model.vera_A", "base_model.vera_B")
+
+    rank: int = 256
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    d_init: float = 0.1
+    projection: Literal["per_member", "shared"] = "per_member"
+
+    def __post_init__(self) -> None:
+        check_rank(self)
+        super().__post_init__()
+        check_positive(self, "d_init")
+        if self.projection not in ("per_member", "shared"):
+            raise ValueError(f'projection={self.projection!r}: must be "per_member" or "shared"')
+
+    @property
+    def starts_apart(self) -> bool:
+        return self.projection == "per_member"
+
+    @property
+    def init_label(self) -> str:
+        return f"d-{self.d_init:g}+{self.projection}"
+
+    def num_parameters(self, d_in: int, d_out: int) -> int:
+        return self.rank + d_out
+
+    def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, ...]:
+        """d (rank,) and b (d_out,), equal for all members."""
+        return np.full(self.rank, self.d_init), np.zeros(d_out)
+
+    def draw_frozen(self, layers: Linears, key: seeds.Key) -> tuple[np.ndarray, ...]:
+        """A (rank, largest d_in) and B (largest d_out, rank), Kaiming-uniform as in PEFT; layers use leading
+        blocks."""
+        d_ins, d_outs = zip(*layers.values())
+        if self.projection == "shared":
+            key = ("vera-shared",)
+        a_bound, b_bound = math.sqrt(6 / max(d_ins)), math.sqrt(6 / self.rank)
+        a = seeds.stream(*key, "vera_A").uniform(-a_bound, a_bound, (self.rank, max(d_ins)))
+        b = seeds.stream(*key, "vera_B").uniform(-b_bound, b_bound, (max(d_outs), self.rank))
+        return a, b
+
+    def forward(self, layer: Stacked, x: torch.Tensor) -> torch.Tensor:
+        d_MR, b_ME = layer.factors()
+        A_MRD, B_MER = layer.frozen
+        y = layer.base(x)
+        A_MRD, B_MER = A_MRD[:, :, : x.shape[-1]], B_MER[:, : y.shape[-1]]
+        h_MSR = layer.read(x).bmm(A_MRD.transpose(1, 2)) * d_MR.to(x.dtype)[:, None]
+        branch_MSE = h_MSR.bmm(B_MER.transpose(1, 2)) * b_ME.to(x.dtype)[:, None]
+        return y + branch_MSE.view_as(y)
+
+    def frozen_bytes(self, layers: Linears, size: int) -> int:
+        d_ins, d_outs = zip(*layers.values())
+        return size * self.rank * (max(d_ins) + max(d_outs))
+
+    def kept_bytes(self, layers: Linears, size: int, noisy: bool) -> int:
+        """Its two products; not what it reads, as A is not trained."""
+        return size * sum(self.rank + d_out for _, d_out in layers.values())
+
+    def branch_flops(self, d_in: int, d_out: int) -> int:
+        return 2 * self.rank * (d_in + d_out)
+
+    def branch_backward_flops(self, d_in: int, d_out: int, reads: bool) -> int:
+        """Of what its products read alone, as A and B are not trained."""
+        return 2 * self.rank * (d_out + d_in * reads)
+
+    def peft_settings(self) -> dict[str, Any]:
+        return {
+            "projection_prng_key": 0,
+            "save_projection": True,
+            "d_initial": self.d_init,
+            "vera_dropout": 0.0,
+        }
+
+    @classmethod
+    def update_reader(
+        cls,
+        settings: Mapping[str, Any],
+        tensors: Mapping[str, np.ndarray],
+        parameters: Mapping[str, np.ndarray],
+        d_in: Callable[[str], int] | None,
+    ) -> Callable[[str], Factors]:
+        """Its layers share one A, which has the largest width, and store none of their own; without `d_in`
+        they are taken to have it all."""
+        leaves = {name.rpartition(".")[0].rpartition(".")[2] for name in parameters}
+        if d_in is None and len(leaves) > 1 and not leaves <= _SAME_WIDTH:
+            raise ValueError(
+                f"VeRA on {', '.join(sorted(leaves))} stores no layer's width; give the backbone's weights"
+            )
+        A_RD, B_ER = (tensors[name] for name in cls.peft_frozen)
+
+        def factors(layer: str) -> Factors:
+            d_R, b_E = parameters[f"{layer}.d"], parameters[f"{layer}.b"]
+            width = A_RD.shape[1] if d_in is None else d_in(layer)
+            return b_E[:, None] * B_ER[: len(b_E)], d_R[:, None] * A_RD[:, :width]
+
+        return factors
