@@ -2,15 +2,17 @@
 
 python recompute.py STORAGE SWEEP OOD_TASK
 
-A line for each row of trials.parquet, of its own members; under "pool" what tables show: the mean over all
+STORAGE may be an archive of `analysis.archive`. A line for each row of trials.parquet, of its own members; under "pool" what tables show: the mean over all
 ensembles of so many of the members that its recipe and seed have. Tables then average over seeds.
 
 Rows that average probabilities, of one prediction of each member, and soups; other sweeps are refused.
 """
 
+import glob
 import hashlib
 import itertools
 import json
+import os
 import sys
 
 import numpy as np
@@ -21,14 +23,27 @@ from scipy.special import log_softmax, logsumexp
 storage, sweep, ood_task = sys.argv[1:]
 
 
+archived = {}  # (entry, file) -> its rows, as far as they are known
+if os.path.exists(f"{storage}/SHA256SUMS"):
+    for file in glob.glob(f"{storage}/*/predictions.parquet"):
+        table = pq.read_table(file)
+        codes = [table[c].combine_chunks().dictionary_encode().indices.to_numpy() for c in ("entry", "file")]
+        starts = [0, *(np.flatnonzero(np.any(np.diff(codes), axis=0)) + 1), len(table)]
+        for part in (table.slice(a, b - a) for a, b in itertools.pairwise(starts) if b > a):
+            archived[part["entry"][0].as_py(), part["file"][0].as_py()] = part
+
+
+def predictions(entry, file):
+    return archived[entry, file] if archived else pq.read_table(f"{storage}/{entry}/{file}")
+
+
 def members(row, where):
     """Each member's log-probabilities, or its soup's, and the labels."""
     folders = [f"members/{m}" for m in row["member_ids"]] or [f"reference/{row['reference_id']}"]
     if row["combine"] == "weights" and row["members"] > 1:
         ids = json.dumps(sorted(row["member_ids"]), separators=(",", ":"))
         folders = [f"soups/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"]
-    files = [f"{storage}/{f}/predictions/{json.loads(row['eval_sets'])[where]}.parquet" for f in folders]
-    tables = [pq.read_table(file) for file in files]
+    tables = [predictions(f, f"predictions/{json.loads(row['eval_sets'])[where]}.parquet") for f in folders]
     return log_softmax([t["logits"].to_pylist() for t in tables], axis=2), tables[0]["label"].to_numpy()
 
 
@@ -69,7 +84,8 @@ def calibrated(logp, y):
     return log_softmax(logp / t[fold, None], 1)
 
 
-rows = pq.read_table(f"{storage}/sweeps/{sweep}/trials.parquet").to_pylist()
+folder = sweep if archived else f"sweeps/{sweep}"
+rows = pq.read_table(f"{storage}/{folder}/trials.parquet").to_pylist()
 for row in rows:
     if row["combine"] == "logits" or row["draws"] != "none":
         sys.exit(
