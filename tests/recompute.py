@@ -2,17 +2,18 @@
 
 python recompute.py STORAGE SWEEP OOD_TASK
 
-STORAGE may be an archive of `analysis.archive`. A line for each row of trials.parquet, of its own members; under "pool" what tables show: the mean over all
-ensembles of so many of the members that its recipe and seed have. Tables then average over seeds.
+A line for each row of trials.parquet, of its own members; under "pool" what tables show: the mean over all
+ensembles of so many of the members that its recipe and seed have. Tables then average over seeds. STORAGE may
+be an archive of one, such as results/study.
 
 Rows that average probabilities, of one prediction of each member, and soups; other sweeps are refused.
 """
 
+import functools
 import glob
 import hashlib
 import itertools
 import json
-import os
 import sys
 
 import numpy as np
@@ -22,19 +23,15 @@ from scipy.special import log_softmax, logsumexp
 
 storage, sweep, ood_task = sys.argv[1:]
 
-
-archived = {}  # (entry, file) -> its rows, as far as they are known
-if os.path.exists(f"{storage}/SHA256SUMS"):
-    for file in glob.glob(f"{storage}/*/predictions.parquet"):
-        table = pq.read_table(file)
-        codes = [table[c].combine_chunks().dictionary_encode().indices.to_numpy() for c in ("entry", "file")]
-        starts = [0, *(np.flatnonzero(np.any(np.diff(codes), axis=0)) + 1), len(table)]
-        for part in (table.slice(a, b - a) for a, b in itertools.pairwise(starts) if b > a):
-            archived[part["entry"][0].as_py(), part["file"][0].as_py()] = part
+archive = glob.glob(f"{storage}/*/predictions.parquet")
 
 
+@functools.cache
 def predictions(entry, file):
-    return archived[entry, file] if archived else pq.read_table(f"{storage}/{entry}/{file}")
+    """A prediction set of a storage, or of an archive of one."""
+    if not archive:
+        return pq.read_table(f"{storage}/{entry}/{file}")
+    return pq.read_table(archive, filters=[("entry", "=", entry), ("file", "=", file)])
 
 
 def members(row, where):
@@ -84,7 +81,7 @@ def calibrated(logp, y):
     return log_softmax(logp / t[fold, None], 1)
 
 
-folder = sweep if archived else f"sweeps/{sweep}"
+folder = sweep if archive else f"sweeps/{sweep}"
 rows = pq.read_table(f"{storage}/{folder}/trials.parquet").to_pylist()
 for row in rows:
     if row["combine"] == "logits" or row["draws"] != "none":
