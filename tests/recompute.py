@@ -1,6 +1,6 @@
 """The main metrics of a sweep's trials from its Parquet files alone, without lorae.
 
-python recompute.py STORAGE SWEEP OOD_TASK
+python recompute.py STORAGE SWEEP [OOD_TASK]
 
 A line for each row of trials.parquet, of its own members; under "pool" what tables show: the mean over all
 ensembles of so many of the members that its recipe and seed have. Tables then average over seeds. STORAGE may
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
-storage, sweep, ood_task = sys.argv[1:]
+storage, sweep, *ood_tasks = sys.argv[1:]
 
 archive = glob.glob(f"{storage}/*/predictions.parquet")
 
@@ -113,15 +113,17 @@ def over_subsets(row):
 
 for row in rows:
     each, y = members(row, "test")
-    logp, ood = pooled(each), pooled(members(row, ood_task)[0])
+    logp = pooled(each)
     metrics = {
         "acc": np.mean(logp.argmax(1) == y),
         "ensemble_nll": nll(logp, y),
         "ece15": ece15(logp, y),
         "debiased_ce15": debiased_ce15(logp, y),
         "brier": np.mean(np.sum((np.exp(logp) - np.eye(logp.shape[1])[y]) ** 2, 1)),
-        f"auroc_msp__{ood_task}": np.mean(logp.max(1)[:, None] > ood.max(1)),  # no ties
     }
+    for task in ood_tasks:
+        ood = pooled(members(row, task)[0])
+        metrics[f"auroc_msp__{task}"] = np.mean(logp.max(1)[:, None] > ood.max(1))  # no ties
     if row["temperature_flag"] is None:
         scaled = calibrated(logp, y)
         metrics |= {"ts_ensemble_nll": nll(scaled, y), "ts_ece15": ece15(scaled, y)}
