@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from lorae.axes import with_values
 from lorae.backbone_checks import Inspection
 from lorae.checks import check_recipe
 from lorae.choice import Choice, choose
@@ -27,7 +26,8 @@ from lorae.store import Store, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Head, OptionLikelihood, Split, Task
 from lorae.tasks.splits import label_faults, refuse
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
-from lorae.tuning import Point, recipe_of, studies
+from lorae.trial.axes import with_values
+from lorae.trial.tuning import Point, recipe_of, studies
 
 Host = Literal["local", "tune", "zero"]
 
