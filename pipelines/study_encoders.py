@@ -13,7 +13,7 @@ from dataclasses import replace
 from lorae.methods import Blob, Rank1BNN
 from lorae.tasks import TREC, Head, PlotSummaries, RottenTomatoes
 from lorae.trial import Sweep
-from lorae.tuning import Times
+from lorae.trial.tuning import Times
 from pipelines._common import encoder_smoke, rivals
 from pipelines.encoders import LORA as ENCODER
 

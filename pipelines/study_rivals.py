@@ -16,7 +16,7 @@ from lorae.draws import TFB, Laplace, MCDropout, Posterior
 from lorae.methods import Blob, Lora, Vera
 from lorae.regularizers import AdapterDropout
 from lorae.trial import Diversity, Sweep, Trial
-from lorae.tuning import Times
+from lorae.trial.tuning import Times
 from pipelines._common import smoke
 from pipelines.study import LORA, PLOTS
 

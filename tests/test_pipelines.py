@@ -34,7 +34,7 @@ TABLES = {  # beside the comparison
     "study_members": STUDY | {"correlations"},
     "study_rivals": STUDY
     | {"sources", "same-parameters", "same-compute", "same-predictions", "souping", "drawing", "rivals"}
-    | {"regularising", "correlations"},
+    | {"correlations"},
     "study_encoders": STUDY
     | {"same-parameters", "same-compute", "same-predictions", "souping", "drawing", "rivals"}
     | {"regularising", "correlations"},
