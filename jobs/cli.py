@@ -310,34 +310,36 @@ def _rebuild(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.audit import audit, text
 
-    findings = audit(arguments.storage, arguments.sweep)
+    with opened(arguments.storage) as storage:
+        findings = audit(storage, arguments.sweep)
     print(text(findings))
     return 1 if any(f.status == "failed" for f in findings) else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.audit import audit
     from analysis.columns import margins
     from analysis.report import write_report
 
     chosen = margins(arguments.margin)
-    failed = [f for f in audit(arguments.storage, arguments.sweep) if f.status == "failed"]
-    warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
-    out = Path(arguments.out)
-    print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
+    with opened(arguments.storage) as storage:
+        failed = [f for f in audit(storage, arguments.sweep) if f.status == "failed"]
+        warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
+        out = Path(arguments.out)
+        print(write_report(storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
     return 0
 
 
 def _size(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.size import write_sizes
 
-    print(
-        write_sizes(
-            arguments.storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing
-        )
-    )
+    with opened(arguments.storage) as storage:
+        print(write_sizes(storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing))
     return 0
 
 

@@ -22,7 +22,7 @@ from lorae.search import EarlyEnd
 from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, reference_folder, soup_folder
+from lorae.store import Store, member_folder, reference_folder, soup_folder
 from lorae.tasks.base import Split, Task
 from lorae.tasks.splits import label_faults, refuse
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
@@ -349,7 +349,7 @@ def _lacking_members(
         files = store.files(member_folder(member_id))
         if damage := store.damage(member_folder(member_id), changed_only=True):
             damaged.append(damage)
-        elif WEIGHTS in files or member_id in trained:
+        elif member_id in trained or store.is_member(member_id):
             found.add(member_id)
         if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
             lacking.setdefault(member_id, m)

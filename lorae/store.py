@@ -68,7 +68,9 @@ CURVE = pa.schema(
 
 
 Shape = Mapping[Any, Any]
-DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
+_FILES: Shape = {str: {"sha256": str, "bytes": count}}
+DONE: Shape = {"files": _FILES}
+LEFT_OUT: Shape = {"left_out": _FILES}  # of a copy without weights, see `analysis.archive`
 SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
 # Not counted by an older lorae
 COUNTED = dict.fromkeys(("search_flops", "search_process_seconds"), amount)
@@ -167,8 +169,10 @@ class Store:
         return set(self._listed(folder) or ())
 
     def is_member(self, member_id: str) -> bool:
-        """Whether a trained member of this identity is stored; `damage` tells whether it is sound."""
-        return WEIGHTS in self.files(member_folder(member_id))
+        """Whether a trained member of this identity is stored, if only a copy without weights; `damage` tells
+        whether it is sound."""
+        folder = member_folder(member_id)
+        return WEIGHTS in self.files(folder) or WEIGHTS in self.left_out(folder)
 
     def has_predictions(self, folder: str, eval_sets: Iterable[str]) -> bool:
         """Whether an entry has every one of these prediction sets."""
@@ -179,8 +183,12 @@ class Store:
         return sum(self.file_bytes(folder).values())
 
     def file_bytes(self, folder: str) -> dict[str, int]:
-        """Stored bytes of each of an entry's files."""
-        return {name: entry["bytes"] for name, entry in (self._listed(folder) or {}).items()}
+        """Stored bytes of each of an entry's files, and of what its copy leaves out."""
+        return {name: entry["bytes"] for name, entry in self.checksums(folder).items()}
+
+    def checksums(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 of each of an entry's files, and of what its copy leaves out."""
+        return (self._listed(folder) or {}) | self.left_out(folder)
 
     def damage(self, folder: str, *, changed_only: bool = False) -> str | None:
         """Why an entry cannot be used, or None, also if it is not stored: a file is missing, differs from its
@@ -229,6 +237,11 @@ class Store:
         """
         listed = self._listed(folder)
         if not listed or name not in listed:
+            if name in self.left_out(folder):
+                raise ValueError(
+                    f"{self.storage.path(folder)} is a copy without {name}; use the storage that it was made "
+                    "from, or delete it and repeat the sweep"
+                )
             raise ValueError(f"{self.storage.path(folder)} has no {name}; repeat the sweep that made it")
         return self._sound(folder, name, listed[name])
 
@@ -250,7 +263,7 @@ class Store:
 
     def weight_checksums(self, member_ids: Sequence[str]) -> dict[str, str]:
         """SHA-256 of each stored member's weights."""
-        listed = {m: self._listed(member_folder(m)) or {} for m in member_ids}
+        listed = {m: self.checksums(member_folder(m)) for m in member_ids}
         return {m: files[WEIGHTS]["sha256"] for m, files in listed.items() if WEIGHTS in files}
 
     def is_of_others(self, member_ids: Sequence[str]) -> bool:
@@ -315,6 +328,15 @@ class Store:
         if (owner := done.get("entry", folder)) != folder:
             raise ValueError(f"{folder} holds what {str(owner)[:80]} does; repeat the sweep that made it")
         return done
+
+    def left_out(self, folder: str) -> dict[str, dict[str, Any]]:
+        """The files that an entry lacks because it is a copy without weights -> their size and checksum."""
+        name = f"{folder}/DONE.json"
+        try:
+            done = untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {})
+            return untrusted.check(done, name, LEFT_OUT)["left_out"] if "left_out" in done else {}
+        except (FileNotFoundError, ValueError):  # `damage` and `files` tell
+            return {}
 
     def begin(self, stack_id: str, member_ids: Sequence[str]) -> None:
         """Note that the training of a stack begins, so that it is resumed as the same stack (`begun`)."""
