@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lorae.draws import TFB, Laplace, MCDropout, Posterior
+from lorae.draws import SWAG, TFB, Laplace, MCDropout, Posterior
 from lorae.methods import (
     BatchEnsemble,
     Blob,
@@ -68,6 +68,7 @@ KINDS = {
     "weights": LM | {"regularizers": (ClassWeights(),)},
     "several": LM | {"regularizers": (KL(), DecayB(), EarlyStopping(), AdapterDropout())},
     "tfb": LM | {"draws": TFB(5)},
+    "swag": LM | {"draws": SWAG(4)},
     "laplace": LM | {"draws": Laplace(20)},
     "letters": LM | {"task": ArcEasy(source=HOME, scoring=Letters())},
     "words": LM | {"task": TREC(source=HOME, scoring=LabelWords(), num_train=100)},

@@ -27,7 +27,7 @@ from victims import lorae
 from jobs.cli import main
 from jobs.zero import PERSISTENT_NUMBERS, Zero, _has_died, deepspeed_config, zero_devices
 from lorae.backbones import load_backbone
-from lorae.draws import TFB, Laplace, Posterior
+from lorae.draws import SWAG, TFB, Laplace, Posterior
 from lorae.methods import Blob, PVera, Rank1BNN, Vera
 from lorae.plan import Devices
 from lorae.ranks import Ranks
@@ -145,7 +145,7 @@ def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
         "tied": Case(Stack(tied, (0, 1))),
         "options, offloaded": Case(Stack(options, (0, 1)), Zero(2, cpu_offload=True)),
         "interrupted": Case(plain, settings={"checkpoint_seconds": 0.0}, stop_at=7),
-        "resumed": Case(replace(plain, draws=(None, TFB(2), Laplace(3, 2)))),
+        "resumed": Case(replace(plain, draws=(None, TFB(2), Laplace(3, 2), SWAG(2, 2, 1e-3, 1, 3)))),
         "soup": Case(replace(plain, soup=True)),
         "failing": Case(replace(stack, trial=replace(trial, optimizer=AdamW(lr=1e37)))),
     }
