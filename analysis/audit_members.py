@@ -15,6 +15,7 @@ from lorae.identity import digest
 from lorae.methods import METHODS, InContext
 from lorae.peft_format import read_tensors
 from lorae.store import CURVE_FILE, WEIGHTS, Store, member_folder
+from lorae.tasks.scoring import scoring_named
 
 if TYPE_CHECKING:
     from analysis.audit import Stored
@@ -62,7 +63,8 @@ def _starts_as_the_backbone(recipe: dict[str, Any]) -> bool:
     noisy = any(r["type"] in ("AdapterDropout", "Masksembles") for r in recipe["regularizers"])
     noisy = noisy or method["type"] == "Rank1BNN"
     if method["type"] in ("Lora", "Blob", "Vera"):
-        return not method.get("b_std") and not (noisy and recipe["task"]["scoring"]["type"] == "Head")
+        head = scoring_named(recipe["task"]["scoring"]["type"]).trains_head
+        return not method.get("b_std") and not (noisy and head)
     return not noisy and method.get("init") != "signs" and not method.get("std")
 
 
@@ -87,7 +89,8 @@ def _first_batch(record: dict[str, Any]) -> str:
     recipe = record["recipe"]
     shared = {name: recipe[name] for name in ("backbone", "precision", "task")}
     budget = {name: recipe["budget"][name] for name in ("batch_size", "max_tokens")}
-    streams = ["order", "init"] if recipe["task"]["scoring"]["type"] == "Head" else ["order"]
+    head = scoring_named(recipe["task"]["scoring"]["type"]).trains_head
+    streams = ["order", "init"] if head else ["order"]
     return digest(shared | budget | {name: record["streams"][name] for name in streams})
 
 

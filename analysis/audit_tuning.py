@@ -12,13 +12,13 @@ from analysis.data import PROMPTED
 from analysis.findings import Finding, results
 from analysis.rows import Row, eval_sets
 from analysis.tuned import Tuning, tuning_of
-from lorae.axes import value_at, with_values
 from lorae.draws import plain_set
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
 from lorae.store import member_folder
 from lorae.trial import Trial
-from lorae.tuning import values_text
+from lorae.trial.axes import value_at, with_values
+from lorae.trial.tuning import values_text
 
 if TYPE_CHECKING:
     from analysis.audit import Stored

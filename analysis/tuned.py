@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.data import Cell
 from analysis.rows import Row
-from lorae.tuning import values_text
+from lorae.trial.tuning import values_text
 
 Tuning = dict[str, Any]  # see `lorae.choice.TUNING`
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.zero import Zero, zero_devices
-from lorae.axes import field_type, value_at
 from lorae.draws import read_draws
 from lorae.identity import digest
 from lorae.memory import Saving
 from lorae.plan import Devices
 from lorae.trial import Sweep
+from lorae.trial.axes import field_type, value_at
 from lorae.uris import shown
 
 MAX_NAME = 100

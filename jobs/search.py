@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from jobs.devices import process_devices
 from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
 from jobs.request import Request
-from lorae.axes import value_at, with_values
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
 from lorae.plan import Devices, Plan, make_plan, placed
@@ -32,6 +31,7 @@ from lorae.search import ASHA, EarlyEnd, LogUniform, MedianStopping, Optuna, Sea
 from lorae.stack import Stack
 from lorae.store import Store, member_folder
 from lorae.trial import Sweep, Trial, cell_of
+from lorae.trial.axes import value_at, with_values
 
 if TYPE_CHECKING:
     import optuna

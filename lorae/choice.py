@@ -14,7 +14,7 @@ from typing import Any
 
 from lorae.metrics import combine, ensemble_nll
 from lorae.store import Store, member_folder
-from lorae.tuning import Point, Study, recipe_name, values_text
+from lorae.trial.tuning import Point, Study, recipe_name, values_text
 from lorae.untrusted import count, number
 
 

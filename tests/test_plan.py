@@ -32,7 +32,6 @@ from jobs.devices import (
     visible_gpus,
 )
 from jobs.simulate import Simulation, simulate
-from lorae.axes import with_values
 from lorae.draws import TFB
 from lorae.memory import Saving
 from lorae.methods import Lora
@@ -46,7 +45,8 @@ from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder
 from lorae.tasks import OpenBookQA
 from lorae.trial import AdamW, Budget, Diversity, Sweep
-from lorae.tuning import recipe_of, studies
+from lorae.trial.axes import with_values
+from lorae.trial.tuning import recipe_of, studies
 
 CPU = Devices("cpu", 1, 2)
 PIPELINES = sorted(

@@ -26,7 +26,6 @@ from jobs.request import Request, with_override
 from jobs.search import _on_one_device, _replay, _scheduler, objective
 from jobs.stack_trial import StackTrial
 from jobs.zero import Zero
-from lorae.axes import with_value
 from lorae.backbones import load_backbone
 from lorae.encoding import encode
 from lorae.methods import Lora
@@ -40,6 +39,7 @@ from lorae.stack import Stack
 from lorae.store import WEIGHTS, Store, member_folder
 from lorae.training import TrainingData, train_stack
 from lorae.trial import AdamW, Budget, Sweep
+from lorae.trial.axes import with_value
 
 pytestmark = pytest.mark.ray
 

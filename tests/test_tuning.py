@@ -28,7 +28,6 @@ from jobs.cli import main
 from jobs.driver import run_sweep
 from jobs.request import Request
 from jobs.simulate import simulate, simulated_devices
-from lorae.axes import value_at, with_value, with_values
 from lorae.choice import Choice, choose
 from lorae.draws import TFB, MCDropout
 from lorae.methods import BatchEnsemble, Full, InContext, Kaiming, Xavier
@@ -39,7 +38,8 @@ from lorae.results import read_trials
 from lorae.search import ASHA
 from lorae.store import LATER_RECORD, PATH_FILE, Store, member_folder
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
-from lorae.tuning import Point, Study, Times, studies
+from lorae.trial.axes import value_at, with_value, with_values
+from lorae.trial.tuning import Point, Study, Times, studies
 
 SHORT = Budget(batch_size=4, steps=4, max_tokens=64)
 RATES = (1e-3, 1e-2, 3e-2)
@@ -520,7 +520,7 @@ FILE = """
 from lorae.regularizers import DecayB
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Sweep, Trial
-from lorae.tuning import Times
+from lorae.trial.tuning import Times
 from toys import Colours
 SWEEP = Sweep(
     base=Trial(backbone=Files({backbone!r}), task=Colours(), precision="fp32", optimizer=AdamW(lr=1e-2),

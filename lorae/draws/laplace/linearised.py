@@ -26,10 +26,11 @@ from scipy.optimize import root_scalar
 
 from lorae import seeds
 from lorae.adapters import Adapters, State
+from lorae.batches import class_logits, collate
 from lorae.draws.laplace import Laplace
 from lorae.draws.sampling import Fit, Sampler
 from lorae.encoders import EncoderBatch
-from lorae.encoding import Row, class_logits, collate
+from lorae.encoding import Row
 from lorae.transfer import to_device
 
 PRECISIONS = 1e-8, 1e12  # between which the prior's is searched

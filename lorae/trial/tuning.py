@@ -12,8 +12,8 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lorae.axes import value_at, with_value, with_values
 from lorae.search import rounded
+from lorae.trial.axes import value_at, with_value, with_values
 
 if TYPE_CHECKING:
     from lorae.trial import Sweep, Trial

@@ -1,0 +1,22 @@
+"""What is trained and compared: a `Trial` is one row of a table, a `Sweep` a base trial and what varies."""
+
+from __future__ import annotations
+
+from lorae.trial.recipe import AdamW, Budget, Diversity
+from lorae.trial.sweep import Sweep, companions
+from lorae.trial.trial import Trial, backbone_id, cell_of, cells, unchanged
+from lorae.trial.tuning import Times
+
+__all__ = [
+    "AdamW",
+    "Budget",
+    "Diversity",
+    "Sweep",
+    "Times",
+    "Trial",
+    "backbone_id",
+    "cell_of",
+    "cells",
+    "companions",
+    "unchanged",
+]

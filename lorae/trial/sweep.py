@@ -1,0 +1,252 @@
+"""A Sweep: a base trial and what varies, and the trials that it expands to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lorae.draws import TFB
+from lorae.regularizers import EarlyStopping
+from lorae.search import EarlyEnd, Optuna, Search, Uniform
+from lorae.sources import resolve
+from lorae.tasks.base import Task
+from lorae.trial.axes import value_at, with_value, with_values
+from lorae.trial.trial import Trial, without_idle_settings
+from lorae.trial.tuning import Times, check_tuning
+
+SHARED = {"backbone", "task", "seed", "precision", "budget"}  # axes of a sweep's rivals, too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A base trial and the axes that vary: their product, in order, the last axis fastest.
+
+    Args:
+        base: the trial that axes replace fields of.
+        axes: field of Trial, or dotted path into one (`"method.rank"`, `"regularizers.DecayB.strength"`), to
+            its values, or to the `Uniform` or `LogUniform` range that a search samples.
+        ood: tasks that the members also predict; their prompt template must be the trained task's.
+        zero_shot: add the backbone itself as a row for each task; it has none where members have heads.
+        companions: add the single adapters that every ensemble must beat, see `companions`.
+        rivals: other recipes beside the grid's, with their own number of members; of the axes they have those
+            of `SHARED` and the dotted paths into them. One that is trained k times as long as the base stays
+            so where an axis changes the budget.
+        paths: store the predictions on validation of each ensemble's members along their training, see
+            `analysis.paths`.
+        search: sample continuous axes, or stop stacks early; None runs the whole grid.
+        tune: dotted path into a trial (`"optimizer.lr"`) to the values that each recipe is tuned over before
+            it is compared, see `lorae.trial.tuning`: equal for all, or `Times` of its own. The one with the
+            lowest validation NLL is chosen, of several axes their combination; a recipe that lacks an axis
+            is not tuned over it.
+        tune_members: members that are trained to judge each value, with the recipe's first seed.
+        uneven_tuning: say that recipes which lack an axis may be compared with those that have it, though
+            they were tuned over fewer points; else the audit fails.
+    """
+
+    base: Trial
+    axes: dict[str, Any] = field(default_factory=dict)
+    ood: tuple[Task, ...] | list[Task] = ()
+    zero_shot: bool = True
+    companions: bool = False
+    rivals: tuple[Trial, ...] | list[Trial] = ()
+    paths: bool = False
+    search: Search | None = None
+    tune: Mapping[str, Times | tuple[Any, ...] | list[Any]] = field(default_factory=dict)
+    tune_members: int = 2
+    uneven_tuning: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ood", tuple(self.ood))
+        object.__setattr__(self, "rivals", tuple(self.rivals))
+        point = self.base
+        for axis, values in self.grid.items():
+            if not values:
+                raise ValueError(f"axis {axis!r} has no values; give a list such as [1, 2, 4], or remove it")
+            for value in values:
+                with_value(point, axis, value)
+            point = with_value(point, axis, values[0])
+        self._rivals()
+        _check_search(self)
+        check_tuning(self)
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """The axes with listed values."""
+        return {axis: values for axis, values in self.axes.items() if not isinstance(values, Uniform)}
+
+    @property
+    def continuous(self) -> dict[str, Uniform]:
+        """The axes that a search samples."""
+        return {axis: values for axis, values in self.axes.items() if isinstance(values, Uniform)}
+
+    def trials(self) -> list[Trial]:
+        """Every combination of the axes once, the zero-shot rows first, companions last; what is searched or
+        tuned has the base's value, or the rival's."""
+        grid = [self.base]
+        for axis, values in self.grid.items():
+            grid = [with_value(trial, axis, value) for trial in grid for value in values]
+        grid = [without_idle_settings(trial) for trial in grid]
+        zero = (
+            [
+                replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None)
+                for t in grid
+                if t.task.scoring.backbone_has_classes
+            ]
+            if self.zero_shot
+            else []
+        )
+        first_of_reference = {
+            (t.backbone, t.task, t.precision, t.budget.max_tokens): t for t in reversed(zero)
+        }
+        matched = [c for t in grid for c in companions(t)] if self.companions else []
+        return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid, *self._rivals(), *matched]))
+
+    def _rivals(self) -> list[Trial]:
+        """The rivals at every point of the axes that they share.
+
+        Raises:
+            ValueError: an axis of budgets beside a rival whose budget is no multiple of the base's.
+        """
+        shared = {axis: values for axis, values in self.grid.items() if axis.split(".")[0] in SHARED}
+        ours, found = self.base.budget, []
+        for rival in self.rivals:
+            points, factor = [rival], 1
+            if axis := next((a for a in shared if a.split(".")[0] == "budget"), None):
+                factor = max(1, rival.budget.length // ours.length)
+                if rival.budget != ours.times(factor):
+                    raise ValueError(
+                        f"axis {axis!r} beside a rival of {rival.budget}: it is no multiple of the base's "
+                        f"{ours}, so its value is not known; write a sweep without the axis for each value"
+                    )
+                points = [replace(rival, budget=ours)]
+            for axis, values in shared.items():
+                points = [with_value(point, axis, value) for point in points for value in values]
+            points = [replace(point, budget=point.budget.times(factor)) for point in points]
+            found += map(without_idle_settings, points)
+        return found
+
+    def space(self, trial: Trial) -> dict[str, Uniform]:
+        """The continuous axes that a trial has: one without `DecayB` has no strength of it to be tuned."""
+        return {axis: values for axis, values in self.continuous.items() if value_at(trial, axis) is not None}
+
+    def located(self, data_root: Path | None) -> Sweep:
+        """The sweep with every source fixed: hub branches become commits, tasks are found under
+        `data_root`."""
+
+        def fix(trial: Trial) -> Trial:
+            return replace(trial, backbone=resolve(trial.backbone), task=trial.task.located(data_root))
+
+        axes = dict(self.axes)
+        if "backbone" in axes:
+            axes["backbone"] = [resolve(v) for v in axes["backbone"]]
+        if "task" in axes:
+            axes["task"] = [v.located(data_root) for v in axes["task"]]
+        return replace(
+            self,
+            base=fix(self.base),
+            axes=axes,
+            ood=tuple(t.located(data_root) for t in self.ood),
+            rivals=tuple(map(fix, self.rivals)),
+        )
+
+    def eval_tasks(self, trial: Trial) -> list[Task]:
+        """The OOD tasks of a trial, scored as its own task is.
+
+        Raises:
+            ValueError: an OOD task's modality or prompt template differs from the trained task's.
+        """
+        others = [t for t in self.ood if t.name != trial.task.name]
+        for task in others:
+            if task.modality != trial.task.modality:
+                raise ValueError(
+                    f"OOD task {task.name} has {task.modality} examples, {trial.task.name} has "
+                    f"{trial.task.modality}; name tasks of one modality in Sweep(ood=[...])"
+                )
+        tasks = [replace(t, scoring=trial.task.scoring) for t in others]
+        for task in tasks:
+            ours, theirs = trial.task.prompt_template(), task.prompt_template()
+            if ours != theirs:
+                raise ValueError(
+                    f"OOD task {task.name} has the prompt template {theirs!r}, {trial.task.name} has "
+                    f"{ours!r}; detection would see the template, so use a task that shares it"
+                )
+        return tasks
+
+
+def companions(trial: Trial) -> list[Trial]:
+    """The single members that an ensemble of M is fairly compared with; none for a single member.
+
+    One of its members, whose row has its temperature-scaled metrics; one trained M times as long, which costs
+    what training the ensemble does, unless nothing is trained; for LoRA one of rank M * r and equal scaling,
+    which has as many parameters (no other method has a size to match), and M samples of the member, which
+    take as many forward passes for a prediction.
+    """
+    if trial.members < 2:
+        return []
+    single = replace(trial, members=1, combine="probs" if trial.is_soup else trial.combine)
+    if not trial.method.trains:
+        return [single]
+    found = [single, replace(single, budget=trial.budget.times(trial.members))]
+    if larger := trial.method.times(trial.members):
+        found.append(replace(single, method=larger))
+    if trial.method.is_low_rank and trial.num_draws == 1:
+        found.append(replace(single, draws=TFB(trial.members)))
+    return found
+
+
+def _check_search(sweep: Sweep) -> None:
+    """Refuse a search that its axes do not fit; nothing is trained before that is known."""
+    search, continuous = sweep.search, sweep.continuous
+    if continuous and not isinstance(search, Optuna):
+        axis, values = next(iter(continuous.items()))
+        raise ValueError(
+            f"axis {axis!r} is {values}: only a search samples it; write search=Optuna(num_samples=20), or "
+            "a list of values"
+        )
+    if isinstance(search, Optuna) and not continuous:
+        raise ValueError(
+            f"search={search} has no continuous axis; write axes={{'optimizer.lr': LogUniform(1e-5, 1e-3)}}, "
+            "or search=ASHA() for a grid"
+        )
+    if search and sweep.companions:
+        raise ValueError("companions=True with a search: compare what it finds in a sweep without search")
+    if search and "weights" in (sweep.base.combine, *sweep.axes.get("combine", ())):
+        raise ValueError('combine="weights" with a search: compare soups in a sweep without search')
+    if search and not all(trial.method.trains for trial in sweep.trials()):
+        raise ValueError(
+            f"search={search} with InContext: nothing is trained that it could end or tune; compare the "
+            "numbers of shots in a sweep without search"
+        )
+    if search and sweep.rivals:
+        raise ValueError("rivals with a search: compare what it finds with them in a sweep without search")
+    if isinstance(search, EarlyEnd) and any(t.regularizer(EarlyStopping) for t in sweep.trials()):
+        raise ValueError(
+            f"search={search} with EarlyStopping: an ensemble of which a member has stopped cannot be "
+            "compared with whole ones; leave EarlyStopping out, or write a sweep without search"
+        )
+    if search and len(seeds := sweep.axes.get("seed", [0])) > 1:
+        raise ValueError(
+            f"axis 'seed' has {seeds}: a search has one seed; write seed=[{seeds[0]}], and compare what it "
+            "finds over seeds in a sweep without search"
+        )
+    _check_ranges(sweep)
+
+
+def _check_ranges(sweep: Sweep) -> None:
+    """Refuse ranges of which an end is no valid setting, or which the search would begin outside of."""
+    trained = [trial for trial in sweep.trials() if trial.members] if sweep.continuous else []
+    for axis, values in sweep.continuous.items():
+        if all(value_at(trial, axis) is None for trial in trained):
+            with_value(sweep.base, axis, values.low)
+            raise ValueError(f"axis {axis!r} is {values}, but no trial has a value of it to begin with")
+    for trial in trained:
+        space = sweep.space(trial)
+        for end in ("low", "high"):
+            with_values(trial, {axis: getattr(values, end) for axis, values in space.items()})
+        for axis, values in space.items():
+            if not values.low <= (start := value_at(trial, axis)) <= values.high:
+                raise ValueError(
+                    f"axis {axis!r}: the search begins at the base's {start:g}, which is outside {values}"
+                )
