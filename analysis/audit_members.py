@@ -12,7 +12,7 @@ import numpy as np
 from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, eval_sets
 from lorae.identity import digest
-from lorae.methods import InContext
+from lorae.methods import METHODS, InContext
 from lorae.peft_format import read_tensors
 from lorae.store import CURVE_FILE, WEIGHTS, Store, member_folder
 from lorae.tasks.scoring import scoring_named
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from analysis.audit import Stored
 
 SAME_NLL = {"fp32": 1e-3, "bf16": 0.1}  # nats between equal computations in differently composed batches
-ZERO_FACTORS = (".lora_B.weight", ".vera_lambda_b")  # PEFT's names of what starts at zero
+# PEFT's names of what starts at zero
+ZERO_FACTORS = tuple({f".{m.peft_names[m.zero_factor]}": 0 for m in METHODS if m.zero_factor})
 
 
 def members_start_as_the_backbone(stored: Stored) -> list[Finding]:

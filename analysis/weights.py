@@ -44,7 +44,7 @@ from analysis.rows import Row, is_soup
 from analysis.table import Table, cell_columns, cell_line, entry, made_by, setting
 from lorae import metrics
 from lorae.identity import canonical
-from lorae.methods import Full, Lora
+from lorae.methods import METHODS, Full, Lora
 from lorae.methods.base import ROLES
 from lorae.metrics import Undefined
 from lorae.peft_format import Update, read_update
@@ -53,7 +53,7 @@ from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
 OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name in OF_UPDATE}
 WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *OF_MEAN_UPDATE.values())
-LOW_RANK = ("Lora", "Blob", "Vera")  # methods whose members are updates
+LOW_RANK = tuple(method.__name__ for method in METHODS if method.has_update)
 ATTENTION = tuple(ROLES)
 MAX_REPORT_ENTRIES = 500_000_000  # of the weights that a report decomposes: half a minute of one core
 

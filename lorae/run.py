@@ -444,6 +444,8 @@ def _drawing(
         train=lambda: job.trained_rows(trial.task, "train"),
         rows_at_once=job.stack.micro_batch or -(-trial.budget.batch_size // job.ranks.size),
         on_rows=on_rows,
+        trial=trial,
+        members=members,
     )
 
 

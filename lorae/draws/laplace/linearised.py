@@ -84,7 +84,7 @@ class Linearised(Sampler[Laplace]):
         large; and how many of them count."""
         ranks, num_classes = self.adapters.backbone.ranks, max(row.num_classes for row in rows)
         longest_first = np.argsort([-len(row.tokens) for row in rows], kind="stable")
-        for part, real in ranks.parts(len(rows), max(1, self.rows_at_once // num_classes)):
+        for part, real in ranks.parts(len(rows), self.spec.fitted_at_once(self.rows_at_once, num_classes)):
             yield longest_first[part], real
 
     def _report(self, rows: Sequence[Row], num_classes: int) -> None:
