@@ -6,9 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from threading import Thread
 from typing import Any
 
 from jobs import tracking
@@ -69,14 +69,13 @@ def run_sweep(
     if search or here or plan.is_done:
         say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
         _warn_of_slow_bf16(plan, here)
-    with ThreadPoolExecutor(1) as meanwhile:  # MLflow takes as long to be there as Ray does
-        again = "training goes on; MLflow is tried again at its end"
-        prepared = meanwhile.submit(_tracked, tracking.prepare, store, tracking_uri, again)
-        if search:
-            found = run_search(search, plan, request, store, local=local, address=address)
-        else:
-            found = _run_grid(plan, request, store, here, local, address)
-        prepared.result()
+    again = "training goes on; MLflow is tried again at its end"
+    preparing = Thread(target=_tracked, args=(tracking.prepare, store, tracking_uri, again), daemon=True)
+    preparing.start()  # MLflow takes as long to be there as Ray does
+    if search:
+        found = run_search(search, plan, request, store, local=local, address=address)
+    else:
+        found = _run_grid(plan, request, store, here, local, address)
     rows, choices = found.plan.trials, found.plan.choices
     table = trials_table(store, request.name, rows, provenance(request), found.pruned, choices)
     try:
@@ -85,6 +84,7 @@ def run_sweep(
         found.failed["the table of trials"] = str(error)
     later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"
     later += f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    preparing.join()  # within its deadline
     _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri, later)
     status = table["status"].to_pylist()
     incomplete = status.count("failed")

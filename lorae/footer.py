@@ -1,7 +1,7 @@
 """The footer of a Parquet file, read with bounds before pyarrow sees the file.
 
-pyarrow ends the process (`abort`) where it is asked for the sizes of column chunks that lack their metadata,
-so one flipped bit would end an audit. What is read here is Thrift's compact protocol; every list must fit into
+pyarrow ends the process (`abort`) where it is asked for the sizes of column chunks that lack their metadata:
+one flipped bit ended an audit. What is read here is the compact protocol of Thrift; every list must fit into
 the bytes that are left, so a small file takes little memory.
 
 Source: https://github.com/apache/parquet-format, parquet.thrift; thrift-compact-protocol.md of apache/thrift.
