@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -356,8 +356,14 @@ def test_unreachable_server_is_a_tracking_error_within_seconds(
         assert "hunter2" not in str(caught.value)
 
 
+@dataclass(frozen=True)
+class Server:
+    uri: str
+    pid: int  # of a process group of its own
+
+
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A real tracking server with a database and artifacts of its own, on localhost."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     with socket.socket() as probe:
@@ -377,10 +383,16 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         while not answers(f"http://{address}/health"):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
-        yield f"http://{address}"
+        yield Server(f"http://{address}", process.pid)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def server(running: Server) -> str:
+    return running.uri
 
 
 def answers(address: str) -> bool:
@@ -517,26 +529,24 @@ def test_a_server_that_drips_bytes_costs_seconds(store: Store, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_in_the_middle(store: Store, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_goes_in_the_middle(
+    store: Store, running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It costs seconds and a message."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    prepare(server)
-    ended = Experiment.end
+    prepare(running.uri)
+    end = Experiment.end
 
-    def killing(self: Experiment, run_id: str, status: str) -> None:
-        pid = subprocess.run(
-            ["pgrep", "-f", "mlflow server.*" + server.rpartition(":")[2]], capture_output=True
-        )
-        for number in pid.stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(number), signal.SIGKILL)
-        ended(self, run_id, status)
+    def end_of_the_server(self: Experiment, run_id: str, status: str) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        end(self, run_id, status)
 
-    monkeypatch.setattr(Experiment, "end", killing)
+    monkeypatch.setattr(Experiment, "end", end_of_the_server)
     started = time.monotonic()
     with pytest.raises(TrackingError, match="mlflow-rebuild"):
-        record_sweep(store, "demo", server)
+        record_sweep(store, "demo", running.uri)
     assert time.monotonic() - started < 30
 
 
@@ -562,6 +572,23 @@ def test_a_half_made_database_is_made_again(
     assert record_sweep(store, "demo", f"sqlite:///{database}").written == 5
     assert (tmp_path / "mlflow.db.half-made-1").is_file() and "half made" in caplog.text
     assert len(runs_of(store, f"sqlite:///{database}")) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_bytes", [1, 100_000, 300_000])
+def test_a_database_that_mlflow_left_half_made_is_usable(store: Store, num_bytes: int) -> None:
+    """MLflow itself is killed when its file has this size, as older lorae was."""
+    database = file_of(default_uri(store))
+    code = f"from mlflow import MlflowClient; MlflowClient({default_uri(store)!r}).search_experiments()"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not database.exists() or database.stat().st_size < num_bytes:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
+    assert record_sweep(store, "demo", default_uri(store)).written == 5
+    assert len(runs_of(store, default_uri(store))) == 6
 
 
 def test_a_sound_database_stays_where_it_is(store: Store, tmp_path: Path, uri: str) -> None:
