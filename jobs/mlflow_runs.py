@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from jobs.attempt import Beat
 from lorae.storage import Storage
-from lorae.uris import shown
+from lorae.uris import remember, shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,6 +159,7 @@ class Experiment:
 
 def open_experiment(uri: str, beat: Beat) -> Experiment:
     """The experiment, made where missing; a sqlite database's artifacts lie beside it, wherever it moved."""
+    remember(uri)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient  # only now: it takes seconds, and telemetry starts with the import
