@@ -63,6 +63,7 @@ from lorae.uris import shown
 from lorae.weights import WEIGHT_MAP, stored_names
 
 CPU_SECONDS, MEMORY_BYTES, PER_CHILD = 5.0, 500 * 10**6, 5000
+WAIT_SECONDS = 60.0  # of a clock, after which a child is ended; others may have the processor
 REFUSED = ValueError, OSError
 
 
@@ -468,7 +469,7 @@ def run_child(known: dict[str, Parser], seed: int, numbers: range) -> list[str]:
     os.close(tell)
     lines, rest, hung = list[str](), b"", False
     while True:
-        if not select.select([told], [], [], 12 * CPU_SECONDS)[0]:
+        if not select.select([told], [], [], WAIT_SECONDS)[0]:
             hung = True
             os.kill(pid, signal.SIGKILL)
         if not (part := os.read(told, 2**16)):
@@ -480,7 +481,7 @@ def run_child(known: dict[str, Parser], seed: int, numbers: range) -> list[str]:
     found = lines[1::2]
     if len(lines) % 2:
         killed = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {status >> 8}"
-        found.append(f"no end within {12 * CPU_SECONDS:.0f} s" if hung else killed)
+        found.append(f"no end within {WAIT_SECONDS:.0f} s" if hung else killed)
     return found
 
 
