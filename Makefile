@@ -2,7 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-encoders encoders-tables encoders-report test lint types dry-run
+# Of `make soak`: hostile inputs, 100,000 in 15 minutes
+NUMBER ?= 100000
+SEED ?= 0
+
+.PHONY: demo demo-encoders encoders-tables encoders-report test soak lint types dry-run
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
@@ -21,6 +25,9 @@ encoders-report:
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+soak: .venv/installed
+	$(BIN)/python tests/soak_inputs.py --number $(NUMBER) --seed $(SEED)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

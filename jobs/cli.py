@@ -221,6 +221,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from jobs.driver import run_sweep
     from jobs.request import read_request
     from jobs.zero import Zero
+    from lorae.uris import remember
 
     if arguments.zero is None and (arguments.offload or arguments.hpz):
         raise ValueError("--offload and --hpz say how --zero K spreads a backbone; add --zero K")
@@ -231,6 +232,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     where += ["--address", arguments.address] if arguments.address else []
     where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
     where += ["--single-driver"] if arguments.single_driver else []
+    remember(arguments.tracking_uri or "")
     request = read_request(
         arguments.file,
         arguments.set,

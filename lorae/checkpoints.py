@@ -233,11 +233,12 @@ class StackCheckpoints:
             if hashlib.sha256(content).digest() != checksum:
                 raise ValueError("it differs from its checksum")
             tensors = safetensors.torch.load(content)  # checks the size of the header, too
-            metadata = ownership.tensors_metadata(content)
+            metadata = untrusted.safetensors_header(content, self.name)["__metadata__"]
             if (owner := metadata.get(ownership.OWNER, self.stack_id)) != self.stack_id:
                 raise ValueError(f"it is of the stack {str(owner)[:80]}")
-            return tensors, untrusted.check(json.loads(metadata["header"]), self.name, CHECKPOINT)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            header = metadata["header"].encode()
+            return tensors, untrusted.json_object(header, self.name, CHECKPOINT, infinite=True)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             self.set_aside(str(error))
             return None
 

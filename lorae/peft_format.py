@@ -23,6 +23,7 @@ from lorae.shapes import has_transposed_weights
 from lorae.sources import Hub, Source, backbone_config
 from lorae.store import ADAPTER_CONFIG, POSTERIOR, WEIGHTS, Store, member_folder, snapshot_file
 from lorae.tasks.scoring import Scoring
+from lorae.untrusted import REPEAT, check, count, json_object, number, text_if_any
 
 if TYPE_CHECKING:
     import torch
@@ -135,6 +136,11 @@ def read_stages(store: Store, members: Sequence[str]) -> list[list[State]]:
     return [[state(m, names) for m in members] for names in stages]
 
 
+def _positive(value: Any) -> bool:
+    """A positive integer."""
+    return count(value) and value > 0
+
+
 def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None = None) -> Update:
     """A member's update from the contents of its adapter_config.json and adapter_model.safetensors.
 
@@ -144,8 +150,8 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
     Raises:
         ValueError: neither LoRA nor VeRA, or VeRA on layers whose widths may differ, without `d_in`.
     """
-    settings = json.loads(config)
-    if "peft_type" not in settings:
+    settings = json_object(config, ADAPTER_CONFIG, {"peft_type": text_if_any})
+    if settings.get("peft_type") is None:
         method = settings.get("lorae_method")
         kind = method.get("type") if isinstance(method, dict) else method
         raise ValueError(f"a member of {kind} has no low-rank update; those of LoRA and VeRA have one")
@@ -154,7 +160,15 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
     method = next((method for method in METHODS if method.peft_type == kind), None)
     if method is None:
         raise ValueError(f"an adapter of type {kind} has no low-rank update; allowed are LORA and VERA")
-    return Update(layers, method.update_reader(settings, read_tensors(weights), parameters, d_in))
+    if kind == "LORA":
+        check(settings, ADAPTER_CONFIG, {"lora_alpha": number, "r": _positive})
+    tensors, factors = read_tensors(weights), method.peft_names
+    lacking = [
+        f"{layer}.{factors[f]}" for layer in layers for f in factors if f"{layer}.{f}" not in parameters
+    ]
+    if lacking := [*lacking, *(name for name in method.peft_frozen if name not in tensors)]:
+        raise ValueError(f"{WEIGHTS} is no adapter: it lacks {lacking[0]}; {REPEAT}")
+    return Update(layers, method.update_reader(settings, tensors, parameters, d_in))
 
 
 def read_tensors(weights: bytes, where: str = WEIGHTS) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from lorae.local_files import FileInfo, LocalFiles, NoLocksError, refuse_large
-from lorae.uris import shown
+from lorae.uris import remember, shown
 
 LOG = logging.getLogger("lorae")
 OBJECT_STORES = ("s3", "gcs", "abfs")  # have no folders to create
@@ -56,6 +56,7 @@ class Storage:
     retry_seconds = 300.0  # a file server restarts within minutes; a stack may have taken hours
 
     def __init__(self, uri: str) -> None:
+        remember(uri)
         if "://" in uri:
             self.filesystem, self.root = _from_uri(uri)
         else:

@@ -418,7 +418,8 @@ class Store:
 
     def template(self, folder: str, eval_set: str) -> str:
         """The template of the prompts of an entry's prediction set; "" if its file does not say."""
-        return template_of(self.read(folder, prediction_file(eval_set)))
+        name = prediction_file(eval_set)
+        return template_of(self.read(folder, name), f"{folder}/{name}")
 
     # Failures, sweeps
     # -------------------------------------------------------------------------------------------------
