@@ -52,7 +52,7 @@ def join(device: str, timeout_s: float) -> None:
     where = collective.broadcast_from_rank_zero(listener and listener.getsockname()[:2])
     timeout = timedelta(seconds=timeout_s)
     listening = {"is_master": True, "master_listen_fd": listener.detach()} if listener else {}
-    store = dist.TCPStore(*where, size, timeout=timeout, **listening)
+    store = dist.TCPStore(*where, size, timeout=timeout, **listening)  # pyright: ignore
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 

@@ -17,7 +17,7 @@ from jobs.process_group import interface_of
 from lorae.ranks import Ranks
 
 SWEEP = "from dataclasses import replace\n" + SWEEP_FILE
-SEARCH = "\nfrom lorae.search import ASHA\nSWEEP = replace(SWEEP, search=ASHA(every=4))\n"
+SEARCH = "\nfrom lorae.search import ASHA\nSWEEP = replace(SWEEP, search=ASHA(every=4, reduction=1.5))\n"
 
 
 def listeners(pid: int) -> dict[int, set[str]]:
