@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-encoders encoders-tables encoders-report test lint types dry-run
+.PHONY: demo demo-encoders encoders-tables encoders-report test soak lint types dry-run
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
@@ -21,6 +21,12 @@ encoders-report:
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+# Kills on every host, each of so many; `make soak KILLS=100 SEED=7`
+KILLS ?= 20
+SEED ?= 0
+soak: .venv/installed
+	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak_kills.py -s
 
 lint: .venv/installed
 	$(BIN)/ruff check .

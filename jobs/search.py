@@ -215,7 +215,7 @@ class _Record:
         self.search = canonical(search)
         self.stacks: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-            stored = json.loads(self.storage.read(self.name))
+            stored = self.storage.read_as(self.name, json.loads)
             if stored["search"] == self.search:
                 self.stacks = stored["stacks"]
 

@@ -155,18 +155,21 @@ class StackCheckpoints:
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         try:
-            stored = self.storage.read(self.name)
+            return self.storage.read_as(self.name, self._parsed)
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            LOG.warning("%s; the stack starts anew", error)
+            return None
+
+    def _parsed(self, stored: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         content, checksum = stored[:-32], stored[-32:]
         if hashlib.sha256(content).digest() != checksum:
-            LOG.warning("%s differs from its checksum; the stack starts anew", self.storage.path(self.name))
-            return None
+            raise ValueError(f"{self.storage.path(self.name)} differs from its checksum")
         try:
             tensors = safetensors.torch.load(content)  # checks the size of the header, too
             size = int.from_bytes(content[:8], "little")
             header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["header"])
             return tensors, untrusted.check(header, self.name, CHECKPOINT)
         except (safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
-            LOG.warning("%s is no checkpoint (%s); the stack starts anew", self.name, error)
-            return None
+            raise ValueError(f"{self.storage.path(self.name)} is no checkpoint ({error})") from error

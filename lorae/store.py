@@ -17,6 +17,7 @@ A member exists when its DONE.json lists every file with its checksum and the fi
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import time
@@ -111,8 +112,8 @@ class Store:
 
     def _finish(self, journal: str) -> None:
         """From the moment that the journal is there its members' files are, and only DONE.json is missing."""
-        content = self.storage.read(journal, MAX_JSON_BYTES)
-        for member_id, done in untrusted.json_object(content, journal, {str: str}).items():
+        read = functools.partial(untrusted.json_object, where=journal, shape={str: str})
+        for member_id, done in self.storage.read_as(journal, read, MAX_JSON_BYTES).items():
             self.storage.write(f"{member_folder(member_id)}/DONE.json", done.encode())
         self.storage.delete(journal)
 
@@ -253,19 +254,23 @@ class Store:
 
     def _sound(self, name: str, entry: dict[str, Any]) -> bytes:
         """Content of a file that has the listed size and checksum."""
+
+        def checked(content: bytes) -> bytes:
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise ValueError(f"{name} differs from its checksum; repeat the sweep that made it")
+            return content
+
         try:
-            content = self.storage.read(name, max_bytes=entry["bytes"])
+            return self.storage.read_as(name, checked, max_bytes=entry["bytes"])
         except FileNotFoundError:
             raise ValueError(f"{name} is missing; repeat the sweep that made it") from None
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{name} differs from its checksum; repeat the sweep that made it")
-        return content
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]] | None:
         """The files of DONE.json -> their size and checksum; None where there is no valid one."""
         name = f"{folder}/DONE.json"
+        read = functools.partial(untrusted.json_object, where=name, shape={"schema": int})
         try:
-            done = untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"schema": int})
+            done = self.storage.read_as(name, read, MAX_JSON_BYTES)
             if done["schema"] == SCHEMA_VERSION:
                 untrusted.check(done, name, DONE)
                 for listed in done["files"]:
@@ -298,8 +303,9 @@ class Store:
         for name in self.storage.names("checkpoints"):
             if name.endswith(".json"):
                 with contextlib.suppress(FileNotFoundError):  # another process ends it now
-                    content = self.storage.read(f"checkpoints/{name}", MAX_JSON_BYTES)
-                    record = untrusted.json_object(content, f"checkpoints/{name}", {"members": [str]})
+                    where = f"checkpoints/{name}"
+                    read = functools.partial(untrusted.json_object, where=where, shape={"members": [str]})
+                    record = self.storage.read_as(where, read, MAX_JSON_BYTES)
                     found[name.removesuffix(".json")] = record["members"]
         return found
 
@@ -379,7 +385,8 @@ class Store:
         """
         name = trials_file(sweep)
         try:
-            table = untrusted.table(self.storage.read(name, MAX_TABLE_BYTES), name)
+            read = functools.partial(untrusted.table, where=name)
+            table = self.storage.read_as(name, read, MAX_TABLE_BYTES)
         except FileNotFoundError:
             known = ", ".join(self.storage.names("sweeps")) or "none"
             raise ValueError(
