@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 from test_faults_ray import descendants, ray_folder  # noqa: F401
+from test_tracking import server  # noqa: F401
 from victims import (
     CHECKPOINT_SECONDS,
     SWEEP_FILE,
@@ -30,6 +33,7 @@ from victims import (
     lines,
     lorae_process,
     printed,
+    wait_until,
 )
 
 from lorae.store import WEIGHTS
@@ -49,6 +53,11 @@ from dataclasses import replace
 from lorae.search import LogUniform, Optuna
 axes = {"regularizers": [(KL(Watched(0.1)),)], "optimizer.lr": LogUniform(1e-3, 1e-1)}
 SWEEP = replace(SWEEP, axes=axes, search=Optuna(num_samples=3))
+"""
+MANY = """
+from dataclasses import replace
+regularizers = [(KL(Watched(0.1)),)]
+SWEEP = replace(SWEEP, axes={"regularizers": regularizers, "optimizer.lr": [n / 1000 for n in range(1, 65)]})
 """
 
 
@@ -188,3 +197,44 @@ def weights(storage: Path) -> dict[str, int]:
     """When each stored member's weights were written."""
     members = (done.parent for done in storage.glob("members/*/DONE.json"))
     return {m.name: (m / WEIGHTS).stat().st_mtime_ns for m in members}
+
+
+@pytest.fixture
+def many(tiny_llama, data_root, tmp_path) -> tuple[object, ...]:
+    """Words of a sweep of 64 stacks of two members; the storage is to be appended."""
+    file = tmp_path / "many.py"
+    file.write_text(SWEEP_FILE.format(backbone=tiny_llama.path, steps=4) + MANY)
+    return ("sweep", file, "--local", "--data-root", data_root, "--storage")
+
+
+def test_two_drivers_share_64_stacks_and_the_tracking_server_goes(many, tmp_path, monkeypatch, server):  # noqa: F811
+    """Each stack is trained by one of them; the table is there, and the next command writes MLflow's runs."""
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    words, log = (*many, tmp_path / "store"), tmp_path / "log"
+    drivers = [lorae_process((*words, "--tracking-uri", server), log) for _ in range(2)]
+    wait_until(lambda: len(weights(tmp_path / "store")) >= 64, drivers[0])
+    kill_server(server)
+    assert [exit_code(d) for d in drivers] == [0, 0], printed(log)
+    assert "MLflow" in printed(log) and "mlflow-rebuild" in printed(log)
+    assert len(lines(log)) == 64 * 4 and len({line.split()[0] for line in lines(log)}) == 2
+    (table,) = (tmp_path / "store").glob("sweeps/*/trials.parquet")
+    assert pq.read_table(table)["status"].to_pylist() == ["done"] * 64
+
+    assert exit_code(lorae_process((*many, tmp_path / "alone"), tmp_path / "alone.log")) == 0
+    assert contents(tmp_path / "store") == contents(tmp_path / "alone")
+    later = f"sqlite:///{tmp_path}/later.db"
+    assert exit_code(lorae_process((*words, "--tracking-uri", later), log)) == 0
+    assert len(lines(log)) == 64 * 4, "nothing is trained again"
+    client = MlflowClient(later)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    assert len(client.search_runs(experiments)) == 64 + 1, "the trials' and their parent"
+
+
+def kill_server(uri: str) -> None:
+    port = int(uri.rpartition(":")[2])
+    for process in psutil.Process().children(recursive=True):
+        sockets = process.net_connections("inet")
+        if any(s.status == psutil.CONN_LISTEN and s.laddr.port == port for s in sockets):
+            os.killpg(os.getpgid(process.pid), signal.SIGKILL)
+            return
+    raise AssertionError(f"nobody listens at {uri}")
