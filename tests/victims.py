@@ -191,9 +191,9 @@ def wait_until(condition: Callable[[], object], process: BaseProcess | None = No
         time.sleep(0.002)
 
 
-def exit_code(process: BaseProcess) -> int | None:
-    """Exit code of a process once it has ended."""
-    process.join(240)
+def exit_code(process: BaseProcess, seconds: float = 240) -> int | None:
+    """Exit code of a process once it has ended; None if it takes longer."""
+    process.join(seconds)
     return process.exitcode
 
 
