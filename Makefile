@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Of `make soak`: hostile inputs, 100,000 in 15 minutes
-NUMBER ?= 100000
+# Of `make soak`: hostile inputs (100,000 take 15 minutes), corruptions of a storage, kills on every host
+INPUTS ?= 100000
+CORRUPTIONS ?= 200
+KILLS ?= 20
 SEED ?= 0
 
 .PHONY: demo demo-encoders encoders-tables encoders-report test soak lint types dry-run
@@ -27,7 +29,9 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 soak: .venv/installed
-	$(BIN)/python tests/soak_inputs.py --number $(NUMBER) --seed $(SEED)
+	$(BIN)/python tests/soak_inputs.py --number $(INPUTS) --seed $(SEED)
+	LORAE_SOAK=$(CORRUPTIONS) LORAE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/test_soak_storage.py -s
+	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak_kills.py -s
 
 lint: .venv/installed
 	$(BIN)/ruff check .

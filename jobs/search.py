@@ -226,10 +226,13 @@ class _Record:
         self.storage, self.name, self.sweep = store.storage, f"sweeps/{sweep}/search.json", sweep
         self.search = canonical(search)
         self.stacks: dict[str, dict[str, Any]] = {}
+        shape = {"search": dict, "stacks": {str: _STACK}}
+
+        def read(content: bytes) -> dict[str, Any]:
+            return json_object(content, self.name, shape, "the search begins anew", infinite=True)
+
         try:
-            content = self.storage.read(self.name, MAX_JSON_BYTES)
-            shape = {"search": dict, "stacks": {str: _STACK}}
-            stored = json_object(content, self.name, shape, "the search begins anew", infinite=True)
+            stored = self.storage.read_as(self.name, read, MAX_JSON_BYTES)
         except FileNotFoundError:
             return
         except ValueError as error:

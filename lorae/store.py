@@ -19,6 +19,7 @@ own (`ownership`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -122,19 +123,22 @@ class Store:
     def _finish(self, journal: str) -> None:
         """From the moment that the journal is there its members' files are, and only DONE.json is missing.
         One that a backup has brought back must not undo a later DONE.json."""
-        content = self.storage.read(journal, MAX_JSON_BYTES)
-        try:
+
+        def read(content: bytes) -> dict[str, tuple[str, dict[str, Any]]]:
             done = untrusted.json_object(content, journal, {str: str})
             if journal != _journal_file(done):
                 raise ValueError(f"{journal} is of other members: {', '.join(done)[:80]}")
-            written = {member_id: _checked_done(text.encode(), journal) for member_id, text in done.items()}
+            return {m: (text, _checked_done(text.encode(), journal)) for m, text in done.items()}
+
+        try:
+            written = self.storage.read_as(journal, read, MAX_JSON_BYTES)
         except ValueError as error:
             self.set_aside(journal, str(error))
             return
-        for member_id, record in written.items():
+        for member_id, (text, record) in written.items():
             folder = member_folder(member_id)
             if self._listed(folder) is None or _written(record) >= _written(self._done(folder)):
-                self.storage.write(f"{folder}/DONE.json", done[member_id].encode())
+                self.storage.write(f"{folder}/DONE.json", text.encode())
         self.storage.delete(journal)
 
     def _write_files(self, folder: str, files: dict[str, bytes]) -> str:
@@ -295,14 +299,17 @@ class Store:
     def _sound(self, folder: str, name: str, entry: dict[str, Any]) -> bytes:
         """Content of a file that has the listed size and checksum, and is the entry's own."""
         path = f"{folder}/{name}"
+
+        def checked(content: bytes) -> bytes:
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise ValueError(f"{path} differs from its checksum; repeat the sweep that made it")
+            ownership.check(folder, name, content)
+            return content
+
         try:
-            content = self.storage.read(path, max_bytes=entry["bytes"])
+            return self.storage.read_as(path, checked, max_bytes=entry["bytes"])
         except FileNotFoundError:
             raise ValueError(f"{path} is missing; repeat the sweep that made it") from None
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{path} differs from its checksum; repeat the sweep that made it")
-        ownership.check(folder, name, content)
-        return content
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]] | None:
         """The files of DONE.json -> their size and checksum; None where there is no valid one of this
@@ -322,7 +329,8 @@ class Store:
             ValueError: it is damaged, or another entry's.
         """
         name = f"{folder}/DONE.json"
-        done = _checked_done(self.storage.read(name, MAX_JSON_BYTES), name)
+        read = functools.partial(_checked_done, where=name)
+        done = self.storage.read_as(name, read, MAX_JSON_BYTES)
         for listed in done["files"]:
             self.storage.path(f"{folder}/{listed}")
         if (owner := done.get("entry", folder)) != folder:
@@ -358,12 +366,15 @@ class Store:
             name, stack_id = f"checkpoints/{file}", file.removesuffix(".json")
             if file == stack_id:
                 continue
-            try:
-                content = self.storage.read(name, MAX_JSON_BYTES)
+
+            def read(content: bytes, name: str = name, stack_id: str = stack_id) -> list[str]:
                 members = untrusted.json_object(content, name, {"members": [str]})["members"]
                 if digest(sorted(members)) != stack_id:
                     raise ValueError(f"{name} is of another stack")
-                found[stack_id] = members
+                return members
+
+            try:
+                found[stack_id] = self.storage.read_as(name, read, MAX_JSON_BYTES)
             except FileNotFoundError:  # another process ends it now
                 continue
             except ValueError as error:
@@ -452,7 +463,8 @@ class Store:
         """
         name = trials_file(sweep)
         try:
-            table = untrusted.table(self.storage.read(name, MAX_TABLE_BYTES), name)
+            read = functools.partial(untrusted.table, where=name)
+            table = self.storage.read_as(name, read, MAX_TABLE_BYTES)
         except FileNotFoundError:
             known = ", ".join(self.storage.names("sweeps")) or "none"
             raise ValueError(

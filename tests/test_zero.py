@@ -51,6 +51,7 @@ import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
+dist.distributed_c10d._tensor_to_object = None  # nothing that a rank gets from another one is unpickled
 from jobs import zero
 from lorae.run import run_stack
 zero.PERSISTENT_NUMBERS = 100
@@ -77,6 +78,7 @@ with open(sys.argv[1], "rb") as stream:
     outcomes = [run(*job) for job in pickle.load(stream)]
 with open(f"{sys.argv[1]}.{dist.get_rank()}", "wb") as stream:
     pickle.dump(outcomes, stream)
+dist.destroy_process_group()  # else gloo's threads abort the process at its exit
 """
 
 

@@ -228,6 +228,9 @@ class Moments:
     def load(self) -> tuple[State, dict[str, Any]]:
         return self.start
 
+    def set_aside(self, why: str) -> None:
+        raise ValueError(f"the members' own parameters do not fit them: {why}")
+
     def due(self) -> bool:
         """Whether to collect; asked after each step."""
         self.done += 1
