@@ -36,10 +36,13 @@ import pyarrow.parquet as pq
 
 from analysis.audit_tuning import tuning_folders
 from analysis.rows import Row, is_soup, pool
-from lorae import SCHEMA_VERSION, untrusted
-from lorae.prediction_files import PREDICTIONS, parquet_bytes
+from lorae.identity import SCHEMA_VERSION
 from lorae.results import read_trials
-from lorae.store import CURVE, CURVE_FILE, PATH_FILE, Store, member_folder, reference_folder, trials_file
+from lorae.store import tables
+from lorae.store.names import CURVE_FILE, PATH_FILE, member_folder, reference_folder, trials_file
+from lorae.store.predictions import PREDICTIONS, parquet_bytes
+from lorae.store.records import CURVE
+from lorae.store.store import Store
 
 SUMS = "SHA256SUMS"
 PLACE = [pa.field("entry", pa.string()), pa.field("file", pa.string())]
@@ -134,7 +137,7 @@ def unpack(folder: Path, storage: str) -> None:
     store = Store(storage)
     for sweep, contents in _checked(folder).items():
         tables = {
-            name: untrusted.table(contents[name], f"{folder}/{sweep}/{name}.parquet", schema)
+            name: tables.table(contents[name], f"{folder}/{sweep}/{name}.parquet", schema)
             for name, schema in SCHEMAS.items()
         }
         files = dict(_records(tables["records"]))

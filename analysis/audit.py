@@ -53,20 +53,20 @@ from analysis.data import load_trials
 from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, is_soup, pool
 from lorae import untrusted
-from lorae.prediction_files import Predictions
 from lorae.results import read_trials
-from lorae.store import (
+from lorae.store.names import (
     ADAPTER_CONFIG,
     CURVE_FILE,
     RECORD,
-    SOUP,
     SOUP_RECORD,
     WEIGHTS,
-    Store,
     member_folder,
     reference_folder,
     trials_file,
 )
+from lorae.store.predictions import Predictions
+from lorae.store.records import SOUP
+from lorae.store.store import Store
 from lorae.trial import Trial
 from lorae.untrusted import count, number
 

@@ -13,8 +13,9 @@ from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, eval_sets
 from lorae.identity import digest
 from lorae.methods import METHODS, InContext
-from lorae.peft_format import read_tensors
-from lorae.store import CURVE_FILE, WEIGHTS, Store, member_folder
+from lorae.store.names import CURVE_FILE, WEIGHTS, member_folder
+from lorae.store.peft_format import read_tensors
+from lorae.store.store import Store
 from lorae.tasks.scoring import scoring_named
 
 if TYPE_CHECKING:

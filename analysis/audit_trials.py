@@ -15,11 +15,11 @@ from analysis.rows import Row, describe, eval_sets, is_soup, ood_sets, pool
 from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
 from lorae.methods import METHODS, Init
-from lorae.prediction_files import prediction_file, prediction_sets
 from lorae.regularizers import REGULARIZERS
 from lorae.results import FLAGS, OLDER, POOLED_FLAG, SCALED, trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
-from lorae.store import is_fit_file, member_folder, soup_folder
+from lorae.store.names import is_fit_file, member_folder, soup_folder
+from lorae.store.predictions import prediction_file, prediction_sets
 from lorae.tasks.base import Split, Task
 from lorae.tasks.scoring import SCORINGS
 from lorae.trial import AdamW, Budget, Diversity, Trial

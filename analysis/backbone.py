@@ -14,7 +14,7 @@ from lorae.files import read_json
 from lorae.metrics import left_singular_vectors
 from lorae.shapes import CONFIG, VIT_LIKE, has_transposed_weights
 from lorae.sources import Files, cache_dir
-from lorae.storage import Storage
+from lorae.store.storage import Storage
 from lorae.untrusted import COPY, MAX_HEADER_BYTES, safetensors_header
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # numpy has no bfloat16: its bits

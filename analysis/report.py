@@ -36,7 +36,7 @@ from analysis.rows import fill_command, missing_text, provenance
 from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import COST
-from lorae.store import member_folder
+from lorae.store.names import member_folder
 from lorae.untrusted import text_if_any
 
 SHOWN = ("lorae", "torch", "transformers", "device", "date")  # of what members record of their training

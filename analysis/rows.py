@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lorae.store import pool_folders
+from lorae.store.names import pool_folders
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 

@@ -39,7 +39,7 @@ from analysis.script import Content, write
 from analysis.significance import Difference
 from analysis.size import recipes, sizes
 from analysis.table import Entry, Line, Table, comparison
-from lorae.store import Store
+from lorae.store.store import Store
 
 FILES = ("study", "study_trec", "study_science", "study_rivals", "study_members", "study_encoders")
 

@@ -47,8 +47,9 @@ from lorae.identity import canonical
 from lorae.methods import METHODS, Full, Lora
 from lorae.methods.base import ROLES
 from lorae.metrics import Undefined
-from lorae.peft_format import Update, read_update
-from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
+from lorae.store.names import ADAPTER_CONFIG, WEIGHTS, member_folder
+from lorae.store.peft_format import Update, read_update
+from lorae.store.store import Store
 
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
 OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name in OF_UPDATE}

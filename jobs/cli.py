@@ -281,8 +281,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from jobs.request import read_request
     from jobs.search import search_text
     from jobs.simulate import simulated_devices
-    from lorae.plan import make_plan
-    from lorae.store import Store
+    from lorae.planning.plan import make_plan
+    from lorae.store.store import Store
 
     if not arguments.simulate and (arguments.gpus is not None or arguments.gpu):
         raise ValueError("--gpus and --gpu say which GPUs to simulate; add --simulate")
@@ -301,7 +301,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _rebuild(arguments: argparse.Namespace) -> int:
     from jobs import tracking
-    from lorae.store import Store
+    from lorae.store.store import Store
 
     store = Store(arguments.storage)
     for sweep, counts in tracking.rebuild(

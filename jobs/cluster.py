@@ -16,9 +16,9 @@ from typing import Any
 
 import jobs
 import lorae
+from lorae.planning.stack import Stack
 from lorae.sources import Files
-from lorae.stack import Stack
-from lorae.storage import Storage
+from lorae.store.storage import Storage
 
 LOG = logging.getLogger("lorae")
 WAIT_SECONDS = 600.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.devices import local_devices
 from lorae.sources import cache_dir
-from lorae.storage import Storage
+from lorae.store.storage import Storage
 from lorae.tasks.readers import READERS
 
 PACKAGES = ("torch", "ray", "transformers", "datasets", "deepspeed", "mlflow", "pyarrow", "numpy")
@@ -112,7 +112,7 @@ def _data_root(folder: str | None) -> str:
 
 
 def _embedded() -> str:
-    from lorae.backbone_checks import inspect_backbone
+    from lorae.backbone.checks import inspect_backbone
     from lorae.tasks import RottenTomatoes
     from pipelines.demo import SMOLLM2_135M
 

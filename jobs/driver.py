@@ -19,11 +19,11 @@ from jobs.request import Request, provenance
 from jobs.search import Found, check_search, num_trained, run_search, search_text
 from jobs.simulate import duration, simulate
 from jobs.verify import set_rotten_aside, used_entries, verifying
-from lorae.backbone_checks import check_backbones
-from lorae.faults import input_faults
-from lorae.plan import Devices, Plan, after_tuning, make_plan, placed, soups_of
+from lorae.backbone.checks import check_backbones
+from lorae.planning.faults import input_faults
+from lorae.planning.plan import Devices, Plan, after_tuning, make_plan, placed, soups_of
 from lorae.results import trials_table
-from lorae.store import Store
+from lorae.store.store import Store
 from lorae.tasks.splits import refuse
 from lorae.uris import shown
 

@@ -1,5 +1,5 @@
 """Where stacks run: this process, Ray Tune, or Ray Train workers of a Tune trial. All call
-`lorae.run.run_stack`, none knows what it does."""
+`lorae.engine.run.run_stack`, none knows what it does."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from jobs.progress import ProgressLine
 from jobs.request import Request, member_provenance, modules_of
 from jobs.scratch import scratch_folder
 from jobs.zero import MAX_DEATHS, Zero
-from lorae.plan import Devices, Plan
-from lorae.stack import Stack, Stopped
+from lorae.planning.plan import Devices, Plan
+from lorae.planning.stack import Stack, Stopped
 
 # Tune would copy these into its trials' runtime environment, which Ray writes to its logs; workers have the
 # environment of their own node
@@ -39,7 +39,7 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running stack has saved itself.
     """
-    from lorae.run import run_stack
+    from lorae.engine.run import run_stack
 
     line, failed = ProgressLine(plan.stacks, plan.estimates), {}
     with interruptible() as should_stop:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from jobs.attempt import Beat
-from lorae.storage import Storage
+from lorae.store.storage import Storage
 from lorae.uris import remember, shown
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from lorae import tasks
 from lorae.draws import Draws, read_draws
 from lorae.results import read_trials
 from lorae.sources import Files
-from lorae.store import Store, soup_folder
+from lorae.store.names import soup_folder
+from lorae.store.store import Store
 from lorae.tasks import Task
 
 
@@ -29,7 +30,7 @@ def run_predict(
         task: `TREC`, `MMLU('college_physics', num_test=50)`, or `my_tasks.py:Colours()` from a file of yours.
         single_driver: as for `jobs.driver.run_sweep`.
     Raises:
-        ValueError: no such task or member, or as `lorae.predict_task.predict_task`.
+        ValueError: no such task or member, or as `lorae.engine.predict_task.predict_task`.
     """
     store, located = Store(storage), read_task(task).located(Path(data_root) if data_root else None)
     members = {
@@ -39,7 +40,7 @@ def run_predict(
         raise ValueError(f"{store.storage.uri} has no stored members; run a sweep first")
     import torch
 
-    from lorae.predict_task import predict_soup, predict_task
+    from lorae.engine.predict_task import predict_soup, predict_task
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = Files(backbone) if backbone else None

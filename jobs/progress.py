@@ -7,8 +7,8 @@ import sys
 import time
 from typing import TextIO
 
-from lorae.plan import Estimate
-from lorae.stack import Stack
+from lorae.planning.plan import Estimate
+from lorae.planning.stack import Stack
 
 PLAIN_SECONDS = 15.0
 

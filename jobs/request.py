@@ -23,8 +23,8 @@ from typing import Any
 from jobs.zero import Zero, zero_devices
 from lorae.draws import read_draws
 from lorae.identity import digest
-from lorae.memory import Saving
-from lorae.plan import Devices
+from lorae.planning.memory import Saving
+from lorae.planning.plan import Devices
 from lorae.trial import Sweep
 from lorae.trial.axes import field_type, value_at
 from lorae.uris import remember, shown
@@ -41,7 +41,7 @@ class Request:
     Attributes:
         name: of the sweep: the file's, followed by the axes that were replaced.
         command: the line that repeats it.
-        recompute: trade time for memory, see `lorae.run.run_stack`.
+        recompute: trade time for memory, see `lorae.engine.run.run_stack`.
         zero: spread each stack's backbone over several workers; None = one device holds it.
     """
 

@@ -26,11 +26,12 @@ from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
 from jobs.request import Request, driver_id
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
-from lorae.plan import Devices, Plan, make_plan, placed
+from lorae.planning.plan import Devices, Plan, make_plan, placed
+from lorae.planning.stack import Stack
 from lorae.results import Pruned
 from lorae.search import ASHA, EarlyEnd, LogUniform, MedianStopping, Optuna, Search, Uniform
-from lorae.stack import Stack
-from lorae.store import Store, member_folder
+from lorae.store.names import member_folder
+from lorae.store.store import Store
 from lorae.trial import Sweep, Trial, cell_of
 from lorae.trial.axes import value_at, with_values
 from lorae.untrusted import MAX_JSON_BYTES, count, json_object

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.devices import GPUS
-from lorae.plan import Devices, Plan
+from lorae.planning.plan import Devices, Plan
 
 GPUS_PER_NODE = 8
 

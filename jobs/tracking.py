@@ -27,8 +27,10 @@ from jobs.attempt import Attempt, Beat
 from jobs.mlflow_runs import LEFT_OUT, PARENT, Experiment, alone, database_of, finite, open_experiment
 from lorae.identity import digest
 from lorae.results import FACTORS, read_trials
-from lorae.storage import Storage
-from lorae.store import CURVE, Store, member_folder, trials_file
+from lorae.store.names import member_folder, trials_file
+from lorae.store.records import CURVE
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 from lorae.untrusted import json_object
 from lorae.uris import shown
 

@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from lorae.plan import Plan
-from lorae.store import Store, entry_lock, member_folder, reference_folder, soup_folder
+from lorae.planning.plan import Plan
+from lorae.store.names import entry_lock, member_folder, reference_folder, soup_folder
+from lorae.store.store import Store
 
 THREADS = 2  # one hashes while the other waits for the disk; training needs the rest
 

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.scratch import scratch_folder
-from lorae.plan import Devices
-from lorae.stack import Progress, Stack, StackResult, Stopped
+from lorae.planning.plan import Devices
+from lorae.planning.stack import Progress, Stack, StackResult, Stopped
 
 if TYPE_CHECKING:
     from jobs.cluster import Agreement
-    from lorae.backbones import Backbone, Precision
+    from lorae.backbone.loading import Backbone, Precision
     from lorae.sources import Source
 
 PERSISTENT_NUMBERS = 100_000  # norms and biases below this size stay whole: gathering them costs latency only
@@ -108,11 +108,11 @@ def load_partitioned(
     import torch.distributed as dist
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    from lorae.backbones import read_backbone
-    from lorae.ranks import Ranks
-    from lorae.self_check import check_packed
+    from lorae.backbone.loading import read_backbone
+    from lorae.backbone.processes import Ranks
+    from lorae.backbone.self_check import check_packed
+    from lorae.backbone.weights import check_weights
     from lorae.sources import backbone_config, backbone_folder
-    from lorae.weights import check_weights
 
     if device == "cpu":
         deepspeed.ops.__dict__["__compatible_ops__"] = {}  # or it compiles a C++ extension of what gloo does
@@ -163,8 +163,8 @@ def run_zero(
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> StackResult:
-    """`lorae.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together. Where one of
-    them dies, all begin again from the stack's checkpoint.
+    """`lorae.engine.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together. Where
+    one of them dies, all begin again from the stack's checkpoint.
 
     Raises:
         ValueError: the node of a worker does not share what was agreed.
@@ -245,8 +245,8 @@ def _worker(
     from ray import train
 
     from jobs.process_group import join
-    from lorae.run import run_stack
-    from lorae.storage import Storage
+    from lorae.engine.run import run_stack
+    from lorae.store.storage import Storage
 
     if broken := agreed.broken(Storage.retry_seconds):
         raise ValueError(broken)

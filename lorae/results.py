@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
-from lorae.choice import TUNING, Choice
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
-from lorae.prediction_files import SCHEMA, Predictions
-from lorae.store import LATER_RECORD, Store, member_folder, pool_folders, trials_file
+from lorae.planning.choice import TUNING, Choice
+from lorae.store.names import LATER_RECORD, member_folder, pool_folders, trials_file
+from lorae.store.predictions import SCHEMA, Predictions
+from lorae.store.store import Store
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -49,9 +50,9 @@ SCALED = [
 COUNTED = ("train_flops", "train_process_seconds")  # null where a member or fit is of a lorae that did not
 COST = {
     "train_tokens": pa.int64(),
-    "train_flops": pa.float64(),  # see `lorae.flops`
+    "train_flops": pa.float64(),  # see `lorae.planning.flops`
     "train_seconds": pa.float64(),
-    "train_process_seconds": pa.float64(),  # see `lorae.clock`
+    "train_process_seconds": pa.float64(),  # see `lorae.engine.clock`
     "predict_seconds": pa.float64(),
     "trainable_parameters": pa.int64(),
     "forwards_per_prediction": pa.int32(),

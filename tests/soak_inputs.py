@@ -45,22 +45,25 @@ from jobs.mlflow_runs import key
 from jobs.request import sweep_name, with_override
 from jobs.tracking import STORAGE_ID, storage_id
 from lorae import untrusted
-from lorae.checkpoints import StackCheckpoints
+from lorae.backbone.gguf import check_header
+from lorae.backbone.weights import WEIGHT_MAP, stored_names
 from lorae.draws import TFB, read_draws
+from lorae.engine.checkpoints import StackCheckpoints
 from lorae.files import read_json
-from lorae.gguf import check_header
-from lorae.peft_format import read_state, read_update
-from lorae.prediction_files import PREDICTIONS, draws_of, parquet_bytes, prediction_bytes
 from lorae.regularizers import KL
 from lorae.results import read_trials
 from lorae.shapes import CONFIG, linear_shapes
 from lorae.sources import Files
-from lorae.store import CURVE, DONE, FITS, SOUP, Store, trials_file
+from lorae.store import tables
+from lorae.store.names import trials_file
+from lorae.store.peft_format import read_state, read_update
+from lorae.store.predictions import PREDICTIONS, draws_of, parquet_bytes, prediction_bytes
+from lorae.store.records import CURVE, DONE, FIT, SOUP
+from lorae.store.store import Store
 from lorae.tasks.readers import file_rows
 from lorae.tasks.trec import TREC
 from lorae.trial import Budget, Sweep, Trial
 from lorae.uris import shown
-from lorae.weights import WEIGHT_MAP, stored_names
 
 CPU_SECONDS, MEMORY_BYTES, PER_CHILD = 5.0, 500 * 10**6, 5000
 WAIT_SECONDS = 60.0  # of a clock, after which a child is ended; others may have the processor
@@ -256,10 +259,10 @@ def toy_trials() -> tuple[bytes, ...]:
 def any_table(content: bytes, _: Path) -> None:
     for schema in (PREDICTIONS, CURVE, None):
         with contextlib.suppress(ValueError):
-            found = untrusted.table(content, "t.parquet", schema)
+            found = tables.table(content, "t.parquet", schema)
             if schema is PREDICTIONS:
                 draws_of(found, "t.parquet")
-    untrusted.table(content, "t.parquet")
+    tables.table(content, "t.parquet")
 
 
 def dataset(suffix: str) -> Callable[[bytes, Path], Any]:
@@ -385,7 +388,7 @@ def parsers() -> dict[str, Parser]:
         "DONE.json": Parser(done, listed, record, "members/m"),
         "done": Parser(of_shape(DONE), listed, record, "record.json"),
         "soup.json": Parser(of_shape(SOUP), sums, record, "record.json"),
-        "fit": Parser(of_shape(FITS[TFB]), fit, record, "record.json"),
+        "fit": Parser(of_shape({**TFB.record, **FIT}), fit, record, "record.json"),
         "adapter_config.json": Parser(lambda c, _: read_update(c, TENSORS), update, record),
         "config.json": Parser(config, as_json(MODEL), record, "config.json"),
         "index.json": Parser(_index, index, record, "index.json"),

@@ -36,7 +36,7 @@ from victims import (
     wait_until,
 )
 
-from lorae.store import WEIGHTS
+from lorae.store.names import WEIGHTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("ray_folder")]
 

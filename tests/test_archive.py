@@ -14,8 +14,9 @@ from analysis.audit import audit, text
 from analysis.data import load_trials
 from analysis.render import markdown
 from analysis.table import comparison
-from lorae.plan import make_plan
-from lorae.store import WEIGHTS, Store, member_folder
+from lorae.planning.plan import make_plan
+from lorae.store.names import WEIGHTS, member_folder
+from lorae.store.store import Store
 from lorae.trial import Sweep
 
 

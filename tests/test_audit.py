@@ -21,14 +21,15 @@ from analysis.audit import audit, text
 from analysis.audit_predictions import below_chance
 from analysis.findings import Finding
 from lorae.draws import TFB
+from lorae.engine.run import run_stack
 from lorae.methods import Lora, Vera
-from lorae.prediction_files import SCHEMA, parquet_bytes, prediction_file
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout
 from lorae.results import COST, FLAGS, OLDER, SCALED, read_trials, trials_table
-from lorae.run import run_stack
 from lorae.sources import Files
-from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, reference_folder
+from lorae.store.names import WEIGHTS, member_folder, reference_folder
+from lorae.store.predictions import SCHEMA, parquet_bytes, prediction_file
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
 
 TEST_ROWS = 60

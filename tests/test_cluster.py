@@ -26,9 +26,9 @@ from ray.autoscaler._private.util import validate_config
 
 from jobs.cluster import Agreement, software, startable_workers
 from jobs.devices import GPUS, ray_devices
-from lorae.plan import Devices
+from lorae.planning.plan import Devices
 from lorae.sources import Files
-from lorae.storage import Storage
+from lorae.store.storage import Storage
 
 pytestmark = pytest.mark.ray
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from jobs.scratch import PREFIX, scratch_folder
-from lorae.local_files import LinkError
-from lorae.storage import FOLDERS, SINGLE_DRIVER, Storage
-from lorae.store import Store
+from lorae.store.local_files import LinkError
+from lorae.store.storage import FOLDERS, SINGLE_DRIVER, Storage
+from lorae.store.store import Store
 
 KEPT = b"not the storage's"
 
@@ -169,13 +169,13 @@ def test_scratch_files_of_the_dead_are_swept_up_and_those_of_the_living_kept(tmp
     """Also a driver's token; a hidden file of the user's stays."""
     storage = Storage(str(tmp_path))
     writing = (
-        "import os; from lorae.storage import Storage\n"
+        "import os; from lorae.store.storage import Storage\n"
         f"s = Storage({str(tmp_path)!r})\n"
         "def wait(fd):\n    print('writing', flush=True); time.sleep(60)\n"
         "os.fsync = wait\ns.write('checkpoints/a', b'1')"
     )
     driving = (
-        f"from lorae.storage import Storage\ns = Storage({str(tmp_path)!r})\n"
+        f"from lorae.store.storage import Storage\ns = Storage({str(tmp_path)!r})\n"
         "s.write('locks/driver-1', b'1')\nheld = s.lock('driver-1')\nheld.__enter__()\n"
         "print('driving', flush=True)"
     )

@@ -15,13 +15,13 @@ import pytest
 from toys import Colours
 
 from lorae.draws import Laplace
-from lorae.memory import Memory, Saving, Texts, stack_memory
 from lorae.methods import BatchEnsemble, Blob, Full, Lora, Method, PVera
-from lorae.plan import USABLE_FRAC, Devices, Placement, Plan, memory, place, placed
+from lorae.planning.memory import Memory, Saving, Texts, stack_memory
+from lorae.planning.plan import USABLE_FRAC, Devices, Placement, Plan, memory, place, placed
+from lorae.planning.stack import Stack
 from lorae.regularizers import AdapterDropout, EarlyStopping
 from lorae.shapes import num_backbone_parameters
 from lorae.sources import Files
-from lorae.stack import Stack
 from lorae.trial import Budget, Trial
 
 LLAMA = {
@@ -63,13 +63,13 @@ import gc, json, sys
 import numpy as np, torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from test_memory import DRAWN, METHODS, of, trial
-from lorae.adapters import Adapters
-from lorae.backbones import Backbone, fuse_kernels, recompute_layers
-from lorae.encoding import Row
+from lorae.engine.adapters import Adapters
+from lorae.backbone.loading import Backbone, fuse_kernels, recompute_layers
+from lorae.tasks.encoding import Row
 from lorae.draws.laplace.linearised import Linearised
-from lorae.packing import ATTENTION, register_attention
+from lorae.backbone.packing import ATTENTION, register_attention
 from lorae.tasks.base import LabelWords
-from lorae.training import TrainingData, train_stack
+from lorae.engine.training import TrainingData, train_stack
 
 config, shapes, tokens = json.loads(sys.argv[1])
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from victims import SERVER, SWEEP_FILE, exit_code, lorae
 
 from jobs.process_group import interface_of
-from lorae.ranks import Ranks
+from lorae.backbone.processes import Ranks
 
 SWEEP = "from dataclasses import replace\n" + SWEEP_FILE
 SEARCH = "\nfrom lorae.search import ASHA\nSWEEP = replace(SWEEP, search=ASHA(every=4, reduction=1.5))\n"

@@ -23,16 +23,17 @@ from victims import contents
 
 from analysis.audit import audit
 from jobs.search import _Record
-from lorae import ownership
-from lorae.checkpoints import StackCheckpoints
-from lorae.prediction_files import SCHEMA, prediction_bytes, prediction_file
+from lorae.engine.checkpoints import StackCheckpoints
+from lorae.engine.run import run_stack
+from lorae.planning.stack import Stack, Stopped
 from lorae.regularizers import KL, AdapterDropout
 from lorae.results import read_trials, trials_table
-from lorae.run import run_stack
 from lorae.search import ASHA
-from lorae.stack import Stack, Stopped
-from lorae.storage import Storage
-from lorae.store import WEIGHTS, Store, member_folder, reference_folder
+from lorae.store import ownership
+from lorae.store.names import WEIGHTS, member_folder, reference_folder
+from lorae.store.predictions import SCHEMA, prediction_bytes, prediction_file
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Trial
 
 SET = "colours__test__12345678"

@@ -18,7 +18,7 @@ from jobs.request import Request
 from lorae.methods import Lora
 from lorae.results import OOD_SEPARATOR
 from lorae.sources import Files
-from lorae.store import Store
+from lorae.store.store import Store
 from lorae.tasks.base import Head, LabelWords
 from lorae.trial import Budget, Sweep, Trial
 from pipelines._common import TUNE, rivals
@@ -139,7 +139,7 @@ def test_rivals_train_by_the_same_recipe():
 
 def test_sets_predicted_later_are_columns_of_the_ood_table(tiny, data_root, tracking_uri, tmp_path):
     from analysis.data import load_trials
-    from lorae.predict_task import predict_soup, predict_task
+    from lorae.engine.predict_task import predict_soup, predict_task
 
     module = importlib.import_module("pipelines.members")
     sweep, storage = tiny(module.SMOKE), str(tmp_path)

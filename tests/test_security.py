@@ -21,10 +21,11 @@ from test_sweep import DEMO_ON_A_TINY_MODEL
 from toys import Colours, colour_rows, write_split
 
 from jobs.request import provenance, read_request, sweep_name
-from lorae.backbones import load_backbone
+from lorae.backbone.loading import load_backbone
 from lorae.sources import Files, Hub, backbone_folder
-from lorae.storage import Storage
-from lorae.store import Store, member_folder
+from lorae.store.names import member_folder
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 from lorae.tasks.data import parquet, read_rows
 from lorae.uris import remember, shown
 

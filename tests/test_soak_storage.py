@@ -262,8 +262,8 @@ def interrupted(words, finished, tiny_llama, data_root, tmp_path_factory) -> Pat
     """One stack is being stored, the two others have been interrupted."""
     import runpy
 
-    from lorae.run import run_stack
-    from lorae.stack import Stack, Stopped
+    from lorae.engine.run import run_stack
+    from lorae.planning.stack import Stack, Stopped
 
     storage = tmp_path_factory.mktemp("interrupted") / "store"
     shutil.copytree(finished, storage, ignore=shutil.ignore_patterns("locks", "soups", "sweeps"))
@@ -318,7 +318,7 @@ def _judge(words: tuple[object, ...], storage: str, log: Path) -> None:
     from analysis.audit import audit
     from jobs import driver
     from jobs.cli import main
-    from lorae.storage import Storage
+    from lorae.store.storage import Storage
 
     _redirect(log.with_suffix(".err"))
     torch.set_num_threads(1)

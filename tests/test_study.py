@@ -17,7 +17,7 @@ from analysis.differences import ensembling
 from analysis.significance import Difference
 from analysis.table import Entry, Line
 from lorae.regularizers import KL
-from lorae.store import Store
+from lorae.store.store import Store
 from lorae.trial import Diversity
 
 METRICS = {"NLL": "ensemble_nll", "accuracy": "acc", "debiased CE-15": "debiased_ce15"}

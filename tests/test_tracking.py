@@ -43,12 +43,14 @@ from jobs.tracking import (
     rebuild,
     record_sweep,
 )
-from lorae.prediction_files import parquet_bytes, prediction_bytes, prediction_file
 from lorae.regularizers import KL
 from lorae.results import FACTORS, trials_table
 from lorae.sources import Files
-from lorae.storage import Storage
-from lorae.store import CURVE, Store, member_folder, reference_folder, trials_file
+from lorae.store.names import member_folder, reference_folder, trials_file
+from lorae.store.predictions import parquet_bytes, prediction_bytes, prediction_file
+from lorae.store.records import CURVE
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 

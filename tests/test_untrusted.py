@@ -24,14 +24,16 @@ from analysis.audit import audit
 from analysis.data import load_trials
 from jobs.export import export_member
 from lorae import untrusted
-from lorae.checkpoints import StackCheckpoints
-from lorae.peft_format import read_state
-from lorae.prediction_files import PREDICTIONS, parquet_bytes, prediction_bytes, prediction_file
+from lorae.engine.checkpoints import StackCheckpoints
+from lorae.engine.run import run_stack
+from lorae.planning.stack import Stack
 from lorae.results import read_trials, trials_table
-from lorae.run import run_stack
-from lorae.stack import Stack
-from lorae.storage import Storage
-from lorae.store import CURVE, WEIGHTS, Store, member_folder
+from lorae.store.names import WEIGHTS, member_folder
+from lorae.store.peft_format import read_state
+from lorae.store.predictions import PREDICTIONS, parquet_bytes, prediction_bytes, prediction_file
+from lorae.store.records import CURVE
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 from lorae.trial import Budget
 
 SET = "colours__test__12345678"

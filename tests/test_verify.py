@@ -16,8 +16,8 @@ from victims import SWEEP_FILE, contents, exit_code, lines, lorae_process, print
 from analysis.audit import audit
 from jobs import doctor, driver
 from jobs.cli import main
-from lorae.storage import Storage
-from lorae.store import Store
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 
 
 @pytest.fixture(scope="module")

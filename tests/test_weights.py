@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
 
-from lorae.backbones import load_backbone
-from lorae.encoders import body_only
+from lorae.backbone.encoders import body_only
+from lorae.backbone.loading import load_backbone
+from lorae.backbone.weights import INDEX, SINGLE, check_weights, weight_files
 from lorae.shapes import auto_class
 from lorae.sources import Files, backbone_config
-from lorae.weights import INDEX, SINGLE, check_weights, weight_files
 
 Tensors = dict[str, torch.Tensor]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 12\n"

@@ -17,16 +17,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from lorae.stack import Stack
-from lorae.storage import Storage
-from lorae.store import WEIGHTS, Store
+from lorae.planning.stack import Stack
+from lorae.store.names import WEIGHTS
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 
 TESTS = Path(__file__).parent
 LOG, STEP_SECONDS = "LORAE_TEST_LOG", "LORAE_TEST_STEP_SECONDS"
 CHECKPOINT_SECONDS = "LORAE_TEST_CHECKPOINT_SECONDS"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["lorae.run", "jobs.driver", "mlflow.tracking", "transformers.models.llama.modeling_llama"]
+    ["lorae.engine.run", "jobs.driver", "mlflow.tracking", "transformers.models.llama.modeling_llama"]
 )
 
 SWEEP_FILE = """
@@ -52,7 +53,7 @@ class Watched(float):
 
     def __new__(cls, beta: float) -> Watched:
         if seconds := os.environ.get(CHECKPOINT_SECONDS):  # in whatever process the stack is about to run
-            from lorae.run import run_stack
+            from lorae.engine.run import run_stack
 
             run_stack.__kwdefaults__["checkpoint_seconds"] = float(seconds)
         return super().__new__(cls, beta)
@@ -88,7 +89,7 @@ def stack_process(stack: Stack, storage: Path, log: Path, **settings: object) ->
 
 
 def _run_stack(stack: Stack, storage: str, log: Path, retry_seconds: float = 60.0) -> None:
-    from lorae.run import run_stack
+    from lorae.engine.run import run_stack
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     _redirect(log.with_suffix(".err"))

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lorae.adapters import Adapters, State
-from lorae.backbones import Backbone
-from lorae.batches import stack_logits
-from lorae.checkpoints import Checkpoints, checkpoint, keep_members, load_fitting, restore
-from lorae.clock import Stopwatch
-from lorae.encoding import Row
+from lorae.backbone.devices import ToHost, to_device
+from lorae.backbone.loading import Backbone
+from lorae.engine.adapters import Adapters, State
+from lorae.engine.batches import stack_logits
+from lorae.engine.checkpoints import Checkpoints, checkpoint, keep_members, load_fitting, restore
+from lorae.engine.clock import Stopwatch
+from lorae.engine.order import DataOrder
+from lorae.engine.prediction import draws_nll, pooled_draws, predict_draws
 from lorae.methods import Step
 from lorae.noise import make_noise
-from lorae.order import DataOrder
-from lorae.prediction import draws_nll, pooled_draws, predict_draws
 from lorae.regularizers import EarlyStopping, Regularizer
-from lorae.transfer import ToHost, to_device
+from lorae.tasks.encoding import Row
 from lorae.trial import AdamW, Trial
 
 PATH_PARTS = 5  # of the training, between which a member's path has points
@@ -76,7 +76,8 @@ class MemberRun:
         train_seconds: its equal share of the stack's wall time.
         process_seconds: the same of the time that other work on the machine does not lengthen, see
             `Stopwatch`; of ranks their sum, as if all were like the first.
-        train_flops: operations of its training, see `lorae.flops`, evaluations for early stopping included.
+        train_flops: operations of its training, see `lorae.planning.flops`, evaluations for early stopping
+            included.
         shared_flops: those among them that an ensemble does once for all members: the features of
             `LastLayer`. NaN, like the two before, of a training that began in a lorae that did not count.
     """

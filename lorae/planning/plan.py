@@ -10,19 +10,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from lorae.backbone_checks import Inspection
-from lorae.checks import check_recipe
-from lorae.choice import Choice, choose
+from lorae.backbone.checks import Inspection
 from lorae.draws import Draws, Fitted
-from lorae.flops import Flops, Passes
-from lorae.memory import BYTES, Memory, Saving, Texts, stack_memory
 from lorae.methods.full import MAX_FULL_BYTES, full_member_bytes
-from lorae.prediction_files import prediction_file
+from lorae.planning.checks import check_recipe
+from lorae.planning.choice import Choice, choose
+from lorae.planning.flops import Flops, Passes
+from lorae.planning.memory import BYTES, Memory, Saving, Texts, stack_memory
+from lorae.planning.stack import Stack
 from lorae.search import EarlyEnd
 from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
-from lorae.stack import Stack
-from lorae.store import Store, member_folder, reference_folder, soup_folder
+from lorae.store.names import member_folder, reference_folder, soup_folder
+from lorae.store.predictions import prediction_file
+from lorae.store.store import Store
 from lorae.tasks.base import Split, Task
 from lorae.tasks.splits import label_faults, refuse
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lorae.transfer import to_device
+from lorae.backbone.devices import to_device
 
 ATTENTION = "lorae_packed"
 # Not cuDNN's, which plans anew for every shape: 100 ms of each step, on an H200

@@ -9,24 +9,25 @@ from typing import Any, get_args
 
 import numpy as np
 
-from lorae.adapters import Adapters, Soup, State
-from lorae.backbones import Backbone, load_backbone, set_matmul_precision
-from lorae.drawing import Drawing, read_fit
+from lorae.backbone.loading import Backbone, load_backbone, set_matmul_precision
 from lorae.draws import Draws, Fitted, drawn_set
-from lorae.encoding import Row, encode
+from lorae.engine.adapters import Adapters, Soup, State
+from lorae.engine.drawing import Drawing, read_fit
+from lorae.engine.in_context import predict_in_context
+from lorae.engine.prediction import predict, predict_draws, with_features
 from lorae.identity import canonical, canonical_json, spec_of
-from lorae.in_context import predict_in_context
 from lorae.methods import METHODS, Init, Method, method_named
 from lorae.noise import make_noise
-from lorae.peft_format import read_stages
-from lorae.prediction import predict, predict_draws, with_features
-from lorae.prediction_files import prediction_file, rows_bytes
 from lorae.regularizers import REGULARIZERS, Regularizer
 from lorae.seeds import Key
 from lorae.sources import DataSource, Source
-from lorae.store import RECORD as RECORD_FILE
-from lorae.store import Store, entry_lock, member_folder, reference_folder, soup_folder
+from lorae.store.names import RECORD as RECORD_FILE
+from lorae.store.names import entry_lock, member_folder, reference_folder, soup_folder
+from lorae.store.peft_format import read_stages
+from lorae.store.predictions import prediction_file, rows_bytes
+from lorae.store.store import Store
 from lorae.tasks.base import Task
+from lorae.tasks.encoding import Row, encode
 from lorae.tasks.scoring import SCORINGS, Scoring, scoring_named
 from lorae.trial import backbone_id
 from lorae.untrusted import check, count

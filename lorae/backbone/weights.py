@@ -96,7 +96,7 @@ def check_weights(folder: Path, config: dict[str, Any]) -> Any:
     Raises:
         ValueError: as `weight_files` and `check_loaded`.
     """
-    from lorae.encoders import body_only
+    from lorae.backbone.encoders import body_only
 
     files, is_encoder = weight_files(folder), kind_of(config) != "causal"
     with quiet_transformers():

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lorae.adapters import Adapters, State
 from lorae.draws import Draws, Fit, Fitted, Sampler
-from lorae.encoding import Row
-from lorae.peft_format import read_state, state_bytes
-from lorae.prediction import OnRows, predict_draws
-from lorae.store import Store, fit_file, member_folder
+from lorae.engine.adapters import Adapters, State
+from lorae.engine.prediction import OnRows, predict_draws
+from lorae.store.names import fit_file, member_folder
+from lorae.store.peft_format import read_state, state_bytes
+from lorae.store.store import Store
+from lorae.tasks.encoding import Row
 from lorae.trial import Trial
 
 

@@ -1,20 +1,4 @@
-"""What is kept: members, the backbone's own predictions, and the trials of each sweep, each written whole or
-not at all.
-
-    <storage>/members/<member_id>/    adapter, recipe, curve and predictions of one member, DONE.json last;
-                                      snapshots/ under a cyclic schedule, path.parquet if it was recorded,
-                                      what its draws were fitted by (`TFB`, `Laplace`)
-    <storage>/reference/<id>/         predictions of the untouched backbone
-    <storage>/soups/<id>/             predictions of the mean weights of some members
-    <storage>/failures/<member_id>.json
-    <storage>/sweeps/<name>/trials.parquet
-    <storage>/checkpoints/            stacks whose training has begun and not ended
-    <storage>/journal/                members of a stack that are being stored together
-    <storage>/set-aside/              what was found damaged, or another's; nothing reads it
-
-A member exists when its DONE.json lists every file with its checksum and the files agree, and they are its
-own (`ownership`).
-"""
+"""Entries of a storage: a folder of files that is there when its DONE.json is."""
 
 from __future__ import annotations
 
@@ -24,66 +8,39 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from lorae import SCHEMA_VERSION, ownership, untrusted
-from lorae.draws import Fitted, read_draws
-from lorae.identity import digest
-from lorae.prediction_files import (
-    PREDICTIONS,
-    SCHEMA,
-    Predictions,
-    draws_of,
-    parquet_bytes,
-    prediction_file,
-    template_of,
+from lorae import untrusted
+from lorae.draws import Fitted
+from lorae.identity import SCHEMA_VERSION, digest
+from lorae.store import ownership, tables
+from lorae.store.names import (
+    CURVE_FILE,
+    CUT,
+    RECORD,
+    SOUP_RECORD,
+    WEIGHTS,
+    checkpoint_file,
+    fit_file,
+    journal_file,
+    member_folder,
+    soup_folder,
 )
-from lorae.storage import Storage
-from lorae.untrusted import MAX_JSON_BYTES, MAX_TABLE_BYTES, amount, count, number
-from lorae.uris import shown
+from lorae.store.predictions import (
+    prediction_file,
+)
+from lorae.store.records import CURVE, FIT, LEFT_OUT, SOUP, OtherSchemaError, Shape, checked_done, written_at
+from lorae.store.storage import Storage
+from lorae.untrusted import MAX_JSON_BYTES
 
 LOG = logging.getLogger("lorae")
-WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-POSTERIOR = "posterior.safetensors"  # of Gaussian weights what PEFT's adapter has no place for
-RECORD, CURVE_FILE, PATH_FILE = "member.json", "curve.parquet", "path.parquet"
-LATER_RECORD = "later.json"  # of a member that tuning trained: what its predictions after the choice cost
-SOUP_RECORD = "soup.json"  # its members with the checksums of their weights, and what its predictions cost
-CUT = "middle"  # of prompts that are too long; records of members that lost the beginning do not say so
-CURVE = pa.schema(
-    [
-        ("step", pa.int32()),
-        ("split", pa.string()),
-        ("loss", pa.float64()),
-        ("nll", pa.float64()),
-        ("acc", pa.float64()),
-        ("lr", pa.float64()),
-        ("grad_norm", pa.float64()),
-        ("seconds", pa.float64()),
-    ],
-    metadata=SCHEMA,
-)
 
 
-Shape = Mapping[Any, Any]
-_FILES: Shape = {str: {"sha256": str, "bytes": count}}
-DONE: Shape = {"files": _FILES}
-LEFT_OUT: Shape = {"left_out": _FILES}  # of a copy without weights, see `analysis.archive`
-SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
-# Not counted by an older lorae
-COUNTED = dict.fromkeys(("search_flops", "search_process_seconds"), amount)
-FIT: Shape = {"search_seconds": number, **COUNTED}  # beside the draws' own `record`
-
-
-class OtherSchemaError(ValueError):
-    """An entry was written by a lorae with another schema."""
-
-
-class Store:
-    """Members, references and sweeps in one storage.
+class Entries:
+    """Members, references and soups: each a folder of files under one checksum list.
 
     Args:
         storage: a `Storage`, or its path or URI.
@@ -103,7 +60,7 @@ class Store:
         """Add the members of a stack, by id: after a crash all of them exist, or none, so that never a part
         of the stack is trained again, which would round differently."""
         done = {member_id: self._write_files(member_folder(member_id), f) for member_id, f in members.items()}
-        name = _journal_file(members)
+        name = journal_file(members)
         self.storage.write(name, json.dumps(done).encode())
         self._finish(name)
 
@@ -126,9 +83,9 @@ class Store:
 
         def read(content: bytes) -> dict[str, tuple[str, dict[str, Any]]]:
             done = untrusted.json_object(content, journal, {str: str})
-            if journal != _journal_file(done):
+            if journal != journal_file(done):
                 raise ValueError(f"{journal} is of other members: {', '.join(done)[:80]}")
-            return {m: (text, _checked_done(text.encode(), journal)) for m, text in done.items()}
+            return {m: (text, checked_done(text.encode(), journal)) for m, text in done.items()}
 
         try:
             written = self.storage.read_as(journal, read, MAX_JSON_BYTES)
@@ -137,7 +94,7 @@ class Store:
             return
         for member_id, (text, record) in written.items():
             folder = member_folder(member_id)
-            if self._listed(folder) is None or _written(record) >= _written(self._done(folder)):
+            if self._listed(folder) is None or written_at(record) >= written_at(self._done(folder)):
                 self.storage.write(f"{folder}/DONE.json", text.encode())
         self.storage.delete(journal)
 
@@ -294,7 +251,7 @@ class Store:
         Raises:
             ValueError: it is missing, damaged, or another table.
         """
-        return untrusted.table(self.read(folder, CURVE_FILE), f"{folder}/{CURVE_FILE}", CURVE)
+        return tables.table(self.read(folder, CURVE_FILE), f"{folder}/{CURVE_FILE}", CURVE)
 
     def _sound(self, folder: str, name: str, entry: dict[str, Any]) -> bytes:
         """Content of a file that has the listed size and checksum, and is the entry's own."""
@@ -329,7 +286,7 @@ class Store:
             ValueError: it is damaged, or another entry's.
         """
         name = f"{folder}/DONE.json"
-        read = functools.partial(_checked_done, where=name)
+        read = functools.partial(checked_done, where=name)
         done = self.storage.read_as(name, read, MAX_JSON_BYTES)
         for listed in done["files"]:
             self.storage.path(f"{folder}/{listed}")
@@ -380,174 +337,3 @@ class Store:
             except ValueError as error:
                 faults[name] = str(error)
         return found, faults
-
-    # Predictions
-    # ------------------------------------------------------------------------------------------------------
-
-    def predictions(self, folders: Sequence[str], eval_set: str) -> Predictions:
-        """Logits of the entries on an evaluation set, entries leading.
-
-        Raises:
-            ValueError: an entry lacks the set, or two entries saw different examples.
-        """
-        tables = [self.prediction_table(folder, prediction_file(eval_set)) for folder in folders]
-        examples, logits = zip(
-            *(draws_of(t, f"{f}/{prediction_file(eval_set)}") for f, t in zip(folders, tables))
-        )
-        first = examples[0]
-        for folder, table in zip(folders, tables):
-            if others := set(table["member_id"].unique().to_pylist()) - {folder.rpartition("/")[2]}:
-                raise ValueError(
-                    f"{folder}/{prediction_file(eval_set)} has predictions of {', '.join(others)[:80]}"
-                )
-        for folder, seen in zip(folders, examples):
-            if not seen.equals(first):
-                raise ValueError(
-                    f"{folder} and {folders[0]} saw different examples of {eval_set}; repeat the sweep"
-                )
-        ids = tuple(first["example_id"].to_pylist())
-        return Predictions(np.concatenate(logits), first["label"].to_numpy(), ids)
-
-    def prediction_table(self, folder: str, name: str) -> pa.Table:
-        """One prediction file of an entry, with the columns of PREDICTIONS; `predictions` checks its rows.
-
-        Raises:
-            ValueError: it is missing, damaged, or another table.
-        """
-        return untrusted.table(self.read(folder, name), f"{folder}/{name}", PREDICTIONS)
-
-    def path(self, folder: str) -> np.ndarray | None:
-        """Class logits (K, N, C) of a member on validation along its training, a draw for each point; None if
-        none were recorded.
-
-        Raises:
-            ValueError: the file is damaged or no such table.
-        """
-        if PATH_FILE not in self.files(folder):
-            return None
-        return draws_of(self.prediction_table(folder, PATH_FILE), f"{folder}/{PATH_FILE}")[1]
-
-    def template(self, folder: str, eval_set: str) -> str:
-        """The template of the prompts of an entry's prediction set; "" if its file does not say."""
-        name = prediction_file(eval_set)
-        return template_of(self.read(folder, name), f"{folder}/{name}")
-
-    # Failures, sweeps
-    # -------------------------------------------------------------------------------------------------
-
-    def write_failure(self, member_id: str, error: str) -> None:
-        """Remember why a member failed; storing the member clears it."""
-        record = {"owner": member_id, "error": shown(error)}
-        self.storage.write(f"failures/{member_id}.json", json.dumps(record).encode())
-
-    def failure(self, member_id: str) -> str | None:
-        """Why a member failed when it was last tried, or None."""
-        name = f"failures/{member_id}.json"
-        try:
-            found = untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {"error": str})
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            return str(error)
-        return found["error"] if found.get("owner", member_id) == member_id else None  # of another member
-
-    def write_table(self, sweep: str, table: pa.Table) -> None:
-        """Write a sweep's table of trials."""
-        self.storage.write(trials_file(sweep), parquet_bytes(table))
-
-    def read_table(self, sweep: str) -> pa.Table:
-        """Read a table written by `write_table`.
-
-        Raises:
-            ValueError: it is not there, no table, or from another schema.
-        """
-        name = trials_file(sweep)
-        try:
-            read = functools.partial(untrusted.table, where=name)
-            table = self.storage.read_as(name, read, MAX_TABLE_BYTES)
-        except FileNotFoundError:
-            known = ", ".join(self.storage.names("sweeps")) or "none"
-            raise ValueError(
-                f"{self.storage.path(name)} is not there; the storage has the sweeps: {known}"
-            ) from None
-        found = (table.schema.metadata or {}).get(b"lorae_schema", b"none").decode(errors="replace")
-        if found != str(SCHEMA_VERSION):
-            raise ValueError(
-                f"{name} has schema {found}, this lorae reads {SCHEMA_VERSION}; use the version that wrote it"
-            )
-        return table
-
-
-def _checked_done(content: bytes, where: str) -> dict[str, Any]:
-    """A DONE.json.
-
-    Raises:
-        ValueError: it is damaged.
-        OtherSchemaError: it is of another lorae.
-    """
-    done = untrusted.json_object(content, where, {"schema": int})
-    if done["schema"] != SCHEMA_VERSION:
-        raise OtherSchemaError(
-            f"{where} has schema {done['schema']}, this lorae reads {SCHEMA_VERSION}; install the lorae "
-            "version that wrote it"
-        )
-    return untrusted.check(done, where, DONE)
-
-
-def _written(done: dict[str, Any]) -> float:
-    """When a DONE.json was written, in seconds; 0 if it does not say."""
-    return done["written"] if number(done.get("written")) else 0.0
-
-
-def _journal_file(members: Iterable[str]) -> str:
-    return f"journal/{digest(sorted(members))}.json"
-
-
-def member_folder(member_id: str) -> str:
-    return f"members/{member_id}"
-
-
-def reference_folder(reference_id: str) -> str:
-    return f"reference/{reference_id}"
-
-
-def soup_folder(member_ids: Sequence[str]) -> str:
-    """Of the predictions that the mean weights of these members make, whatever their order."""
-    return f"soups/{digest(sorted(member_ids))}"
-
-
-def pool_folders(member_ids: Sequence[str], reference_id: str, soup: bool) -> list[str]:
-    """Folders whose draws make up an ensemble: its members', that of their soup, or without members the
-    backbone's own."""
-    if soup:
-        return [soup_folder(member_ids)]
-    return [member_folder(m) for m in member_ids] or [reference_folder(reference_id)]
-
-
-def entry_lock(folder: str) -> str:
-    """Name of the lock on an entry: a member's is its id."""
-    kind, _, entry = folder.rpartition("/")
-    return entry if kind == "members" else f"{kind}-{entry}"
-
-
-def fit_file(draws: Fitted, tensors: bool = False) -> str:
-    """Of the numbers of a fit, or of its tensors, if it has any."""
-    return f"{draws.label}.{'safetensors' if tensors else 'json'}"
-
-
-def is_fit_file(name: str) -> bool:
-    return isinstance(read_draws(name.rpartition(".")[0]), Fitted)
-
-
-def checkpoint_file(stack_id: str) -> str:
-    """State of a stack whose training has begun, from which it is resumed."""
-    return f"checkpoints/{stack_id}.safetensors"
-
-
-def trials_file(sweep: str) -> str:
-    return f"sweeps/{sweep}/trials.parquet"
-
-
-def snapshot_file(number: int) -> str:
-    """Parameters of a member at the end of a cycle of its learning rate, from 0; the last are WEIGHTS."""
-    return f"snapshots/{number}.safetensors"

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from lorae import seeds
-from lorae.backbones import Backbone
-from lorae.flops import Passes
+from lorae.backbone.loading import Backbone
 from lorae.methods import Method, frozen_tensors
 from lorae.noise import Noise
+from lorae.planning.flops import Passes
 from lorae.shapes import with_common_names
 
 State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU

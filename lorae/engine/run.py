@@ -18,33 +18,28 @@ import pyarrow as pa
 import torch
 
 import lorae
-from lorae import peft_format
-from lorae.adapters import Adapters, Soup, State
-from lorae.backbones import Backbone, Precision, load_backbone, set_matmul_precision
-from lorae.checkpoints import StackCheckpoints
-from lorae.clock import Stopwatch
-from lorae.drawing import Drawing, fit_files, read_fit
+from lorae.backbone.loading import Backbone, Precision, load_backbone, set_matmul_precision
+from lorae.backbone.processes import Ranks
 from lorae.draws import Fit, Fitted
-from lorae.encoding import Row, encode, head_answers, head_classes
+from lorae.engine.adapters import Adapters, Soup, State
+from lorae.engine.checkpoints import StackCheckpoints
+from lorae.engine.clock import Stopwatch
+from lorae.engine.drawing import Drawing, fit_files, read_fit
+from lorae.engine.in_context import Context, draw_context, predict_in_context
+from lorae.engine.prediction import OnRows, predict, with_features
+from lorae.engine.training import MemberRun, TrainingData, train_stack
 from lorae.identity import canonical
-from lorae.in_context import Context, draw_context, predict_in_context
 from lorae.methods import frozen_tensors
 from lorae.noise import make_noise
-from lorae.ownership import OWNER
-from lorae.peft_format import read_stages
-from lorae.prediction import OnRows, predict, with_features
-from lorae.prediction_files import SCHEMA, parquet_bytes, prediction_file, rows_bytes
-from lorae.ranks import Ranks
+from lorae.planning.stack import EvalSet, Progress, Stack, StackResult, Stopped
 from lorae.search import EarlyEnd
 from lorae.sources import Source
-from lorae.stack import EvalSet, Progress, Stack, StackResult, Stopped
-from lorae.store import (
-    CURVE,
+from lorae.store import peft_format
+from lorae.store.names import (
     CUT,
     LATER_RECORD,
     PATH_FILE,
     SOUP_RECORD,
-    Store,
     entry_lock,
     fit_file,
     member_folder,
@@ -52,8 +47,13 @@ from lorae.store import (
     snapshot_file,
     soup_folder,
 )
+from lorae.store.ownership import OWNER
+from lorae.store.peft_format import read_stages
+from lorae.store.predictions import SCHEMA, parquet_bytes, prediction_file, rows_bytes
+from lorae.store.records import CURVE
+from lorae.store.store import Store
 from lorae.tasks.base import Split, Task
-from lorae.training import MemberRun, TrainingData, train_stack
+from lorae.tasks.encoding import Row, encode, head_answers, head_classes
 from lorae.trial import unchanged
 
 

@@ -24,8 +24,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lorae.footer import declared_size
 from lorae.identity import digest
+from lorae.store.footer import declared_size
 
 OWNER = "lorae_owner"  # key of metadata: the last part of the entry's folder, or the stack's id
 OF_THEMSELVES = "member.json", "adapter_config.json"

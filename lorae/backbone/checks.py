@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorae.backbone.weights import INDEX, SINGLE, WEIGHT_MAP, weight_files
 from lorae.files import read_json
 from lorae.methods import Method
 from lorae.shapes import kind_of
 from lorae.sources import Hub, Source, backbone_config, backbone_folder
 from lorae.trial import Trial
-from lorae.weights import INDEX, SINGLE, WEIGHT_MAP, weight_files
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _folder_at_hand(source: Source) -> Path | None:
 
 
 def _weights(folder: Path, config: dict[str, Any]) -> str:
-    from lorae.weights import check_weights
+    from lorae.backbone.weights import check_weights
 
     lm, files = check_weights(folder, config), weight_files(folder)
     numbers = sum(p.numel() for p in lm.parameters())
@@ -119,8 +119,8 @@ def _weights(folder: Path, config: dict[str, Any]) -> str:
 
 def _tokenizer(folder: Path, config: dict[str, Any]) -> str:
     """Of media the processor, whose inputs are compared with what the model reads."""
-    from lorae.encoders import read_inputs
-    from lorae.tokens import check_embedded, read_tokenizer
+    from lorae.backbone.encoders import read_inputs
+    from lorae.backbone.tokens import check_embedded, read_tokenizer
 
     if kind_of(config) not in ("causal", "text"):
         return f"{type(read_inputs(folder, config).processor).__name__} beside it"
@@ -130,7 +130,7 @@ def _tokenizer(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _architecture(config: dict[str, Any], name: str, methods: Sequence[Method]) -> str:
-    from lorae.self_check import check_architecture
+    from lorae.backbone.self_check import check_architecture
 
     check_architecture(config, name, methods)
     return "packed rows and stacks leave a small random model of its kind as it is"

@@ -21,14 +21,15 @@ from lorae.identity import canonical
 from lorae.methods import METHODS, Method, target_modules
 from lorae.shapes import has_transposed_weights
 from lorae.sources import Hub, Source, backbone_config
-from lorae.store import ADAPTER_CONFIG, POSTERIOR, WEIGHTS, Store, member_folder, snapshot_file
+from lorae.store.names import ADAPTER_CONFIG, POSTERIOR, WEIGHTS, member_folder, snapshot_file
+from lorae.store.store import Store
 from lorae.tasks.scoring import Scoring
 from lorae.untrusted import REPEAT, check, count, json_object, number, text_if_any
 
 if TYPE_CHECKING:
     import torch
 
-    from lorae.adapters import State
+    from lorae.engine.adapters import State
 
 # PEFT's name of a factor -> ours
 _FACTORS = {name: factor for method in METHODS for factor, name in method.peft_names.items()}

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from lorae import seeds
-from lorae.backbones import Backbone
-from lorae.encoding import encode
+from lorae.backbone.loading import Backbone
+from lorae.engine.prediction import OnRows, predict
 from lorae.methods import Method
-from lorae.prediction import OnRows, predict
 from lorae.tasks.base import Example, Split, Task
+from lorae.tasks.encoding import encode
 from lorae.trial import Trial
 
 # Members are stored that were made with these: a change of one needs another `InContext.label`
@@ -85,7 +85,7 @@ def predict_in_context(
     Args:
         context: the text of the demonstrations, which is whole.
         max_tokens: of a question with its template; a longer one loses its middle.
-        on_rows: as for `lorae.prediction.predict`.
+        on_rows: as for `lorae.engine.prediction.predict`.
     """
 
     def logits(asked: Sequence[Example]) -> np.ndarray:

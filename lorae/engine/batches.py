@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorae import encoders
-from lorae.backbones import Backbone
-from lorae.encoders import EncoderBatch
-from lorae.encoding import Row
-from lorae.packing import Packing
+from lorae.backbone import encoders
+from lorae.backbone.devices import to_device
+from lorae.backbone.encoders import EncoderBatch
+from lorae.backbone.loading import Backbone
+from lorae.backbone.packing import Packing
+from lorae.tasks.encoding import Row
 from lorae.tasks.scoring import Scoring
-from lorae.transfer import to_device
 
 
 @dataclass(frozen=True)

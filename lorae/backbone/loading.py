@@ -12,17 +12,17 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lorae.encoders import Inputs, body_only, read_inputs
-from lorae.packing import ATTENTION, Packing, register_attention
-from lorae.ranks import Ranks
-from lorae.self_check import check_packed, check_pooled, unsupported
+from lorae.backbone.encoders import Inputs, body_only, read_inputs
+from lorae.backbone.packing import ATTENTION, Packing, register_attention
+from lorae.backbone.processes import Ranks
+from lorae.backbone.self_check import check_packed, check_pooled, unsupported
+from lorae.backbone.tokens import read_tokenizer
+from lorae.backbone.weights import LOADING, check_loaded, quiet_transformers, weight_files
 from lorae.shapes import BERT_LIKE, auto_class, kind_of, linears_of
 from lorae.sources import Source, backbone_config, backbone_folder
-from lorae.tokens import read_tokenizer
-from lorae.weights import LOADING, check_loaded, quiet_transformers, weight_files
 
 if TYPE_CHECKING:
-    from lorae.adapters import Adapters
+    from lorae.engine.adapters import Adapters
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

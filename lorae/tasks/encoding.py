@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lorae.prompts import Own, check_first_token, own_text, own_tokens, without_middle
+from lorae.tasks.prompts import Own, check_first_token, own_text, own_tokens, without_middle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ class Row:
         truncated: tokens in the middle of the example's own text that were cut out; for a head of the end.
         media: image or sound; only for a head.
         features: hidden state (D,) that class logits are read from, where the backbone is not run again
-            (`lorae.prediction.with_features`).
+            (`lorae.engine.prediction.with_features`).
     """
 
     id: str

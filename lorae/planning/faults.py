@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorae.backbone_checks import inspect_backbone
-from lorae.checks import check_recipe
+from lorae.backbone.checks import inspect_backbone
 from lorae.methods import Method
+from lorae.planning.checks import check_recipe
 from lorae.shapes import kind_of
 from lorae.sources import Hub, Source, backbone_config, backbone_folder, resolve, unreachable
 from lorae.tasks.base import Example, Split, Task
@@ -118,8 +118,8 @@ def _inputs_of(trial: Trial, ood: tuple[Task, ...]) -> Any:
 
 
 def _read_inputs(trial: Trial, ood: Sequence[Task], deadline: float, faults: list[str]) -> None:
-    from lorae.encoding import head_classes
-    from lorae.in_context import draw_context
+    from lorae.engine.in_context import draw_context
+    from lorae.tasks.encoding import head_classes
 
     tokenizer, classes = read_tokenizer(trial.backbone), head_classes(trial.task)
     splits: list[tuple[Task, Split]] = [(trial.task, split) for split in ("train", "validation", "test")]
@@ -147,8 +147,8 @@ def read_tokenizer(source: Source) -> Any:
     Raises:
         ValueError: there is none.
     """
-    from lorae import tokens
-    from lorae.encoders import read_inputs
+    from lorae.backbone import tokens
+    from lorae.backbone.encoders import read_inputs
 
     folder, config = _folder_without_weights(source), backbone_config(source)
     return tokens.read_tokenizer(folder) if kind_of(config) == "causal" else read_inputs(folder, config)
@@ -177,7 +177,7 @@ def _wrong_ids(
     source: Source, task: Task, examples: Sequence[Example], sample: Sequence[Example]
 ) -> list[str]:
     """Why the tokenizer's ids of a task's texts are not those of its file, or not embedded by the model."""
-    from lorae.tokens import check_embedded, check_ids
+    from lorae.backbone.tokens import check_embedded, check_ids
 
     tokenizer, folder, faults = read_tokenizer(source), _folder_without_weights(source), []
     tokenizer = getattr(tokenizer, "processor", tokenizer)  # of an encoder
@@ -204,7 +204,7 @@ def _not_encoded(
     tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int, classes: tuple[str, ...] | None
 ) -> list[str]:
     """Why examples cannot be encoded: each by itself, if not all together can."""
-    from lorae.encoding import encode
+    from lorae.tasks.encoding import encode
 
     together: list[str] = []
     with _noting(together):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from lorae import metrics
-from lorae.backbones import Backbone
-from lorae.batches import collate, features, stack_logits
+from lorae.backbone.devices import to_device
+from lorae.backbone.loading import Backbone
 from lorae.draws import Draws
-from lorae.encoding import Row
-from lorae.memory import PREDICT_TOKENS
-from lorae.transfer import to_device
+from lorae.engine.batches import collate, features, stack_logits
+from lorae.planning.memory import PREDICT_TOKENS
+from lorae.tasks.encoding import Row
 
 OnRows = Callable[[Sequence[Row]], None]
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lorae import SCHEMA_VERSION
-from lorae.ownership import EVAL_SET, OWNER
-from lorae.untrusted import MAX_VALUES, table_schema
+from lorae.identity import SCHEMA_VERSION
+from lorae.store.ownership import EVAL_SET, OWNER
+from lorae.store.tables import MAX_VALUES, table_schema
 
 if TYPE_CHECKING:
-    from lorae.encoding import Row
     from lorae.tasks.base import Task
+    from lorae.tasks.encoding import Row
 
 _TEMPLATE = "lorae_template"
 SCHEMA = {b"lorae_schema": str(SCHEMA_VERSION).encode()}  # metadata of every table

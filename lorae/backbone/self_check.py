@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorae.packing import ATTENTION, Packing, register_attention
+from lorae.backbone.packing import ATTENTION, Packing, register_attention
 from lorae.shapes import auto_class, first_position, meta_model, most_tokens
 
 if TYPE_CHECKING:
-    from lorae.backbones import Backbone
+    from lorae.backbone.loading import Backbone
     from lorae.methods import Method
 
 PATTERN = (0, 1, 2, 3), (0, 5), (0, 2, 1, 0, 5, 6)  # tokens of the rows, which all begin alike
@@ -145,7 +145,7 @@ def check_architecture(config: dict[str, Any], name: str, methods: Sequence[Meth
     Raises:
         ValueError: it cannot be run packed, or gives something else; a member depends on the others.
     """
-    from lorae.backbones import Backbone
+    from lorae.backbone.loading import Backbone
 
     lm = make_twin(config)
     if lm is None:
@@ -163,7 +163,7 @@ def check_architecture(config: dict[str, Any], name: str, methods: Sequence[Meth
 def make_twin(config: dict[str, Any]) -> Any:
     """A random causal LM with the same settings, but small and with short windows; None if they allow none
     that is small."""
-    from lorae.backbones import Backbone
+    from lorae.backbone.loading import Backbone
 
     register_attention()
     try:
@@ -220,7 +220,7 @@ def _shrunk(config: Any) -> Any:
 @torch.no_grad()
 def _check_stack(backbone: Backbone, method: Method, times: int) -> None:
     """Compare the members of a stack with the same members alone."""
-    from lorae.adapters import Adapters
+    from lorae.engine.adapters import Adapters
     from lorae.methods import Adapter, Lora
 
     if not isinstance(method, Adapter):

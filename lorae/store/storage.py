@@ -18,7 +18,7 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from lorae.local_files import FileInfo, LocalFiles, NoLocksError, refuse_large
+from lorae.store.local_files import FileInfo, LocalFiles, NoLocksError, refuse_large
 from lorae.uris import remember, shown
 
 LOG = logging.getLogger("lorae")

@@ -25,7 +25,7 @@ from lorae.methods import Method
 from lorae.shapes import SAME_INPUT, kind_of, num_prefix_tokens, num_tokens, patch_values
 
 if TYPE_CHECKING:
-    from lorae.encoding import Row
+    from lorae.tasks.encoding import Row
 
 Linears = Mapping[str, tuple[int, int]]
 

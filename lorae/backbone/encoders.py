@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lorae.backbone.devices import to_device
+from lorae.backbone.packing import ATTENTION, Packing
+from lorae.backbone.tokens import read_tokenizer
 from lorae.media import Audio, Image
-from lorae.packing import ATTENTION, Packing
 from lorae.shapes import first_position, kind_of, num_pooled_tokens, num_prefix_tokens, num_tokens
 from lorae.tasks.base import Example, Task
-from lorae.tokens import read_tokenizer
-from lorae.transfer import to_device
 
 if TYPE_CHECKING:
-    from lorae.backbones import Backbone
-    from lorae.encoding import Row
+    from lorae.backbone.loading import Backbone
+    from lorae.tasks.encoding import Row
     from lorae.tasks.scoring import Scoring
 
 # Processed media that are kept in memory, 1,780 images of 224 x 224 or 2,048 pieces of audio for AST: one

@@ -3,7 +3,8 @@
 Counted tensor by tensor for a Llama-like decoder, and for GPT-2 or an encoder with LayerNorm and GELU, frozen
 weights, in which autograd keeps no input of a frozen linear layer and nothing below the first adapted one.
 Other decoders are counted as if they were Llama-like.
-The attention is that of `lorae.packing`: written out on a CPU, scaled_dot_product_attention on a GPU.
+The attention is that of `lorae.backbone.packing`: written out on a CPU, scaled_dot_product_attention on a
+GPU.
 """
 
 from __future__ import annotations

@@ -15,15 +15,17 @@ import safetensors
 import safetensors.torch
 import torch
 
-from lorae import ownership, untrusted
-from lorae.adapters import Adapters, State
-from lorae.stack import Stopped
-from lorae.storage import Storage
-from lorae.store import CURVE, checkpoint_file
+from lorae import untrusted
+from lorae.engine.adapters import Adapters, State
+from lorae.planning.stack import Stopped
+from lorae.store import ownership
+from lorae.store.names import checkpoint_file
+from lorae.store.records import CURVE
+from lorae.store.storage import Storage
 from lorae.untrusted import count
 
 if TYPE_CHECKING:
-    from lorae.training import MemberRun
+    from lorae.engine.training import MemberRun
 
 LOG = logging.getLogger("lorae")
 # Of the header, what is relied on; older ones have the records of the curve in it, not their number

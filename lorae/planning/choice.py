@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorae.metrics import combine, ensemble_nll
-from lorae.store import Store, member_folder
+from lorae.store.names import member_folder
+from lorae.store.store import Store
 from lorae.trial.tuning import Point, Study, recipe_name, values_text
 from lorae.untrusted import count, number
 
