@@ -38,11 +38,11 @@ from analysis.audit_tuning import tuning_folders
 from analysis.rows import Row, is_soup, pool
 from lorae.identity import SCHEMA_VERSION
 from lorae.results import read_trials
-from lorae.store import tables
 from lorae.store.names import CURVE_FILE, PATH_FILE, member_folder, reference_folder, trials_file
 from lorae.store.predictions import PREDICTIONS, parquet_bytes
 from lorae.store.records import CURVE
 from lorae.store.store import Store
+from lorae.store.tables import table as as_table
 
 SUMS = "SHA256SUMS"
 PLACE = [pa.field("entry", pa.string()), pa.field("file", pa.string())]
@@ -137,7 +137,7 @@ def unpack(folder: Path, storage: str) -> None:
     store = Store(storage)
     for sweep, contents in _checked(folder).items():
         tables = {
-            name: tables.table(contents[name], f"{folder}/{sweep}/{name}.parquet", schema)
+            name: as_table(contents[name], f"{folder}/{sweep}/{name}.parquet", schema)
             for name, schema in SCHEMAS.items()
         }
         files = dict(_records(tables["records"]))
