@@ -54,12 +54,12 @@ from lorae.regularizers import KL
 from lorae.results import read_trials
 from lorae.shapes import CONFIG, linear_shapes
 from lorae.sources import Files
-from lorae.store import tables
 from lorae.store.names import trials_file
 from lorae.store.peft_format import read_state, read_update
 from lorae.store.predictions import PREDICTIONS, draws_of, parquet_bytes, prediction_bytes
 from lorae.store.records import CURVE, DONE, FIT, SOUP
 from lorae.store.store import Store
+from lorae.store.tables import table as as_table
 from lorae.tasks.readers import file_rows
 from lorae.tasks.trec import TREC
 from lorae.trial import Budget, Sweep, Trial
@@ -259,10 +259,10 @@ def toy_trials() -> tuple[bytes, ...]:
 def any_table(content: bytes, _: Path) -> None:
     for schema in (PREDICTIONS, CURVE, None):
         with contextlib.suppress(ValueError):
-            found = tables.table(content, "t.parquet", schema)
+            found = as_table(content, "t.parquet", schema)
             if schema is PREDICTIONS:
                 draws_of(found, "t.parquet")
-    tables.table(content, "t.parquet")
+    as_table(content, "t.parquet")
 
 
 def dataset(suffix: str) -> Callable[[bytes, Path], Any]:

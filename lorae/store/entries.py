@@ -89,6 +89,8 @@ class Entries:
 
         try:
             written = self.storage.read_as(journal, read, MAX_JSON_BYTES)
+        except OtherSchemaError:
+            raise
         except ValueError as error:
             self.set_aside(journal, str(error))
             return
@@ -115,7 +117,8 @@ class Entries:
 
     def set_aside(self, name: str, why: str) -> None:
         """Move what is damaged out of the way, to be made again."""
-        LOG.warning("%s; it is set aside as %s and made again", why, self.storage.set_aside(name))
+        fault, aside = why.partition("; ")[0], self.storage.set_aside(name)
+        LOG.warning("%s; it is set aside as %s and made again", fault, aside)
 
     def set_damaged_aside(self, folders: Iterable[str]) -> None:
         """Set aside those entries that are damaged, even where no date shows it, so that the repeated sweep
