@@ -126,6 +126,8 @@ class Store:
             if journal != _journal_file(done):
                 raise ValueError(f"{journal} is of other members: {', '.join(done)[:80]}")
             written = {member_id: _checked_done(text.encode(), journal) for member_id, text in done.items()}
+        except OtherSchemaError:
+            raise
         except ValueError as error:
             self.set_aside(journal, str(error))
             return
@@ -152,7 +154,8 @@ class Store:
 
     def set_aside(self, name: str, why: str) -> None:
         """Move what is damaged out of the way, to be made again."""
-        LOG.warning("%s; it is set aside as %s and made again", why, self.storage.set_aside(name))
+        fault, aside = why.partition("; ")[0], self.storage.set_aside(name)
+        LOG.warning("%s; it is set aside as %s and made again", fault, aside)
 
     def set_damaged_aside(self, folders: Iterable[str]) -> None:
         """Set aside those entries that are damaged, even where no date shows it, so that the repeated sweep
