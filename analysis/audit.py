@@ -4,11 +4,13 @@ findings = audit("lorae-results", sweep=None)
 print(text(findings))
 
 Every check works from stored files alone; an entry that one check finds broken is left out of the others, so
-that a fault is named once. What no stored file can show: that a cell is missing with all its seeds; an
-overlap of texts under different ids (removed when data are read), or of the training split where no trial has
-KL, for which the backbone predicts it; an OOD set that overlaps; whether a member without KL, whose data
-order no other member has, began as the backbone; whether a backbone of files has the name that its rows give
-it, unless another one has; and whether the costs in a member's record were measured rightly.
+that a fault is named once. In a copy without weights (`analysis.archive`) adapters are told apart by their
+checksums, and what needs the numbers in them is not checked. What no stored file can show: that a cell is
+missing with all its seeds; an overlap of texts under different ids (removed when data are read), or of the
+training split where no trial has KL, for which the backbone predicts it; an OOD set that overlaps; whether a
+member without KL, whose data order no other member has, began as the backbone; whether a backbone of files
+has the name that its rows give it, unless another one has; and whether the costs in a member's record were
+measured rightly.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from analysis.audit_members import (
     SAME_NLL,
     adapters_are_distinct_and_trained,
     first_step,
+    has_weights,
     is_in_context,
     members_differ_after_training,
     members_start_as_the_backbone,
@@ -266,7 +269,8 @@ def _missing_files(stored: Stored, folder: str) -> str | None:
             return "has no DONE.json that is valid: unfinished, or discarded as damaged; repeat the sweep"
         count = sum(folder in _named_folders(row) for row in stored.rows)
         return f"named by {count} trials, but not stored; repeat the sweep"
-    if lacking := [name for name in _NEEDED[folder.split("/")[0]] if name not in files]:
+    known = files | {*store.left_out(folder)}
+    if lacking := [name for name in _NEEDED[folder.split("/")[0]] if name not in known]:
         return f"lacks {', '.join(lacking)}; repeat the sweep"
     return None
 
@@ -283,7 +287,8 @@ def _check_record(stored: Stored, folder: str) -> None:
         else:
             untrusted.check(record, f"{folder}/{RECORD}", _TRAINED)
             first_step(stored.store, member)
-        weights_of(stored.store, member)
+        if has_weights(stored.store, member):
+            weights_of(stored.store, member)
 
 
 def _check_context(record: dict[str, Any], folder: str) -> None:

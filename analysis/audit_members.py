@@ -12,15 +12,17 @@ import numpy as np
 from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, eval_sets
 from lorae.identity import digest
-from lorae.methods import InContext
+from lorae.methods import METHODS, InContext
 from lorae.peft_format import read_tensors
 from lorae.store import CURVE_FILE, WEIGHTS, Store, member_folder
+from lorae.tasks.scoring import scoring_named
 
 if TYPE_CHECKING:
     from analysis.audit import Stored
 
 SAME_NLL = {"fp32": 1e-3, "bf16": 0.1}  # nats between equal computations in differently composed batches
-ZERO_FACTORS = (".lora_B.weight", ".vera_lambda_b")  # PEFT's names of what starts at zero
+# PEFT's names of what starts at zero
+ZERO_FACTORS = tuple({f".{m.peft_names[m.zero_factor]}": 0 for m in METHODS if m.zero_factor})
 
 
 def members_start_as_the_backbone(stored: Stored) -> list[Finding]:
@@ -61,7 +63,8 @@ def _starts_as_the_backbone(recipe: dict[str, Any]) -> bool:
     noisy = any(r["type"] in ("AdapterDropout", "Masksembles") for r in recipe["regularizers"])
     noisy = noisy or method["type"] == "Rank1BNN"
     if method["type"] in ("Lora", "Blob", "Vera"):
-        return not method.get("b_std") and not (noisy and recipe["task"]["scoring"]["type"] == "Head")
+        head = scoring_named(recipe["task"]["scoring"]["type"]).trains_head
+        return not method.get("b_std") and not (noisy and head)
     return not noisy and method.get("init") != "signs" and not method.get("std")
 
 
@@ -86,7 +89,8 @@ def _first_batch(record: dict[str, Any]) -> str:
     recipe = record["recipe"]
     shared = {name: recipe[name] for name in ("backbone", "precision", "task")}
     budget = {name: recipe["budget"][name] for name in ("batch_size", "max_tokens")}
-    streams = ["order", "init"] if recipe["task"]["scoring"]["type"] == "Head" else ["order"]
+    head = scoring_named(recipe["task"]["scoring"]["type"]).trains_head
+    streams = ["order", "init"] if head else ["order"]
     return digest(shared | budget | {name: record["streams"][name] for name in streams})
 
 
@@ -110,23 +114,28 @@ def members_differ_after_training(stored: Stored) -> list[Finding]:
 
 def adapters_are_distinct_and_trained(stored: Stored) -> list[Finding]:
     """The adapters of a recipe's members are distinct, and no zero-initialised factor is still zero."""
+    trained = [m for m, record in stored.members.items() if not is_in_context(record["recipe"])]
+    whole = [m for m in trained if has_weights(stored.store, m)]
+    checksums = stored.store.weight_checksums([*stored.members])
 
     def weights(row: Row, member: str) -> str:
-        return digest(_hashes(stored.store, member))  # the file also says whose it is
+        """Of the tensors, as the file also says whose it is; of an archive, which has none, of the file."""
+        return digest(_hashes(stored.store, member)) if member in whole else checksums[member]
 
-    trained = [m for m, record in stored.members.items() if not is_in_context(record["recipe"])]
     repeated, _ = _repeats(stored, weights)
     problems = [
         (f"{member_folder(member)}/{WEIGHTS}", f"the same adapter as {other}")
         for member, other in repeated
         if member in trained
     ]
-    for member in trained:
+    for member in whole:
         for name, value in weights_of(stored.store, member).items():
             if name.endswith(ZERO_FACTORS) and not value.any():
                 what = "all zero, as before training"
                 problems.append((f"{member_folder(member)}/{WEIGHTS} {name}", what))
-    return results("adapters are distinct and trained", problems, len(trained), "adapters")
+    copies = len(trained) - len(whole)
+    seen = "adapters" + (f", {copies} copies without weights by their checksums alone" if copies else "")
+    return results("adapters are distinct and trained", problems, len(trained), seen)
 
 
 def vera_members_differ(stored: Stored) -> list[Finding]:
@@ -135,7 +144,8 @@ def vera_members_differ(stored: Stored) -> list[Finding]:
     groups: dict[str, list[str]] = {}
     for member, record in stored.members.items():
         method = record["recipe"]["method"]
-        if method["type"] == "Vera" and method.get("projection") == "per_member":
+        drawn = method["type"] == "Vera" and method.get("projection") == "per_member"
+        if drawn and has_weights(stored.store, member):
             groups.setdefault(digest(record["recipe"]), []).append(member)
     problems = []
     for members in groups.values():
@@ -143,7 +153,8 @@ def vera_members_differ(stored: Stored) -> list[Finding]:
         for one, other in itertools.combinations(members, 2):
             problems += _vera_repeats(stored, factors, one, other)
     num_seen = sum(len(members) for members in groups.values() if len(members) > 1)
-    return results("VeRA members differ", problems, num_seen, "VeRA members with projections of their own")
+    seen = "VeRA members with weights and projections of their own"
+    return results("VeRA members differ", problems, num_seen, seen)
 
 
 def _vera_repeats(
@@ -164,6 +175,11 @@ def _vera_repeats(
 
 def _hashes(store: Store, member: str) -> dict[str, str]:
     return {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in weights_of(store, member).items()}
+
+
+def has_weights(store: Store, member: str) -> bool:
+    """Whether a member's weights are there; a copy may leave them out, see `analysis.archive`."""
+    return WEIGHTS not in store.left_out(member_folder(member))
 
 
 def weights_of(store: Store, member: str) -> dict[str, np.ndarray]:

@@ -20,7 +20,8 @@ from lorae.regularizers import REGULARIZERS
 from lorae.results import FLAGS, OLDER, POOLED_FLAG, SCALED, trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
 from lorae.store import is_fit_file, member_folder, soup_folder
-from lorae.tasks.base import Scoring, Split, Task
+from lorae.tasks.base import Split, Task
+from lorae.tasks.scoring import SCORINGS
 from lorae.trial import AdamW, Budget, Diversity, Trial
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def trial_of(row: Row) -> Trial:
         trial = Trial(
             backbone=_backbone(row["backbone"], recipe["backbone"]),
             task=_StoredTask(
-                scoring=spec_of(recipe["task"]["scoring"], get_args(Scoring)),
+                scoring=spec_of(recipe["task"]["scoring"], SCORINGS),
                 num_train=recipe["task"]["size"],
                 content=canonical_json(recipe["task"]),
                 test_set=plain_set(test),

@@ -42,9 +42,9 @@ from analysis.gain import correlations, with_gains
 from analysis.render import markdown, save_table
 from analysis.rows import Row, is_soup
 from analysis.table import Table, cell_columns, cell_line, entry, made_by, setting
-from lorae import metrics
+from lorae import metrics, untrusted
 from lorae.identity import canonical
-from lorae.methods import Full, Lora
+from lorae.methods import METHODS, Full, Lora
 from lorae.methods.base import ROLES
 from lorae.metrics import Undefined
 from lorae.peft_format import Update, read_update
@@ -53,7 +53,7 @@ from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
 OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name in OF_UPDATE}
 WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *OF_MEAN_UPDATE.values())
-LOW_RANK = ("Lora", "Blob", "Vera")  # methods whose members are updates
+LOW_RANK = tuple(method.__name__ for method in METHODS if method.has_update)
 ATTENTION = tuple(ROLES)
 MAX_REPORT_ENTRIES = 500_000_000  # of the weights that a report decomposes: half a minute of one core
 
@@ -180,7 +180,8 @@ def stored_update(
         ValueError: as `ensemble_measures`.
     """
     config, weights = (store.read(member_folder(member), name) for name in (ADAPTER_CONFIG, WEIGHTS))
-    if json.loads(config).get("lorae_method") != canonical(Full()):
+    where = f"{member_folder(member)}/{ADAPTER_CONFIG}"
+    if untrusted.json_object(config, where, {}).get("lorae_method") != canonical(Full()):
         return read_update(config, weights, backbone.d_in if backbone else None)
     if not backbone:
         raise ValueError(f"{member} has all weights of its own: its update needs the backbone's weights")

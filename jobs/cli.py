@@ -221,6 +221,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from jobs.driver import run_sweep
     from jobs.request import read_request
     from jobs.zero import Zero
+    from lorae.uris import remember
 
     if arguments.zero is None and (arguments.offload or arguments.hpz):
         raise ValueError("--offload and --hpz say how --zero K spreads a backbone; add --zero K")
@@ -231,6 +232,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     where += ["--address", arguments.address] if arguments.address else []
     where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
     where += ["--single-driver"] if arguments.single_driver else []
+    remember(arguments.tracking_uri or "")
     request = read_request(
         arguments.file,
         arguments.set,
@@ -310,34 +312,36 @@ def _rebuild(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.audit import audit, text
 
-    findings = audit(arguments.storage, arguments.sweep)
+    with opened(arguments.storage) as storage:
+        findings = audit(storage, arguments.sweep)
     print(text(findings))
     return 1 if any(f.status == "failed" for f in findings) else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.audit import audit
     from analysis.columns import margins
     from analysis.report import write_report
 
     chosen = margins(arguments.margin)
-    failed = [f for f in audit(arguments.storage, arguments.sweep) if f.status == "failed"]
-    warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
-    out = Path(arguments.out)
-    print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
+    with opened(arguments.storage) as storage:
+        failed = [f for f in audit(storage, arguments.sweep) if f.status == "failed"]
+        warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
+        out = Path(arguments.out)
+        print(write_report(storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
     return 0
 
 
 def _size(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.size import write_sizes
 
-    print(
-        write_sizes(
-            arguments.storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing
-        )
-    )
+    with opened(arguments.storage) as storage:
+        print(write_sizes(storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing))
     return 0
 
 

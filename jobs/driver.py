@@ -6,10 +6,10 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from threading import Thread
 from typing import Any
 
 from jobs import tracking
@@ -95,16 +95,15 @@ def _run(
         say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
         _warn_of_slow_bf16(plan, here)
     run = partial(_run_all, request=request, store=store, here=here, local=local, address=address)
-    with ThreadPoolExecutor(1) as meanwhile:  # MLflow takes as long to be there as Ray does
-        again = "training goes on; MLflow is tried again at its end"
-        prepared = meanwhile.submit(_tracked, tracking.prepare, store, tracking_uri, again)
-        with verifying(store, used_entries(plan)) as damaged:
-            found, rotten = run(plan), damaged()
-        if rotten:
-            set_rotten_aside(store, rotten)
-            again = run(make_plan(request.sweep, store, here, "local" if local else "tune"))
-            found = replace(again, failed=found.failed | again.failed, trained=found.trained + again.trained)
-        prepared.result()
+    patient = "training goes on; MLflow is tried again at its end"
+    preparing = Thread(target=_tracked, args=(tracking.prepare, store, tracking_uri, patient), daemon=True)
+    preparing.start()  # MLflow takes as long to be there as Ray does
+    with verifying(store, used_entries(plan)) as damaged:
+        found, rotten = run(plan), damaged()
+    if rotten:
+        set_rotten_aside(store, rotten)
+        again = run(make_plan(request.sweep, store, here, "local" if local else "tune"))
+        found = replace(again, failed=found.failed | again.failed, trained=found.trained + again.trained)
     rows, choices = found.plan.trials, found.plan.choices
     table = trials_table(store, request.name, rows, provenance(request), found.pruned, choices)
     try:
@@ -113,6 +112,7 @@ def _run(
         found.failed["the table of trials"] = str(error)
     later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"
     later += f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    preparing.join()  # within its deadline
     _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri, later)
     status = table["status"].to_pylist()
     incomplete = status.count("failed")

@@ -27,9 +27,10 @@ from lorae.memory import Saving
 from lorae.plan import Devices
 from lorae.trial import Sweep
 from lorae.trial.axes import field_type, value_at
-from lorae.uris import shown
+from lorae.uris import remember, shown
 
 MAX_NAME = 100
+MAX_OVERRIDE = 5000  # characters
 INSTALLED = ("lorae", "jobs", "pipelines", "analysis")  # on every node, though a checkout is a folder, too
 
 
@@ -85,6 +86,7 @@ def read_request(
     for override in overrides:
         sweep = with_override(sweep, override)
     name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
+    remember(storage)
     storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
     words = ["lorae", "sweep", str(path), "--storage", shown(storage)]
     words += ["--data-root", str(Path(data_root).resolve())] if data_root else []
@@ -212,6 +214,10 @@ def with_override(sweep: Sweep, override: str) -> Sweep:
     Raises:
         ValueError: no such axis, or a value that it cannot take.
     """
+    if len(override) > MAX_OVERRIDE:
+        raise ValueError(
+            f"--set {override[:60]}...: {len(override)} characters, at most {MAX_OVERRIDE} are read"
+        )
     axis, equals, words = override.partition("=")
     if not equals or not words:
         raise ValueError(f"--set {override}: write axis=value, or axis=value,value")
@@ -265,7 +271,7 @@ def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
         return word
     try:
         return None if word == "none" and type(None) in kinds else ast.literal_eval(word)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: too deep for Python
         return word
 
 

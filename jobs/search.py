@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,10 +33,12 @@ from lorae.stack import Stack
 from lorae.store import Store, member_folder
 from lorae.trial import Sweep, Trial, cell_of
 from lorae.trial.axes import value_at, with_values
+from lorae.untrusted import MAX_JSON_BYTES, count, json_object
 
 if TYPE_CHECKING:
     import optuna
 
+LOG = logging.getLogger("lorae")
 TIME, OBJECTIVE = "evaluation", "validation_nll"  # in the reports of a stack
 
 
@@ -204,6 +207,15 @@ def _best(studies: Sequence[_Study]) -> tuple[str, ...]:
 # Ending stacks early ---------------------------------------------------------------------------------------
 
 
+def _nll(value: Any) -> bool:
+    """A shape: any number, as that of a stack that diverged."""
+    return type(value) in (int, float)
+
+
+_REPORT = {"step": count, "num_steps": count, TIME: count, OBJECTIVE: _nll}
+_STACK = {"evaluated_on": str, "reports": [_REPORT], "ended": bool}
+
+
 class _Record:
     """What each stack reported and which ones were ended: `sweeps/<name>/search.json`.
 
@@ -214,10 +226,20 @@ class _Record:
         self.storage, self.name, self.sweep = store.storage, f"sweeps/{sweep}/search.json", sweep
         self.search = canonical(search)
         self.stacks: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-            stored = json.loads(self.storage.read(self.name))
-            if stored["search"] == self.search and stored.get("owner", sweep) == sweep:
-                self.stacks = stored["stacks"]
+        shape = {"search": dict, "stacks": {str: _STACK}}
+
+        def read(content: bytes) -> dict[str, Any]:
+            return json_object(content, self.name, shape, "the search begins anew", infinite=True)
+
+        try:
+            stored = self.storage.read_as(self.name, read, MAX_JSON_BYTES)
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            LOG.warning("%s", error)
+            return
+        if stored["search"] == self.search and stored.get("owner", sweep) == sweep:
+            self.stacks = stored["stacks"]
 
     def add(self, stack: Stack, report: dict[str, Any], ended: bool) -> None:
         """Keep a report; the scheduler `ended` the stack there or let it go on."""
@@ -228,7 +250,8 @@ class _Record:
         self.storage.write(self.name, json.dumps(content, indent=1).encode())
 
     def ended(self, stack: Stack) -> bool:
-        return self.stacks.get(stack.id, {}).get("ended", False)
+        entry = self.stacks.get(stack.id)
+        return bool(entry and entry["ended"] and entry["reports"])
 
     def pruned(self, stacks: Sequence[Stack]) -> dict[str, Pruned]:
         """Members of the stacks that were ended, with their stack's last report."""

@@ -210,7 +210,9 @@ def _fit(
 ) -> StackResult:
     """What rank 0 of the Ray Train workers returns."""
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from jobs.process_group import Joining
 
     resources = {"CPU": float(num_threads or 1), "GPU": float(device == "cuda")}
     with scratch_folder() as scratch, ThreadPoolExecutor(max_workers=1) as thread:
@@ -220,7 +222,7 @@ def _fit(
                 num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
             ),
             run_config=RunConfig(storage_path=scratch),
-            torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
+            torch_config=Joining(),
         )
         fitting: Future[Any] = thread.submit(trainer.fit)
         while not fitting.done():
@@ -242,11 +244,13 @@ def _worker(
     """One rank of a stack. Rank 0 alone reports and is asked to stop; the others end with it."""
     from ray import train
 
+    from jobs.process_group import join
     from lorae.run import run_stack
     from lorae.storage import Storage
 
     if broken := agreed.broken(Storage.retry_seconds):
         raise ValueError(broken)
+    join(settings["device"], WAIT_SECONDS)
     ray = _ray()
     load = functools.partial(load_partitioned, zero=zero)
     if train.get_context().get_world_rank() > 0:

@@ -9,6 +9,7 @@ arXiv:2310.11454, BatchEnsemble arXiv:2002.06715.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -125,6 +126,15 @@ class Adapters:
         for hook in self.hooks:
             hook.remove()
         self.backbone.inserted = None
+
+    @contextlib.contextmanager
+    def removed(self) -> Iterator[None]:
+        """The backbone without the members, for a while."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
     def _hook(self, number: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], torch.Tensor]:
         return lambda linear, inputs: self.noisy(inputs[0], number)

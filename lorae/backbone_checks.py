@@ -16,7 +16,7 @@ from lorae.methods import Method
 from lorae.shapes import kind_of
 from lorae.sources import Hub, Source, backbone_config, backbone_folder
 from lorae.trial import Trial
-from lorae.weights import INDEX, SINGLE, weight_files
+from lorae.weights import INDEX, SINGLE, WEIGHT_MAP, weight_files
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _folder_at_hand(source: Source) -> Path | None:
         return None
     names = {SINGLE}
     if (folder / INDEX).is_file():
-        names = set(read_json(folder / INDEX)["weight_map"].values())
+        names = set(read_json(folder / INDEX, WEIGHT_MAP)["weight_map"].values())
     return folder if all((folder / name).is_file() for name in names) else None
 
 

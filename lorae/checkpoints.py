@@ -222,24 +222,26 @@ class StackCheckpoints:
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         try:
-            stored = self.storage.read(self.name)
+            return self.storage.read_as(self.name, self._parsed)
         except FileNotFoundError:
             return None
-        except ValueError as error:  # a link, or no file
+        except ValueError as error:
             self.set_aside(str(error))
             return None
+
+    def _parsed(self, stored: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         content, checksum = stored[:-32], stored[-32:]
+        if hashlib.sha256(content).digest() != checksum:
+            raise ValueError("it differs from its checksum")
         try:
-            if hashlib.sha256(content).digest() != checksum:
-                raise ValueError("it differs from its checksum")
             tensors = safetensors.torch.load(content)  # checks the size of the header, too
-            metadata = ownership.tensors_metadata(content)
+            metadata = untrusted.safetensors_header(content, self.name)["__metadata__"]
             if (owner := metadata.get(ownership.OWNER, self.stack_id)) != self.stack_id:
                 raise ValueError(f"it is of the stack {str(owner)[:80]}")
-            return tensors, untrusted.check(json.loads(metadata["header"]), self.name, CHECKPOINT)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-            self.set_aside(str(error))
-            return None
+            header = metadata["header"].encode()
+            return tensors, untrusted.json_object(header, self.name, CHECKPOINT, infinite=True)
+        except (safetensors.SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"it is no checkpoint: {error}") from error
 
     def set_aside(self, why: str) -> None:
         """Put the file that is no checkpoint of this stack out of the way."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorae.shapes import alike_tokens, kind_of, linear_shapes, most_tokens
-from lorae.tasks.base import Head, Task
+from lorae.tasks.base import Task
+from lorae.tasks.scoring import scorings_for
 from lorae.trial import Trial
 
 
@@ -48,9 +49,10 @@ def _check_backbone(trial: Trial, config: dict[str, Any]) -> None:
             f"{name} is a {what}, {task.name} has {task.modality} examples; take a backbone for "
             f"{task.modality}, or another task"
         )
-    if (kind != "causal") != isinstance(task.scoring, Head):
-        fit = "Letters(), LabelWords() or OptionLikelihood()" if kind == "causal" else "Head()"
-        raise ValueError(f"{task.name} is scored by {task.scoring}, {name} is a {what}; write scoring={fit}")
+    if kind not in task.scoring.backbones:
+        raise ValueError(
+            f"{task.name} is scored by {task.scoring}, {name} is a {what}; write scoring={scorings_for(kind)}"
+        )
     if kind == "text" and config.get("is_decoder"):
         raise ValueError(
             f"{name} has is_decoder=true: its first token, which Head('cls') reads, does not see the rest of "

@@ -14,13 +14,14 @@ from lorae.encoding import Row
 from lorae.peft_format import read_state, state_bytes
 from lorae.prediction import OnRows, predict_draws
 from lorae.store import Store, fit_file, member_folder
+from lorae.trial import Trial
 
 
 class Drawing:
     """Predictions of the members that are in a backbone.
 
     Args:
-        adapters, states, member_ids, rows_at_once, on_rows: as for `Sampler`.
+        adapters, states, member_ids, rows_at_once, on_rows, trial, members: as for `Sampler`.
         stored: gives the stored fits of those members that have some, by id.
         train: gives the training rows, for what is to be fitted.
 
@@ -37,10 +38,13 @@ class Drawing:
         train: Callable[[], Sequence[Row]],
         rows_at_once: int,
         on_rows: OnRows = lambda rows: None,
+        trial: Trial | None = None,
+        members: Sequence[int] = (),
     ) -> None:
         self.adapters, self.states, self.member_ids = adapters, states, member_ids
         self.stored, self.train = stored, train
         self.rows_at_once, self.on_rows = rows_at_once, on_rows
+        self.trial, self.members = trial, members
         self.samplers: dict[Fitted, Sampler[Any]] = {}
 
     def predict(self, rows: Sequence[Row], draws: Draws | None) -> np.ndarray:
@@ -62,7 +66,8 @@ class Drawing:
             ValueError: a stored one has other tensors than it must.
         """
         make, ids = draws.sampler(), self.member_ids
-        sampler = make(self.adapters, self.states, ids, draws, self.rows_at_once, self.on_rows)
+        how = self.rows_at_once, self.on_rows, self.trial, self.members
+        sampler = make(self.adapters, self.states, ids, draws, *how)
         stored = self.stored(ids, draws)
         for m, fit in stored.items():
             if {name: tuple(value.shape) for name, value in fit.tensors.items()} != sampler.shapes():

@@ -1,5 +1,5 @@
-"""Encoders of images, audio and text: what they read, their pooled features, and the class logits of the
-members' own heads.
+"""Encoders of images, audio and text: what they read, and their pooled features, from which the members' own
+heads make class logits.
 
 Images and audio go through the model's own processor, one example at a time and only when a batch needs them.
 """
@@ -27,6 +27,7 @@ from lorae.transfer import to_device
 if TYPE_CHECKING:
     from lorae.backbones import Backbone
     from lorae.encoding import Row
+    from lorae.tasks.scoring import Scoring
 
 # Processed media that are kept in memory, 1,780 images of 224 x 224 or 2,048 pieces of audio for AST: one
 # takes 7 or 60 ms of a core (measured), and every member reads each of them in every epoch.
@@ -127,6 +128,7 @@ class Inputs:
 class EncoderBatch:
     """Rows on the device, members first; `class_logits` turns it into logits (rows, C)."""
 
+    scoring: Scoring
     inputs: dict[str, Any]  # of the model's forward
     pooled: torch.Tensor  # (rows, T), True at the tokens whose mean the head reads
 
@@ -134,6 +136,15 @@ class EncoderBatch:
     def packing(self) -> Packing | None:
         """How texts are packed; None where every row of the inputs is an example."""
         return self.inputs.get("packing")
+
+    @property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row of each token of the inputs, and its index in that row."""
+        if self.packing:
+            return self.packing.rows, self.packing.places
+        each = (torch.arange(n, device=self.pooled.device) for n in self.pooled.shape)
+        rows, places = torch.meshgrid(*each, indexing="ij")
+        return rows, places
 
 
 def read_inputs(folder: Path, config: dict[str, Any]) -> Inputs:
@@ -186,9 +197,13 @@ def body_only(lm: Any) -> None:
         lm.base_model.pooler = None
 
 
-def collate(rows: Sequence[Row], backbone: Backbone, num_members: int) -> EncoderBatch:
+def collate(rows: Sequence[Row], backbone: Backbone, num_members: int, pool: str) -> EncoderBatch:
     """Rows of so many members, members first and as many of each, on the backbone's device; texts are packed
-    where the model runs packed, else right-padded."""
+    where the model runs packed, else right-padded.
+
+    Args:
+        pool: which tokens' features a head reads, as `Head` has it.
+    """
     encoder: Inputs = backbone.tokenizer
     lengths = torch.tensor([len(row.tokens) for row in rows])
     real = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -212,11 +227,11 @@ def collate(rows: Sequence[Row], backbone: Backbone, num_members: int) -> Encode
             "attention_mask": to_device(mask, backbone.device),
         }
     pooled = real.clone()
-    if rows[0].pool == "cls":
+    if pool == "cls":
         pooled[:, num_pooled_tokens(encoder.config) :] = False
     elif rows[0].media is not None:
         pooled[:, : num_prefix_tokens(encoder.config)] = False
-    return EncoderBatch(inputs, to_device(pooled, backbone.device))
+    return EncoderBatch(rows[0].scoring, inputs, to_device(pooled, backbone.device))
 
 
 def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
@@ -229,14 +244,3 @@ def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
     if kind_of(backbone.tokenizer.config) == "audio":  # the head of AST begins with a norm
         return F.layer_norm(mean, mean.shape[-1:], eps=backbone.lm.config.layer_norm_eps)
     return mean
-
-
-def class_logits(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
-    """Class logits (rows, C) of the inserted members' heads, in fp32."""
-    inserted = backbone.inserted
-    assert inserted is not None, "an encoder has no classes of its own"
-    if inserted.noise:
-        each = (torch.arange(n, device=backbone.device) for n in batch.pooled.shape)
-        packing, (rows, places) = batch.packing, torch.meshgrid(*each, indexing="ij")
-        inserted.noise.locate(*((packing.rows, packing.places) if packing else (rows, places)))
-    return inserted.head_logits(features(backbone, batch))

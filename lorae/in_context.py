@@ -14,7 +14,7 @@ from lorae.backbones import Backbone
 from lorae.encoding import encode
 from lorae.methods import Method
 from lorae.prediction import OnRows, predict
-from lorae.tasks.base import Example, Letters, Split, Task
+from lorae.tasks.base import Example, Split, Task
 from lorae.trial import Trial
 
 # Members are stored that were made with these: a change of one needs another `InContext.label`
@@ -104,7 +104,7 @@ def predict_in_context(
 def content_free(task: Task, example: Example) -> Example:
     """The example without a question, and without options where the prompt lists them; equal for examples
     with as many options, or with the same ones."""
-    options = (NOTHING,) * len(example.options) if isinstance(task.scoring, Letters) else example.options
+    options = (NOTHING,) * len(example.options) if task.scoring.lists_options else example.options
     return Example("content-free", NOTHING, options, None)
 
 

@@ -118,7 +118,7 @@ def stack_memory(
     sizes = Sizes(BYTES[trial.precision], texts.longest, texts.options)
     for spec in draws:
         if (beside := spec.fitting_bytes(method, layers, num_members, rows, sizes)) is not None:
-            needed = max(needed, pass_bytes(max(1, rows // texts.options)) + beside)
+            needed = max(needed, pass_bytes(spec.fitted_at_once(rows, texts.options)) + beside)
     return Memory(backbone, adapters, needed)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lorae.footer import declared_size
 from lorae.identity import digest
 
 OWNER = "lorae_owner"  # key of metadata: the last part of the entry's folder, or the stack's id
@@ -122,6 +123,7 @@ def _metadata(content: bytes) -> dict[bytes, bytes]:
 
 def _footer(content: bytes) -> pq.FileMetaData | None:
     try:
+        declared_size(content)  # pyarrow ends the process at some damage
         return pq.read_metadata(pa.BufferReader(content))
-    except (pa.ArrowException, OSError, OverflowError):
+    except (pa.ArrowException, OSError, OverflowError, ValueError):
         return None

@@ -19,10 +19,11 @@ import safetensors.numpy
 
 from lorae.identity import canonical
 from lorae.methods import METHODS, Method, target_modules
-from lorae.shapes import classifier_path, has_transposed_weights
+from lorae.shapes import has_transposed_weights
 from lorae.sources import Hub, Source, backbone_config
 from lorae.store import ADAPTER_CONFIG, POSTERIOR, WEIGHTS, Store, member_folder, snapshot_file
-from lorae.tasks.base import Head, Scoring
+from lorae.tasks.scoring import Scoring
+from lorae.untrusted import REPEAT, check, count, json_object, number, text_if_any
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +70,8 @@ def adapter_files(
         content = {"lorae_method": canonical(method), **_base(backbone)}
         return {ADAPTER_CONFIG: json.dumps(content, indent=1).encode(), WEIGHTS: state_bytes(state)}
     tensors, layers, classifier = {}, {}, None
-    if isinstance(scoring, Head):
-        classifier = classifier_path(backbone_config(backbone), scoring.pool)
+    if scoring and scoring.trains_head:
+        classifier = scoring.peft_classifier(backbone_config(backbone))
     others = {}  # that PEFT has no place for
     for name, value in state.items():
         layer, factor = name.rsplit(".", 1)
@@ -90,7 +91,7 @@ def adapter_files(
     tensors |= {name: value.contiguous().numpy() for name, value in zip(method.peft_frozen, frozen)}
     weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     config = _config(method, backbone, list(layers))
-    if isinstance(scoring, Head):
+    if scoring and scoring.trains_head:
         config |= {"task_type": None, "modules_to_save": ["classifier"] if classifier else None}
     files = {ADAPTER_CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights}
     return files | ({POSTERIOR: state_bytes(others)} if others else {})
@@ -135,6 +136,11 @@ def read_stages(store: Store, members: Sequence[str]) -> list[list[State]]:
     return [[state(m, names) for m in members] for names in stages]
 
 
+def _positive(value: Any) -> bool:
+    """A positive integer."""
+    return count(value) and value > 0
+
+
 def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None = None) -> Update:
     """A member's update from the contents of its adapter_config.json and adapter_model.safetensors.
 
@@ -144,8 +150,8 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
     Raises:
         ValueError: neither LoRA nor VeRA, or VeRA on layers whose widths may differ, without `d_in`.
     """
-    settings = json.loads(config)
-    if "peft_type" not in settings:
+    settings = json_object(config, ADAPTER_CONFIG, {"peft_type": text_if_any})
+    if settings.get("peft_type") is None:
         method = settings.get("lorae_method")
         kind = method.get("type") if isinstance(method, dict) else method
         raise ValueError(f"a member of {kind} has no low-rank update; those of LoRA and VeRA have one")
@@ -154,7 +160,15 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
     method = next((method for method in METHODS if method.peft_type == kind), None)
     if method is None:
         raise ValueError(f"an adapter of type {kind} has no low-rank update; allowed are LORA and VERA")
-    return Update(layers, method.update_reader(settings, read_tensors(weights), parameters, d_in))
+    if kind == "LORA":
+        check(settings, ADAPTER_CONFIG, {"lora_alpha": number, "r": _positive})
+    tensors, factors = read_tensors(weights), method.peft_names
+    lacking = [
+        f"{layer}.{factors[f]}" for layer in layers for f in factors if f"{layer}.{f}" not in parameters
+    ]
+    if lacking := [*lacking, *(name for name in method.peft_frozen if name not in tensors)]:
+        raise ValueError(f"{WEIGHTS} is no adapter: it lacks {lacking[0]}; {REPEAT}")
+    return Update(layers, method.update_reader(settings, tensors, parameters, d_in))
 
 
 def read_tensors(weights: bytes, where: str = WEIGHTS) -> dict[str, np.ndarray]:

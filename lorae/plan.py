@@ -22,8 +22,8 @@ from lorae.search import EarlyEnd
 from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, reference_folder, soup_folder
-from lorae.tasks.base import Head, OptionLikelihood, Split, Task
+from lorae.store import Store, member_folder, reference_folder, soup_folder
+from lorae.tasks.base import Split, Task
 from lorae.tasks.splits import label_faults, refuse
 from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
 from lorae.trial.axes import with_values
@@ -318,7 +318,8 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
 def _checked(trial: Trial) -> Any:
     """What `check_trial` looks at."""
     cycles = trial.optimizer.cycles, trial.optimizer.warmup_frac
-    return trial.backbone, trial.task, trial.method, trial.budget, cycles, trial.regularizers
+    noise = tuple(regularizer for regularizer in trial.regularizers if regularizer.is_noise)
+    return trial.backbone, trial.task, trial.method, trial.budget, cycles, noise
 
 
 def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
@@ -348,7 +349,7 @@ def _lacking_members(
         files = store.files(member_folder(member_id))
         if damage := store.damage(member_folder(member_id), changed_only=True):
             damaged.append(damage)
-        elif WEIGHTS in files or member_id in trained:
+        elif member_id in trained or store.is_member(member_id):
             found.add(member_id)
         if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
             lacking.setdefault(member_id, m)
@@ -638,7 +639,7 @@ def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _L
     for example in task.examples(split):
         prompt = task.prompt(example)
         tokens = len(prompt.text) // CHARS_PER_TOKEN + 2
-        if isinstance(task.scoring, OptionLikelihood):
+        if task.scoring.scores_texts:
             answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in prompt.answers))
             tokens += answers[-1]
         rows.append(min(max_tokens, tokens))
@@ -663,4 +664,4 @@ def _longest(stack: Stack) -> Texts:
     every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
     longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
     options = len(task.examples("train")[0].options)
-    return Texts(longest, answers, options if isinstance(task.scoring, Head) else 0, options)
+    return Texts(longest, answers, options if task.scoring.trains_head else 0, options)

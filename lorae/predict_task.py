@@ -26,7 +26,8 @@ from lorae.seeds import Key
 from lorae.sources import DataSource, Source
 from lorae.store import RECORD as RECORD_FILE
 from lorae.store import Store, entry_lock, member_folder, reference_folder, soup_folder
-from lorae.tasks.base import Head, Scoring, Task
+from lorae.tasks.base import Task
+from lorae.tasks.scoring import SCORINGS, Scoring, scoring_named
 from lorae.trial import backbone_id
 from lorae.untrusted import check, count
 
@@ -203,7 +204,7 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
         yield _Group(
             recipe,
             _found(backbone or spec_of(records[0]["source"], SPECS), recipe),
-            spec_of(recipe["task"]["scoring"], get_args(Scoring)),
+            spec_of(recipe["task"]["scoring"], SCORINGS),
             records[0]["prompt_template"],
             tuple(records[0].get("classes") or ()) or None,
             tuple(records[0].get("answers") or ()) or None,
@@ -214,9 +215,10 @@ def _groups(store: Store, members: Sequence[str], backbone: Source | None) -> It
 
 def _needed(recipe: dict[str, Any]) -> set[str]:
     """What a member's record must say beside its recipe, as those of an older lorae do not."""
-    method, scoring = method_named(recipe["method"].get("type")), recipe["task"]["scoring"].get("type")
+    method = method_named(recipe["method"].get("type"))
+    scoring = scoring_named(recipe["task"]["scoring"].get("type"))
     on_features = method is not None and method.regime == "features"
-    answers = {"answers"} if on_features and scoring != Head.__name__ else set()
+    answers = {"answers"} if on_features and not scoring.trains_head else set()
     return {"prompt_template", "source"} | answers
 
 

@@ -12,8 +12,9 @@ import torch
 
 from lorae import metrics
 from lorae.backbones import Backbone
+from lorae.batches import collate, features, stack_logits
 from lorae.draws import Draws
-from lorae.encoding import Row, collate, features, stack_logits
+from lorae.encoding import Row
 from lorae.memory import PREDICT_TOKENS
 from lorae.transfer import to_device
 

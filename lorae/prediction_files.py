@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lorae import SCHEMA_VERSION
 from lorae.ownership import EVAL_SET, OWNER
-from lorae.untrusted import MAX_VALUES
+from lorae.untrusted import MAX_VALUES, table_schema
 
 if TYPE_CHECKING:
     from lorae.encoding import Row
@@ -106,9 +106,14 @@ def rows_bytes(
     return prediction_bytes(entry_id, eval_set, ids, labels, classes, logits_KNC, task.prompt_template())
 
 
-def template_of(content: bytes) -> str:
-    """The template of the prompts of a prediction file; "" if it does not say."""
-    return (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(_TEMPLATE.encode(), b"").decode()
+def template_of(content: bytes, where: str) -> str:
+    """The template of the prompts of a prediction file; "" if it does not say.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    found = (table_schema(content, where).metadata or {}).get(_TEMPLATE.encode(), b"")
+    return found.decode(errors="replace")
 
 
 def _examples(table: pa.Table) -> pa.Table:

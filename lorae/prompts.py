@@ -6,9 +6,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorae.tasks.base import Example, Task
+if TYPE_CHECKING:
+    from lorae.tasks.base import Example, Task
 
 _MARK = "\x00\x01\x00"  # takes the place of a text, to find where a prompt has it
 

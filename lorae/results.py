@@ -63,6 +63,17 @@ LATER = {  # columns that tables of an older lorae lack
 }
 OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
 
+
+def _targets(value: Any) -> bool:
+    """Names of layers, or nothing."""
+    return value is None or (type(value) is list and all(type(name) is str for name in value))
+
+
+def _init(value: Any) -> bool:
+    """A spec with a type, a name, or nothing."""
+    return type(value.get("type")) is str if type(value) is dict else untrusted.text_if_any(value)
+
+
 _SUMMED = {
     **dict.fromkeys(("train_tokens", "trainable_parameters"), untrusted.count),
     **dict.fromkeys(("train_seconds", "predict_seconds"), untrusted.number),
@@ -71,8 +82,15 @@ _COUNTED = dict.fromkeys((*COUNTED, "shared_flops"), untrusted.amount)
 _LATER = {"cost": {"predict_seconds": untrusted.number}}
 _JSON = {  # what readers of these columns rely on
     "eval_sets": {"test": str, "validation": str, str: str},
-    "recipe": {"task": {"task": str}, "regularizers": [{"type": str}]},
-    "provenance": {},
+    "recipe": {
+        "backbone": {"type": str},
+        "task": {"task": str},
+        "method": {"type": str, "targets": _targets, "init": _init},
+        "regularizers": [{"type": str}],
+        "budget": {},
+        "precision": str,
+    },
+    "provenance": dict.fromkeys(("command", "commit"), untrusted.text_if_any),
 }
 _NEVER_NULL = ("trial_id", "sweep", "status", *FACTORS, "member_ids", "reference_id", *_JSON)
 

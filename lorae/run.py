@@ -248,8 +248,8 @@ def _train(job: _Job, members: Sequence[int]) -> dict[str, str]:
     job.feature_watches.clear()  # they are part of one training's cost
     if any(regularizer.needs_reference for regularizer in trial.regularizers):
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
-        reference = job.ranks.once(job.store.predictions, folders, name).logits_MNC[0]
-        data = replace(data, reference_logits_NC=reference)
+        reference = job.ranks.once(lambda: torch.tensor(job.store.predictions(folders, name).logits_MNC[0]))
+        data = replace(data, reference_logits_NC=reference.numpy())
     stack_id = replace(job.stack, members=tuple(members)).id
     job.ranks.once(job.store.begin, stack_id, [trial.member_id(m) for m in members])
     checkpoints = StackCheckpoints(job.store.storage, stack_id, job.checkpoint_seconds, job.should_stop)
@@ -440,16 +440,23 @@ def _drawing(
         adapters,
         states,
         [trial.member_id(m) for m in members],
-        stored=lambda ids, spec: job.ranks.once(_stored_fits, job.store, ids, spec),
+        stored=lambda ids, spec: _stored_fits(job, ids, spec),
         train=lambda: job.trained_rows(trial.task, "train"),
         rows_at_once=job.stack.micro_batch or -(-trial.budget.batch_size // job.ranks.size),
         on_rows=on_rows,
+        trial=trial,
+        members=members,
     )
 
 
-def _stored_fits(store: Store, ids: Sequence[str], spec: Fitted) -> dict[str, Fit]:
+def _stored_fits(job: _Job, ids: Sequence[str], spec: Fitted) -> dict[str, Fit]:
     """The fits of those members that have some, in order."""
-    return {m: read_fit(store, m, spec) for m in _fitted(store, ids, spec)}
+
+    def stored() -> dict[str, list[Any]]:
+        found = {m: read_fit(job.store, m, spec) for m in _fitted(job.store, ids, spec)}
+        return {m: [fit.record, fit.tensors] for m, fit in found.items()}
+
+    return {m: Fit(*of_member) for m, of_member in job.ranks.once(stored).items()}
 
 
 def _fitted(store: Store, ids: Sequence[str], spec: Fitted) -> list[str]:
@@ -462,7 +469,8 @@ def _predict_stored(job: _Job, members: Sequence[int]) -> dict[str, str]:
     trial = job.stack.trial
     ids = [trial.member_id(m) for m in members]
     stages = job.ranks.once(read_stages, job.store, ids)
-    wanted = job.ranks.once(lambda: {m: _lacking_sets(job, m) for m in members})
+    lacking = job.ranks.once(lambda: [[*_lacking_sets(job, m)] for m in members])
+    wanted = {m: {name: job.stack.eval_sets(m)[name] for name in of_it} for m, of_it in zip(members, lacking)}
     return job.ranks.once(_add_predictions, job, ids, _predict_sets(job, wanted, stages))
 
 

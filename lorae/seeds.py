@@ -54,17 +54,24 @@ def keep_mask(row_keys: torch.Tensor, places: torch.Tensor, width: int, drop: fl
 def normals(keys: torch.Tensor, num: int, width: int) -> torch.Tensor:
     """Standard normal numbers (*keys, num, width), fp32, as a pure function of key, row and channel.
 
-    By Box and Muller from two hashes like that of `keep_mask`; devices differ by rounding.
-
     Args:
         keys: int32, see `key32`.
     """
     import torch
 
     places = torch.arange(num, device=keys.device).expand(*keys.shape, num)
+    return normals_at(keys[..., None].expand_as(places), places, width)
+
+
+def normals_at(row_keys: torch.Tensor, places: torch.Tensor, width: int) -> torch.Tensor:
+    """Standard normal numbers (*tokens, width), fp32, as a pure function of row key, place and channel.
+
+    By Box and Muller from two hashes like that of `keep_mask`, with its arguments; devices differ by
+    rounding.
+    """
     radius, angle = (
-        (_bits(key[..., None].expand_as(places), places, width) + 1.0) / 2**31  # in (0, 1]
-        for key in (keys, _mix(keys ^ 0x2545F491))
+        (_bits(keys, places, width) + 1.0) / 2**31  # in (0, 1]
+        for keys in (row_keys, _mix(row_keys ^ 0x2545F491))
     )
     return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
 

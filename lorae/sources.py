@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorae.files import read_json
-from lorae.shapes import with_common_names
+from lorae.shapes import CONFIG, with_common_names
 from lorae.uris import shown
 
 LOG = logging.getLogger("lorae")
@@ -205,7 +205,7 @@ def backbone_folder(source: Source) -> Path:
 def backbone_config(source: Source) -> dict[str, Any]:
     """config.json of a backbone, without its weights (of a hub repository only that file is fetched), see
     `with_common_names`."""
-    return with_common_names(read_json(_config_file(source)))
+    return with_common_names(read_json(_config_file(source), CONFIG))
 
 
 def _config_file(source: Source) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lorae.draws import Draws, drawn_set
 from lorae.identity import digest
-from lorae.tasks.base import Head, Split, Task
+from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
 
@@ -69,7 +69,7 @@ class Stack:
     def reference_sets(self) -> dict[str, EvalSet]:
         """Prediction sets of the backbone itself; KL adds the training split. None if members have heads: the
         backbone has no classes then."""
-        if isinstance(self.trial.task.scoring, Head):
+        if not self.trial.task.scoring.backbone_has_classes:
             return {}
         sets = self._splits()
         if any(regularizer.needs_reference for regularizer in self.trial.regularizers):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import platform
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,11 +19,12 @@ import pyarrow as pa
 from pyarrow import fs
 
 from lorae.local_files import FileInfo, LocalFiles, NoLocksError, refuse_large
-from lorae.uris import shown
+from lorae.uris import remember, shown
 
 LOG = logging.getLogger("lorae")
 OBJECT_STORES = ("s3", "gcs", "abfs")  # have no folders to create
 MAX_FILE_BYTES = 2**36  # no stored file comes near it
+SAME_READS, MAX_READS = 3, 20  # of a file whose content is refused
 MAX_NAME_BYTES = 200  # of one part; file systems allow 255, a scratch file's name is longer than its target's
 SINGLE_DRIVER = "locks/single-driver"  # there while the one driver of a storage without locks runs
 SET_ASIDE = "set-aside"  # damaged entries and checkpoints, which nothing reads
@@ -33,6 +36,12 @@ T = TypeVar("T")
 
 
 def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    if (
+        uri.startswith("s3://") and "allow_delayed_open" not in uri
+    ):  # one request for a small file, not three,
+        uri += (
+            "&" if "?" in uri else "?"
+        ) + "allow_delayed_open=true"  # and no upload that a kill leaves open
     try:
         return fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError) as error:
@@ -56,6 +65,7 @@ class Storage:
     retry_seconds = 300.0  # a file server restarts within minutes; a stack may have taken hours
 
     def __init__(self, uri: str) -> None:
+        remember(uri)
         if "://" in uri:
             self.filesystem, self.root = _from_uri(uri)
         else:
@@ -94,6 +104,34 @@ class Storage:
         """
         return self._retried(name, lambda: self.read_once(name, max_bytes), (FileNotFoundError,))
 
+    def read_as(self, name: str, parse: Callable[[bytes], T], max_bytes: int = MAX_FILE_BYTES) -> T:
+        """What `parse` makes of a file. Content that it refuses by a ValueError is read again, and refused
+        when the same has come `SAME_READS` times: so what is stored is judged, not how it travelled.
+
+        An object store's answer may be cut. Arrow does not notice where the answer says that this is all: the
+        bytes that lack are whatever the memory held.
+
+        Raises:
+            ValueError: of `parse`; or see `read_once`.
+            OSError: the storage refused, or sent something else each time.
+        """
+        seen: Counter[bytes] = Counter()
+        while True:
+            content = self.read(name, max_bytes)
+            try:
+                return parse(content)
+            except ValueError as error:
+                digest = hashlib.sha256(content).digest()
+                seen[digest] += 1
+                if self.is_local or seen[digest] == SAME_READS:
+                    raise
+                if len(seen) == MAX_READS:
+                    raise OSError(
+                        f"storage {self.uri} sent other bytes of {name} at each of {MAX_READS} reads; "
+                        "mend the connection or mount, then repeat the command"
+                    ) from error
+                LOG.warning("%s; reading it again", error)
+
     def read_once(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         """Content of a file; FileNotFoundError if there is none.
 
@@ -105,7 +143,10 @@ class Storage:
             return self.local.read(name, max_bytes)
         with self.filesystem.open_input_file(path) as stream:
             refuse_large(path, stream.size(), max_bytes)
-            return stream.read()
+            content = stream.read()
+            if len(content) < stream.size():
+                raise OSError(f"{path} has {stream.size()} bytes, {len(content)} came")
+            return content
 
     def write(self, name: str, content: bytes) -> None:
         """`write_once`, tried again while the storage refuses; OSError when it did so for `retry_seconds`."""

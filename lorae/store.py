@@ -19,6 +19,7 @@ own (`ownership`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -68,7 +69,9 @@ CURVE = pa.schema(
 
 
 Shape = Mapping[Any, Any]
-DONE: Shape = {"files": {str: {"sha256": str, "bytes": count}}}
+_FILES: Shape = {str: {"sha256": str, "bytes": count}}
+DONE: Shape = {"files": _FILES}
+LEFT_OUT: Shape = {"left_out": _FILES}  # of a copy without weights, see `analysis.archive`
 SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
 # Not counted by an older lorae
 COUNTED = dict.fromkeys(("search_flops", "search_process_seconds"), amount)
@@ -120,21 +123,24 @@ class Store:
     def _finish(self, journal: str) -> None:
         """From the moment that the journal is there its members' files are, and only DONE.json is missing.
         One that a backup has brought back must not undo a later DONE.json."""
-        content = self.storage.read(journal, MAX_JSON_BYTES)
-        try:
+
+        def read(content: bytes) -> dict[str, tuple[str, dict[str, Any]]]:
             done = untrusted.json_object(content, journal, {str: str})
             if journal != _journal_file(done):
                 raise ValueError(f"{journal} is of other members: {', '.join(done)[:80]}")
-            written = {member_id: _checked_done(text.encode(), journal) for member_id, text in done.items()}
+            return {m: (text, _checked_done(text.encode(), journal)) for m, text in done.items()}
+
+        try:
+            written = self.storage.read_as(journal, read, MAX_JSON_BYTES)
         except OtherSchemaError:
             raise
         except ValueError as error:
             self.set_aside(journal, str(error))
             return
-        for member_id, record in written.items():
+        for member_id, (text, record) in written.items():
             folder = member_folder(member_id)
             if self._listed(folder) is None or _written(record) >= _written(self._done(folder)):
-                self.storage.write(f"{folder}/DONE.json", done[member_id].encode())
+                self.storage.write(f"{folder}/DONE.json", text.encode())
         self.storage.delete(journal)
 
     def _write_files(self, folder: str, files: dict[str, bytes]) -> str:
@@ -170,8 +176,10 @@ class Store:
         return set(self._listed(folder) or ())
 
     def is_member(self, member_id: str) -> bool:
-        """Whether a trained member of this identity is stored; `damage` tells whether it is sound."""
-        return WEIGHTS in self.files(member_folder(member_id))
+        """Whether a trained member of this identity is stored, if only a copy without weights; `damage` tells
+        whether it is sound."""
+        folder = member_folder(member_id)
+        return WEIGHTS in self.files(folder) or WEIGHTS in self.left_out(folder)
 
     def has_predictions(self, folder: str, eval_sets: Iterable[str]) -> bool:
         """Whether an entry has every one of these prediction sets."""
@@ -182,8 +190,12 @@ class Store:
         return sum(self.file_bytes(folder).values())
 
     def file_bytes(self, folder: str) -> dict[str, int]:
-        """Stored bytes of each of an entry's files."""
-        return {name: entry["bytes"] for name, entry in (self._listed(folder) or {}).items()}
+        """Stored bytes of each of an entry's files, and of what its copy leaves out."""
+        return {name: entry["bytes"] for name, entry in self.checksums(folder).items()}
+
+    def checksums(self, folder: str) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 of each of an entry's files, and of what its copy leaves out."""
+        return (self._listed(folder) or {}) | self.left_out(folder)
 
     def damage(self, folder: str, *, changed_only: bool = False) -> str | None:
         """Why an entry cannot be used, or None, also if it is not stored: a file is missing, differs from its
@@ -232,6 +244,11 @@ class Store:
         """
         listed = self._listed(folder)
         if not listed or name not in listed:
+            if name in self.left_out(folder):
+                raise ValueError(
+                    f"{self.storage.path(folder)} is a copy without {name}; use the storage that it was made "
+                    "from, or delete it and repeat the sweep"
+                )
             raise ValueError(f"{self.storage.path(folder)} has no {name}; repeat the sweep that made it")
         return self._sound(folder, name, listed[name])
 
@@ -253,7 +270,7 @@ class Store:
 
     def weight_checksums(self, member_ids: Sequence[str]) -> dict[str, str]:
         """SHA-256 of each stored member's weights."""
-        listed = {m: self._listed(member_folder(m)) or {} for m in member_ids}
+        listed = {m: self.checksums(member_folder(m)) for m in member_ids}
         return {m: files[WEIGHTS]["sha256"] for m, files in listed.items() if WEIGHTS in files}
 
     def is_of_others(self, member_ids: Sequence[str]) -> bool:
@@ -285,14 +302,17 @@ class Store:
     def _sound(self, folder: str, name: str, entry: dict[str, Any]) -> bytes:
         """Content of a file that has the listed size and checksum, and is the entry's own."""
         path = f"{folder}/{name}"
+
+        def checked(content: bytes) -> bytes:
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise ValueError(f"{path} differs from its checksum; repeat the sweep that made it")
+            ownership.check(folder, name, content)
+            return content
+
         try:
-            content = self.storage.read(path, max_bytes=entry["bytes"])
+            return self.storage.read_as(path, checked, max_bytes=entry["bytes"])
         except FileNotFoundError:
             raise ValueError(f"{path} is missing; repeat the sweep that made it") from None
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{path} differs from its checksum; repeat the sweep that made it")
-        ownership.check(folder, name, content)
-        return content
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]] | None:
         """The files of DONE.json -> their size and checksum; None where there is no valid one of this
@@ -312,12 +332,22 @@ class Store:
             ValueError: it is damaged, or another entry's.
         """
         name = f"{folder}/DONE.json"
-        done = _checked_done(self.storage.read(name, MAX_JSON_BYTES), name)
+        read = functools.partial(_checked_done, where=name)
+        done = self.storage.read_as(name, read, MAX_JSON_BYTES)
         for listed in done["files"]:
             self.storage.path(f"{folder}/{listed}")
         if (owner := done.get("entry", folder)) != folder:
             raise ValueError(f"{folder} holds what {str(owner)[:80]} does; repeat the sweep that made it")
         return done
+
+    def left_out(self, folder: str) -> dict[str, dict[str, Any]]:
+        """The files that an entry lacks because it is a copy without weights -> their size and checksum."""
+        name = f"{folder}/DONE.json"
+        try:
+            done = untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {})
+            return untrusted.check(done, name, LEFT_OUT)["left_out"] if "left_out" in done else {}
+        except (FileNotFoundError, ValueError):  # `damage` and `files` tell
+            return {}
 
     def begin(self, stack_id: str, member_ids: Sequence[str]) -> None:
         """Note that the training of a stack begins, so that it is resumed as the same stack (`begun`)."""
@@ -339,12 +369,15 @@ class Store:
             name, stack_id = f"checkpoints/{file}", file.removesuffix(".json")
             if file == stack_id:
                 continue
-            try:
-                content = self.storage.read(name, MAX_JSON_BYTES)
+
+            def read(content: bytes, name: str = name, stack_id: str = stack_id) -> list[str]:
                 members = untrusted.json_object(content, name, {"members": [str]})["members"]
                 if digest(sorted(members)) != stack_id:
                     raise ValueError(f"{name} is of another stack")
-                found[stack_id] = members
+                return members
+
+            try:
+                found[stack_id] = self.storage.read_as(name, read, MAX_JSON_BYTES)
             except FileNotFoundError:  # another process ends it now
                 continue
             except ValueError as error:
@@ -399,7 +432,8 @@ class Store:
 
     def template(self, folder: str, eval_set: str) -> str:
         """The template of the prompts of an entry's prediction set; "" if its file does not say."""
-        return template_of(self.read(folder, prediction_file(eval_set)))
+        name = prediction_file(eval_set)
+        return template_of(self.read(folder, name), f"{folder}/{name}")
 
     # Failures, sweeps
     # -------------------------------------------------------------------------------------------------
@@ -432,7 +466,8 @@ class Store:
         """
         name = trials_file(sweep)
         try:
-            table = untrusted.table(self.storage.read(name, MAX_TABLE_BYTES), name)
+            read = functools.partial(untrusted.table, where=name)
+            table = self.storage.read_as(name, read, MAX_TABLE_BYTES)
         except FileNotFoundError:
             known = ", ".join(self.storage.names("sweeps")) or "none"
             raise ValueError(

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from lorae.adapters import Adapters, State
 from lorae.backbones import Backbone
+from lorae.batches import stack_logits
 from lorae.checkpoints import Checkpoints, checkpoint, keep_members, load_fitting, restore
 from lorae.clock import Stopwatch
-from lorae.encoding import Row, stack_logits
+from lorae.encoding import Row
 from lorae.methods import Step
 from lorae.noise import make_noise
 from lorae.order import DataOrder

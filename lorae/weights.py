@@ -18,6 +18,7 @@ from lorae.shapes import auto_class, kind_of
 from lorae.shards import PART, check_one_set, listed
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # which transformers looks for
+WEIGHT_MAP = {"weight_map": {str: str}}  # of INDEX: tensor -> file
 _NUMBERED = re.compile(r"(layers?|h|blocks?)\.\d+\.")
 
 
@@ -44,7 +45,7 @@ def weight_files(folder: Path) -> list[Path]:
     check_one_set(parts)
     files = [single] if single.is_file() else parts
     if index.is_file():
-        mapped = {folder / str(name) for name in read_json(index).get("weight_map", {}).values()}
+        mapped = {folder / name for name in read_json(index, WEIGHT_MAP)["weight_map"].values()}
         if differing := sorted(path.name for path in mapped ^ set(parts)):
             raise ValueError(
                 f"{index} and the files beside it differ by {listed(differing)}; copy what is missing, and "

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lorae import peft_format
 from lorae.adapters import Adapters
 from lorae.backbones import load_backbone
-from lorae.encoding import class_logits, collate, encode
+from lorae.batches import class_logits, collate
+from lorae.encoding import encode
 from lorae.methods import Lora
 from lorae.prediction import predict
 from lorae.sources import Files

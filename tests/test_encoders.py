@@ -32,10 +32,11 @@ from transformers import (
 from lorae import faults, metrics, peft_format
 from lorae.adapters import HEAD, Adapters, Soup, initial_head
 from lorae.backbones import Backbone, load_backbone, read_backbone
-from lorae.encoding import class_logits, collate, encode
+from lorae.batches import class_logits, collate
+from lorae.encoding import encode
 from lorae.faults import input_faults
 from lorae.media import Audio, Image
-from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, Rank1BNN, Vera, Xavier
+from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, PVera, Rank1BNN, Vera, Xavier
 from lorae.order import DataOrder
 from lorae.plan import Devices, check_trial, make_plan
 from lorae.prediction import predict, with_features
@@ -249,7 +250,11 @@ def test_member_of_a_stack_equals_the_member_trained_alone(encoder_trial, model)
 
 @pytest.mark.parametrize(
     "method",
-    [*(kind(targets=("q", "v")) for kind in (Vera, Blob, BatchEnsemble, Rank1BNN)), LastLayer(), Full()],
+    [
+        *(kind(targets=("q", "v")) for kind in (Vera, PVera, Blob, BatchEnsemble, Rank1BNN)),
+        LastLayer(),
+        Full(),
+    ],
     ids=lambda method: method.label,
 )
 def test_every_method_is_exact_on_an_encoder_and_trains_its_head(encoder_trial, method):

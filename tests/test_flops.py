@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lorae.clock import Stopwatch
 from lorae.draws import TFB
-from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, Rank1BNN, Vera
+from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, PVera, Rank1BNN, Vera
 from lorae.prediction import with_features
 from lorae.regularizers import KL, EarlyStopping, Masksembles
 from lorae.results import COUNTED, trials_table
@@ -34,6 +34,7 @@ METHODS = {
     "lora above attention": Lora(rank=2, targets=("o_proj",)),
     "lora in one layer": Lora(rank=2, targets=("layers.1.mlp.down_proj",)),
     "vera": Vera(rank=16, targets=QV),
+    "pvera": PVera(rank=16, targets=QV),
     "blob": Blob(rank=4, targets=QV),
     "batch ensemble": BatchEnsemble(targets=QV),
     "rank-1 bnn": Rank1BNN(targets=("down_proj",)),

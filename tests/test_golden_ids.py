@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lorae.draws import TFB, Laplace, MCDropout, Posterior
+from lorae.draws import SWAG, TFB, Laplace, MCDropout, Posterior
 from lorae.methods import (
     BatchEnsemble,
     Blob,
@@ -23,6 +23,7 @@ from lorae.methods import (
     LastLayer,
     Lora,
     Orthogonal,
+    PVera,
     Rank1BNN,
     Vera,
     Xavier,
@@ -52,6 +53,7 @@ KINDS = {
     "orthogonal": LM | {"method": Lora(init=Orthogonal())},
     "vera": LM | {"method": Vera()},
     "vera-shared": LM | {"method": Vera(64, projection="shared")},
+    "pvera": LM | {"method": PVera(), "draws": Posterior(3)},
     "blob": LM | {"method": Blob(), "draws": Posterior(4)},
     "batchensemble": LM | {"method": BatchEnsemble(init="signs")},
     "rank-1-bnn": LM | {"method": Rank1BNN(), "draws": Posterior(2)},
@@ -66,6 +68,7 @@ KINDS = {
     "weights": LM | {"regularizers": (ClassWeights(),)},
     "several": LM | {"regularizers": (KL(), DecayB(), EarlyStopping(), AdapterDropout())},
     "tfb": LM | {"draws": TFB(5)},
+    "swag": LM | {"draws": SWAG(4)},
     "laplace": LM | {"draws": Laplace(20)},
     "letters": LM | {"task": ArcEasy(source=HOME, scoring=Letters())},
     "words": LM | {"task": TREC(source=HOME, scoring=LabelWords(), num_train=100)},

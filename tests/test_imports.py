@@ -42,6 +42,7 @@ def test_layers_import_only_what_they_may(package):
         "lorae.trial",
         "lorae.plan",
         "lorae.tasks",
+        "lorae.encoding",
         "analysis.weights",
         "jobs.cli",
         "jobs.driver",

@@ -17,13 +17,14 @@ from stacks import prepared
 from lorae import seeds
 from lorae.adapters import HEAD, Adapters
 from lorae.backbones import read_backbone
+from lorae.batches import class_logits, collate, features
 from lorae.draws import Laplace, read_draws
 from lorae.draws.laplace.linearised import Linearised, Products, prior_precision
-from lorae.encoding import Row, class_logits, collate, features
+from lorae.encoding import Row
 from lorae.methods import Lora
 from lorae.prediction import predict
 from lorae.regularizers import AdapterDropout
-from lorae.tasks.base import OptionLikelihood
+from lorae.tasks.base import LabelWords, OptionLikelihood
 from lorae.training import train_stack
 from lorae.trial import Budget
 
@@ -239,7 +240,7 @@ def test_the_trace_exceeds_the_exact_one_about_as_many_times_as_a_row_has_tokens
     """Tokens are treated as examples of their own, as `Laplace` says."""
     rng, ids = np.random.default_rng(0), trained.data.train[0].answer_ids
     texts = rng.integers(5, 45, (8, num_tokens)).tolist()
-    rows = [Row(f"r{n}", 0, 3, tuple(text), ids) for n, text in enumerate(texts)]
+    rows = [Row(f"r{n}", 0, 3, tuple(text), ids, scoring=LabelWords()) for n, text in enumerate(texts)]
     dense = Dense(SimpleNamespace(**vars(trained) | {"data": replace(trained.data, train=rows)}), 0)
     exact = 0.0
     for row in rows:

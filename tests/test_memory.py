@@ -16,7 +16,7 @@ from toys import Colours
 
 from lorae.draws import Laplace
 from lorae.memory import Memory, Saving, Texts, stack_memory
-from lorae.methods import BatchEnsemble, Blob, Full, Lora, Method
+from lorae.methods import BatchEnsemble, Blob, Full, Lora, Method, PVera
 from lorae.plan import USABLE_FRAC, Devices, Placement, Plan, memory, place, placed
 from lorae.regularizers import AdapterDropout, EarlyStopping
 from lorae.shapes import num_backbone_parameters
@@ -68,6 +68,7 @@ from lorae.backbones import Backbone, fuse_kernels, recompute_layers
 from lorae.encoding import Row
 from lorae.draws.laplace.linearised import Linearised
 from lorae.packing import ATTENTION, register_attention
+from lorae.tasks.base import LabelWords
 from lorae.training import TrainingData, train_stack
 
 config, shapes, tokens = json.loads(sys.argv[1])
@@ -82,7 +83,10 @@ if config["model_type"] == "gpt2":
 backbone = Backbone("probe", lm, None)
 
 def train(members, batch, tokens, method="lora"):
-    rows = [Row(str(n), 0, 3, (n, *(7,) * (tokens - 1)), (1, 2, 3)) for n in range(2 * batch)]
+    def row(n):
+        return Row(str(n), 0, 3, (n, *(7,) * (tokens - 1)), (1, 2, 3), scoring=LabelWords())
+
+    rows = [row(n) for n in range(2 * batch)]
     recipe = trial(batch, method=of(config, method))
     if method == "laplace":
         return draw(recipe, members, rows)
@@ -110,7 +114,7 @@ for members, batch, method in shapes:
 """
 
 
-METHODS = {method.label: method for method in (Lora(), Blob(), BatchEnsemble(), Full())} | {
+METHODS = {method.label: method for method in (Lora(), Blob(), PVera(), BatchEnsemble(), Full())} | {
     "recomputed": Lora(),
     "laplace": Lora(rank=32),
 }
@@ -136,6 +140,7 @@ def test_computed_memory_is_the_measured_peak(config):
     holes between tensors, up to as much again."""
     shapes = [(1, 4, "lora"), (1, 8, "lora"), (4, 2, "lora"), (2, 4, "batchensemble"), (2, 4, "full")]
     shapes += [(1, 4, "blob"), (4, 2, "blob"), (3, 1, "laplace"), (6, 1, "laplace"), (4, 4, "recomputed")]
+    shapes += [(2, 4, "pvera")]
     tokens = 128
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "MALLOC_MMAP_THRESHOLD_": "65536"}

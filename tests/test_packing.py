@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lorae import encoding
+from lorae import batches
 from lorae.adapters import Adapters
 from lorae.backbones import load_backbone
-from lorae.encoding import Row, collate, common_beginning, encode, stack_logits
+from lorae.batches import collate, common_beginning, stack_logits
+from lorae.encoding import Row, encode
 from lorae.noise import make_noise
 from lorae.packing import Packing, attention
 from lorae.regularizers import AdapterDropout
@@ -18,7 +19,7 @@ from lorae.training import TrainingData, train_stack
 
 
 def row(*tokens: int, segments: tuple[int, ...] = ()) -> Row:
-    return Row("x", 0, 2, tokens, segments=segments)
+    return Row("x", 0, 2, tokens, segments=segments, scoring=OptionLikelihood() if segments else LabelWords())
 
 
 def test_common_beginning_leaves_every_prompt_a_token_of_its_own():
@@ -54,7 +55,7 @@ def test_sharing_changes_neither_logits_nor_gradients(tiny_trial, data_root, sco
     assert common_beginning(rows) > 0
     found = []
     for sharing in (common_beginning, lambda rows: 0):
-        monkeypatch.setattr(encoding, "common_beginning", sharing)
+        monkeypatch.setattr(batches, "common_beginning", sharing)
         with Adapters(backbone, trial.method, [trial.member_key(m)["init"] for m in (0, 1)]) as adapters:
             for parameter in adapters.parameters.values():
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
@@ -91,7 +92,7 @@ def test_a_stack_that_shares_trains_what_one_that_does_not_does(tiny_trial, monk
     backbone = load_backbone(trial.backbone, "fp32", "cpu")
     rows = encode(backbone.tokenizer, trial.task, trial.task.examples("train"), 128)
     runs = [train_stack(backbone, trial, [0, 1], TrainingData(rows, rows[:1]))]
-    monkeypatch.setattr(encoding, "common_beginning", lambda rows: 0)
+    monkeypatch.setattr(batches, "common_beginning", lambda rows: 0)
     runs.append(train_stack(backbone, trial, [0, 1], TrainingData(rows, rows[:1])))
     for shared, apart in zip(*runs):
         for name, value in shared.state.items():

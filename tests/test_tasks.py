@@ -39,11 +39,11 @@ from lorae.tasks import (
     Task,
     WinoGrande,
 )
-from lorae.tasks.base import LETTERS_TEMPLATE
 from lorae.tasks.data import parquet
 from lorae.tasks.mmlu import GROUPS, SUBJECTS
 from lorae.tasks.plot_summaries import first_sentence
 from lorae.tasks.rotten_tomatoes import CORPUS
+from lorae.tasks.scoring.letters import LETTERS_TEMPLATE
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")

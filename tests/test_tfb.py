@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from lorae import seeds
 from lorae.adapters import Adapters
+from lorae.batches import class_logits, collate
 from lorae.draws import TFB, Fit, Laplace, MCDropout, Posterior, read_draws
 from lorae.draws.tfb import ANCHORS, SIGMAS, Samples, inverse_root
-from lorae.encoding import class_logits, collate
 from lorae.identity import canonical
 from lorae.methods import Lora
 from lorae.prediction import draws_nll, predict

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 from lorae import peft_format
 from lorae.adapters import Adapters
 from lorae.backbones import load_backbone
+from lorae.batches import class_logits, collate
 from lorae.checkpoints import StackCheckpoints
-from lorae.encoding import class_logits, collate, encode
+from lorae.encoding import encode
 from lorae.methods import Gaussian, Lora, Orthogonal, Vera, Xavier, drawn_state, frozen_tensors
 from lorae.order import DataOrder
 from lorae.prediction import predict, predict_draws

@@ -174,7 +174,7 @@ def test_a_file_that_is_no_weights_is_named(
 def test_a_config_that_is_none_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(
-        ValueError, match=r"model/config\.json (is|holds) .*(copy the file again|git lfs pull)"
+        ValueError, match=r"model/config\.json (is|cannot be read: ).*(copy the file again|git lfs pull)"
     ):
         backbone_config(Files(str(folder)))
 

@@ -27,8 +27,8 @@ from victims import lorae
 from jobs.cli import main
 from jobs.zero import PERSISTENT_NUMBERS, Zero, _has_died, deepspeed_config, zero_devices
 from lorae.backbones import load_backbone
-from lorae.draws import TFB, Laplace, Posterior
-from lorae.methods import Blob, Rank1BNN, Vera
+from lorae.draws import SWAG, TFB, Laplace, Posterior
+from lorae.methods import Blob, PVera, Rank1BNN, Vera
 from lorae.plan import Devices
 from lorae.ranks import Ranks
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
@@ -51,6 +51,7 @@ import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
+dist.distributed_c10d._tensor_to_object = None  # nothing that a rank gets from another one is unpickled
 from jobs import zero
 from lorae.run import run_stack
 zero.PERSISTENT_NUMBERS = 100
@@ -77,6 +78,7 @@ with open(sys.argv[1], "rb") as stream:
     outcomes = [run(*job) for job in pickle.load(stream)]
 with open(f"{sys.argv[1]}.{dist.get_rank()}", "wb") as stream:
     pickle.dump(outcomes, stream)
+dist.destroy_process_group()  # else gloo's threads abort the process at its exit
 """
 
 
@@ -130,6 +132,9 @@ def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
     return {
         "lora": Case(stack),
         "vera": Case(replace(stack, trial=replace(trial, method=Vera(rank=16)))),
+        "pvera": Case(
+            replace(plain, trial=replace(plain.trial, method=PVera(rank=16)), draws=(None, Posterior(2)))
+        ),
         "blob": Case(
             replace(
                 stack,
@@ -142,7 +147,7 @@ def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
         "tied": Case(Stack(tied, (0, 1))),
         "options, offloaded": Case(Stack(options, (0, 1)), Zero(2, cpu_offload=True)),
         "interrupted": Case(plain, settings={"checkpoint_seconds": 0.0}, stop_at=7),
-        "resumed": Case(replace(plain, draws=(None, TFB(2), Laplace(3, 2)))),
+        "resumed": Case(replace(plain, draws=(None, TFB(2), Laplace(3, 2), SWAG(2, 2, 1e-3, 1, 3)))),
         "soup": Case(replace(plain, soup=True)),
         "failing": Case(replace(stack, trial=replace(trial, optimizer=AdamW(lr=1e37)))),
     }
@@ -177,7 +182,8 @@ def logits(storage: Path, stack: Stack) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["lora", "vera", "blob", "rank-1-bnn", "recomputed", "tied", "options, offloaded", "resumed"]
+    "name",
+    ["lora", "vera", "pvera", "blob", "rank-1-bnn", "recomputed", "tied", "options, offloaded", "resumed"],
 )
 def test_stack_on_two_ranks_equals_the_stack_on_one(cases, outcomes, tmp_path, name):
     """Same members, best steps, logits and costs, whether or not the backbone is whole."""

@@ -23,6 +23,7 @@ from lorae.store import WEIGHTS, Store
 
 TESTS = Path(__file__).parent
 LOG, STEP_SECONDS = "LORAE_TEST_LOG", "LORAE_TEST_STEP_SECONDS"
+CHECKPOINT_SECONDS = "LORAE_TEST_CHECKPOINT_SECONDS"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["lorae.run", "jobs.driver", "mlflow.tracking", "transformers.models.llama.modeling_llama"]
@@ -48,6 +49,13 @@ SWEEP = Sweep(
 class Watched(float):
     """A beta of KL that appends a line `<pid> <beta>` to the log for each step of training, which it slows
     down."""
+
+    def __new__(cls, beta: float) -> Watched:
+        if seconds := os.environ.get(CHECKPOINT_SECONDS):  # in whatever process the stack is about to run
+            from lorae.run import run_stack
+
+            run_stack.__kwdefaults__["checkpoint_seconds"] = float(seconds)
+        return super().__new__(cls, beta)
 
     def __mul__(self, other: Any) -> Any:
         if LOG in os.environ:
@@ -183,9 +191,9 @@ def wait_until(condition: Callable[[], object], process: BaseProcess | None = No
         time.sleep(0.002)
 
 
-def exit_code(process: BaseProcess) -> int | None:
-    """Exit code of a process once it has ended."""
-    process.join(240)
+def exit_code(process: BaseProcess, seconds: float = 240) -> int | None:
+    """Exit code of a process once it has ended; None if it takes longer."""
+    process.join(seconds)
     return process.exitcode
 
 

@@ -12,10 +12,12 @@ from lorae.draws.laplace import Laplace
 from lorae.draws.mc_dropout import MCDropout
 from lorae.draws.posterior import Posterior
 from lorae.draws.sampling import Fit, Sampler
+from lorae.draws.swag import SWAG
 from lorae.draws.tfb import TFB
 
 __all__ = [
     "DRAWS",
+    "SWAG",
     "TFB",
     "AnyDraws",
     "Draws",
@@ -32,7 +34,7 @@ __all__ = [
     "read_draws",
 ]
 
-AnyDraws = MCDropout | Posterior | TFB | Laplace
+AnyDraws = MCDropout | Posterior | TFB | Laplace | SWAG
 DRAWS: tuple[type[Draws], ...] = get_args(AnyDraws)
 
 

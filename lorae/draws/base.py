@@ -122,6 +122,10 @@ class Fitted(Sampled):
         """The training examples that they are fitted on."""
         return list(train)
 
+    def fitted_at_once(self, rows: int, num_classes: int) -> int:
+        """Examples of each member in one pass with gradients, where training has `rows`."""
+        return rows
+
     def fitting_bytes(
         self, method: Method, layers: Mapping[str, tuple[int, int]], num_members: int, rows: int, sizes: Sizes
     ) -> int | None:

@@ -14,6 +14,7 @@ from lorae.draws.base import Fitted
 if TYPE_CHECKING:
     from lorae.adapters import Adapters, State
     from lorae.encoding import Row
+    from lorae.trial import Trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Sampler(ABC, Generic[F]):
         spec: how they are drawn.
         rows_at_once: examples of each member in one pass with gradients.
         on_rows: as for `lorae.prediction.predict`.
+        trial, members: what the members are of, and their indices; needed to fit draws by more training.
 
     Attributes:
         fits: each member's; to be fitted or set.
@@ -57,9 +59,12 @@ class Sampler(ABC, Generic[F]):
         spec: F,
         rows_at_once: int = 8,
         on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
+        trial: Trial | None = None,
+        members: Sequence[int] = (),
     ) -> None:
         self.adapters, self.states, self.member_ids, self.spec = adapters, states, member_ids, spec
         self.rows_at_once, self.on_rows = rows_at_once, on_rows
+        self.trial, self.members = trial, members
         self.fits: list[Fit] = []
         self.search_seconds = 0.0
 

@@ -15,6 +15,7 @@ from lorae.methods.in_context import InContext
 from lorae.methods.inits import Gaussian, Init, Kaiming, Orthogonal, Xavier
 from lorae.methods.last_layer import LastLayer
 from lorae.methods.lora import Lora
+from lorae.methods.pvera import PVera
 from lorae.methods.rank1 import Rank1BNN
 from lorae.methods.vera import Vera
 
@@ -33,6 +34,7 @@ __all__ = [
     "Lora",
     "Method",
     "Orthogonal",
+    "PVera",
     "Rank1BNN",
     "Regime",
     "Step",
@@ -44,7 +46,7 @@ __all__ = [
     "target_modules",
 ]
 
-AnyMethod = Lora | Vera | Blob | BatchEnsemble | Rank1BNN | LastLayer | Full | InContext
+AnyMethod = Lora | Vera | Blob | PVera | BatchEnsemble | Rank1BNN | LastLayer | Full | InContext
 METHODS: tuple[type[Method], ...] = get_args(AnyMethod)
 
 

@@ -73,6 +73,7 @@ class Method:
             record -> name of the stream.
         is_bayesian: members learn a distribution of their weights, of which `Posterior` draws.
         is_low_rank: what a member adds is `scale` times B A, around which draws can be fitted.
+        has_update: what a stored member adds to a weight is a matrix, which `update_reader` finds.
         scales_inputs: it changes what the frozen weight itself reads.
         peft_type: of PEFT's adapter that a member is stored as; None = stored under our own names.
         peft_names: factor -> PEFT's name of it. Other factors are stored in a file of their own.
@@ -91,6 +92,7 @@ class Method:
     streams: ClassVar[Mapping[str, str]] = {}
     is_bayesian: ClassVar[bool] = False
     is_low_rank: ClassVar[bool] = False
+    has_update: ClassVar[bool] = False
     scales_inputs: ClassVar[bool] = False
     peft_type: ClassVar[str | None] = None
     peft_names: ClassVar[Mapping[str, str]] = {}

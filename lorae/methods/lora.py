@@ -45,6 +45,7 @@ class Lora(Adapter):
     factors: ClassVar[tuple[str, ...]] = ("A", "B")
     zero_factor: ClassVar[str | None] = "B"
     is_low_rank: ClassVar[bool] = True
+    has_update: ClassVar[bool] = True
     peft_type = "LORA"
     peft_names: ClassVar[Mapping[str, str]] = {"A": "lora_A.weight", "B": "lora_B.weight"}
 

@@ -37,6 +37,7 @@ class Vera(Adapter):
     names = ("single VeRA", "VeRA ensemble")
     factors: ClassVar[tuple[str, ...]] = ("d", "b")
     zero_factor: ClassVar[str | None] = "b"
+    has_update: ClassVar[bool] = True
     peft_type = "VERA"
     peft_names: ClassVar[Mapping[str, str]] = {"d": "vera_lambda_d", "b": "vera_lambda_b"}
     peft_frozen: ClassVar[tuple[str, ...]] = ("base_model.vera_A", "base_model.vera_B")
@@ -61,47 +62,56 @@ class Vera(Adapter):
     def init_label(self) -> str:
         return f"d-{self.d_init:g}+{self.projection}"
 
+    @property
+    def width(self) -> int:
+        """Rows of A, and numbers of d."""
+        return self.rank
+
     def num_parameters(self, d_in: int, d_out: int) -> int:
-        return self.rank + d_out
+        return self.width + d_out
 
     def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, ...]:
-        """d (rank,) and b (d_out,), equal for all members."""
-        return np.full(self.rank, self.d_init), np.zeros(d_out)
+        """d (width,) and b (d_out,), equal for all members."""
+        return np.full(self.width, self.d_init), np.zeros(d_out)
 
     def draw_frozen(self, layers: Linears, key: seeds.Key) -> tuple[np.ndarray, ...]:
-        """A (rank, largest d_in) and B (largest d_out, rank), Kaiming-uniform as in PEFT; layers use leading
+        """A (width, largest d_in) and B (largest d_out, rank), Kaiming-uniform as in PEFT; layers use leading
         blocks."""
         d_ins, d_outs = zip(*layers.values())
         if self.projection == "shared":
             key = ("vera-shared",)
         a_bound, b_bound = math.sqrt(6 / max(d_ins)), math.sqrt(6 / self.rank)
-        a = seeds.stream(*key, "vera_A").uniform(-a_bound, a_bound, (self.rank, max(d_ins)))
+        a = seeds.stream(*key, "vera_A").uniform(-a_bound, a_bound, (self.width, max(d_ins)))
         b = seeds.stream(*key, "vera_B").uniform(-b_bound, b_bound, (max(d_outs), self.rank))
         return a, b
 
     def forward(self, layer: Stacked, x: torch.Tensor) -> torch.Tensor:
-        d_MR, b_ME = layer.factors()
-        A_MRD, B_MER = layer.frozen
+        d_MW, b_ME = layer.factors()
+        A_MWD, B_MER = layer.frozen
         y = layer.base(x)
-        A_MRD, B_MER = A_MRD[:, :, : x.shape[-1]], B_MER[:, : y.shape[-1]]
-        h_MSR = layer.read(x).bmm(A_MRD.transpose(1, 2)) * d_MR.to(x.dtype)[:, None]
-        branch_MSE = h_MSR.bmm(B_MER.transpose(1, 2)) * b_ME.to(x.dtype)[:, None]
+        A_MWD, B_MER = A_MWD[:, :, : x.shape[-1]], B_MER[:, : y.shape[-1]]
+        h_MSW = layer.read(x).bmm(A_MWD.transpose(1, 2)) * d_MW.to(x.dtype)[:, None]
+        branch_MSE = self.latent(layer, h_MSW).bmm(B_MER.transpose(1, 2)) * b_ME.to(x.dtype)[:, None]
         return y + branch_MSE.view_as(y)
+
+    def latent(self, layer: Stacked, h: torch.Tensor) -> torch.Tensor:
+        """What B multiplies, of h = Ld A x: (M, S, W) -> (M, S, R)."""
+        return h
 
     def frozen_bytes(self, layers: Linears, size: int) -> int:
         d_ins, d_outs = zip(*layers.values())
-        return size * self.rank * (max(d_ins) + max(d_outs))
+        return size * (self.width * max(d_ins) + self.rank * max(d_outs))
 
     def kept_bytes(self, layers: Linears, size: int, noisy: bool) -> int:
         """Its two products; not what it reads, as A is not trained."""
-        return size * sum(self.rank + d_out for _, d_out in layers.values())
+        return size * sum(self.width + d_out for _, d_out in layers.values())
 
     def branch_flops(self, d_in: int, d_out: int) -> int:
-        return 2 * self.rank * (d_in + d_out)
+        return 2 * (self.width * d_in + self.rank * d_out)
 
     def branch_backward_flops(self, d_in: int, d_out: int, reads: bool) -> int:
         """Of what its products read alone, as A and B are not trained."""
-        return 2 * self.rank * (d_out + d_in * reads)
+        return 2 * (self.rank * d_out + self.width * d_in * reads)
 
     def peft_settings(self) -> dict[str, Any]:
         return {

@@ -38,7 +38,7 @@ class KL(Regularizer):
         return f"kl-{self.beta:g}" + ("" if self.direction == "reverse" else "-forward")
 
     def check(self, trial: Trial) -> None:
-        if trial.task.scoring.trains_head:
+        if not trial.task.scoring.backbone_has_classes:
             raise ValueError(
                 f"KL with {trial.task.scoring}: the backbone has no class distribution to stay close to, as "
                 "every member has a head of its own; leave KL out, or score by LabelWords() on a causal LM"

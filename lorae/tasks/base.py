@@ -11,120 +11,44 @@ import hashlib
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 from lorae.identity import canonical, digest, fields_of
 from lorae.media import Audio, Image
 from lorae.sources import DataSource, resolve
 from lorae.tasks.checks import check_class, check_files, check_hashable, check_template
 from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
+from lorae.tasks.example import Example, Prompt
+from lorae.tasks.scoring import (
+    SCORINGS,
+    Head,
+    LabelWords,
+    Letters,
+    OptionLikelihood,
+    Scoring,
+    scorings_for,
+)
+
+__all__ = [  # what a task's file imports from here
+    "Example",
+    "Head",
+    "LabelWords",
+    "Letters",
+    "OptionLikelihood",
+    "Prompt",
+    "Scoring",
+    "Task",
+    "content_id",
+    "hash_frac",
+    "lettered_example",
+    "media_example",
+]
 
 Split = Literal["train", "validation", "test"]
 Modality = Literal["text", "image", "audio"]
 
-LETTERS = "ABCDEFGH"
-MAX_CLASSES = 1000  # of a classification head
 MEDIA: dict[Modality, type] = {"text": type(None), "image": Image, "audio": Audio}  # of an example
 CONTENT_ID = "sha-"  # prefix of ids that are a hash of the content
-LETTERS_TEMPLATE = (
-    "Return the label of the correct answer for the question below.\n\n"
-    "Question: {question}\nChoices:\n{choices}\nAnswer:"
-)
-
-
-@dataclass(frozen=True)
-class Letters:
-    """Score by answer letters: options are listed as `A) ...`, a class logit is that of its letter's
-    token."""
-
-    label = "letters"
-    trains_head, scores_texts = False, False
-
-
-@dataclass(frozen=True)
-class LabelWords:
-    """Score by label words: a class logit is the logit of the first token of the option's text."""
-
-    label = "words"
-    trains_head, scores_texts = False, False
-
-
-@dataclass(frozen=True)
-class OptionLikelihood:
-    """Score by option likelihood: a class logit is the log-probability of the option given the question.
-
-    Args:
-        norm: "sum" of the tokens' log-probabilities, or "chars": that sum over the number of characters.
-    """
-
-    trains_head, scores_texts = False, True
-
-    norm: Literal["sum", "chars"] = "sum"
-
-    def __post_init__(self) -> None:
-        if self.norm not in ("sum", "chars"):
-            raise ValueError(
-                f'norm={self.norm!r}: must be "sum" or "chars"; write OptionLikelihood(norm="sum")'
-            )
-
-    @property
-    def label(self) -> str:
-        return f"likelihood-{self.norm}"
-
-
-@dataclass(frozen=True)
-class Head:
-    """Score by a trained classification head on the encoder's pooled features: a class logit is its output.
-
-    Every example has the same options, which are the classes' names; a text is read without a template.
-
-    Args:
-        pool: "cls", the features of the first token, or "mean", the mean over the tokens that are no padding.
-    """
-
-    trains_head, scores_texts = True, False
-
-    pool: Literal["cls", "mean"] = "cls"
-
-    def __post_init__(self) -> None:
-        if self.pool not in ("cls", "mean"):
-            raise ValueError(f'pool={self.pool!r}: must be "cls" or "mean"; write Head(pool="mean")')
-
-    @property
-    def label(self) -> str:
-        return "head" if self.pool == "cls" else f"head-{self.pool}"
-
-
-Scoring = Letters | LabelWords | OptionLikelihood | Head
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question with its options, or an image or piece of audio with its classes.
-
-    Args:
-        id: the dataset's own id, else `content_id` of its text, or of its media's digest.
-        question: with its context, where the dataset has one; empty for media.
-        options: answer texts, 2 to 8; with a classification head class names, 2 to 1,000.
-        label: index of the gold option; None for unlabelled OOD text.
-        group: validation is carved from train by whole groups (a film); None = every example is its own.
-        media: the image or audio of a task of that modality.
-    """
-
-    id: str
-    question: str
-    options: tuple[str, ...]
-    label: int | None
-    group: str | None = None
-    media: Image | Audio | None = None
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Text up to where the answer begins, and the answer's text for each class (with its leading space)."""
-
-    text: str
-    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +93,8 @@ class Task:
     def __post_init__(self) -> None:
         check_class(type(self), Task)
         check_hashable(self)
-        if type(self.scoring) not in get_args(Scoring):
-            known = ", ".join(kind.__name__ for kind in get_args(Scoring))
+        if type(self.scoring) not in SCORINGS:
+            known = ", ".join(kind.__name__ for kind in SCORINGS)
             raise ValueError(f"scoring={self.scoring!r}: must be one of {known}; write scoring=LabelWords()")
         if not re.fullmatch(r"\w[\w.+-]{0,59}(/\w[\w.+-]{0,59})?", self.name):  # it names files and folders
             raise ValueError(
@@ -183,17 +107,13 @@ class Task:
             size = getattr(self, name)
             if size is not None and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"{name}={size}: must be >= 1; leave it out to take every example")
-        head = isinstance(self.scoring, Head)
-        if self.modality != "text" and not head:
+        if self.modality != "text" and self.modality not in self.scoring.backbones:
             raise ValueError(
                 f"{self.name} has {self.modality} examples, {self.scoring} needs the tokens of a text; write "
-                "scoring=Head()"
+                f"scoring={scorings_for(self.modality)}"
             )
-        if head and self.option_seed is not None:
-            raise ValueError(
-                f"option_seed={self.option_seed}: the classes of a head have one order; leave it out"
-            )
-        templated = isinstance(self.scoring, (LabelWords, OptionLikelihood))
+        self.scoring.check_task(self)
+        templated = self.scoring.template is None
         if templated and type(self).prompt is Task.prompt:  # else what fills it is its own affair
             check_template(self.template, self.name)
 
@@ -241,22 +161,11 @@ class Task:
 
         For a head it is the text itself, without template, and the names of the classes.
         """
-        if isinstance(self.scoring, Head):
-            return Prompt(example.question, example.options)
-        if isinstance(self.scoring, Letters):
-            letters = LETTERS[: len(example.options)]
-            choices = "\n".join(f"{k}) {text}" for k, text in zip(letters, example.options, strict=True))
-            text = LETTERS_TEMPLATE.format(question=example.question, choices=choices)
-            return Prompt(text, tuple(f" {k}" for k in letters))
-        return Prompt(
-            self.template.format(question=example.question), tuple(f" {o}" for o in example.options)
-        )
+        return self.scoring.prompt(self.template, example)
 
     def prompt_template(self) -> str:
         """The template in use, empty for a head; an OOD task must have the trained task's."""
-        if isinstance(self.scoring, Head):
-            return ""
-        return LETTERS_TEMPLATE if isinstance(self.scoring, Letters) else self.template
+        return self.template if self.scoring.template is None else self.scoring.template
 
     def splits(self) -> dict[Split, tuple[Example, ...]]:
         """Examples of train, validation and test, checked: unique ids, disjoint splits, labels in range.

@@ -8,19 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from lorae.tasks.base import (
-    CONTENT_ID,
-    LETTERS,
-    MAX_CLASSES,
-    MEDIA,
-    Example,
-    Head,
-    Letters,
-    Prompt,
-    Split,
-    Task,
-    hash_frac,
-)
+from lorae.tasks.base import CONTENT_ID, MEDIA, Example, Prompt, Split, Task, hash_frac
 from lorae.tasks.rows import check_disguised, first_blank, place_of, typed
 
 
@@ -174,8 +162,8 @@ class _Reading:
             raise ValueError("no label; training needs one")
         if type(self.task).prompt is not Task.prompt:
             _check_prompt(self.task, example)
-        if isinstance(self.task.scoring, Head) and self.examples:
-            _check_classes(example.options, self.examples[0].options)
+        if self.examples:
+            self.task.scoring.check_alike(example, self.examples[0])
 
     def number_collisions(self) -> list[str]:
         """Ids that a copy got although another row has them."""
@@ -242,9 +230,9 @@ def _example(task: Task, row: dict[str, Any], where: str) -> Example:
 def _check_example(task: Task, example: Example) -> None:
     """Refuse options, media, a question or a label that the task's scoring cannot read."""
     num_options = len(example.options)
-    most = MAX_CLASSES if isinstance(task.scoring, Head) else len(LETTERS)
-    if not 2 <= num_options <= most:
-        raise ValueError(f"{num_options} options; must be 2 to {most}")
+    fewest, most = task.scoring.num_options
+    if not fewest <= num_options <= most:
+        raise ValueError(f"{num_options} options; must be {fewest} to {most}")
     if not isinstance(example.media, MEDIA[task.modality]):
         raise ValueError(
             f"its media is {type(example.media).__name__}, the task's modality {task.modality!r}; correct "
@@ -255,7 +243,7 @@ def _check_example(task: Task, example: Example) -> None:
     if not example.id.strip():
         raise ValueError("the id is empty")
     blank = first_blank(example.options)
-    if blank is not None and not isinstance(task.scoring, Letters):  # there the letter answers
+    if blank is not None and not task.scoring.lists_options:  # else the letter answers
         raise ValueError(f"option {blank} of {example.options} is blank, so nothing of it can be scored")
     if example.label is not None and not 0 <= example.label < num_options:
         hidden = " (-1 often hides it: name a split with labels)" if example.label == -1 else ""
@@ -276,14 +264,6 @@ def _check_prompt(task: Task, example: Example) -> None:
         raise ValueError(
             f"{kind}.prompt() gives the text {prompt.text[:60]!r} and the answers {prompt.answers}; must be "
             f"a text and {len(example.options)} answers, one for each option"
-        )
-
-
-def _check_classes(options: tuple[str, ...], first: tuple[str, ...]) -> None:
-    if options != first:
-        raise ValueError(
-            f"its {len(options)} classes {options[:3]} ... are not those of the first row, {first[:3]} ...; "
-            "a head has the same classes for all examples; score by Letters() or OptionLikelihood()"
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorae.sources import Hub
-from lorae.tasks.base import Example, Letters, Prompt, Task, content_id
+from lorae.tasks.base import Example, Prompt, Task, content_id
 from lorae.tasks.data import DataFiles, parquet
 
 
@@ -56,7 +56,7 @@ class WinoGrande(Task):
         return Example(content_id(sentence, *options), sentence, options, int(row["answer"]) - 1)
 
     def prompt(self, example: Example) -> Prompt:
-        if isinstance(self.scoring, Letters):
+        if self.scoring.lists_options:
             return super().prompt(example)
         before, _, after = example.question.partition("_")
         text = self.template.format(question=before).rstrip()

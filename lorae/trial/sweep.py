@@ -37,7 +37,7 @@ class Sweep:
             `analysis.paths`.
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
         tune: dotted path into a trial (`"optimizer.lr"`) to the values that each recipe is tuned over before
-            it is compared, see `lorae.trial.tuning`: the same for all, or `Times` of its own. The one with the
+            it is compared, see `lorae.trial.tuning`: equal for all, or `Times` of its own. The one with the
             lowest validation NLL is chosen, of several axes their combination; a recipe that lacks an axis
             is not tuned over it.
         tune_members: members that are trained to judge each value, with the recipe's first seed.
@@ -92,7 +92,7 @@ class Sweep:
             [
                 replace(t, members=0, seed=0, regularizers=(), combine="probs", draws=None)
                 for t in grid
-                if not t.task.scoring.trains_head
+                if t.task.scoring.backbone_has_classes
             ]
             if self.zero_shot
             else []

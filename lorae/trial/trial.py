@@ -73,7 +73,7 @@ class Trial:
             self.draws.check(self)
         self._check_draws()
         self._check_members_differ()
-        if self.members == 0 and self.task.scoring.trains_head:
+        if self.members == 0 and not self.task.scoring.backbone_has_classes:
             raise ValueError(
                 f"members=0 with {self.task.scoring}: the backbone has no head for {self.task.name}; write "
                 "members=1 or more"
@@ -181,7 +181,7 @@ class Trial:
     def reference_id(self) -> str:
         """Identity of the untouched backbone, under which its own predictions are stored; "none" if it has no
         classes, as every member has a head of its own."""
-        if self.task.scoring.trains_head:
+        if not self.task.scoring.backbone_has_classes:
             return "none"
         return backbone_id(self.backbone, self.precision, self.budget.max_tokens)
 

@@ -75,12 +75,16 @@ class Laplace(Fitted):
     def passes_to_fit(self, num_classes: int) -> int:
         return self.num_passes(num_classes)
 
+    def fitted_at_once(self, rows: int, num_classes: int) -> int:
+        """Fewer: the graph is kept for the Jacobian of every class."""
+        return max(1, rows // num_classes)
+
     def fitting_bytes(
         self, method: Method, layers: Mapping[str, tuple[int, int]], num_members: int, rows: int, sizes: Sizes
     ) -> int:
         """The members' products with a random matrix, and that, in fp64; what the adapted layers read, in
         fp32, and give and are sent back; and the Jacobians of the classes."""
-        rows, shapes = num_members * max(1, rows // sizes.classes), layers.values()
+        rows, shapes = num_members * self.fitted_at_once(rows, sizes.classes), layers.values()
         curvature = 2 * 8 * self.columns * sum(sum(shape) for shape in shapes)
         of_token = sum(4 * (d_in + method.rank) + 2 * sizes.number * d_out for d_in, d_out in shapes)
         jacobians = 4 * sizes.classes * sum(method.num_parameters(*shape) for shape in shapes)

@@ -26,10 +26,11 @@ from scipy.optimize import root_scalar
 
 from lorae import seeds
 from lorae.adapters import Adapters, State
+from lorae.batches import class_logits, collate
 from lorae.draws.laplace import Laplace
 from lorae.draws.sampling import Fit, Sampler
 from lorae.encoders import EncoderBatch
-from lorae.encoding import Row, class_logits, collate
+from lorae.encoding import Row
 from lorae.transfer import to_device
 
 PRECISIONS = 1e-8, 1e12  # between which the prior's is searched
@@ -83,7 +84,7 @@ class Linearised(Sampler[Laplace]):
         large; and how many of them count."""
         ranks, num_classes = self.adapters.backbone.ranks, max(row.num_classes for row in rows)
         longest_first = np.argsort([-len(row.tokens) for row in rows], kind="stable")
-        for part, real in ranks.parts(len(rows), max(1, self.rows_at_once // num_classes)):
+        for part, real in ranks.parts(len(rows), self.spec.fitted_at_once(self.rows_at_once, num_classes)):
             yield longest_first[part], real
 
     def _report(self, rows: Sequence[Row], num_classes: int) -> None:

@@ -1,0 +1,36 @@
+"""What a task's rows become: an example, and its prompt for a causal LM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorae.media import Audio, Image
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its options, or an image or piece of audio with its classes.
+
+    Args:
+        id: the dataset's own id, else `content_id` of its text, or of its media's digest.
+        question: with its context, where the dataset has one; empty for media.
+        options: answer texts, 2 to 8; with a classification head class names, 2 to 1,000.
+        label: index of the gold option; None for unlabelled OOD text.
+        group: validation is carved from train by whole groups (a film); None = every example is its own.
+        media: the image or audio of a task of that modality.
+    """
+
+    id: str
+    question: str
+    options: tuple[str, ...]
+    label: int | None
+    group: str | None = None
+    media: Image | Audio | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text up to where the answer begins, and the answer's text for each class (with its leading space)."""
+
+    text: str
+    answers: tuple[str, ...]

@@ -1,0 +1,118 @@
+"""What a scoring says about itself: whoever depends on how class logits are read asks it, and never which
+one it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lorae.encoding import Asked, Row, ask
+from lorae.shapes import Kind
+from lorae.tasks.example import Example, Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorae.backbones import Backbone
+    from lorae.tasks.base import Task
+
+
+class Scoring:
+    """How the class logits of an example are read from a backbone.
+
+    A new scoring is one file of this folder and its name in `AnyScoring`: a frozen dataclass, whose fields
+    are part of a member's identity. The defaults are those of a causal LM that reads prompts; such a scoring
+    defines `label`, `row`, `collate` and `class_logits`. A sweep file imports nothing heavy, so hooks import
+    numpy and torch themselves.
+
+    Attributes:
+        template: of every task's prompts; None = the task's own.
+        num_options: the fewest and the most options of an example.
+        backbones: kinds of backbone that it reads, as `lorae.shapes.kind_of` calls them.
+        lists_options: the prompt lists the options and an answer names one; an option's text is not scored,
+            so it may be blank.
+        scores_texts: every token of an answer is scored, by the full vocabulary; answers are then
+            texts, not classes that all examples share.
+        trains_head: every member trains a head of its own, whose outputs are the class logits.
+    """
+
+    template: ClassVar[str | None] = None
+    num_options: ClassVar[tuple[int, int]] = (2, 8)
+    backbones: ClassVar[tuple[Kind, ...]] = ("causal",)
+    lists_options: ClassVar[bool] = False
+    scores_texts: ClassVar[bool] = False
+    trains_head: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        raise NotImplementedError  # abstract: every scoring defines it
+
+    @property
+    def backbone_has_classes(self) -> bool:
+        """Whether the untouched backbone has class logits too: zero-shot, as a reference, and for `KL`."""
+        return not self.trains_head
+
+    # Tasks and examples
+
+    def check_task(self, task: Task) -> None:
+        """Refuse settings of a task that it cannot follow.
+
+        Raises:
+            ValueError: the setting, and what to write.
+        """
+
+    def check_alike(self, example: Example, first: Example) -> None:
+        """Refuse an example that cannot be scored beside the first one of its files.
+
+        Raises:
+            ValueError: how they differ.
+        """
+
+    def prompt(self, template: str, example: Example) -> Prompt:
+        """The prompt of an example, and its answers.
+
+        Args:
+            template: the task's own, into which the question goes.
+        """
+        return Prompt(template.format(question=example.question), tuple(f" {o}" for o in example.options))
+
+    # Rows, batches and logits
+
+    def encode(
+        self,
+        tokenizer: Any,
+        task: Task,
+        examples: Sequence[Example],
+        max_tokens: int,
+        classes: tuple[str, ...] | None,
+        context: str,
+    ) -> list[Row]:
+        """Rows of the examples; arguments and errors as `lorae.encoding.encode` has them."""
+        return [self.row(asked) for asked in ask(tokenizer, task, examples, max_tokens, context)]
+
+    def row(self, asked: Asked) -> Row:
+        """The row of a prompt and its answers."""
+        raise NotImplementedError  # abstract: every scoring of prompts defines it
+
+    def collate(
+        self, rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int, share: bool
+    ) -> Any:
+        """One batch of the rows; arguments as `lorae.batches.collate` has them."""
+        raise NotImplementedError  # abstract: every scoring defines it
+
+    def class_logits(self, backbone: Backbone, batch: Any) -> torch.Tensor:
+        """Class logits (rows, C) of a batch that `collate` made, in fp32; -inf for classes that a row does
+        not have."""
+        raise NotImplementedError  # abstract: every scoring defines it
+
+    # Stored members
+
+    def peft_classifier(self, config: dict[str, Any]) -> str | None:
+        """Path of the classifier of transformers' own class that computes what a member's head does; None =
+        there is none.
+
+        Args:
+            config: the backbone's config.json.
+        """
+        return None
