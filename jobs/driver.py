@@ -20,8 +20,9 @@ from jobs.search import Found, check_search, num_trained, run_search, search_tex
 from jobs.simulate import duration, simulate
 from jobs.verify import set_rotten_aside, used_entries, verifying
 from lorae.backbone.checks import check_backbones
+from lorae.planning.estimate import Devices
 from lorae.planning.faults import input_faults
-from lorae.planning.plan import Devices, Plan, after_tuning, make_plan, placed, soups_of
+from lorae.planning.plan import Plan, after_tuning, make_plan, placed, soups_of
 from lorae.results import trials_table
 from lorae.store.store import Store
 from lorae.tasks.splits import refuse

@@ -17,7 +17,8 @@ from jobs.progress import ProgressLine
 from jobs.request import Request, member_provenance, modules_of
 from jobs.scratch import scratch_folder
 from jobs.zero import MAX_DEATHS, Zero
-from lorae.planning.plan import Devices, Plan
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import Plan
 from lorae.planning.stack import Stack, Stopped
 
 # Tune would copy these into its trials' runtime environment, which Ray writes to its logs; workers have the

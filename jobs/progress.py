@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TextIO
 
-from lorae.planning.plan import Estimate
+from lorae.planning.estimate import Estimate
 from lorae.planning.stack import Stack
 
 PLAIN_SECONDS = 15.0

@@ -23,8 +23,8 @@ from typing import Any
 from jobs.zero import Zero, zero_devices
 from lorae.draws import read_draws
 from lorae.identity import digest
+from lorae.planning.estimate import Devices
 from lorae.planning.memory import Saving
-from lorae.planning.plan import Devices
 from lorae.trial import Sweep
 from lorae.trial.axes import field_type, value_at
 from lorae.uris import remember, shown

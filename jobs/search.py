@@ -26,7 +26,8 @@ from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
 from jobs.request import Request, driver_id
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
-from lorae.planning.plan import Devices, Plan, make_plan, placed
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import Plan, make_plan, placed
 from lorae.planning.stack import Stack
 from lorae.results import Pruned
 from lorae.search import ASHA, EarlyEnd, LogUniform, MedianStopping, Optuna, Search, Uniform

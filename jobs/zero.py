@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.scratch import scratch_folder
-from lorae.planning.plan import Devices
+from lorae.planning.estimate import Devices
 from lorae.planning.stack import Progress, Stack, StackResult, Stopped
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from ray.autoscaler._private.util import validate_config
 
 from jobs.cluster import Agreement, software, startable_workers
 from jobs.devices import GPUS, ray_devices
-from lorae.planning.plan import Devices
+from lorae.planning.estimate import Devices
 from lorae.sources import Files
 from lorae.store.storage import Storage
 

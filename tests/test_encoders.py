@@ -40,8 +40,9 @@ from lorae.engine.training import TrainingData, learning_rate, train_stack
 from lorae.media import Audio, Image
 from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, PVera, Rank1BNN, Vera, Xavier
 from lorae.planning import faults
+from lorae.planning.estimate import Devices
 from lorae.planning.faults import input_faults
-from lorae.planning.plan import Devices, check_trial, make_plan
+from lorae.planning.plan import check_trial, make_plan
 from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.results import trials_table

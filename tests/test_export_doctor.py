@@ -8,7 +8,7 @@ import torch
 from jobs import doctor
 from jobs.cli import main
 from lorae.engine.run import run_stack
-from lorae.planning.plan import Devices
+from lorae.planning.estimate import Devices
 from lorae.planning.stack import Stack
 from lorae.store.names import WEIGHTS, member_folder
 

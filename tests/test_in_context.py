@@ -33,7 +33,9 @@ from lorae.engine.predict_task import predict_task
 from lorae.engine.prediction import predict
 from lorae.engine.run import run_stack
 from lorae.methods import InContext, Lora
-from lorae.planning.plan import Devices, estimate, make_plan, memory, place
+from lorae.planning.estimate import Devices, estimate, memory
+from lorae.planning.placement import place
+from lorae.planning.plan import make_plan
 from lorae.planning.stack import Progress, Stack, Stopped
 from lorae.regularizers import KL, AdapterDropout
 from lorae.results import trials_table

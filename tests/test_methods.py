@@ -33,7 +33,8 @@ from lorae.engine.training import learning_rate, train_stack
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
 from lorae.methods.full import full_member_bytes
 from lorae.noise import make_noise
-from lorae.planning.plan import Devices, Plan, estimate, make_plan, placed
+from lorae.planning.estimate import Devices, estimate
+from lorae.planning.plan import Plan, make_plan, placed
 from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
 from lorae.regularizers.masksembles import BranchMasks
@@ -562,7 +563,7 @@ def test_explicit_ensembles_are_divided_to_fit(tiny_trial, monkeypatch):
     needed = full_member_bytes(backbone_config(trial.backbone))
     plan = Plan((), (), (), (), pending=(Stack(trial, tuple(range(6))),))
     assert [len(s.members) for s in placed(plan, ONE_CPU).stacks] == [6]
-    monkeypatch.setattr("lorae.planning.plan.MAX_FULL_BYTES", 2 * needed)
+    monkeypatch.setattr("lorae.planning.placement.MAX_FULL_BYTES", 2 * needed)
     assert sorted(len(s.members) for s in placed(plan, ONE_CPU).stacks) == [1, 1, 2, 2]
 
 

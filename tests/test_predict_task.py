@@ -19,7 +19,8 @@ from lorae.engine.predict_task import predict_task
 from lorae.engine.prediction import with_features
 from lorae.engine.run import run_stack
 from lorae.methods import LastLayer, Lora, Vera
-from lorae.planning.plan import Devices, make_plan
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import make_plan
 from lorae.planning.stack import Stack
 from lorae.sources import Files
 from lorae.store.names import RECORD, WEIGHTS, member_folder, reference_folder

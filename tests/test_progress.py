@@ -10,7 +10,7 @@ import termios
 import pytest
 
 from jobs.progress import ProgressLine
-from lorae.planning.plan import Estimate
+from lorae.planning.estimate import Estimate
 from lorae.planning.stack import Stack
 
 

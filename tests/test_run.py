@@ -20,7 +20,8 @@ from lorae.draws import TFB
 from lorae.engine.run import run_stack
 from lorae.methods import Lora, Vera
 from lorae.planning import memory
-from lorae.planning.plan import Devices, make_plan
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import make_plan
 from lorae.planning.stack import Progress, Stack, Stopped
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.sources import Files

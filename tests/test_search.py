@@ -31,7 +31,9 @@ from lorae.engine.run import run_stack
 from lorae.engine.training import TrainingData, train_stack
 from lorae.methods import Lora
 from lorae.metrics import combine, ensemble_nll
-from lorae.planning.plan import USABLE_FRAC, Devices, make_plan, memory, placed
+from lorae.planning.estimate import Devices, memory
+from lorae.planning.placement import USABLE_FRAC
+from lorae.planning.plan import make_plan, placed
 from lorae.planning.stack import Stack
 from lorae.regularizers import KL, DecayB, EarlyStopping
 from lorae.search import ASHA, LogUniform, MedianStopping, Optuna, Uniform

@@ -28,7 +28,8 @@ from lorae.engine.prediction import predict, predict_draws
 from lorae.engine.run import run_stack
 from lorae.engine.training import train_stack
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera, frozen_tensors
-from lorae.planning.plan import Devices, make_plan, soups_of
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import make_plan, soups_of
 from lorae.regularizers import AdapterDropout, Masksembles
 from lorae.results import read_trials, trials_table
 from lorae.search import ASHA

@@ -31,7 +31,7 @@ from lorae.backbone.processes import Ranks
 from lorae.draws import SWAG, TFB, Laplace, Posterior
 from lorae.engine.run import run_stack
 from lorae.methods import Blob, PVera, Rank1BNN, Vera
-from lorae.planning.plan import Devices
+from lorae.planning.estimate import Devices
 from lorae.planning.stack import Stack, StackResult
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.shapes import linear_shapes, linears_of, num_backbone_parameters

@@ -3,102 +3,27 @@ memory and time."""
 
 from __future__ import annotations
 
-import functools
-import heapq
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from lorae.backbone.checks import Inspection
-from lorae.draws import Draws, Fitted
-from lorae.methods.full import MAX_FULL_BYTES, full_member_bytes
+from lorae.draws import Draws
 from lorae.planning.checks import check_recipe
 from lorae.planning.choice import Choice, choose
-from lorae.planning.flops import Flops, Passes
-from lorae.planning.memory import BYTES, Memory, Saving, Texts, stack_memory
+from lorae.planning.estimate import Devices, Estimate, Host, Placement, estimate
+from lorae.planning.placement import divided, place
 from lorae.planning.stack import Stack
 from lorae.search import EarlyEnd
-from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.store.names import member_folder, reference_folder, soup_folder
 from lorae.store.predictions import prediction_file
 from lorae.store.store import Store
-from lorae.tasks.base import Split, Task
+from lorae.tasks.base import Task
 from lorae.tasks.splits import label_faults, refuse
-from lorae.trial import Diversity, Sweep, Trial, cell_of, cells
+from lorae.trial import Sweep, Trial, cell_of, cells
 from lorae.trial.axes import with_values
 from lorae.trial.tuning import Point, recipe_of, studies
-
-Host = Literal["local", "tune", "zero"]
-
-CHARS_PER_TOKEN = 4  # rough, for plans; the tokenizer is not loaded
-# Rough sustained rates, for the time estimates only. CPU: one thread with AMX, bf16, as in the demo (30 s
-# estimated, 33 s measured per member); without AMX it is slower. GPU: an assumed share of the data sheet's
-# dense bf16 rate.
-CPU_FLOPS = 1.2e11
-SUSTAINED_FRAC, A100_FLOPS = 0.35, 3.12e14
-FP32_SLOWDOWN = {"cpu": 2.5, "cuda": 16.0}  # measured; A100's data sheet, 312 against 19.5 TFLOP/s
-RECOMPUTE_SLOWDOWN = 1.4  # measured 1.38, five members on SmolLM2-135M
-ZERO_BYTES_PER_SECOND = 5e10  # assumed rate at which a rank receives the weights of the others
-USABLE_FRAC = 0.9  # of a GPU's memory; the rest: CUDA's context, workspaces, the allocator's fragments
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What a stack can run on: `num` devices at once, each a GPU with some memory, or a share of the CPUs.
-
-    Attributes:
-        memory_bytes: of one GPU; None on a CPU, or if it is not known.
-        per_node: GPUs of one node, the most that one stack may take.
-        peak_flops: dense bf16 rate of one GPU by its data sheet; None = an A100's.
-        stack_devices: that every stack takes together, by ZeRO-3; None = one, or as few as suffice.
-        saving: what every stack does to take less memory.
-    """
-
-    kind: str  # "cpu" or "cuda"
-    num: int
-    cpus_per_stack: int
-    memory_bytes: int | None = None
-    per_node: int = 1
-    peak_flops: float | None = None
-    stack_devices: int | None = None
-    saving: Saving = Saving()
-
-    def flops(self, precision: str) -> float:
-        """Rough sustained rate of one device."""
-        rate = CPU_FLOPS if self.kind == "cpu" else SUSTAINED_FRAC * (self.peak_flops or A100_FLOPS)
-        return rate / (FP32_SLOWDOWN[self.kind] if precision == "fp32" else 1.0)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a stack runs, and why.
-
-    Attributes:
-        host: this process, a Ray Tune trial on at most one GPU, or DeepSpeed ZeRO-3 on several.
-        gpus: that it takes, or workers of ZeRO-3; 0 on a CPU.
-        micro_batch: examples of each member per forward pass on one device; None = its whole share.
-    """
-
-    host: Host
-    gpus: int
-    micro_batch: int | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a stack will take: peak memory of one device, and times that are rough."""
-
-    memory_bytes: int
-    train_tokens: int
-    train_seconds: float
-    predict_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        return self.train_seconds + self.predict_seconds
 
 
 @dataclass(frozen=True)
@@ -307,7 +232,9 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
     Raises:
         ValueError: a stack fits on no GPU, nor on the GPUs of a node together.
     """
-    rows = [(stack, place(stack, devices, host)) for stack in _divided(plan, devices, host)]
+    whole = [*plan.begun, *plan.pending]
+    stacks = whole if plan.whole else divided(plan.begun, plan.pending, devices, host)
+    rows = [(stack, place(stack, devices, host)) for stack in stacks]
     rows = [(replace(stack, micro_batch=where.micro_batch), where) for stack, where in rows]
     triples = [(stack, where, estimate(stack, devices, where)) for stack, where in rows]
     triples.sort(key=lambda row: -row[2].seconds)
@@ -385,284 +312,3 @@ def _as_begun(stacks: list[Stack], store: Store) -> tuple[list[Stack], list[Stac
         if lacking or not stack.members:
             rest.append(replace(stack, members=tuple(lacking.values())))
     return rest, begun
-
-
-# Where a stack runs
-# ----------------------------------------------------------------------------------------------------------
-
-
-def place(stack: Stack, devices: Devices, host: Host = "tune") -> Placement:
-    """One device if the stack fits, with the largest micro-batch that does; else ZeRO-3 over as few GPUs of a
-    node as suffice.
-
-    Raises:
-        ValueError: it fits nowhere, or its backbone cannot be parted; what to do.
-    """
-    return _place(_typical(stack), devices, host)
-
-
-def _typical(stack: Stack) -> Stack:
-    """The stack without what its memory and time do not depend on: the seed, and which members they are. A
-    soup takes what one of them does."""
-    trial = replace(stack.trial, seed=0, diversity=Diversity())
-    members = tuple(range(1 if stack.soup else len(stack.members)))
-    drawing = tuple(sum(m < num for m in stack.members) for num in stack.draw_members)
-    stored = members[len(stack.to_train) :]
-    return replace(stack, trial=trial, members=members, draw_members=drawing, micro_batch=None, stored=stored)
-
-
-@functools.lru_cache(maxsize=4096)
-def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
-    asked = devices.stack_devices
-    if asked and stack.members and stack.trial.method.regime == "alone":
-        raise ValueError(
-            f"--zero {asked} with Full(): its members are copies of the whole backbone, of which each worker "
-            "has a part; leave --zero out, or write another method"
-        )
-    if asked and devices.memory_bytes is None:
-        return Placement("zero", asked, None, f"asked for, {asked} workers per stack")
-    if devices.memory_bytes is None:
-        gpus = int(devices.kind == "cuda")
-        why = "GPU whose memory is not known" if gpus else f"CPU, {devices.cpus_per_stack} per stack"
-        return Placement(host, gpus, None, why)
-    usable, saving = USABLE_FRAC * devices.memory_bytes, devices.saving
-    batch = stack.trial.budget.batch_size
-    what = f"usable {usable / 2**30:.1f} of {devices.memory_bytes / 2**30:.1f} GiB"
-    alone = host == "local" or stack.trial.method.regime == "alone"
-    widest = asked or (1 if alone else devices.per_node)
-    for gpus in [asked] if asked else range(1, widest + 1):
-        share = -(-batch // gpus)
-        if rows := _largest_rows(stack, share, usable, gpus, saving):
-            needs = memory(stack, rows, gpus, saving)
-            micro = None if rows == share else rows
-            fits = f"{_gib(needs.total)} fit into the {what}" + (
-                f" by micro-batches of {micro}" if micro else ""
-            )
-            if gpus == 1:
-                return Placement(host, 1, micro, fits)
-            alone = memory(stack, 1, 1, saving)
-            return Placement(
-                "zero", gpus, micro, f"{_gib(alone.total)} exceed the {what}; on {gpus} GPUs {fits}"
-            )
-    needs = memory(stack, 1, widest, saving)
-    raise ValueError(
-        f"{stack.trial.backbone.label} with {len(stack.members)} members and one example each needs "
-        f"{_gib(needs.total)} on each of {widest} GPUs: more than the {what}; "
-        + ("leave --local out, " if host == "local" and devices.per_node > 1 else "")
-        + f"take larger GPUs or more per node, lower Budget(max_tokens={stack.trial.budget.max_tokens}) "
-        + "or write precision='bf16'"
-    )
-
-
-def _largest_rows(stack: Stack, most: int, usable: float, gpus: int, saving: Saving) -> int:
-    """Most examples of each member per forward pass that fit, 0 if not even one does."""
-    low, high = 0, most
-    while low < high:
-        middle = -(-(low + high) // 2)
-        if memory(stack, middle, gpus, saving).total <= usable:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Memory:
-    """Peak memory of a stack on one of its GPUs (0: on a CPU), with `rows` examples of each member at
-    once."""
-    trial, config, num_members = stack.trial, backbone_config(stack.trial.backbone), len(stack.members)
-    fitted = {s.draws for s in stack.eval_sets().values() if isinstance(s.draws, Fitted)}
-    return stack_memory(trial, config, num_members, rows, _longest(stack), gpus, saving, fitted)
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
-
-
-def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
-    """The stack, or its halves, or theirs: parts that fit on one GPU if a single member does, else on the
-    GPUs of a node."""
-    if len(stack.members) <= 1:
-        return [stack]
-    if devices.memory_bytes is None:
-        if _full_bytes(stack) <= MAX_FULL_BYTES:
-            return [stack]
-        return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
-    single = replace(stack, members=stack.members[:1])
-    alone = host == "local" or stack.trial.method.regime == "alone"
-    gpus = devices.stack_devices or (1 if alone or _fits(single, devices, 1) else devices.per_node)
-    if _fits(stack, devices, gpus):
-        return [stack]
-    return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
-
-
-def _full_bytes(stack: Stack) -> int:
-    """What the weights of members that are fine-tuned in full take, with gradients and moments."""
-    if stack.trial.method.regime != "alone":
-        return 0
-    return len(stack.members) * full_member_bytes(backbone_config(stack.trial.backbone))
-
-
-def _fits(stack: Stack, devices: Devices, gpus: int) -> bool:
-    assert devices.memory_bytes is not None
-    return _least_bytes(_typical(stack), gpus, devices.saving) <= USABLE_FRAC * devices.memory_bytes
-
-
-@functools.lru_cache(maxsize=4096)
-def _least_bytes(stack: Stack, gpus: int, saving: Saving) -> int:
-    return memory(stack, 1, gpus, saving).total
-
-
-def _divided(plan: Plan, devices: Devices, host: Host) -> list[Stack]:
-    """What remains to be run, in parts that fit, the pending ones spread."""
-    if plan.whole:
-        return [*plan.begun, *plan.pending]
-    begun, pending = (
-        [part for stack in stacks for part in _fitting(stack, devices, host)]
-        for stacks in (plan.begun, plan.pending)
-    )
-    return begun + _spread(pending, begun, devices, host)
-
-
-def _halves(stack: Stack) -> list[Stack]:
-    half = math.ceil(len(stack.members) / 2)
-    return [replace(stack, members=part) for part in (stack.members[:half], stack.members[half:])]
-
-
-def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Host) -> list[Stack]:
-    """Halve stacks, the longest first, until no device idles long while another works; members stay exact.
-
-    Those that were begun occupy devices too, and stay whole.
-
-    A stack on its own is cheapest, so it is halved only while the busiest device has a tenth more to do than
-    the mean.
-    """
-    if not stacks:
-        return []
-    places = [place(s, devices, host) for s in stacks]
-    num = max(1, devices.num // max(1, *(p.gpus for p in places)))
-    seconds = [estimate(s, devices, p).seconds for s, p in zip(stacks, places)]
-    occupied = [estimate(s, devices, place(s, devices, host)).seconds for s in begun]
-    most = len(stacks) + 4 * num
-    while len(stacks) < most:
-        loads = [*seconds, *occupied]
-        if _busiest_seconds(loads, num) <= 1.1 * sum(loads) / num:
-            break
-        divisible = [i for i, s in enumerate(stacks) if len(s.members) > 1]
-        if not divisible:
-            break
-        at = max(divisible, key=lambda i: seconds[i])
-        parts = _halves(stacks[at])
-        stacks[at : at + 1] = parts
-        seconds[at : at + 1] = [estimate(s, devices, place(s, devices, host)).seconds for s in parts]
-    return stacks
-
-
-def _busiest_seconds(seconds: Iterable[float], num: int) -> float:
-    """Time of the device that finishes last when each takes the longest stack that is left."""
-    loads = [0.0] * num
-    for duration in sorted(seconds, reverse=True):
-        heapq.heapreplace(loads, loads[0] + duration)
-    return max(loads)
-
-
-# What it takes
-# ----------------------------------------------------------------------------------------------------------
-
-
-def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
-    """Memory and time of a stack from the backbone's config and the lengths of the texts."""
-    return _estimate(_typical(stack), devices, replace(where, reason=""))
-
-
-@functools.lru_cache(maxsize=4096)
-def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
-    trial, num, gpus = stack.trial, len(stack.to_train), max(1, where.gpus)
-    config = backbone_config(trial.backbone)
-    per = Passes.of(trial.method, config, linear_shapes(config))
-    train = _lengths(trial.task, "train", *_token_limits(trial))
-    untrained = not (num and trial.method.trains)
-    steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
-    epochs = num * steps * batch / train.num  # of all members together
-    train_tokens, train_flops = int(epochs * train.total), epochs * train.flops(per.training)
-    sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
-    classes = len(trial.task.examples("train")[0].options)
-    ways = {name: replace(trial, draws=s.draws).num_passes(classes) for name, s in sets.items()}
-    lengths = dict(zip(sets, _eval_lengths(stack)))
-    predict_flops = sum(ways[n] * lengths[n].flops(per.forward) for of_member in each for n in of_member)
-    fitted = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, Fitted)]
-    num_fitted = sum(d.passes_to_fit(classes) * len(d.fitted_on(range(train.num))) for d in fitted)
-    predict_flops += num_fitted * train.flops(per.forward) / train.num
-    if trial.method.regime == "features":  # the frozen backbone reads each example once
-        train_tokens = train.total * bool(num)
-        train_flops += train.flops(per.features) * bool(num)
-        predict_flops += sum(of_set.flops(per.features) for of_set in lengths.values())
-    rate = gpus * devices.flops(trial.precision)
-    train_seconds, predict_seconds = train_flops / rate, predict_flops / rate
-    if devices.saving.recompute:
-        train_seconds *= RECOMPUTE_SLOWDOWN
-    rows = where.micro_batch or -(-batch // gpus)
-    needs = memory(stack, rows, where.gpus, devices.saving)
-    if where.host == "zero":  # every rank receives the others' weights for each forward and backward pass
-        passes = 2 * steps * -(-batch // (rows * gpus))
-        received = BYTES[trial.precision] * num_backbone_parameters(config) * (gpus - 1) / gpus
-        train_seconds += passes * received / ZERO_BYTES_PER_SECOND
-    return Estimate(needs.total, train_tokens, train_seconds, predict_seconds)
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers; and
-    the sum of these."""
-
-    num: int
-    total: int
-    longest: int
-    answers: int = 0
-    answered: int = 0
-
-    def flops(self, per: Flops) -> float:
-        """Of one pass over all rows, as if they were equally long."""
-        tokens = per.row * self.num + per.token * self.total + per.square * self.total**2 / self.num
-        return tokens + per.answer * self.answered
-
-
-def _token_limits(trial: Trial) -> tuple[int, int]:
-    """Tokens that a text has at most, and that every image or piece of audio has (0 for texts)."""
-    return trial.budget.max_tokens, num_tokens(backbone_config(trial.backbone))
-
-
-@functools.lru_cache(maxsize=1024)
-def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _Lengths:
-    if media_tokens:
-        num = len(task.examples(split))
-        return _Lengths(num, num * media_tokens, media_tokens)
-    rows, answers = [], [0]
-    for example in task.examples(split):
-        prompt = task.prompt(example)
-        tokens = len(prompt.text) // CHARS_PER_TOKEN + 2
-        if task.scoring.scores_texts:
-            answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in prompt.answers))
-            tokens += answers[-1]
-        rows.append(min(max_tokens, tokens))
-    return _Lengths(len(rows), sum(rows), max(rows), max(answers), sum(answers))
-
-
-def _eval_lengths(stack: Stack) -> list[_Lengths]:
-    """Of what members predict, with their demonstrations. (A batch computes these once, but not their
-    attention, which takes as long on a CPU.)"""
-    trial, limits = stack.trial, _token_limits(stack.trial)
-    every = [_lengths(s.task, s.split, *limits) for s in stack.eval_sets().values()]
-    if trial.method.trains or not stack.members:
-        return every
-    train, shots = _lengths(trial.task, "train", *limits), trial.method.shots
-    before, longest = shots * train.total // train.num, shots * train.longest
-    return [replace(e, total=e.total + e.num * before, longest=e.longest + longest) for e in every]
-
-
-def _longest(stack: Stack) -> Texts:
-    """Sizes of the longest row that is trained on or predicted."""
-    task = stack.trial.task
-    every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
-    longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
-    options = len(task.examples("train")[0].options)
-    return Texts(longest, answers, options if task.scoring.trains_head else 0, options)
