@@ -17,6 +17,7 @@ from jobs.devices import nvidia_gpus, ray_devices, visible_gpus
 from jobs.progress import ProgressLine
 from jobs.request import Request, modules_of, provenance
 from jobs.zero import MAX_DEATHS, Zero
+from lorae.combinations import COMBINATIONS
 from lorae.plan import Devices, Plan
 from lorae.stack import Stack, Stopped
 
@@ -237,7 +238,7 @@ def columns(stack: Stack) -> dict[str, Any]:
     """Readable columns of a stack in Tune's tables."""
     factors = {k: v for k, v in stack.trial.factors().items() if k not in ("members", "combine")}
     members = ",".join(map(str, stack.members)) or "backbone"
-    return factors | {"members": f"soup of {members}" if stack.soup else members}
+    return factors | {"members": f"{COMBINATIONS[stack.soup].soup} of {members}" if stack.soup else members}
 
 
 def stack_name(stack: Stack) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import SCHEMA_VERSION, untrusted
+from lorae.combinations import COMBINATIONS
 from lorae.draws import Fitted, read_draws
 from lorae.identity import digest
 from lorae.prediction_files import (
@@ -209,26 +210,27 @@ class Store:
         """
         return untrusted.json_object(self.read(folder, name), f"{folder}/{name}", shape)
 
-    def soup_record(self, member_ids: Sequence[str]) -> dict[str, Any]:
+    def soup_record(self, member_ids: Sequence[str], soup: str = "weights") -> dict[str, Any]:
         """A soup's soup.json.
 
         Raises:
-            ValueError: it is missing, damaged, or has not the shape SOUP.
+            ValueError: it is missing, damaged, or has not the shape SOUP and that of its combination.
         """
-        return self.record(soup_folder(member_ids), SOUP, SOUP_RECORD)
+        shape = {**SOUP, **COMBINATIONS[soup].record}
+        return self.record(soup_folder(member_ids, soup), shape, SOUP_RECORD)
 
     def weight_checksums(self, member_ids: Sequence[str]) -> dict[str, str]:
         """SHA-256 of each stored member's weights."""
         listed = {m: self._listed(member_folder(m)) or {} for m in member_ids}
         return {m: files[WEIGHTS]["sha256"] for m, files in listed.items() if WEIGHTS in files}
 
-    def is_of_others(self, member_ids: Sequence[str]) -> bool:
+    def is_of_others(self, member_ids: Sequence[str], soup: str = "weights") -> bool:
         """Whether a soup is stored that was not made of these members as they are now: one of them was
         trained again since, which rounds differently on another device."""
-        if SOUP_RECORD not in self.files(soup_folder(member_ids)):
+        if SOUP_RECORD not in self.files(soup_folder(member_ids, soup)):
             return False
         try:
-            return self.soup_record(member_ids)["members"] != self.weight_checksums(member_ids)
+            return self.soup_record(member_ids, soup)["members"] != self.weight_checksums(member_ids)
         except ValueError:  # its record is damaged, and says nothing
             return True
 
@@ -398,16 +400,20 @@ def reference_folder(reference_id: str) -> str:
     return f"reference/{reference_id}"
 
 
-def soup_folder(member_ids: Sequence[str]) -> str:
-    """Of the predictions that the mean weights of these members make, whatever their order."""
-    return f"soups/{digest(sorted(member_ids))}"
+def soup_folder(member_ids: Sequence[str], soup: str = "weights") -> str:
+    """Of the predictions of the soup of these members, whatever their order.
+
+    Args:
+        soup: name of the combination that makes it.
+    """
+    return f"soups/{COMBINATIONS[soup].entry_id(member_ids)}"
 
 
-def pool_folders(member_ids: Sequence[str], reference_id: str, soup: bool) -> list[str]:
+def pool_folders(member_ids: Sequence[str], reference_id: str, soup: str | None) -> list[str]:
     """Folders whose draws make up an ensemble: its members', that of their soup, or without members the
     backbone's own."""
     if soup:
-        return [soup_folder(member_ids)]
+        return [soup_folder(member_ids, soup)]
     return [member_folder(m) for m in member_ids] or [reference_folder(reference_id)]
 
 
