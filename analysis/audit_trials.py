@@ -6,19 +6,21 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from analysis.findings import Finding, results
-from analysis.rows import Row, describe, eval_sets, is_soup, ood_sets, pool
+from analysis.rows import Row, describe, eval_sets, ood_sets, pool, rule, soup
+from lorae.combinations import COMBINATIONS
 from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
 from lorae.methods import METHODS, Init
+from lorae.metrics import combine, ensemble_nll
 from lorae.regularizers import REGULARIZERS
 from lorae.results import FLAGS, OLDER, POOLED_FLAG, SCALED, trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
-from lorae.store.names import is_fit_file, member_folder, soup_folder
+from lorae.store.names import SOUP_RECORD, is_fit_file, member_folder, soup_folder
 from lorae.store.predictions import prediction_file, prediction_sets
 from lorae.tasks.base import Split, Task
 from lorae.tasks.scoring import SCORINGS
@@ -141,8 +143,25 @@ def member_faults(stored: Stored, row: Row) -> Iterator[str]:
         streams, expected = stored.members[member]["streams"], canonical(trial.member_key(index))
         if streams != expected:
             yield f"member {member} has the streams {_text(streams)}, not this trial's {_text(expected)}"
-    if is_soup(row) and stored.store.is_of_others(ids):
-        yield f"{soup_folder(ids)} is of members that were trained again; repeat the sweep that made it"
+    if name := soup(row):
+        yield from _soup_faults(stored, row, name)
+
+
+def _soup_faults(stored: Stored, row: Row, name: str) -> Iterator[str]:
+    """What is wrong with the soup of a row's members."""
+    ids, folder = row["member_ids"], soup_folder(row["member_ids"], name)
+    if stored.store.is_of_others(ids, name):
+        yield f"{folder} is of members that were trained again; repeat the sweep that made it"
+        return
+
+    def nll(chosen: Sequence[str]) -> float:
+        entry = folder if len(chosen) > 1 else member_folder(chosen[0])
+        found = stored.store.predictions([entry], eval_sets(row)["validation"])
+        return ensemble_nll(combine(found.logits_MNC, "probs"), found.labels_N)
+
+    with contextlib.suppress(ValueError):  # another check names what is missing
+        faults = COMBINATIONS[name].faults(stored.store.soup_record(ids, name), nll)
+        yield from (f"{folder}/{SOUP_RECORD}: {fault}" for fault in faults)
 
 
 def _text(streams: dict[str, Any]) -> str:
@@ -218,7 +237,7 @@ def metrics_come_from_the_logits(stored: Stored) -> list[Finding]:
             sets = eval_sets(row)
             entries = pool(row)
             predictions = {where: stored.store.predictions(entries, name) for where, name in sets.items()}
-            found = trial_metrics(predictions, list(ood_sets(row)), row["combine"], len(entries))
+            found = trial_metrics(predictions, list(ood_sets(row)), rule(row), len(entries))
         except ValueError as error:
             problems.append((trial_name(row), str(error)))
             continue

@@ -27,6 +27,7 @@ from analysis.data import Cell, Trials
 from analysis.pooling import Estimates
 from analysis.power_law import PowerLaw, fit_power_law
 from analysis.significance import ALPHA, Difference, Estimate, Family, Moves
+from lorae.combinations import SOUPS
 from lorae.results import METRICS, OOD_SEPARATOR, SCALED
 
 LAW_METRIC = "ts_ensemble_nll"
@@ -112,7 +113,7 @@ def curves(trials: Trials, margin: float = MARGIN) -> list[Curve]:
     """A curve for each recipe of each task that is trained, soups left out, in the sweep's order."""
     largest: dict[str, Cell] = {}
     for cell in trials.cells:
-        if cell.members and cell.factors["combine"] != "weights":
+        if cell.members and cell.factors["combine"] not in SOUPS:
             known = largest.setdefault(cell.recipe, cell)
             largest[cell.recipe] = max(known, cell, key=lambda cell: cell.members)
     return [curve_of(trials.estimates, cell, margin) for cell in largest.values()]

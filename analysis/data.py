@@ -25,7 +25,9 @@ from analysis.rows import (
     missing_text,
     ood_sets,
     pool,
+    rule,
 )
+from lorae.combinations import COMBINATIONS
 from lorae.draws import Draws, plain_set, read_draws
 from lorae.methods import METHODS
 from lorae.metrics import ood_summary
@@ -62,7 +64,8 @@ class Cell:
             shots = self.factors["init"].replace("+", ", ")
             return f"{several} of {self.members}, {shots}" if self.members > 1 else f"{single}, {shots}"
         if self.is_soup:
-            return f"{single.removeprefix('single ').removesuffix(' member')} soup of {self.members}"
+            soup = COMBINATIONS[self.factors["combine"]].soup
+            return f"{single.removeprefix('single ').removesuffix(' member')} {soup} of {self.members}"
         if self.members > 1:
             each = draws if draws.startswith("x") else f"a {draws}"
             return f"{several} of {self.members}" + (f", each {each}" if draws else "")
@@ -275,7 +278,7 @@ def _ood_columns(trials: Trials, row: Row, sets: dict[str, str]) -> Row:
     test = trials.predictions(row)
     for task in sets:
         ood = trials.predictions(row | columns, task)
-        scores = ood_summary(test.logits_MNC, ood.logits_MNC, row["combine"])
+        scores = ood_summary(test.logits_MNC, ood.logits_MNC, rule(row))
         columns |= {f"{metric}{OOD_SEPARATOR}{task}": value for metric, value in scores.items()}
     return columns
 

@@ -22,6 +22,7 @@ from analysis.plotting import (
     slug,
     styled,
 )
+from analysis.rows import rule
 from lorae import metrics
 
 MEMBERS_METRICS = ("ensemble_nll", "debiased_ce15")
@@ -97,7 +98,7 @@ def reliability_diagram(trials: Trials, panel: Panel, label: str) -> Plot:
 def _reliability(above: Axes, below: Axes, trials: Trials, cell: Cell) -> None:
     row = cell.rows[0]
     test = trials.predictions(row)
-    bins = metrics.reliability_bins(metrics.combine(test.logits_MNC, row["combine"]), test.labels_N)
+    bins = metrics.reliability_bins(metrics.combine(test.logits_MNC, rule(row)), test.labels_N)
     width, middle = bins.hi - bins.lo, (bins.lo + bins.hi) / 2
     gap = bins.confidence - bins.accuracy
     above.bar(middle, bins.accuracy, width, color="#56B4E9", edgecolor="black", linewidth=0.4)

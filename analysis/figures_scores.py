@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.data import Cell, Trials
 from analysis.plotting import BACKBONE, COLUMN_INCHES, Panel, Plot, axes_of, legend_above, look, styled
-from analysis.rows import eval_sets
+from analysis.rows import eval_sets, rule
 from lorae import metrics
 from lorae.results import OOD_SEPARATOR
 
@@ -33,7 +33,7 @@ def risk_coverage(trials: Trials, panel: Panel) -> Plot:
     for (label, cell), style in _featured(panel):
         row = cell.rows[0]
         test = trials.predictions(row)
-        logp_NC = metrics.combine(test.logits_MNC, row["combine"])
+        logp_NC = metrics.combine(test.logits_MNC, rule(row))
         coverage, risk = _thinned(*metrics.risk_coverage(logp_NC, test.labels_N))
         axes.plot(coverage, risk, label=label, **style, markevery=0.2)
     axes.set(xlabel="coverage (share of examples answered)", ylabel="risk (error rate)", xlim=(0, 1))
@@ -107,7 +107,7 @@ def _named(cell: Cell, label: str) -> str:
 def _msp(trials: Trials, cell: Cell, where: str) -> np.ndarray:
     row = cell.rows[0]
     logits_MNC = trials.predictions(row, where).logits_MNC
-    return metrics.score_msp(metrics.combine(logits_MNC, row["combine"]))
+    return metrics.score_msp(metrics.combine(logits_MNC, rule(row)))
 
 
 def _roc(in_N: np.ndarray, ood_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

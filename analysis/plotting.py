@@ -23,6 +23,7 @@ from matplotlib.ticker import (
 )
 
 from analysis.data import METHOD_NAMES, Cell, Trials, is_shared
+from lorae.combinations import COMBINATIONS, SOUPS
 
 COLUMN_INCHES = 3.25
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\U0010ffff]")
@@ -166,7 +167,8 @@ def _value(factor: str, value: Any) -> str:
     if factor == "method":
         return method_name(value)
     if factor == "combine":
-        return {"probs": "", "weights": "soup"}.get(str(value), str(value))
+        soup = COMBINATIONS[value].soup if value in SOUPS else None
+        return soup or {"probs": ""}.get(str(value), str(value))
     if isinstance(value, str) and "." not in factor:
         return value
     return f"{factor} {value:g}" if isinstance(value, float) else f"{factor} {value}"

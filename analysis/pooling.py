@@ -21,6 +21,7 @@ from analysis.columns import MARGINS, margin_name
 from analysis.estimates import MAX_SUBSETS, Design, Pool, Subset, estimate
 from analysis.influence import Measured, measured, of_separation
 from analysis.rows import Row, eval_sets, is_soup, ood_sets, pool
+from analysis.rows import rule as rule_of
 from analysis.significance import Estimate, Family
 from lorae.draws import plain_set
 from lorae.ensemble import cross_fitted
@@ -147,7 +148,7 @@ class Estimates:
         return self._from_pools(cell, measure, names)
 
     def _tested_columns(self, cell: Cell, where: str, row: Row, subset: Subset) -> Columns:
-        test, rule = self._ensemble(row, "test", subset), row["combine"]
+        test, rule = self._ensemble(row, "test", subset), rule_of(row)
         if where == "test":
             logp_NC = combine(test.logits_MNC, rule)
             return measured(logp_NC, test.labels_N) | self._scaled(cell, logp_NC, test.labels_N)
@@ -177,7 +178,7 @@ class Estimates:
         def measure(row: Row, subset: Subset) -> Columns:
             sets = {where: self._ensemble(row, where, subset) for where in eval_sets(row)}
             num_entries = len(subset) or len(pool(row))
-            found = trial_metrics(sets, list(ood_sets(row)), row["combine"], num_entries)
+            found = trial_metrics(sets, list(ood_sets(row)), rule_of(row), num_entries)
             return {n: Measured(float(v), NOTHING) for n, v in found.items() if isinstance(v, (int, float))}
 
         names = [*METRICS, *SCALED, "validation_nll"]

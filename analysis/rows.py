@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from lorae.combinations import COMBINATIONS, SOUPS
+from lorae.metrics import Rule
 from lorae.store.names import pool_folders
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
@@ -26,14 +28,24 @@ def provenance(row: Row) -> dict[str, Any]:
     return json.loads(row["provenance"] or "{}")
 
 
+def rule(row: Row) -> Rule:
+    """By which a row's logits are combined."""
+    return COMBINATIONS[row["combine"]].rule
+
+
+def soup(row: Row) -> str | None:
+    """Name of the combination that makes one model of a row's members, if it predicts so."""
+    return row["combine"] if is_soup(row) else None
+
+
 def is_soup(row: Row) -> bool:
-    """Whether a row predicts with the mean weights of its members."""
-    return row["combine"] == "weights" and row["members"] > 1
+    """Whether a row predicts with one model that is made of its members."""
+    return row["members"] > 1 and row["combine"] in SOUPS
 
 
 def pool(row: Row) -> list[str]:
     """Folders of the draws that a row's ensemble is made of."""
-    return pool_folders(row["member_ids"], row["reference_id"], is_soup(row))
+    return pool_folders(row["member_ids"], row["reference_id"], soup(row))
 
 
 def eval_sets(row: Row) -> dict[str, str]:

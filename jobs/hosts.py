@@ -17,6 +17,7 @@ from jobs.progress import ProgressLine
 from jobs.request import Request, member_provenance, modules_of
 from jobs.scratch import scratch_folder
 from jobs.zero import MAX_DEATHS, Zero
+from lorae.combinations import COMBINATIONS
 from lorae.planning.estimate import Devices
 from lorae.planning.plan import Plan
 from lorae.planning.stack import Stack, Stopped
@@ -236,7 +237,7 @@ def columns(stack: Stack) -> dict[str, Any]:
     """Readable columns of a stack in Tune's tables."""
     factors = {k: v for k, v in stack.trial.factors().items() if k not in ("members", "combine")}
     members = ",".join(map(str, stack.members)) or "backbone"
-    return factors | {"members": f"soup of {members}" if stack.soup else members}
+    return factors | {"members": f"{COMBINATIONS[stack.soup].soup} of {members}" if stack.soup else members}
 
 
 def stack_name(stack: Stack) -> str:

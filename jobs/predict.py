@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.request import load_module
 from lorae import tasks
+from lorae.combinations import SOUPS
 from lorae.draws import Draws, read_draws
 from lorae.results import read_trials
 from lorae.sources import Files
@@ -49,8 +50,8 @@ def run_predict(
             predict_task(store, ids, located, draws=draws, device=device, backbone=source, on_progress=print)
             for draws, ids in members.items()
         )
-        for ids in _soups(store, sweep):
-            num += predict_soup(store, ids, located, device=device, backbone=source)
+        for ids, soup in _soups(store, sweep):
+            num += predict_soup(store, ids, located, soup=soup, device=device, backbone=source)
     return num
 
 
@@ -64,13 +65,14 @@ def _members(store: Store, sweep: str | None) -> dict[Draws | None, set[str]]:
     return found
 
 
-def _soups(store: Store, sweep: str | None) -> dict[tuple[str, ...], None]:
-    """Members of each stored soup of a sweep's trials."""
+def _soups(store: Store, sweep: str | None) -> dict[tuple[tuple[str, ...], str], None]:
+    """Members and combination of each stored soup of a sweep's trials."""
     if sweep is None:
         return {}
     rows = read_trials(store, sweep).select(["combine", "member_ids"]).to_pylist()
-    soups = [tuple(r["member_ids"]) for r in rows if r["combine"] == "weights" and len(r["member_ids"]) > 1]
-    return dict.fromkeys(ids for ids in soups if store.files(soup_folder(ids)))
+    several = [r for r in rows if r["combine"] in SOUPS and len(r["member_ids"]) > 1]
+    soups = [(tuple(r["member_ids"]), r["combine"]) for r in several]
+    return dict.fromkeys(soup for soup in soups if store.files(soup_folder(*soup)))
 
 
 def read_task(text: str) -> Task:

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TextIO
 
+from lorae.combinations import COMBINATIONS
 from lorae.planning.estimate import Estimate
 from lorae.planning.stack import Stack
 
@@ -91,7 +92,7 @@ def _name(stack: Stack) -> str:
     factors = stack.trial.factors()
     label = f"{factors['task']} {factors['method']} {factors['regularizers']} seed {factors['seed']}"
     if stack.soup:
-        return f"{label} soup of {len(stack.members)}"
+        return f"{label} {COMBINATIONS[stack.soup].soup} of {len(stack.members)}"
     return f"{label} x{len(stack.members)}" if stack.members else f"{factors['task']} backbone"
 
 

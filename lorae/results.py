@@ -9,12 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
+from lorae.combinations import COMBINATIONS
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.planning.choice import TUNING, Choice
@@ -208,8 +209,8 @@ def _row_fault(row: dict[str, Any]) -> str | None:
         return f"status {row['status']!r}, must be done, failed or pruned"
     if row["status"] != "done" and row["error"] is None:
         return f"{row['status']} without an error"
-    if row["combine"] not in get_args(metrics.Rule):
-        return f"combine {row['combine']!r}, must be {', '.join(get_args(metrics.Rule))}"
+    if row["combine"] not in COMBINATIONS:
+        return f"combine {row['combine']!r}, must be {', '.join(COMBINATIONS)}"
     if row["members"] < 0 or None in row["member_ids"]:
         return f"members={row['members']}, member_ids {row['member_ids']}"
     return None
@@ -224,7 +225,7 @@ def _row(
     pruned: Mapping[str, Pruned],
     choice: Choice | None,
 ) -> dict[str, Any]:
-    folders = pool_folders(trial.member_ids(), trial.reference_id(), trial.is_soup)
+    folders = pool_folders(trial.member_ids(), trial.reference_id(), trial.soup)
     splits: tuple[Split, Split] = ("validation", "test")
     eval_sets = {split: trial.eval_set(trial.task, split) for split in splits}
     eval_sets |= {task.name: trial.eval_set(task, "test") for task in ood}
@@ -247,9 +248,10 @@ def _row(
             raise ValueError(untuned)
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
         names = [task.name for task in ood]
-        scores: dict[str, Any] = trial_metrics(predictions, names, trial.combine, len(folders))
+        rule = COMBINATIONS[trial.combine].rule
+        scores: dict[str, Any] = trial_metrics(predictions, names, rule, len(folders))
         cost = trial_cost(store, trial)
-        if trial.is_soup and store.is_of_others(trial.member_ids()):
+        if trial.soup and store.is_of_others(trial.member_ids(), trial.soup):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
         members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
@@ -331,8 +333,8 @@ def trial_cost(store: Store, trial: Trial) -> dict[str, Any]:
     forwards = max(1, trial.members * trial.num_draws)
     if fits:
         forwards = trial.members * fits[0].get("passes", trial.num_draws)
-    if trial.is_soup:
-        soup = store.soup_record(trial.member_ids())
+    if trial.soup:
+        soup = store.soup_record(trial.member_ids(), trial.soup)
         forwards, total["predict_seconds"] = 1, soup["cost"]["predict_seconds"]
     if trial.method.regime == "features":
         forwards, total["train_tokens"] = 1, max((c["train_tokens"] for c in costs), default=0)

@@ -294,7 +294,7 @@ def test_what_cannot_be_a_soup_is_refused(tiny_trial):
     ):
         with pytest.raises(ValueError, match="a soup predicts once"):
             tiny_trial(**soup, **bad)
-    with pytest.raises(ValueError, match='must be "probs", "logits" or "weights"'):
+    with pytest.raises(ValueError, match="must be one of probs, logits, weights"):
         tiny_trial(combine="sum")
     with pytest.raises(ValueError, match="sweep without search"):
         Sweep(base=tiny_trial(), axes={"combine": ["weights"], "members": [2]}, search=ASHA())

@@ -149,7 +149,7 @@ def cases(tiny_llama, data_root, tmp_path_factory) -> dict[str, Case]:
         "options, offloaded": Case(Stack(options, (0, 1)), Zero(2, cpu_offload=True)),
         "interrupted": Case(plain, settings={"checkpoint_seconds": 0.0}, stop_at=7),
         "resumed": Case(replace(plain, draws=(None, TFB(2), Laplace(3, 2), SWAG(2, 2, 1e-3, 1, 3)))),
-        "soup": Case(replace(plain, soup=True)),
+        "soup": Case(replace(plain, soup="weights")),
         "failing": Case(replace(stack, trial=replace(trial, optimizer=AdamW(lr=1e37)))),
     }
 

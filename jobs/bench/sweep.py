@@ -21,6 +21,7 @@ from jobs.bench.commands import command, sweep_file
 from jobs.bench.naive_sweep import AT_ONCE
 from jobs.bench.setting import TINY, Setting, random_llama
 from lorae import metrics
+from lorae.combinations import COMBINATIONS
 from lorae.regularizers import KL, DecayB
 from lorae.store.names import member_folder
 from lorae.store.store import Store
@@ -104,7 +105,7 @@ def table_row(trial: Trial, store: Store, probabilities: list[list[float]]) -> d
     """One row of both tables; the difference in NLL has the standard error of its mean over the examples."""
     folders = [member_folder(m) for m in trial.member_ids()]
     found = store.predictions(folders, trial.task.eval_set("test"))
-    labels_N, ours_NC = found.labels_N, metrics.combine(found.logits_MNC, trial.combine)
+    labels_N, ours_NC = found.labels_N, metrics.combine(found.logits_MNC, COMBINATIONS[trial.combine].rule)
     theirs_NC = np.log(np.array(probabilities))
     gap_N = (ours_NC - theirs_NC)[np.arange(len(labels_N)), labels_N]  # theirs minus ours in NLL
     return {

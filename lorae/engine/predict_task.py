@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from lorae.backbone.loading import Backbone, load_backbone, set_matmul_precision
+from lorae.combinations import COMBINATIONS
 from lorae.draws import Draws, Fitted, drawn_set
 from lorae.engine.adapters import Adapters, Soup, State
 from lorae.engine.drawing import Drawing, read_fit
@@ -161,22 +162,27 @@ def predict_soup(
     members: Sequence[str],
     task: Task,
     *,
+    soup: str = "weights",
     device: str = "cpu",
     backbone: Source | None = None,
 ) -> bool:
-    """Predict a task's test split with the mean weights of stored members; whether they lacked it.
+    """Predict a task's test split with the stored soup of some members; whether it lacked it.
 
     Args and raises as `predict_task`; also if the soup is of members that were trained again since.
+
+    Args:
+        soup: name of the combination that made it.
     """
     (group,) = _groups(store, members, backbone)
-    own, folder = _scored_alike(task, group), soup_folder(members)
+    own, folder = _scored_alike(task, group), soup_folder(members, soup)
     name = own.eval_set("test")
     if store.has_predictions(folder, [name]):
         return False
-    if store.is_of_others(members):
+    if store.is_of_others(members, soup):
         raise ValueError(f"{folder} is of members that were trained again; repeat the sweep that made it")
     model, rows = _loaded(group, own, device)
-    inits, states = [group.members[m]["init"] for m in members], _stages(store, members)[-1]
+    chosen = COMBINATIONS[soup].chosen(store.soup_record(members, soup))
+    inits, states = [group.members[m]["init"] for m in chosen], _stages(store, chosen)[-1]
     with Soup(model, group.method, inits, states, rows[0].answer_ids):
         _store(store, folder, name, own, rows, predict_draws(model, rows)[0])
     return True

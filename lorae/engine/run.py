@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,13 +20,14 @@ import torch
 import lorae
 from lorae.backbone.loading import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.backbone.processes import Ranks
+from lorae.combinations import COMBINATIONS, Combination
 from lorae.draws import Fit, Fitted
 from lorae.engine.adapters import Adapters, Soup, State
 from lorae.engine.checkpoints import StackCheckpoints
 from lorae.engine.clock import Stopwatch
 from lorae.engine.drawing import Drawing, fit_files, read_fit
 from lorae.engine.in_context import Context, draw_context, predict_in_context
-from lorae.engine.prediction import OnRows, predict, with_features
+from lorae.engine.prediction import OnRows, draws_nll, predict, with_features
 from lorae.engine.training import MemberRun, TrainingData, train_stack
 from lorae.identity import canonical
 from lorae.methods import frozen_tensors
@@ -119,7 +120,7 @@ def run_stack(
     ranks.once(store.finish_writes)
     _ensure_reference(job)
     if stack.soup:
-        _ensure_soup(job)
+        _ensure_soup(job, stack.soup)
         on_progress(Progress("done"))
         return StackResult()
     result = StackResult()
@@ -537,30 +538,66 @@ def _ensure_reference(job: _Job) -> None:
         job.ranks.once(_write_predictions, job, folder, logits)
 
 
-def _ensure_soup(job: _Job) -> None:
-    """Store what the mean weights of the stack's members predict, once for all stacks.
+def _ensure_soup(job: _Job, name: str) -> None:
+    """Store what the soup of the stack's members predicts, once for all stacks.
 
+    Args:
+        name: of the combination that makes it.
     Raises:
         ValueError: a member is not stored, or damaged.
     """
-    stack, backbone, sets = job.stack, job.backbone, job.stack.eval_sets()
-    trial, ids = stack.trial, stack.member_ids()
-    folder = soup_folder(ids)
+    sets, ids = job.stack.eval_sets(), job.stack.member_ids()
+    folder, combination = soup_folder(ids, name), COMBINATIONS[name]
     with contextlib.ExitStack() as locks:
-        missing = job.ranks.once(_missing_sets, job, folder, sets, locks, ids)
+        missing = job.ranks.once(_missing_sets, job, folder, sets, locks, name)
         if not missing:
             return
-        states = job.ranks.once(read_stages, job.store, ids)[-1]
-        started, logits = time.perf_counter(), {}
-        inits = [trial.member_key(m)["init"] for m in stack.members]
-        answer_ids = job.encoded(trial.task, "test")[0].answer_ids
-        rows = {name: job.trained_rows(sets[name].task, sets[name].split) for name in missing}
+        states = dict(zip(ids, job.ranks.once(read_stages, job.store, ids)[-1]))
+        rows = {n: job.trained_rows(sets[n].task, sets[n].split) for n in missing}
+        started, record = time.perf_counter(), job.ranks.once(_soup_record, job, name)
+        record = record or _chosen(job, combination, states)
         on_rows = job.counted(sum(map(_num_tokens, rows.values())))
-        with Soup(backbone, trial.method, inits, states, answer_ids):
-            for name in missing:
-                logits[name] = predict(backbone, rows[name], on_rows=on_rows)
-        cost = {"predict_seconds": time.perf_counter() - started}
-        job.ranks.once(_write_predictions, job, folder, logits, cost)
+        logits = _soup_logits(job, combination.chosen(record), states, rows, on_rows)
+        cost = {"cost": {"predict_seconds": time.perf_counter() - started}}
+        job.ranks.once(_write_predictions, job, folder, logits, record | cost)
+
+
+def _soup_record(job: _Job, name: str) -> dict[str, Any] | None:
+    """What says which members are in a soup; None if it is not stored."""
+    ids = job.stack.member_ids()
+    found = SOUP_RECORD in job.store.files(soup_folder(ids, name))
+    return job.store.soup_record(ids, name) if found else None
+
+
+def _chosen(job: _Job, combination: Combination, states: Mapping[str, State]) -> dict[str, Any]:
+    """The record of a soup that is made now, but for its cost."""
+    trial, ids = job.stack.trial, [*states]
+    split = trial.eval_set(trial.task, "validation")
+    rows = job.trained_rows(trial.task, "validation")
+    labels_N = np.array([row.label for row in rows])
+
+    def nll(chosen: Sequence[str]) -> float:
+        if len(chosen) == 1:
+            stored = job.ranks.once(job.store.predictions, [member_folder(chosen[0])], split)
+            return draws_nll(stored.logits_MNC, labels_N)
+        return draws_nll(_soup_logits(job, chosen, states, {split: rows})[split], labels_N)
+
+    return {"members": job.ranks.once(job.store.weight_checksums, ids)} | combination.choose(ids, nll)
+
+
+def _soup_logits(
+    job: _Job,
+    chosen: Sequence[str],
+    states: Mapping[str, State],
+    rows: Mapping[str, Sequence[Row]],
+    on_rows: OnRows = lambda rows: None,
+) -> dict[str, np.ndarray]:
+    """Logits (1, N, C) of the uniform soup of some members, by evaluation set."""
+    trial, ids = job.stack.trial, job.stack.member_ids()
+    inits = [trial.member_key(job.stack.members[ids.index(m)])["init"] for m in chosen]
+    answer_ids = job.encoded(trial.task, "test")[0].answer_ids
+    with Soup(job.backbone, trial.method, inits, [states[m] for m in chosen], answer_ids):
+        return {name: predict(job.backbone, of_set, on_rows=on_rows) for name, of_set in rows.items()}
 
 
 def _missing_sets(
@@ -568,25 +605,24 @@ def _missing_sets(
     folder: str,
     sets: dict[str, EvalSet],
     locks: contextlib.ExitStack,
-    soup_of: Sequence[str] = (),
+    soup: str | None = None,
 ) -> list[str]:
     """Lock an entry of predictions alone; those of the sets that are not stored. One that is damaged, or a
     soup of members that were trained again, is none."""
     locks.enter_context(job.store.storage.lock(entry_lock(folder), wait=True))
     job.store.set_damaged_aside([folder])
-    if soup_of and job.store.is_of_others(soup_of):
+    if soup and job.store.is_of_others(job.stack.member_ids(), soup):
         job.store.discard(folder)
     return [name for name in sets if prediction_file(name) not in job.store.files(folder)]
 
 
 def _write_predictions(
-    job: _Job, folder: str, logits: dict[str, np.ndarray], soup_cost: dict[str, float] | None = None
+    job: _Job, folder: str, logits: dict[str, np.ndarray], soup: dict[str, Any] | None = None
 ) -> None:
     """Store an entry of predictions alone; a soup's record is that of its first ones."""
     files = _prediction_files(job, folder.rpartition("/")[2], logits)
-    if soup_cost and SOUP_RECORD not in job.store.files(folder):
-        members = job.store.weight_checksums(job.stack.member_ids())
-        files[SOUP_RECORD] = json.dumps({"members": members, "cost": soup_cost}, indent=1).encode()
+    if soup and SOUP_RECORD not in job.store.files(folder):
+        files[SOUP_RECORD] = json.dumps(soup, indent=1).encode()
     job.store.write_entry(folder, files)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lorae.combinations import SOUPS
 from lorae.methods.base import Method, Regime
 from lorae.shapes import most_tokens
 
@@ -64,7 +65,7 @@ class InContext(Method):
             "regularizers": trial.regularizers,
             "draws": trial.draws,
             "cycles": trial.optimizer.cycles,
-            "combine": trial.combine if trial.combine == "weights" else None,
+            "combine": trial.combine if trial.combine in SOUPS else None,
             "diversity": trial.diversity if diverse else None,
         }
         for name, value in given.items():

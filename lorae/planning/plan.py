@@ -288,12 +288,12 @@ def _lacking_soups(trials: Sequence[tuple[Trial, tuple[Task, ...]]], store: Stor
     """Stacks of the trials' soups that are not stored, or lack predictions."""
     found: dict[Stack, None] = {}
     for trial, ood in trials:
-        if trial.is_soup:
-            soup = Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=True)
-            folder = soup_folder(trial.member_ids())
+        if trial.soup:
+            soup = Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=trial.soup)
+            folder = soup_folder(trial.member_ids(), trial.soup)
             lacking = not store.has_predictions(folder, soup.eval_sets())
             damaged = store.damage(folder, changed_only=True)
-            if lacking or damaged or store.is_of_others(trial.member_ids()):
+            if lacking or damaged or store.is_of_others(trial.member_ids(), trial.soup):
                 found[soup] = None
     return found
 

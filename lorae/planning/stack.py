@@ -37,7 +37,7 @@ class Stack:
         draws: ways in which each member predicts; None among them = plainly. () = the trial's own.
         draw_members: how many members predict in each of these ways, those of the lowest indices; () = all.
         paths: store how each member's predictions on validation change while it is trained.
-        soup: the members are stored, and only their soup predicts: the model with their mean weights.
+        soup: the members are stored, and only their soup predicts, by this combination.
         stored: members that were stored when this was planned, and only predict what they lack; no part of
             any identity.
         validation_only: the members are trained to be chosen between, and predict nothing else.
@@ -50,7 +50,7 @@ class Stack:
     draws: tuple[Draws | None, ...] = ()
     draw_members: tuple[int, ...] = ()
     paths: bool = False
-    soup: bool = False
+    soup: str | None = None
     stored: tuple[int, ...] = ()
     validation_only: bool = False
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from lorae import untrusted
+from lorae.combinations import COMBINATIONS
 from lorae.draws import Fitted
 from lorae.identity import SCHEMA_VERSION, digest
 from lorae.store import ownership, tables
@@ -217,26 +218,27 @@ class Entries:
         """
         return untrusted.json_object(self.read(folder, name), f"{folder}/{name}", shape)
 
-    def soup_record(self, member_ids: Sequence[str]) -> dict[str, Any]:
+    def soup_record(self, member_ids: Sequence[str], soup: str = "weights") -> dict[str, Any]:
         """A soup's soup.json.
 
         Raises:
-            ValueError: it is missing, damaged, or has not the shape SOUP.
+            ValueError: it is missing, damaged, or has not the shape SOUP and that of its combination.
         """
-        return self.record(soup_folder(member_ids), SOUP, SOUP_RECORD)
+        shape = {**SOUP, **COMBINATIONS[soup].record}
+        return self.record(soup_folder(member_ids, soup), shape, SOUP_RECORD)
 
     def weight_checksums(self, member_ids: Sequence[str]) -> dict[str, str]:
         """SHA-256 of each stored member's weights."""
         listed = {m: self.checksums(member_folder(m)) for m in member_ids}
         return {m: files[WEIGHTS]["sha256"] for m, files in listed.items() if WEIGHTS in files}
 
-    def is_of_others(self, member_ids: Sequence[str]) -> bool:
+    def is_of_others(self, member_ids: Sequence[str], soup: str = "weights") -> bool:
         """Whether a soup is stored that was not made of these members as they are now: one of them was
         trained again since, which rounds differently on another device."""
-        if SOUP_RECORD not in self.files(soup_folder(member_ids)):
+        if SOUP_RECORD not in self.files(soup_folder(member_ids, soup)):
             return False
         try:
-            return self.soup_record(member_ids)["members"] != self.weight_checksums(member_ids)
+            return self.soup_record(member_ids, soup)["members"] != self.weight_checksums(member_ids)
         except ValueError:  # its record is damaged, and says nothing
             return True
 

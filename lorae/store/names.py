@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from lorae.combinations import COMBINATIONS
 from lorae.draws import Fitted, read_draws
 from lorae.identity import digest
 
@@ -27,16 +28,20 @@ def reference_folder(reference_id: str) -> str:
     return f"reference/{reference_id}"
 
 
-def soup_folder(member_ids: Sequence[str]) -> str:
-    """Of the predictions that the mean weights of these members make, whatever their order."""
-    return f"soups/{digest(sorted(member_ids))}"
+def soup_folder(member_ids: Sequence[str], soup: str = "weights") -> str:
+    """Of the predictions of the soup of these members, whatever their order.
+
+    Args:
+        soup: name of the combination that makes it.
+    """
+    return f"soups/{COMBINATIONS[soup].entry_id(member_ids)}"
 
 
-def pool_folders(member_ids: Sequence[str], reference_id: str, soup: bool) -> list[str]:
+def pool_folders(member_ids: Sequence[str], reference_id: str, soup: str | None) -> list[str]:
     """Folders whose draws make up an ensemble: its members', that of their soup, or without members the
     backbone's own."""
     if soup:
-        return [soup_folder(member_ids)]
+        return [soup_folder(member_ids, soup)]
     return [member_folder(m) for m in member_ids] or [reference_folder(reference_id)]
 
 

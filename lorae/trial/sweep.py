@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorae.combinations import SOUPS
 from lorae.draws import TFB
 from lorae.regularizers import EarlyStopping
 from lorae.search import EarlyEnd, Optuna, Search, Uniform
@@ -212,8 +213,9 @@ def _check_search(sweep: Sweep) -> None:
         )
     if search and sweep.companions:
         raise ValueError("companions=True with a search: compare what it finds in a sweep without search")
-    if search and "weights" in (sweep.base.combine, *sweep.axes.get("combine", ())):
-        raise ValueError('combine="weights" with a search: compare soups in a sweep without search')
+    soups = [c for c in (sweep.base.combine, *sweep.axes.get("combine", ())) if c in SOUPS]
+    if search and soups:
+        raise ValueError(f'combine="{soups[0]}" with a search: compare soups in a sweep without search')
     if search and not all(trial.method.trains for trial in sweep.trials()):
         raise ValueError(
             f"search={search} with InContext: nothing is trained that it could end or tune; compare the "

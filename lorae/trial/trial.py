@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from lorae.combinations import COMBINATIONS, SOUPS
 from lorae.draws import AnyDraws, drawn_set
 from lorae.identity import SCHEMA_VERSION, canonical_json, check_kind, digest, fields_of, short_hash
 from lorae.methods import AnyMethod, Lora
@@ -30,8 +31,8 @@ class Trial:
             activations are bfloat16; adapters and optimiser state are fp32 always.
         seed: root of every random stream.
         members: ensemble size M; 0 is the untouched backbone (zero-shot), 1 the single adapter.
-        combine: "probs" averages the members' probabilities, "logits" their logits, "weights" their weights:
-            a soup, one model that predicts once.
+        combine: name of one of `lorae.combinations`. "probs" averages the members' probabilities, "logits"
+            their logits, "weights" their weights: a soup, one model that predicts once.
         draws: several predictions of each member that its training does not depend on; None = one. A cyclic
             schedule and `Masksembles` give their own.
     """
@@ -46,7 +47,7 @@ class Trial:
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     members: int = 1
-    combine: Literal["probs", "logits", "weights"] = "probs"
+    combine: str = "probs"
     draws: AnyDraws | None = None
 
     def __post_init__(self) -> None:
@@ -57,8 +58,8 @@ class Trial:
             raise ValueError(f"seed={self.seed}: must be >= 0")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'precision={self.precision!r}: must be "fp32" or "bf16"')
-        if self.combine not in ("probs", "logits", "weights"):
-            raise ValueError(f'combine={self.combine!r}: must be "probs", "logits" or "weights"')
+        if self.combine not in COMBINATIONS:
+            raise ValueError(f"combine={self.combine!r}: must be one of {', '.join(COMBINATIONS)}")
         kinds = [type(r).__name__ for r in self.regularizers]
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"regularizers={kinds}: at most one of a kind")
@@ -91,8 +92,8 @@ class Trial:
         """Refuse what would make draws of draws."""
         if self.is_soup and self.num_draws > 1:
             raise ValueError(
-                f'combine="weights" with draws {self.draws_label}: a soup predicts once; leave these out, '
-                'or write combine="probs"'
+                f'combine="{self.combine}" with draws {self.draws_label}: a soup predicts once; leave these '
+                'out, or write combine="probs"'
             )
         stopping = self.regularizer(EarlyStopping)
         for other in filter(None, (self.draws, self._drawn_by_training, stopping)):
@@ -111,9 +112,14 @@ class Trial:
         return drawn or noisy or self.diversity != Diversity(order="shared")
 
     @property
+    def soup(self) -> str | None:
+        """Name of the combination that makes one model of several members, by which it predicts; one member
+        is that model itself."""
+        return self.combine if self.combine in SOUPS and self.members > 1 else None
+
+    @property
     def is_soup(self) -> bool:
-        """Whether it predicts with the mean weights of several members; one's are its own."""
-        return self.combine == "weights" and self.members > 1
+        return self.soup is not None
 
     @property
     def num_draws(self) -> int:
@@ -289,7 +295,7 @@ def _without_members(trial: Trial) -> Trial:
 def without_idle_settings(trial: Trial) -> Trial:
     """The trial as it is run: the soup of one member is that member, and what trains nothing has no more
     than the number of tokens of its budget."""
-    if trial.combine == "weights" and not trial.is_soup:
+    if trial.combine in SOUPS and not trial.is_soup:
         return replace(trial, combine="probs")
     if not trial.method.trains:
         budget = Budget(batch_size=1, epochs=1, max_tokens=trial.budget.max_tokens)
