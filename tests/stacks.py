@@ -54,5 +54,8 @@ class Recorder:
     def save(self, tensors, header) -> None:
         self.all[header["step"]] = ({k: v.clone() for k, v in tensors.items()}, header)
 
+    def set_aside(self, why) -> None:
+        raise AssertionError(why)
+
     def due(self) -> bool:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -175,11 +176,11 @@ def test_an_incomplete_sweep_is_refused_with_what_lacks_and_how_to_fill_it(tmp_p
 
 
 def test_a_seed_that_the_table_does_not_know_is_missing_too(storage, tmp_path):
-    store, table = Store(storage), Store(storage).read_table("toy")
-    last_kept = table.slice(0, table.num_rows - 1)
-    store.write_table("short", last_kept)
+    whole = Store(storage).read_table("toy")
+    short = shutil.copytree(storage, tmp_path / "short")
+    Store(str(short)).write_table("toy", whole.slice(0, whole.num_rows - 1))
     with pytest.raises(ValueError, match=r"regularizers=kl-0.1 members=3 seed=2: not in the table"):
-        load_trials(storage, "short")
+        load_trials(str(short), "toy")
 
 
 def flip(path: Path) -> None:
@@ -220,11 +221,12 @@ def test_trials_of_a_broken_member_are_named_and_never_left_out_silently(tmp_pat
     assert len(whole.rows) == 4 and len(whole.missing) == 1 and said in whole.missing[0]
 
 
-def test_a_trial_that_is_there_twice_is_refused_by_name(storage):
+def test_a_trial_that_is_there_twice_is_refused_by_name(storage, tmp_path):
     table = Store(storage).read_table("toy")
-    Store(storage).write_table("twice", pa.concat_tables([table, table.slice(3, 1)]))
+    twice = shutil.copytree(storage, tmp_path / "twice")
+    Store(str(twice)).write_table("toy", pa.concat_tables([table, table.slice(3, 1)]))
     with pytest.raises(ValueError, match=r"1 trials more than once \(.*members=1 seed=2\)"):
-        load_trials(storage, "twice")
+        load_trials(str(twice), "toy")
 
 
 def test_a_wrong_place_names_the_sweeps_that_are_there(storage, tmp_path):

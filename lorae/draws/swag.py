@@ -158,7 +158,8 @@ class Samples(Sampler[SWAG]):
                 checkpoints=moments,
                 on_step=on_step,
             )
-        return backbone.ranks.once(moments.fits)
+        found = backbone.ranks.once(lambda: [[fit.record, fit.tensors] for fit in moments.fits()])
+        return [Fit(record, tensors) for record, tensors in found]
 
     def _data(self, trial: Trial, rows: Sequence[Row]):
         from lorae.engine.prediction import predict

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from lorae.combinations import COMBINATIONS, Combination
 from lorae.engine.adapters import Soup, State
@@ -84,8 +85,9 @@ def _chosen(job: Job, combination: Combination, states: Mapping[str, State]) -> 
 
     def nll(chosen: Sequence[str]) -> float:
         if len(chosen) == 1:
-            stored = job.ranks.once(job.store.predictions, [member_folder(chosen[0])], split)
-            return draws_nll(stored.logits_MNC, labels_N)
+            folders = [member_folder(chosen[0])]
+            logits = job.ranks.once(lambda: torch.tensor(job.store.predictions(folders, split).logits_MNC))
+            return draws_nll(logits.numpy(), labels_N)
         return draws_nll(_soup_logits(job, chosen, states, {split: rows})[split], labels_N)
 
     return {"members": job.ranks.once(job.store.weight_checksums, ids)} | combination.choose(ids, nll)

@@ -158,7 +158,7 @@ def train_stack(
     with Adapters(backbone, trial.method, inits, noise, answer_ids) as adapters:
         step_flops_N = adapters.passes.training.of(data.train)
         num_draws = (noise and noise.num_draws) or 1
-        evaluation_flops = num_draws * adapters.passes.forward.of(data.validation).sum()
+        evaluation_flops = float(num_draws * adapters.passes.forward.of(data.validation).sum())
         if on_features:
             for run in runs:
                 read = [*data.train, *data.validation]
