@@ -2,7 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-encoders encoders-tables encoders-report test lint types dry-run
+# Of `make soak`: hostile inputs (100,000 take 15 minutes), corruptions of a storage, kills on every host
+INPUTS ?= 100000
+CORRUPTIONS ?= 200
+KILLS ?= 20
+SEED ?= 0
+
+.PHONY: demo demo-encoders encoders-tables encoders-report test soak lint types dry-run
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
@@ -21,6 +27,11 @@ encoders-report:
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+soak: .venv/installed
+	$(BIN)/python tests/soak_inputs.py --number $(INPUTS) --seed $(SEED)
+	LORAE_SOAK=$(CORRUPTIONS) LORAE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/test_soak_storage.py -s
+	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak_kills.py -s
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -4,11 +4,13 @@ findings = audit("lorae-results", sweep=None)
 print(text(findings))
 
 Every check works from stored files alone; an entry that one check finds broken is left out of the others, so
-that a fault is named once. What no stored file can show: that a cell is missing with all its seeds; an
-overlap of texts under different ids (removed when data are read), or of the training split where no trial has
-KL, for which the backbone predicts it; an OOD set that overlaps; whether a member without KL, whose data
-order no other member has, began as the backbone; whether a backbone of files has the name that its rows give
-it, unless another one has; and whether the costs in a member's record were measured rightly.
+that a fault is named once. In a copy without weights (`analysis.archive`) adapters are told apart by their
+checksums, and what needs the numbers in them is not checked. What no stored file can show: that a cell is
+missing with all its seeds; an overlap of texts under different ids (removed when data are read), or of the
+training split where no trial has KL, for which the backbone predicts it; an OOD set that overlaps; whether a
+member without KL, whose data order no other member has, began as the backbone; whether a backbone of files
+has the name that its rows give it, unless another one has; and whether the costs in a member's record were
+measured rightly.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from analysis.audit_members import (
     SAME_NLL,
     adapters_are_distinct_and_trained,
     first_step,
+    has_weights,
     is_in_context,
     members_differ_after_training,
     members_start_as_the_backbone,
@@ -50,21 +53,20 @@ from analysis.data import load_trials
 from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, is_soup, pool
 from lorae import untrusted
-from lorae.identity import digest
-from lorae.prediction_files import Predictions
 from lorae.results import read_trials
-from lorae.store import (
+from lorae.store.names import (
     ADAPTER_CONFIG,
     CURVE_FILE,
     RECORD,
-    SOUP,
     SOUP_RECORD,
     WEIGHTS,
-    Store,
     member_folder,
     reference_folder,
     trials_file,
 )
+from lorae.store.predictions import Predictions
+from lorae.store.records import SOUP
+from lorae.store.store import Store
 from lorae.trial import Trial
 from lorae.untrusted import count, number
 
@@ -181,14 +183,6 @@ class Stored:
         return {m: self.store.record(member_folder(m), _MEMBER) for m in sound}
 
     @cached_property
-    def strangers(self) -> dict[str, str]:
-        """Members that are not who they say -> the identity of their recipe and streams."""
-        found = {
-            m: digest(record["recipe"] | {"streams": record["streams"]}) for m, record in self.members.items()
-        }
-        return {member: identity for member, identity in found.items() if identity != member}
-
-    @cached_property
     def member_faults(self) -> tuple[tuple[Row, list[str]], ...]:
         """Sound trials, and what is wrong with the members that they name."""
         return tuple((row, list(member_faults(self, row))) for row in self.sound)
@@ -196,8 +190,7 @@ class Stored:
     @cached_property
     def trials(self) -> tuple[tuple[Row, Trial], ...]:
         """Sound rows whose members are who they say, and the trials that they are of."""
-        rows = [row for row, faults in self.member_faults if not faults]
-        return tuple((r, trial_of(r)) for r in rows if not self.strangers.keys() & set(r["member_ids"]))
+        return tuple((row, trial_of(row)) for row, faults in self.member_faults if not faults)
 
     def predictions(self, folder: str, eval_set: str) -> Predictions:
         return self.store.predictions([folder], eval_set)
@@ -251,8 +244,8 @@ def _trained_folders(row: Row) -> list[str]:
 
 
 def entries_are_whole(stored: Stored) -> list[Finding]:
-    """Every entry that is stored or named by a trial has its files, they agree with their checksums, and no
-    member failed."""
+    """Every entry that is stored or named by a trial has its files, they agree with their checksums and are
+    the entry's own, a member's id is the hash of the recipe and streams beside it, and no member failed."""
     faults = dict(stored.broken)
     for member, reason in stored.failures.items():
         folder, reason = member_folder(member), " ".join(reason.split())
@@ -276,7 +269,8 @@ def _missing_files(stored: Stored, folder: str) -> str | None:
             return "has no DONE.json that is valid: unfinished, or discarded as damaged; repeat the sweep"
         count = sum(folder in _named_folders(row) for row in stored.rows)
         return f"named by {count} trials, but not stored; repeat the sweep"
-    if lacking := [name for name in _NEEDED[folder.split("/")[0]] if name not in files]:
+    known = files | {*store.left_out(folder)}
+    if lacking := [name for name in _NEEDED[folder.split("/")[0]] if name not in known]:
         return f"lacks {', '.join(lacking)}; repeat the sweep"
     return None
 
@@ -293,7 +287,8 @@ def _check_record(stored: Stored, folder: str) -> None:
         else:
             untrusted.check(record, f"{folder}/{RECORD}", _TRAINED)
             first_step(stored.store, member)
-        weights_of(stored.store, member)
+        if has_weights(stored.store, member):
+            weights_of(stored.store, member)
 
 
 def _check_context(record: dict[str, Any], folder: str) -> None:

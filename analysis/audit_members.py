@@ -13,8 +13,9 @@ from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, eval_sets
 from lorae.identity import digest
 from lorae.methods import METHODS, InContext
-from lorae.peft_format import read_tensors
-from lorae.store import CURVE_FILE, WEIGHTS, Store, member_folder
+from lorae.store.names import CURVE_FILE, WEIGHTS, member_folder
+from lorae.store.peft_format import read_tensors
+from lorae.store.store import Store
 from lorae.tasks.scoring import scoring_named
 
 if TYPE_CHECKING:
@@ -114,24 +115,28 @@ def members_differ_after_training(stored: Stored) -> list[Finding]:
 
 def adapters_are_distinct_and_trained(stored: Stored) -> list[Finding]:
     """The adapters of a recipe's members are distinct, and no zero-initialised factor is still zero."""
+    trained = [m for m, record in stored.members.items() if not is_in_context(record["recipe"])]
+    whole = [m for m in trained if has_weights(stored.store, m)]
+    checksums = stored.store.weight_checksums([*stored.members])
 
     def weights(row: Row, member: str) -> str:
-        content = stored.store.read(member_folder(member), WEIGHTS)
-        return hashlib.sha256(content).hexdigest()
+        """Of the tensors, as the file also says whose it is; of an archive, which has none, of the file."""
+        return digest(_hashes(stored.store, member)) if member in whole else checksums[member]
 
-    trained = [m for m, record in stored.members.items() if not is_in_context(record["recipe"])]
     repeated, _ = _repeats(stored, weights)
     problems = [
         (f"{member_folder(member)}/{WEIGHTS}", f"the same adapter as {other}")
         for member, other in repeated
         if member in trained
     ]
-    for member in trained:
+    for member in whole:
         for name, value in weights_of(stored.store, member).items():
             if name.endswith(ZERO_FACTORS) and not value.any():
                 what = "all zero, as before training"
                 problems.append((f"{member_folder(member)}/{WEIGHTS} {name}", what))
-    return results("adapters are distinct and trained", problems, len(trained), "adapters")
+    copies = len(trained) - len(whole)
+    seen = "adapters" + (f", {copies} copies without weights by their checksums alone" if copies else "")
+    return results("adapters are distinct and trained", problems, len(trained), seen)
 
 
 def vera_members_differ(stored: Stored) -> list[Finding]:
@@ -140,7 +145,8 @@ def vera_members_differ(stored: Stored) -> list[Finding]:
     groups: dict[str, list[str]] = {}
     for member, record in stored.members.items():
         method = record["recipe"]["method"]
-        if method["type"] == "Vera" and method.get("projection") == "per_member":
+        drawn = method["type"] == "Vera" and method.get("projection") == "per_member"
+        if drawn and has_weights(stored.store, member):
             groups.setdefault(digest(record["recipe"]), []).append(member)
     problems = []
     for members in groups.values():
@@ -148,7 +154,8 @@ def vera_members_differ(stored: Stored) -> list[Finding]:
         for one, other in itertools.combinations(members, 2):
             problems += _vera_repeats(stored, factors, one, other)
     num_seen = sum(len(members) for members in groups.values() if len(members) > 1)
-    return results("VeRA members differ", problems, num_seen, "VeRA members with projections of their own")
+    seen = "VeRA members with weights and projections of their own"
+    return results("VeRA members differ", problems, num_seen, seen)
 
 
 def _vera_repeats(
@@ -169,6 +176,11 @@ def _vera_repeats(
 
 def _hashes(store: Store, member: str) -> dict[str, str]:
     return {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in weights_of(store, member).items()}
+
+
+def has_weights(store: Store, member: str) -> bool:
+    """Whether a member's weights are there; a copy may leave them out, see `analysis.archive`."""
+    return WEIGHTS not in store.left_out(member_folder(member))
 
 
 def weights_of(store: Store, member: str) -> dict[str, np.ndarray]:

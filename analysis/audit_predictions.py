@@ -18,8 +18,8 @@ from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, eval_sets, ood_sets, pool
 from lorae.draws import plain_set
 from lorae.identity import digest
-from lorae.prediction_files import prediction_file, prediction_sets
-from lorae.store import reference_folder
+from lorae.store.names import reference_folder
+from lorae.store.predictions import prediction_file, prediction_sets
 
 if TYPE_CHECKING:
     from analysis.audit import Stored

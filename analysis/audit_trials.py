@@ -17,11 +17,11 @@ from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
 from lorae.methods import METHODS, Init
 from lorae.metrics import combine, ensemble_nll
-from lorae.prediction_files import prediction_file, prediction_sets
 from lorae.regularizers import REGULARIZERS
 from lorae.results import FLAGS, OLDER, POOLED_FLAG, SCALED, trial_cost, trial_id, trial_metrics
 from lorae.sources import DataSource, Hub, Source
-from lorae.store import RECORD, SOUP_RECORD, is_fit_file, member_folder, soup_folder
+from lorae.store.names import SOUP_RECORD, is_fit_file, member_folder, soup_folder
+from lorae.store.predictions import prediction_file, prediction_sets
 from lorae.tasks.base import Split, Task
 from lorae.tasks.scoring import SCORINGS
 from lorae.trial import AdamW, Budget, Diversity, Trial
@@ -114,16 +114,13 @@ def _diversities(row: Row) -> list[Diversity]:
 
 
 def members_are_who_they_say(stored: Stored) -> list[Finding]:
-    """A member's id is the hash of the recipe and streams beside it; a trial has M members of its recipe,
-    with the streams that its seed gives them; a soup is of its members as they are now.
+    """A trial has M members of its recipe, with the streams that its seed gives them; a soup is of its
+    members as they are now. Whether a member's id is the hash of its recipe and streams is seen when it is
+    read.
 
     Members are allowed to be one and the same only where the trial says so: a diversity of "none".
     """
-    problems = [
-        (f"{member_folder(member)}/{RECORD}", f"its recipe and streams have the identity {identity}")
-        for member, identity in stored.strangers.items()
-    ]
-    problems += [(trial_name(row), fault) for row, faults in stored.member_faults for fault in faults]
+    problems = [(trial_name(row), fault) for row, faults in stored.member_faults for fault in faults]
     return results("members are who they say", problems, len(stored.members), "members")
 
 
@@ -135,7 +132,7 @@ def member_faults(stored: Stored, row: Row) -> Iterator[str]:
         return
     others = [m for m in dict.fromkeys(ids) if digest(stored.members[m]["recipe"]) != recipe]
     yield from (f"member {member} was trained with another recipe" for member in others)
-    if others or stored.strangers.keys() & set(ids):
+    if others:
         return
     try:
         trial = trial_of(row)

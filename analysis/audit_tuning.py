@@ -15,7 +15,7 @@ from analysis.tuned import Tuning, tuning_of
 from lorae.draws import plain_set
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
-from lorae.store import member_folder
+from lorae.store.names import member_folder
 from lorae.trial import Trial
 from lorae.trial.axes import value_at, with_values
 from lorae.trial.tuning import values_text

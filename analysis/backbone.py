@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from lorae.files import read_json
 from lorae.metrics import left_singular_vectors
-from lorae.shapes import VIT_LIKE, has_transposed_weights
+from lorae.shapes import CONFIG, VIT_LIKE, has_transposed_weights
 from lorae.sources import Files, cache_dir
-from lorae.storage import Storage
+from lorae.store.storage import Storage
+from lorae.untrusted import COPY, MAX_HEADER_BYTES, safetensors_header
 
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # numpy has no bfloat16: its bits
 RENAMED = (  # what transformers 5 renames, one after the other, when it loads a ViT, DeiT or AST
@@ -131,7 +132,7 @@ def open_backbone(folder: Path, precision: str = "fp32") -> BackboneWeights:
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no *.safetensors; give the folder of a hub repository's copy")
-    config = {"model_type": None} | json.loads((folder / "config.json").read_text())
+    config = {"model_type": None} | read_json(folder / "config.json", CONFIG)
     renamed = config["model_type"] in VIT_LIKE
     tensors = {name: t for file in files for name, t in stored_tensors(Storage(str(folder)), file).items()}
     loaded = {_loaded(name) if renamed else name: tensor for name, tensor in tensors.items()}
@@ -152,17 +153,36 @@ def linears_in(tensors: dict[str, Stored]) -> dict[str, tuple[int, int]]:
 
 
 def stored_tensors(storage: Storage, file: str) -> dict[str, Stored]:
-    """Name -> place of every tensor. The file: 8 bytes of length, so long a JSON header, then the data."""
-    with storage.filesystem.open_input_file(storage.path(file)) as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+    """Name -> place of every tensor; only the header of the file is read.
+
+    Raises:
+        ValueError: it is no whole file of that format.
+    """
+    path = storage.path(file)
+    with storage.filesystem.open_input_file(path) as stream:
+        length, num_bytes = stream.read(8), stream.size()
+        header = safetensors_header(length + stream.read(MAX_HEADER_BYTES), path, COPY)
     header.pop("__metadata__", None)
+    data = 8 + int.from_bytes(length, "little")
+    for name, entry in header.items():
+        if fault := _misplaced(entry, num_bytes - data):
+            raise ValueError(f"{path} is damaged or cut off ({name}: {fault}); {COPY}")
     return {
-        name: Stored(
-            storage, file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"])
-        )
-        for name, entry in header.items()
+        name: Stored(storage, file, data + e["data_offsets"][0], e["dtype"], tuple(e["shape"]))
+        for name, e in header.items()
     }
+
+
+def _misplaced(entry: dict[str, Any], num_bytes: int) -> str | None:
+    """Why the data of a file, so many bytes, do not hold a tensor, or None."""
+    places = entry["data_offsets"]
+    if len(places) != 2 or not places[0] <= places[1] <= num_bytes:
+        return f"bytes {places} of {num_bytes}"
+    if entry["dtype"] in FLOATS:
+        size = math.prod(entry["shape"]) * np.dtype(FLOATS[entry["dtype"]]).itemsize
+        if size != places[1] - places[0]:
+            return f"shape {entry['shape']} of {entry['dtype']} has {size} bytes, not {places[1] - places[0]}"
+    return None
 
 
 def folder_at_hand(backbone: dict[str, Any], given: Path | None) -> Path:

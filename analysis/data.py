@@ -31,9 +31,9 @@ from lorae.combinations import COMBINATIONS
 from lorae.draws import Draws, plain_set, read_draws
 from lorae.methods import METHODS
 from lorae.metrics import ood_summary
-from lorae.prediction_files import Predictions, prediction_sets
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
-from lorae.store import Store
+from lorae.store.predictions import Predictions, prediction_sets
+from lorae.store.store import Store
 
 SHARED_FACTORS = ("backbone", "task", "scoring", "precision", "max_tokens")  # a zero-shot row has these
 METHOD_NAMES = {method.label: method.names for method in METHODS}  # single member, ensemble

@@ -23,8 +23,8 @@ from analysis.script import Content, run
 from analysis.significance import Estimate, Family
 from analysis.size import DECIMALS, recipe_columns, recipes, sizes
 from analysis.table import Entry, Line, Table, cell_line, comparison, made_by, setting
-from lorae.prediction_files import Predictions
-from lorae.store import Store
+from lorae.store.predictions import Predictions
+from lorae.store.store import Store
 
 FITTED = 5  # members of a pool that a law is fitted to
 TESTED = (10, 20)

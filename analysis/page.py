@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.columns import Column
+from analysis.escape import page as words
 from analysis.plotting import Plot, svg
 from analysis.render import is_bold, parts, shown, sign
 from analysis.significance import Difference
@@ -142,10 +143,11 @@ def table_html(table: Table) -> str:
         rows = ["".join(_cell(c, line[c.name], room) for c, room in zip(columns, rooms)) for line in block]
         bodies += "<tbody>" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</tbody>\n"
     notes = "".join(f'<p class="note">{words(note)}</p>' for note in table.notes)
+    name = html.escape(table.name)
     return (
         f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n{bodies}</table></div>'
-        f'<p class="caption">{words(table.caption)} Files: <code>{table.name}.md</code>, '
-        f"<code>{table.name}.csv</code>, <code>{table.name}.tex</code>.</p>{notes}"
+        f'<p class="caption">{words(table.caption)} Files: <code>{name}.md</code>, '
+        f"<code>{name}.csv</code>, <code>{name}.tex</code>.</p>{notes}"
     )
 
 
@@ -157,7 +159,7 @@ def _unbroken(head: str) -> str:
 def _room(column: Column, entries: Sequence[Entry | Difference]) -> tuple[str, str]:
     """Room that a cell without uncertainty or without a sign leaves for them, so that the digits align."""
     uncertainties = [parts(column, entry)[1] for entry in entries]
-    widest = max(uncertainties, key=len, default="")
+    widest = html.escape(max(uncertainties, key=len, default=""))
     signed = _sign("≈" if any(map(sign, entries)) else "")
     return _hidden(f" <small>{widest}</small>" if widest else ""), _hidden(signed)
 
@@ -182,8 +184,3 @@ def _cell(column: Column, entry: Entry | Difference, room: tuple[str, str]) -> s
 
 def _class(column: Column) -> str:
     return ' class="words"' if column.kind == "text" else ""
-
-
-def words(plain: str) -> str:
-    """HTML of plain text; `code` in backticks becomes code."""
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(plain)).replace("\n", "<br>")

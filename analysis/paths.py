@@ -16,7 +16,7 @@ from analysis.data import Cell, Trials
 from analysis.figures_setting import FOLLOWS
 from analysis.plotting import COLUMN_INCHES, MAX_LINES, Plot, legend_above, look, styled
 from lorae.metrics import log_softmax
-from lorae.store import member_folder
+from lorae.store.names import member_folder
 
 MAX_EXAMPLES = 500
 

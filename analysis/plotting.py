@@ -12,12 +12,21 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from analysis.data import METHOD_NAMES, Cell, Trials, is_shared
 from lorae.combinations import COMBINATIONS, SOUPS
 
 COLUMN_INCHES = 3.25
+NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\U0010ffff]")
 MAX_LINES = 6  # in one figure; more factors than fit make more figures
 
 STYLE: dict[Any, Any] = {
@@ -199,7 +208,9 @@ def members_axis(axes: Axes, sizes: Iterable[int]) -> None:
 def legend_above(figure: Figure, axes: Axes) -> None:
     """A legend over the plot, where it hides nothing, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, 60 // (7 + max(map(len, labels))))  # a paper's column holds about 60 characters
+    columns = max(
+        1, 60 // (7 + max(map(len, labels), default=0))
+    )  # a paper's column holds about 60 characters
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
@@ -212,11 +223,23 @@ def backbone_line(axes: Axes, value: float) -> None:
         axes.plot([], [], label=f"zero-shot: {value:.3f}", **BACKBONE)
 
 
+def plain_text(figure: Figure) -> Figure:
+    """The figure, in whose texts $ is a dollar; numbers at its axes may be formulas (10^3)."""
+    axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    given = FixedFormatter, FuncFormatter
+    numbers = [axis for axis in axes if not isinstance(axis.get_major_formatter(), given)]
+    formulas = {label for axis in numbers for label in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in formulas:
+            text.set_parse_math(False)
+    return figure
+
+
 @styled
 def save(plot: Plot, folder: Path) -> None:
     """Write `<name>.pdf` and `<name>.svg`."""
     folder.mkdir(parents=True, exist_ok=True)
-    plot.figure.savefig(folder / f"{plot.name}.pdf", metadata={"CreationDate": None})
+    plain_text(plot.figure).savefig(folder / f"{plot.name}.pdf", metadata={"CreationDate": None})
     (folder / f"{plot.name}.svg").write_text(svg(plot))
 
 
@@ -224,5 +247,5 @@ def save(plot: Plot, folder: Path) -> None:
 def svg(plot: Plot) -> str:
     """The figure as an SVG document."""
     sink = io.StringIO()
-    plot.figure.savefig(sink, format="svg", metadata={"Date": None})
-    return sink.getvalue()
+    plain_text(plot.figure).savefig(sink, format="svg", metadata={"Date": None})
+    return NOT_XML.sub("", sink.getvalue())

@@ -26,9 +26,9 @@ from analysis.significance import Estimate, Family
 from lorae.draws import plain_set
 from lorae.ensemble import cross_fitted
 from lorae.metrics import Undefined, combine, ood
-from lorae.prediction_files import Predictions
 from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED, trial_metrics
-from lorae.store import Store
+from lorae.store.predictions import Predictions
+from lorae.store.store import Store
 
 if TYPE_CHECKING:
     from analysis.data import Cell

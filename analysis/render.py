@@ -8,6 +8,7 @@ import math
 import re
 from pathlib import Path
 
+from analysis import escape
 from analysis.columns import Column
 from analysis.significance import Difference
 from analysis.table import Entry, Table
@@ -83,17 +84,18 @@ def save_table(table: Table, folder: Path) -> None:
 def markdown(table: Table) -> str:
     """The table, its caption and its notes, for a README or a terminal."""
     columns = shown(table)
-    heads = [column.head for column in columns]
+    heads = [escape.markdown_cell(column.head) for column in columns]
     body = [[_markdown_entry(c, line[c.name]) for c in columns] for block in table.blocks for line in block]
     widths = [max(len(row[i]) for row in [heads, *body]) for i in range(len(columns))]
     rule = ["-" * w if c.kind == "text" else "-" * (w - 1) + ":" for c, w in zip(columns, widths)]
     rows = ["| " + " | ".join(_aligned(columns, row, widths)) + " |" for row in [heads, rule, *body]]
-    notes = "".join(f"\n- {note}" for note in table.notes)
-    return "\n".join(rows) + f"\n\n{table.caption}\n" + (notes + "\n" if notes else "")
+    notes = "".join(f"\n- {escape.markdown(note)}" for note in table.notes)
+    caption = escape.markdown(table.caption)
+    return "\n".join(rows) + f"\n\n{caption}\n" + (notes + "\n" if notes else "")
 
 
 def _markdown_entry(column: Column, entry: Entry | Difference) -> str:
-    cell = text(column, entry).replace("|", "\\|")
+    cell = escape.markdown_cell(text(column, entry))
     return f"**{cell}**" if is_bold(entry) else f"{cell} {sign(entry)}".rstrip()
 
 
@@ -122,9 +124,12 @@ def csv_text(table: Table) -> str:
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     parts = [(c.name, part) for c in table.columns for part in ("value", *CSV_PARTS.get(c.kind, ()))]
-    writer.writerow([name if part == "value" else f"{name}_{part}" for name, part in parts])
+    heads = (name if part == "value" else f"{name}_{part}" for name, part in parts)
+    writer.writerow(map(escape.csv_cell, heads))
     for block in table.blocks:
-        writer.writerows([getattr(line[name], part, None) for name, part in parts] for line in block)
+        for line in block:
+            values = (getattr(line[name], part, None) for name, part in parts)
+            writer.writerow(map(escape.csv_cell, values))
     return sink.getvalue()
 
 
@@ -143,7 +148,7 @@ def latex(table: Table) -> str:
         [
             r"\begin{table*}",
             r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_escaped(table.caption.replace('≈', 'underlined'))}}}",
+            rf"\caption{{{escape.latex(table.caption.replace('≈', 'underlined'))}}}",
             rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', table.name)}}}",
             rf"\begin{{tabular}}{{{''.join('l' if c.kind == 'text' else 'r' for c in columns)}}}",
             r"\toprule",
@@ -153,7 +158,7 @@ def latex(table: Table) -> str:
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table*}",
-            *(f"% {note}" for note in table.notes),
+            *(f"% {escape.one_line(note)}" for note in table.notes),
             "",
         ]
     )
@@ -163,38 +168,15 @@ def _latex_head(column: Column) -> str:
     """A head, broken at the space nearest its middle if it is long."""
     spaces = [place for place, c in enumerate(column.head) if c == " "]
     if len(column.head) <= 12 or not spaces:
-        return _escaped(column.head)
+        return escape.latex(column.head)
     middle = min(spaces, key=lambda place: abs(place - len(column.head) / 2))
-    above, below = _escaped(column.head[:middle]), _escaped(column.head[middle + 1 :])
+    above, below = escape.latex(column.head[:middle]), escape.latex(column.head[middle + 1 :])
     return rf"\shortstack[r]{{{above}\\{below}}}"
 
 
 def _latex_entry(column: Column, entry: Entry | Difference) -> str:
-    number, uncertainty = map(_escaped, parts(column, entry))
+    number, uncertainty = map(escape.latex, parts(column, entry))
     mark = r"\textbf" if is_bold(entry) else r"\underline" if sign(entry) == "≈" else ""
     number = f"{mark}{{{number}}}" if mark else number
     number += {"?": "$^{?}$", "†": r"$^{\dagger}$"}.get(sign(entry), "")
     return number + (rf"{{\tiny\,{uncertainty}}}" if uncertainty else "")
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "∞": r"$\infty$",
-    "≤": r"$\leq$",
-    "Δ": r"$\Delta$",
-    "†": r"$\dagger$",
-    "<": "$<$",
-    ">": "$>$",
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-}
-
-
-def _escaped(words: str) -> str:
-    """LaTeX source of plain text; `code` in backticks becomes typewriter."""
-    escaped = "".join(LATEX.get(c, c) for c in words)
-    return re.sub(r"`([^`]*)`", r"\\texttt{\1}", escaped)

@@ -36,8 +36,10 @@ from analysis.rows import fill_command, missing_text, provenance
 from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import COST
-from lorae.store import member_folder
+from lorae.store.names import member_folder
+from lorae.untrusted import text_if_any
 
+SHOWN = ("lorae", "torch", "transformers", "device", "date")  # of what members record of their training
 MAX_PANELS = 8  # of which figures are drawn; the tables are always whole
 
 
@@ -120,8 +122,8 @@ def facts(trials: Trials, storage: str) -> dict[str, str]:
     for name in ("command", "commit"):
         found[name] = ", ".join(dict.fromkeys(str(r[name]) for r in records if name in r)) or "unknown"
     versions = _member_provenance(trials)
-    for name in ("lorae", "torch", "transformers", "device", "date"):
-        found[f"training: {name}"] = ", ".join(dict.fromkeys(v[name] for v in versions if name in v))
+    for name in SHOWN:
+        found[f"training: {name}"] = ", ".join(dict.fromkeys(filter(None, (v.get(name) for v in versions))))
     return {name: value for name, value in found.items() if value} | {
         "analysed with lorae": lorae.__version__
     }
@@ -133,7 +135,9 @@ def _member_provenance(trials: Trials) -> list[dict[str, str]]:
     found = []
     for member in members:
         try:
-            record = trials.store.record(member_folder(member), {"provenance": {}})
+            record = trials.store.record(
+                member_folder(member), {"provenance": dict.fromkeys(SHOWN, text_if_any)}
+            )
         except ValueError:  # a copy without members still has its tables
             continue
         found.append(record["provenance"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorae.combinations import COMBINATIONS, SOUPS
 from lorae.metrics import Rule
-from lorae.store import pool_folders
+from lorae.store.names import pool_folders
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.archive import opened
 from analysis.columns import margins
 from analysis.data import Trials, load_trials
 from analysis.plotting import Plot, save
@@ -46,21 +47,29 @@ def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | 
     )
     args = parser.parse_args(argv)
     try:
-        trials = load_trials(args.storage, args.sweep, args.allow_missing, margins(args.margin))
         out = args.out or _default_out(args.storage, args.sweep)
-        if trials.missing:
-            print(missing_text(trials.sweep, trials.missing, fill_command(trials.rows[0])), file=sys.stderr)
-        found = content(trials)
-        for table in found.tables:
-            print(markdown(table))
-            save_table(table, out)
-        for plot in found.plots:
-            save(plot, out)
+        with opened(args.storage) as storage:
+            trials = load_trials(storage, args.sweep, args.allow_missing, margins(args.margin))
+            if trials.missing:
+                print(
+                    missing_text(trials.sweep, trials.missing, fill_command(trials.rows[0])), file=sys.stderr
+                )
+            found = write(content(trials), out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{len(found.tables)} tables, {len(found.plots)} figures: {out}")
     return 0
+
+
+def write(content: Content, out: Path) -> Content:
+    """Print the tables, write them and the figures as files; returns the content."""
+    for table in content.tables:
+        print(markdown(table))
+        save_table(table, out)
+    for plot in content.plots:
+        save(plot, out)
+    return content
 
 
 def _default_out(storage: str, sweep: str) -> Path:

@@ -10,7 +10,7 @@ from analysis.data import Cell
 from analysis.rows import Row
 from lorae.trial.tuning import values_text
 
-Tuning = dict[str, Any]  # see `lorae.choice.TUNING`
+Tuning = dict[str, Any]  # see `lorae.planning.choice.TUNING`
 
 
 def tuning_of(row: Row) -> Tuning | None:

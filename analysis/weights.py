@@ -42,13 +42,14 @@ from analysis.gain import correlations, with_gains
 from analysis.render import markdown, save_table
 from analysis.rows import Row, is_soup
 from analysis.table import Table, cell_columns, cell_line, entry, made_by, setting
-from lorae import metrics
+from lorae import metrics, untrusted
 from lorae.identity import canonical
 from lorae.methods import METHODS, Full, Lora
 from lorae.methods.base import ROLES
 from lorae.metrics import Undefined
-from lorae.peft_format import Update, read_update
-from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
+from lorae.store.names import ADAPTER_CONFIG, WEIGHTS, member_folder
+from lorae.store.peft_format import Update, read_update
+from lorae.store.store import Store
 
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
 OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name in OF_UPDATE}
@@ -180,7 +181,8 @@ def stored_update(
         ValueError: as `ensemble_measures`.
     """
     config, weights = (store.read(member_folder(member), name) for name in (ADAPTER_CONFIG, WEIGHTS))
-    if json.loads(config).get("lorae_method") != canonical(Full()):
+    where = f"{member_folder(member)}/{ADAPTER_CONFIG}"
+    if untrusted.json_object(config, where, {}).get("lorae_method") != canonical(Full()):
         return read_update(config, weights, backbone.d_in if backbone else None)
     if not backbone:
         raise ValueError(f"{member} has all weights of its own: its update needs the backbone's weights")

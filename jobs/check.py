@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.request import load_module, sweep_file, sweep_of, with_override
-from lorae.faults import sweep_faults
+from lorae.planning.faults import sweep_faults
 from lorae.uris import shown
 
 

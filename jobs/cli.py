@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     axes = _option("--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis")
     storage = _option("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
+    single_driver = _option(
+        "--single-driver",
+        action="store_true",
+        help="no other sweep runs on this storage: for mounts that cannot lock files",
+    )
     as_json = _option("--json", action="store_true", help="print it as JSON")
     data_root = _option(
         "--data-root",
@@ -92,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sweep = commands.add_parser(
-        "sweep", parents=[axes, storage, data_root, as_json], help="run a sweep file, or resume it"
+        "sweep",
+        parents=[axes, storage, data_root, as_json, single_driver],
+        help="run a sweep file, or resume it",
     )
     sweep.add_argument("file", help="a Python file with a SWEEP")
     sweep.add_argument(
@@ -122,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     predict = commands.add_parser(
-        "predict", parents=[data_root], help="add predictions on a task to stored members"
+        "predict", parents=[data_root, single_driver], help="add predictions on a task to stored members"
     )
     predict.add_argument("storage", metavar="STORAGE")
     predict.add_argument("--task", required=True, help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours")
@@ -214,6 +221,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from jobs.driver import run_sweep
     from jobs.request import read_request
     from jobs.zero import Zero
+    from lorae.uris import remember
 
     if arguments.zero is None and (arguments.offload or arguments.hpz):
         raise ValueError("--offload and --hpz say how --zero K spreads a backbone; add --zero K")
@@ -223,6 +231,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     where = ["--local"] if arguments.local else []
     where += ["--address", arguments.address] if arguments.address else []
     where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
+    where += ["--single-driver"] if arguments.single_driver else []
+    remember(arguments.tracking_uri or "")
     request = read_request(
         arguments.file,
         arguments.set,
@@ -240,6 +250,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         local=arguments.local,
         address=arguments.address,
         tracking_uri=arguments.tracking_uri,
+        single_driver=arguments.single_driver,
     )
 
 
@@ -253,7 +264,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     from jobs.predict import run_predict
 
     num = run_predict(
-        arguments.storage, arguments.task, arguments.sweep, arguments.data_root, arguments.backbone
+        arguments.storage,
+        arguments.task,
+        arguments.sweep,
+        arguments.data_root,
+        arguments.backbone,
+        arguments.single_driver,
     )
     print(f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection")
     return 0
@@ -265,8 +281,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from jobs.request import read_request
     from jobs.search import search_text
     from jobs.simulate import simulated_devices
-    from lorae.plan import make_plan
-    from lorae.store import Store
+    from lorae.planning.plan import make_plan
+    from lorae.store.store import Store
 
     if not arguments.simulate and (arguments.gpus is not None or arguments.gpu):
         raise ValueError("--gpus and --gpu say which GPUs to simulate; add --simulate")
@@ -285,7 +301,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _rebuild(arguments: argparse.Namespace) -> int:
     from jobs import tracking
-    from lorae.store import Store
+    from lorae.store.store import Store
 
     store = Store(arguments.storage)
     for sweep, counts in tracking.rebuild(
@@ -296,34 +312,36 @@ def _rebuild(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.audit import audit, text
 
-    findings = audit(arguments.storage, arguments.sweep)
+    with opened(arguments.storage) as storage:
+        findings = audit(storage, arguments.sweep)
     print(text(findings))
     return 1 if any(f.status == "failed" for f in findings) else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.audit import audit
     from analysis.columns import margins
     from analysis.report import write_report
 
     chosen = margins(arguments.margin)
-    failed = [f for f in audit(arguments.storage, arguments.sweep) if f.status == "failed"]
-    warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
-    out = Path(arguments.out)
-    print(write_report(arguments.storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
+    with opened(arguments.storage) as storage:
+        failed = [f for f in audit(storage, arguments.sweep) if f.status == "failed"]
+        warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
+        out = Path(arguments.out)
+        print(write_report(storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
     return 0
 
 
 def _size(arguments: argparse.Namespace) -> int:
+    from analysis.archive import opened
     from analysis.size import write_sizes
 
-    print(
-        write_sizes(
-            arguments.storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing
-        )
-    )
+    with opened(arguments.storage) as storage:
+        print(write_sizes(storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing))
     return 0
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import jobs
 import lorae
+from lorae.planning.stack import Stack
 from lorae.sources import Files
-from lorae.stack import Stack
-from lorae.storage import Storage
+from lorae.store.storage import Storage
 
 LOG = logging.getLogger("lorae")
 WAIT_SECONDS = 600.0
@@ -173,9 +173,10 @@ def agreement(storage_uri: str, stacks: Sequence[Stack]) -> Iterator[Agreement]:
     agreed = Agreement(storage_uri, name, secrets.token_hex(16), software(), _folders(stacks))
     storage.write(name, agreed.token.encode())
     try:
-        if broken := [answer for answer in _answers(agreed) if answer]:
-            raise ValueError("\n".join(broken))
-        yield agreed
+        with storage.lock(name.removeprefix("locks/")):  # else it is swept up as a dead driver's
+            if broken := [answer for answer in _answers(agreed) if answer]:
+                raise ValueError("\n".join(broken))
+            yield agreed
     finally:
         storage.delete(name)
 

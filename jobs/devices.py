@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs import cluster
-from lorae.plan import Devices
+from lorae.planning.estimate import Devices
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.devices import local_devices
 from lorae.sources import cache_dir
-from lorae.storage import Storage
+from lorae.store.storage import Storage
 from lorae.tasks.readers import READERS
 
 PACKAGES = ("torch", "ray", "transformers", "datasets", "deepspeed", "mlflow", "pyarrow", "numpy")
@@ -86,8 +86,11 @@ def _ray() -> str:
 def _storage(uri: str) -> str:
     storage = Storage(uri)
     storage.check_writable()
+    if fault := storage.locking_fault():
+        raise ValueError(fault)
+    locks = " and locked" if storage.is_local else "; it has no locks: run one sweep at a time"
     free = f", {shutil.disk_usage(storage.root).free / 2**30:.0f} GiB free" if storage.is_local else ""
-    return f"{storage.uri} can be written{free}"
+    return f"{storage.uri} can be written{locks}{free}"
 
 
 def _cache() -> str:
@@ -109,7 +112,7 @@ def _data_root(folder: str | None) -> str:
 
 
 def _embedded() -> str:
-    from lorae.backbone_checks import inspect_backbone
+    from lorae.backbone.checks import inspect_backbone
     from lorae.tasks import RottenTomatoes
     from pipelines.demo import SMOLLM2_135M
 

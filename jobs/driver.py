@@ -6,22 +6,25 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
+from threading import Thread
 from typing import Any
 
 from jobs import tracking
 from jobs.devices import cpu_has_bf16, local_devices, process_devices
 from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tune
 from jobs.request import Request, provenance
-from jobs.search import Found, check_search, run_search, search_text
+from jobs.search import Found, check_search, num_trained, run_search, search_text
 from jobs.simulate import duration, simulate
-from lorae.backbone_checks import check_backbones
-from lorae.faults import input_faults
-from lorae.plan import Devices, Plan, after_tuning, make_plan, placed, soups_of
+from jobs.verify import set_rotten_aside, used_entries, verifying
+from lorae.backbone.checks import check_backbones
+from lorae.planning.estimate import Devices
+from lorae.planning.faults import input_faults
+from lorae.planning.plan import Plan, after_tuning, make_plan, placed, soups_of
 from lorae.results import trials_table
-from lorae.store import Store
+from lorae.store.store import Store
 from lorae.tasks.splits import refuse
 from lorae.uris import shown
 
@@ -37,9 +40,12 @@ def run_sweep(
     local: bool = False,
     address: str | None = None,
     tracking_uri: str | None = None,
+    single_driver: bool = False,
 ) -> int:
     """Run a sweep, or what remains of it; returns the exit code.
 
+    Args:
+        single_driver: no other driver works on the storage, whose mount need not have locks then.
     Raises:
         ValueError: bad input, before anything is trained.
     """
@@ -62,21 +68,43 @@ def run_sweep(
                 plan = placed(plan, here)
         show_plan(plan, as_json, search_text(request.sweep, plan))
         _warn_of_slow_bf16(plan, here)
+        if not single_driver and (fault := store.storage.locking_fault(make=False)):
+            say(fault)
         return 0
     store.storage.check_writable()
     store.storage.retry_seconds = patience
+    with store.storage.driving(single_driver):
+        return _run(plan, request, store, here, started, as_json, local, address, tracking_uri)
+
+
+def _run(
+    plan: Plan,
+    request: Request,
+    store: Store,
+    here: Devices | None,
+    started: float,
+    as_json: bool,
+    local: bool,
+    address: str | None,
+    tracking_uri: str | None,
+) -> int:
+    """Run what a plan lacks, write the table, then MLflow; returns the exit code."""
+    search = request.sweep.search
+    store.storage.sweep()
     store.finish_writes()  # of a run that was killed, where no stack remains that would do so
     if search or here or plan.is_done:
         say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
         _warn_of_slow_bf16(plan, here)
-    with ThreadPoolExecutor(1) as meanwhile:  # MLflow takes as long to be there as Ray does
-        again = "training goes on; MLflow is tried again at its end"
-        prepared = meanwhile.submit(_tracked, tracking.prepare, store, tracking_uri, again)
-        if search:
-            found = run_search(search, plan, request, store, local=local, address=address)
-        else:
-            found = _run_grid(plan, request, store, here, local, address)
-        prepared.result()
+    run = partial(_run_all, request=request, store=store, here=here, local=local, address=address)
+    patient = "training goes on; MLflow is tried again at its end"
+    preparing = Thread(target=_tracked, args=(tracking.prepare, store, tracking_uri, patient), daemon=True)
+    preparing.start()  # MLflow takes as long to be there as Ray does
+    with verifying(store, used_entries(plan)) as damaged:
+        found, rotten = run(plan), damaged()
+    if rotten:
+        set_rotten_aside(store, rotten)
+        again = run(make_plan(request.sweep, store, here, "local" if local else "tune"))
+        found = replace(again, failed=found.failed | again.failed, trained=found.trained + again.trained)
     rows, choices = found.plan.trials, found.plan.choices
     table = trials_table(store, request.name, rows, provenance(request), found.pruned, choices)
     try:
@@ -85,6 +113,7 @@ def run_sweep(
         found.failed["the table of trials"] = str(error)
     later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"
     later += f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    preparing.join()  # within its deadline
     _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri, later)
     status = table["status"].to_pylist()
     incomplete = status.count("failed")
@@ -102,6 +131,14 @@ def run_sweep(
         print(shown(json.dumps(outcome, indent=1)))
     say(outcome_text(outcome, request, found.plan))
     return 1 if found.failed or incomplete else 0
+
+
+def _run_all(
+    plan: Plan, request: Request, store: Store, here: Devices | None, local: bool, address: str | None
+) -> Found:
+    if request.sweep.search:
+        return run_search(request.sweep.search, plan, request, store, local=local, address=address)
+    return _run_grid(plan, request, store, here, local, address)
 
 
 def _run_grid(
@@ -123,18 +160,14 @@ def _run_grid(
                 lost = run(tuning, request, devices) if tuning.stacks else {}
                 # A member that diverges is an answer: its value is not chosen
                 failed |= {what: why for what, why in lost.items() if what not in tuning.needed}
-                trained += _num_trained(store, tuning)
+                trained += num_trained(store, tuning)
                 plan = placed(after_tuning(request.sweep, store), devices, host)
                 say(plan_text(plan))
             if plan.stacks:
                 failed |= run(plan, request, devices)
             if (soups := soups_of(plan, store)).pending:
                 failed |= run(placed(soups, devices, host), request, devices)
-    return Found(plan, failed, trained + _num_trained(store, plan), best=tuning_text(plan))
-
-
-def _num_trained(store: Store, plan: Plan) -> int:
-    return sum(store.is_member(m) for m in plan.needed) - len(plan.stored)
+    return Found(plan, failed, trained + num_trained(store, plan), best=tuning_text(plan))
 
 
 def _warn_of_slow_bf16(plan: Plan, devices: Devices | None) -> None:

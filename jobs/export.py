@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lorae import untrusted
 from lorae.methods import method_named
-from lorae.store import ADAPTER_CONFIG, RECORD, WEIGHTS, Store, member_folder
+from lorae.store.names import ADAPTER_CONFIG, RECORD, WEIGHTS, member_folder
+from lorae.store.store import Store
 
 
 def export_member(storage: str, member: str, folder: str) -> Path:

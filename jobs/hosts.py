@@ -1,5 +1,5 @@
 """Where stacks run: this process, Ray Tune, or Ray Train workers of a Tune trial. All call
-`lorae.run.run_stack`, none knows what it does."""
+`lorae.engine.run.run_stack`, none knows what it does."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jobs import cluster
 from jobs.devices import nvidia_gpus, ray_devices, visible_gpus
 from jobs.progress import ProgressLine
-from jobs.request import Request, modules_of, provenance
+from jobs.request import Request, member_provenance, modules_of
+from jobs.scratch import scratch_folder
 from jobs.zero import MAX_DEATHS, Zero
 from lorae.combinations import COMBINATIONS
-from lorae.plan import Devices, Plan
-from lorae.stack import Stack, Stopped
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import Plan
+from lorae.planning.stack import Stack, Stopped
 
 # Tune would copy these into its trials' runtime environment, which Ray writes to its logs; workers have the
 # environment of their own node
@@ -40,7 +41,7 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running stack has saved itself.
     """
-    from lorae.run import run_stack
+    from lorae.engine.run import run_stack
 
     line, failed = ProgressLine(plan.stacks, plan.estimates), {}
     with interruptible() as should_stop:
@@ -50,7 +51,7 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
                     stack,
                     request.storage,
                     device=devices.kind,
-                    provenance=provenance(request),
+                    provenance=member_provenance(request),
                     recompute=request.recompute,
                     on_progress=lambda p, n=number: line.update(n, p.phase, p.step, p.num_steps),
                     should_stop=should_stop,
@@ -175,7 +176,7 @@ def run_tune(
         "storage_uri": request.storage,
         "device": devices.kind,
         "num_threads": devices.cpus_per_stack,  # not OMP_NUM_THREADS: `ray submit` exports 1
-        "provenance": provenance(request),
+        "provenance": member_provenance(request),
         "recompute": request.recompute,
         "early_end": request.sweep.search if scheduler else None,
     }
@@ -184,9 +185,7 @@ def run_tune(
     with contextlib.ExitStack() as open_:
         agreed = open_.enter_context(cluster.agreement(request.storage, plan.stacks))
         # Tune's own notes; only this process reads them, since the store has the stacks' checkpoints
-        scratch = open_.enter_context(
-            tempfile.TemporaryDirectory(prefix="lorae-tune-", ignore_cleanup_errors=True)
-        )
+        scratch = open_.enter_context(scratch_folder())
         should_stop = open_.enter_context(interruptible())
         trainable = tune.with_parameters(
             StackTrial, stacks=plan.stacks, settings=settings, zeros=zeros, agreed=agreed

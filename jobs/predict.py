@@ -11,20 +11,27 @@ from lorae.combinations import SOUPS
 from lorae.draws import Draws, read_draws
 from lorae.results import read_trials
 from lorae.sources import Files
-from lorae.store import Store, soup_folder
+from lorae.store.names import soup_folder
+from lorae.store.store import Store
 from lorae.tasks import Task
 
 
 def run_predict(
-    storage: str, task: str, sweep: str | None, data_root: str | None, backbone: str | None
+    storage: str,
+    task: str,
+    sweep: str | None,
+    data_root: str | None,
+    backbone: str | None,
+    single_driver: bool = False,
 ) -> int:
     """Predict a task's test split with the members of a sweep and their soups, or with all members; returns
     how many lacked it.
 
     Args:
         task: `TREC`, `MMLU('college_physics', num_test=50)`, or `my_tasks.py:Colours()` from a file of yours.
+        single_driver: as for `jobs.driver.run_sweep`.
     Raises:
-        ValueError: no such task or member, or as `lorae.predict_task.predict_task`.
+        ValueError: no such task or member, or as `lorae.engine.predict_task.predict_task`.
     """
     store, located = Store(storage), read_task(task).located(Path(data_root) if data_root else None)
     members = {
@@ -34,16 +41,17 @@ def run_predict(
         raise ValueError(f"{store.storage.uri} has no stored members; run a sweep first")
     import torch
 
-    from lorae.predict_task import predict_soup, predict_task
+    from lorae.engine.predict_task import predict_soup, predict_task
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     source = Files(backbone) if backbone else None
-    num = sum(
-        predict_task(store, ids, located, draws=draws, device=device, backbone=source, on_progress=print)
-        for draws, ids in members.items()
-    )
-    for ids, soup in _soups(store, sweep):
-        num += predict_soup(store, ids, located, soup=soup, device=device, backbone=source)
+    with store.storage.driving(single_driver):
+        num = sum(
+            predict_task(store, ids, located, draws=draws, device=device, backbone=source, on_progress=print)
+            for draws, ids in members.items()
+        )
+        for ids, soup in _soups(store, sweep):
+            num += predict_soup(store, ids, located, soup=soup, device=device, backbone=source)
     return num
 
 

@@ -8,8 +8,8 @@ import time
 from typing import TextIO
 
 from lorae.combinations import COMBINATIONS
-from lorae.plan import Estimate
-from lorae.stack import Stack
+from lorae.planning.estimate import Estimate
+from lorae.planning.stack import Stack
 
 PLAIN_SECONDS = 15.0
 

@@ -4,8 +4,10 @@ are."""
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -21,13 +23,14 @@ from typing import Any
 from jobs.zero import Zero, zero_devices
 from lorae.draws import read_draws
 from lorae.identity import digest
-from lorae.memory import Saving
-from lorae.plan import Devices
+from lorae.planning.estimate import Devices
+from lorae.planning.memory import Saving
 from lorae.trial import Sweep
 from lorae.trial.axes import field_type, value_at
-from lorae.uris import shown
+from lorae.uris import remember, shown
 
 MAX_NAME = 100
+MAX_OVERRIDE = 5000  # characters
 INSTALLED = ("lorae", "jobs", "pipelines", "analysis")  # on every node, though a checkout is a folder, too
 
 
@@ -38,7 +41,7 @@ class Request:
     Attributes:
         name: of the sweep: the file's, followed by the axes that were replaced.
         command: the line that repeats it.
-        recompute: trade time for memory, see `lorae.run.run_stack`.
+        recompute: trade time for memory, see `lorae.engine.run.run_stack`.
         zero: spread each stack's backbone over several workers; None = one device holds it.
     """
 
@@ -83,6 +86,7 @@ def read_request(
     for override in overrides:
         sweep = with_override(sweep, override)
     name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
+    remember(storage)
     storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
     words = ["lorae", "sweep", str(path), "--storage", shown(storage)]
     words += ["--data-root", str(Path(data_root).resolve())] if data_root else []
@@ -92,6 +96,17 @@ def read_request(
     words += map(shown, where)
     located = sweep.located(Path(data_root) if data_root else None)
     return Request(name, located, storage, shlex.join(words), module, recompute, zero)
+
+
+@functools.cache
+def driver_id() -> str:
+    """Of this process."""
+    return secrets.token_hex(8)
+
+
+def member_provenance(request: Request) -> dict[str, Any]:
+    """`provenance`, and which driver had a member trained: several may work on one storage."""
+    return provenance(request) | {"driver": driver_id()}
 
 
 def sweep_name(stem: str, overrides: Sequence[str]) -> str:
@@ -199,6 +214,10 @@ def with_override(sweep: Sweep, override: str) -> Sweep:
     Raises:
         ValueError: no such axis, or a value that it cannot take.
     """
+    if len(override) > MAX_OVERRIDE:
+        raise ValueError(
+            f"--set {override[:60]}...: {len(override)} characters, at most {MAX_OVERRIDE} are read"
+        )
     axis, equals, words = override.partition("=")
     if not equals or not words:
         raise ValueError(f"--set {override}: write axis=value, or axis=value,value")
@@ -252,7 +271,7 @@ def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
         return word
     try:
         return None if word == "none" and type(None) in kinds else ast.literal_eval(word)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: too deep for Python
         return word
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,20 +23,24 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.devices import process_devices
 from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
-from jobs.request import Request
+from jobs.request import Request, driver_id
 from lorae.identity import canonical
 from lorae.metrics import combine, ensemble_nll
-from lorae.plan import Devices, Plan, make_plan, placed
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import Plan, make_plan, placed
+from lorae.planning.stack import Stack
 from lorae.results import Pruned
 from lorae.search import ASHA, EarlyEnd, LogUniform, MedianStopping, Optuna, Search, Uniform
-from lorae.stack import Stack
-from lorae.store import Store, member_folder
+from lorae.store.names import member_folder
+from lorae.store.store import Store
 from lorae.trial import Sweep, Trial, cell_of
 from lorae.trial.axes import value_at, with_values
+from lorae.untrusted import MAX_JSON_BYTES, count, json_object
 
 if TYPE_CHECKING:
     import optuna
 
+LOG = logging.getLogger("lorae")
 TIME, OBJECTIVE = "evaluation", "validation_nll"  # in the reports of a stack
 
 
@@ -164,7 +169,7 @@ def _sample(search: Optuna, request: Request, store: Store, local: bool, address
             if not plan.is_done:
                 devices = request.on(process_devices() if local else cluster())
                 failed |= run(placed(plan, devices, host), request, devices)
-            trained += _num_stored(store, plan) - len(plan.stored)
+            trained += num_trained(store, plan)
             for study, point, at in asked:
                 nll = objective(store, at)
                 study.optuna.tell(point, nll, None if nll is not None else optuna.trial.TrialState.FAIL)
@@ -204,6 +209,15 @@ def _best(studies: Sequence[_Study]) -> tuple[str, ...]:
 # Ending stacks early ---------------------------------------------------------------------------------------
 
 
+def _nll(value: Any) -> bool:
+    """A shape: any number, as that of a stack that diverged."""
+    return type(value) in (int, float)
+
+
+_REPORT = {"step": count, "num_steps": count, TIME: count, OBJECTIVE: _nll}
+_STACK = {"evaluated_on": str, "reports": [_REPORT], "ended": bool}
+
+
 class _Record:
     """What each stack reported and which ones were ended: `sweeps/<name>/search.json`.
 
@@ -211,24 +225,35 @@ class _Record:
     """
 
     def __init__(self, store: Store, sweep: str, search: EarlyEnd) -> None:
-        self.storage, self.name = store.storage, f"sweeps/{sweep}/search.json"
+        self.storage, self.name, self.sweep = store.storage, f"sweeps/{sweep}/search.json", sweep
         self.search = canonical(search)
         self.stacks: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-            stored = json.loads(self.storage.read(self.name))
-            if stored["search"] == self.search:
-                self.stacks = stored["stacks"]
+        shape = {"search": dict, "stacks": {str: _STACK}}
+
+        def read(content: bytes) -> dict[str, Any]:
+            return json_object(content, self.name, shape, "the search begins anew", infinite=True)
+
+        try:
+            stored = self.storage.read_as(self.name, read, MAX_JSON_BYTES)
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            LOG.warning("%s", error)
+            return
+        if stored["search"] == self.search and stored.get("owner", sweep) == sweep:
+            self.stacks = stored["stacks"]
 
     def add(self, stack: Stack, report: dict[str, Any], ended: bool) -> None:
         """Keep a report; the scheduler `ended` the stack there or let it go on."""
         entry = self.stacks.setdefault(stack.id, {"evaluated_on": _evaluated_on(stack), "reports": []})
         entry["reports"].append({name: report[name] for name in ("step", "num_steps", TIME, OBJECTIVE)})
         entry["ended"] = ended
-        content = {"search": self.search, "stacks": self.stacks}
+        content = {"owner": self.sweep, "search": self.search, "stacks": self.stacks}
         self.storage.write(self.name, json.dumps(content, indent=1).encode())
 
     def ended(self, stack: Stack) -> bool:
-        return self.stacks.get(stack.id, {}).get("ended", False)
+        entry = self.stacks.get(stack.id)
+        return bool(entry and entry["ended"] and entry["reports"])
 
     def pruned(self, stacks: Sequence[Stack]) -> dict[str, Pruned]:
         """Members of the stacks that were ended, with their stack's last report."""
@@ -256,8 +281,7 @@ def _end_early(search: EarlyEnd, plan: Plan, request: Request, store: Store, add
                     if entry["evaluated_on"] == name:
                         _replay(scheduler, stack_id, entry["reports"])
                 failed |= run_tune(group, request, devices, scheduler, [_recorder(record, group.stacks)])
-    trained = _num_stored(store, plan) - len(plan.stored)
-    return Found(plan, failed, trained, record.pruned(plan.pending))
+    return Found(plan, failed, num_trained(store, plan), record.pruned(plan.pending))
 
 
 def _evaluated_on(stack: Stack) -> str:
@@ -332,5 +356,12 @@ def _num_train(trial: Trial) -> int:
     return len(trial.task.examples("train"))
 
 
-def _num_stored(store: Store, plan: Plan) -> int:
-    return sum(store.is_member(member) for member in plan.needed)
+def num_trained(store: Store, plan: Plan) -> int:
+    """Members that a plan lacked and this driver has had trained; others of the storage may have, too."""
+    num, shape = 0, {"provenance": {}}
+    for member in plan.needed:
+        if member not in plan.stored and store.is_member(member):
+            with contextlib.suppress(ValueError):  # damaged since
+                record = store.record(member_folder(member), shape)
+                num += record["provenance"].get("driver") == driver_id()
+    return num

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.devices import GPUS
-from lorae.plan import Devices, Plan
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import Plan
 
 GPUS_PER_NODE = 8
 

@@ -14,8 +14,8 @@ from ray import tune
 from jobs.cluster import Agreement
 from jobs.hosts import stack_name
 from jobs.zero import Zero, run_zero
-from lorae.stack import Progress, Stack, StackResult, Stopped
-from lorae.storage import Storage
+from lorae.planning.stack import Progress, Stack, StackResult, Stopped
+from lorae.store.storage import Storage
 
 REPORT_SECONDS = 1.0
 
@@ -72,7 +72,7 @@ class StackTrial(tune.Trainable):
             raise ValueError(broken)
         if zero:
             return run_zero(self.stack, zero=zero, agreed=self.agreed, **settings)
-        from lorae.run import run_stack  # not above: the sweep's driver would wait for torch, too
+        from lorae.engine.run import run_stack  # not above: the sweep's driver would wait for torch, too
 
         return run_stack(self.stack, **settings)
 

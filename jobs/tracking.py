@@ -3,8 +3,11 @@
 Nothing is read back from MLflow but which runs are there, and `rebuild` makes all of it again. A run is
 written once: its tag `digest` is the hash of what it shows, and a row that changed gets a new run in place of
 the old one. Every run has the same params, the factors; a sweep's run lists the values of its trials. Metrics
-have the names of the row's columns; one that is undefined for a trial (disagreement of a single member) is
-absent, since MLflow would plot a NaN as 0.
+have the names of the row's columns (`mlflow_runs.key`); one that is undefined for a trial (disagreement of a
+single member) is absent, since MLflow would plot a NaN as 0; the tag `left_out` names one that is infinite.
+
+A storage is known by an id that lies in it: on a shared server others have the same path. Whatever MLflow
+does, it does not hold up a sweep: each step has a deadline.
 """
 
 from __future__ import annotations
@@ -13,36 +16,33 @@ import contextlib
 import json
 import math
 import os
-import sqlite3
-import time
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from jobs.attempt import Attempt, Beat
+from jobs.mlflow_runs import LEFT_OUT, PARENT, Experiment, alone, database_of, finite, open_experiment
 from lorae.identity import digest
 from lorae.results import FACTORS, read_trials
-from lorae.storage import Storage, shown
-from lorae.store import CURVE, Store, member_folder, trials_file
+from lorae.store.names import member_folder, trials_file
+from lorae.store.records import CURVE
+from lorae.store.storage import Storage
+from lorae.store.store import Store
+from lorae.untrusted import json_object
+from lorae.uris import shown
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
-EXPERIMENT = "lorae"
-_PARENT = "mlflow.parentRunId"
+T = TypeVar("T")
+STORAGE_ID = "mlflow-id.json"  # of the storage; a copy that shall have runs of its own needs another
 _ENDED = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 CURVE_POINTS = 200  # of each curve at most; Parquet keeps every step
-
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",  # an unreachable server costs seconds; by MLflow's defaults, minutes
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
+STEP_SECONDS = 60.0  # that a request, or making a database, may take
+TRIAL_SECONDS = 2.0  # and, above that, all requests for a trial
 
 
 class TrackingError(ValueError):
@@ -80,14 +80,19 @@ def prepare(tracking_uri: str) -> None:
     Raises:
         TrackingError: they cannot be created or reached.
     """
-    database = _database(tracking_uri)
-    lock = contextlib.nullcontext()
-    if database:  # MLflow fails where two processes create it
-        folder = Storage(str(database.parent))
-        folder.retry_seconds = 0.0  # a sweep does not wait for MLflow
-        lock = folder.lock("mlflow", wait=True)
-    with _tracking_errors(tracking_uri), lock:
-        _open(tracking_uri)
+    database = database_of(tracking_uri)
+
+    def create(beat: Beat) -> None:
+        lock = contextlib.nullcontext()
+        if database:  # MLflow fails where two processes create it
+            folder = Storage(str(database.parent))
+            folder.retry_seconds = 0.0  # a sweep does not wait for MLflow
+            lock = alone(folder)
+        with lock:
+            open_experiment(tracking_uri, beat)
+
+    with _tracking_errors(tracking_uri):
+        Attempt(create).result(STEP_SECONDS, 2 * STEP_SECONDS)
 
 
 def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
@@ -98,34 +103,11 @@ def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
         ValueError: the storage has no such sweep.
     """
     table = read_trials(store, sweep)
-    rows = table.to_pylist()
-    parent, trials = _views(sweep, rows)
-    place = {"storage": store.storage.uri, "sweep": sweep}
-    with _tracking_errors(tracking_uri), store.storage.lock("mlflow", wait=True):
-        mlflow = _open(tracking_uri)
-        found = mlflow.runs(place)
-        # The status comes last: a run that is still RUNNING was cut off, and is written again.
-        known = {r.data.tags["digest"]: r.info.run_id for r in found if r.info.status != "RUNNING"}
-        if len(known) == len(found) and known.keys() == {view.digest for view in [parent, *trials]}:
-            return Recorded(0, len(trials), 0)
 
-        provenance = {f"provenance.{k}": str(v) for k, v in json.loads(rows[0]["provenance"]).items()}
-        parent_id = mlflow.start(parent, place | provenance)
-        for row, trial in zip(rows, trials):
-            if trial.digest in known:
-                mlflow.client.set_tag(known[trial.digest], _PARENT, parent_id)
-            else:
-                curves = _curves(store, row["member_ids"]) if row["status"] == "done" else []
-                run_id = mlflow.start(trial, place | provenance | {_PARENT: parent_id}, curves)
-                mlflow.client.set_terminated(run_id, _ENDED[row["status"]])
-        kept = {known[trial.digest] for trial in trials if trial.digest in known}
-        stale = [run for run in found if run.info.run_id not in kept]
-        for run in stale:
-            mlflow.client.delete_run(run.info.run_id)
-        shown = table.drop_columns(["eval_sets", "recipe", "tuning", "provenance"])
-        mlflow.client.log_table(parent_id, shown.to_pydict(), "trials.json")
-        mlflow.client.set_terminated(parent_id, _ENDED[parent.tags["status"]])
-    return Recorded(len(trials) - len(kept), len(kept), sum("trial_id" in run.data.tags for run in stale))
+    def record(experiment: Experiment) -> Recorded:
+        return _record(experiment, store, sweep, table)
+
+    return _alone(store, tracking_uri, table.num_rows, record)
 
 
 def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
@@ -138,13 +120,93 @@ def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
     sweeps = [s for s in store.storage.names("sweeps") if store.storage.exists(trials_file(s))]
     if not sweeps:
         raise ValueError(f"{store.storage.uri} has no sweeps; give the --storage of an earlier `lorae sweep`")
-    for sweep in sweeps:  # before anything is deleted
-        read_trials(store, sweep)
-    with _tracking_errors(tracking_uri), store.storage.lock("mlflow", wait=True):
-        mlflow = _open(tracking_uri)
-        for run in mlflow.runs({"storage": store.storage.uri}):
-            mlflow.client.delete_run(run.info.run_id)
+    tables = {sweep: read_trials(store, sweep) for sweep in sweeps}  # before anything is deleted
+
+    def delete(experiment: Experiment) -> None:
+        stored = experiment.runs({"storage_id": storage_id(store.storage)})
+        for sweep, table in tables.items():
+            stored += _older(experiment, store.storage, sweep, table["trial_id"].to_pylist())
+        for run in stored:
+            experiment.delete(run.info.run_id)
+
+    _alone(store, tracking_uri, sum(table.num_rows for table in tables.values()), delete)
     return {sweep: record_sweep(store, sweep, tracking_uri) for sweep in sweeps}
+
+
+def storage_id(storage: Storage) -> str:
+    """What a storage is called in MLflow, wherever it lies; made once."""
+    try:
+        content = storage.read(STORAGE_ID, 1000)
+    except FileNotFoundError:
+        content = json.dumps({"storage_id": secrets.token_hex(8)}).encode()
+        storage.write(STORAGE_ID, content)
+    return json_object(content, STORAGE_ID, {"storage_id": _hexadecimal})["storage_id"]
+
+
+def _hexadecimal(value: Any) -> bool:
+    """A shape: 16 hexadecimal digits."""
+    return type(value) is str and len(value) == 16 and set(value) <= set("0123456789abcdef")
+
+
+def _alone(store: Store, tracking_uri: str, num_trials: int, action: Callable[[Experiment], T]) -> T:
+    """What an action on the experiment returns, which no other process of this storage disturbs.
+
+    Raises:
+        TrackingError: MLflow failed, or took too long.
+    """
+
+    def locked(beat: Beat) -> T:
+        with alone(store.storage):
+            return action(open_experiment(tracking_uri, beat))
+
+    with _tracking_errors(tracking_uri):
+        return Attempt(locked).result(STEP_SECONDS, 2 * STEP_SECONDS + TRIAL_SECONDS * num_trials)
+
+
+def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -> Recorded:
+    rows = table.to_pylist()
+    parent, trials = _views(sweep, rows)
+    place = {"storage_id": storage_id(store.storage), "storage": store.storage.uri, "sweep": sweep}
+    found = experiment.runs({name: place[name] for name in ("storage_id", "sweep")})
+    found += _older(experiment, store.storage, sweep, [row["trial_id"] for row in rows])
+    # The status comes last: a run that is still RUNNING was cut off, and is written again.
+    known = {r.data.tags["digest"]: r for r in found if r.info.status != "RUNNING"}
+    kept = {view.digest: known[view.digest] for view in trials if view.digest in known}
+    for run in [*kept.values(), *([known[parent.digest]] if parent.digest in known else [])]:
+        if not place.items() <= run.data.tags.items():  # the storage was moved, or had no id
+            experiment.tag(run.info.run_id, place)
+    if len(known) == len(found) and known.keys() == {view.digest for view in [parent, *trials]}:
+        return Recorded(0, len(trials), 0)
+
+    tags = place | {f"provenance.{k}": str(v) for k, v in json.loads(rows[0]["provenance"]).items()}
+    parent_id = experiment.start(parent.name, tags | parent.all_tags, parent.params)
+    for row, trial in zip(rows, trials):
+        if trial.digest in kept:
+            experiment.tag(kept[trial.digest].info.run_id, {PARENT: parent_id})
+            continue
+        curves = _curves(store, row["member_ids"]) if row["status"] == "done" else []
+        points = [*((name, value, 0) for name, value in trial.metrics.items()), *curves]
+        own = tags | {PARENT: parent_id} | trial.all_tags
+        run_id = experiment.start(trial.name, own, trial.params, points)
+        experiment.end(run_id, _ENDED[row["status"]])
+    staying = {run.info.run_id for run in kept.values()}
+    stale = [run for run in found if run.info.run_id not in staying]
+    for run in stale:
+        experiment.delete(run.info.run_id)
+    visible = table.drop_columns(["eval_sets", "recipe", "tuning", "provenance"])
+    experiment.log_table(parent_id, visible.to_pydict())
+    experiment.end(parent_id, _ENDED[parent.tags["status"]])
+    return Recorded(len(trials) - len(kept), len(kept), sum("trial_id" in run.data.tags for run in stale))
+
+
+def _older(experiment: Experiment, storage: Storage, sweep: str, trial_ids: Sequence[str]) -> list[Run]:
+    """Runs of a sweep by a lorae that knew a storage by its path only. Another machine may have a storage of
+    the same path: they are this one's if a trial is."""
+    database = database_of(experiment.uri)
+    inside = database is not None and str(database.parent) == storage.root  # whatever path it had
+    tags = {"sweep": sweep} | ({} if inside else {"storage": storage.uri})
+    found = [run for run in experiment.runs(tags) if "storage_id" not in run.data.tags]
+    return found if {run.data.tags.get("trial_id") for run in found} & set(trial_ids) else []
 
 
 @dataclass(frozen=True)
@@ -160,6 +222,10 @@ class _View:
     def digest(self) -> str:
         return digest([self.name, self.params, self.metrics, self.tags])
 
+    @property
+    def all_tags(self) -> dict[str, str]:
+        return self.tags | {"digest": self.digest}
+
 
 def _views(sweep: str, rows: Sequence[dict[str, Any]]) -> tuple[_View, list[_View]]:
     """Of the sweep, and of its trials."""
@@ -172,7 +238,9 @@ def _views(sweep: str, rows: Sequence[dict[str, Any]]) -> tuple[_View, list[_Vie
             tuning = json.loads(row["tuning"])
             metrics |= {f"tuning_{cost}": float(tuning[cost]) for cost in ("train_tokens", "train_seconds")}
             tags["tuned"] = ", ".join(f"{axis}={found['chosen']}" for axis, found in tuning["axes"].items())
-        trials.append(_View(name, params, metrics, tags | {"member_ids": " ".join(row["member_ids"])}))
+        metrics, lost = finite(metrics)
+        tags |= {"member_ids": " ".join(row["member_ids"])} | ({LEFT_OUT: lost} if lost else {})
+        trials.append(_View(name, params, metrics, tags))
     listed = {factor: ", ".join(dict.fromkeys(t.params[factor] for t in trials)) for factor in FACTORS}
     status = "failed" if any(row["status"] == "failed" for row in rows) else "done"
     return _View(sweep, listed, {}, {"status": status}), trials
@@ -204,57 +272,6 @@ def _curves(store: Store, member_ids: Sequence[str]) -> list[tuple[str, float, i
     return [point for point in points if math.isfinite(point[1])]
 
 
-@dataclass(frozen=True)
-class _Experiment:
-    client: MlflowClient
-    id: str
-
-    def runs(self, tags: dict[str, str]) -> list[Run]:
-        wanted = " and ".join(f'tags.{k} = "{v}"' for k, v in tags.items())
-        return self.client.search_runs([self.id], wanted, max_results=50_000)
-
-    def start(self, view: _View, tags: dict[str, str], curves: Sequence[tuple[str, float, int]] = ()) -> str:
-        """Create a run with all but its final status; returns its id."""
-        from mlflow.entities import Metric, Param
-
-        tags = {k: shown(v)[:5000] for k, v in (tags | view.tags).items()}  # old servers refuse longer ones
-        run = self.client.create_run(self.id, tags=tags | {"digest": view.digest}, run_name=view.name)
-        now = int(time.time() * 1000)
-        points = [*((name, value, 0) for name, value in view.metrics.items()), *curves]
-        metrics = [Metric(name, value, now, step) for name, value, step in points]
-        self.client.log_batch(run.info.run_id, metrics, [Param(k, v) for k, v in view.params.items()])
-        return run.info.run_id
-
-
-def _open(tracking_uri: str) -> _Experiment:
-    """The experiment, made where missing; a sqlite database's artifacts lie beside it."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient  # only now: it takes seconds, and telemetry starts with the import
-
-    artifacts = None
-    if database := _database(tracking_uri):
-        artifacts = str(database.parent / "mlflow-artifacts")
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA schema_version")  # fails at once where MLflow tries for 100 s
-    client = MlflowClient(tracking_uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return _Experiment(client, client.create_experiment(EXPERIMENT, artifact_location=artifacts))
-    if artifacts and experiment.artifact_location != artifacts:
-        raise ValueError(f"it was moved here, its artifacts are in {experiment.artifact_location}")
-    if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
-    return _Experiment(client, experiment.experiment_id)
-
-
-def _database(tracking_uri: str) -> Path | None:
-    """The file of a sqlite URI, else None."""
-    scheme, _, path = tracking_uri.partition(":///")
-    return Path(path).resolve() if scheme == "sqlite" else None
-
-
 @contextlib.contextmanager
 def _tracking_errors(tracking_uri: str) -> Iterator[None]:
     """Whatever goes wrong in MLflow becomes one clear error: a view must not end a sweep."""
@@ -263,6 +280,6 @@ def _tracking_errors(tracking_uri: str) -> Iterator[None]:
     except Exception as error:
         cause = shown(f"MLflow at {tracking_uri} was not written ({type(error).__name__}: {error})")
         raise TrackingError(
-            f"{cause}; results are kept in Parquet; make it reachable, or delete a damaged or moved sqlite "
-            "file, then run `lorae mlflow-rebuild STORAGE`"
+            f"{cause}; results are kept in Parquet; make it reachable, or delete a damaged sqlite file, then "
+            "run `lorae mlflow-rebuild STORAGE`"
         ) from error

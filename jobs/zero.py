@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lorae.plan import Devices
-from lorae.stack import Progress, Stack, StackResult, Stopped
+from jobs.scratch import scratch_folder
+from lorae.planning.estimate import Devices
+from lorae.planning.stack import Progress, Stack, StackResult, Stopped
 
 if TYPE_CHECKING:
     from jobs.cluster import Agreement
-    from lorae.backbones import Backbone, Precision
+    from lorae.backbone.loading import Backbone, Precision
     from lorae.sources import Source
 
 PERSISTENT_NUMBERS = 100_000  # norms and biases below this size stay whole: gathering them costs latency only
@@ -108,11 +108,11 @@ def load_partitioned(
     import torch.distributed as dist
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    from lorae.backbones import read_backbone
-    from lorae.ranks import Ranks
-    from lorae.self_check import check_packed
+    from lorae.backbone.loading import read_backbone
+    from lorae.backbone.processes import Ranks
+    from lorae.backbone.self_check import check_packed
+    from lorae.backbone.weights import check_weights
     from lorae.sources import backbone_config, backbone_folder
-    from lorae.weights import check_weights
 
     if device == "cpu":
         deepspeed.ops.__dict__["__compatible_ops__"] = {}  # or it compiles a C++ extension of what gloo does
@@ -163,8 +163,8 @@ def run_zero(
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> StackResult:
-    """`lorae.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together. Where one of
-    them dies, all begin again from the stack's checkpoint.
+    """`lorae.engine.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together. Where
+    one of them dies, all begin again from the stack's checkpoint.
 
     Raises:
         ValueError: the node of a worker does not share what was agreed.
@@ -210,18 +210,19 @@ def _fit(
 ) -> StackResult:
     """What rank 0 of the Ray Train workers returns."""
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from jobs.process_group import Joining
 
     resources = {"CPU": float(num_threads or 1), "GPU": float(device == "cuda")}
-    folder = tempfile.TemporaryDirectory(prefix="lorae-train-", ignore_cleanup_errors=True)
-    with folder as scratch, ThreadPoolExecutor(max_workers=1) as thread:
+    with scratch_folder() as scratch, ThreadPoolExecutor(max_workers=1) as thread:
         trainer = TorchTrainer(
             work,
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
             ),
             run_config=RunConfig(storage_path=scratch),
-            torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
+            torch_config=Joining(),
         )
         fitting: Future[Any] = thread.submit(trainer.fit)
         while not fitting.done():
@@ -243,11 +244,13 @@ def _worker(
     """One rank of a stack. Rank 0 alone reports and is asked to stop; the others end with it."""
     from ray import train
 
-    from lorae.run import run_stack
-    from lorae.storage import Storage
+    from jobs.process_group import join
+    from lorae.engine.run import run_stack
+    from lorae.store.storage import Storage
 
     if broken := agreed.broken(Storage.retry_seconds):
         raise ValueError(broken)
+    join(settings["device"], WAIT_SECONDS)
     ray = _ray()
     load = functools.partial(load_partitioned, zero=zero)
     if train.get_context().get_world_rank() > 0:

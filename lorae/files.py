@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from lorae.untrusted import COPY, MAX_JSON_BYTES, Shape, json_object
+
+EMPTY: Shape = MappingProxyType({})
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -28,17 +31,15 @@ def check_whole(path: Path) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path, shape: Shape = EMPTY) -> dict[str, Any]:
+    """The object in a JSON file of a model.
 
+    Args:
+        shape: see `lorae.untrusted.json_object`.
     Raises:
-        ValueError: it is missing, cut off, or no such object.
+        ValueError: it is missing, cut off, too large or too deep, or no object of that shape.
     """
     check_whole(path)
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy the file again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, must be an object; copy the file again")
-    return content
+    with path.open("rb") as stream:
+        content = stream.read(MAX_JSON_BYTES + 1)
+    return json_object(content, str(path), shape, COPY, infinite=True)

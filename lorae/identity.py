@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
+# Enters every member_id: raise it when the meaning of a recipe or the training procedure changes
+SCHEMA_VERSION = 1
 # Metadata of a field that was added to a spec when members were stored already: its default is in no identity
 IF_SET = {"default_identity": False}
 

@@ -29,7 +29,7 @@ class Noise:
         of_rows: what each row (M*B,) has, the key of its noise or the number of its mask; None = rows have no
             noise of their own.
         only: the one member whose rows are computed now; None = all, members first.
-        tokens: row and place of each token of the batch, (M, S) each, see `lorae.packing.Packing`.
+        tokens: row and place of each token of the batch, (M, S) each, see `lorae.backbone.packing.Packing`.
     """
 
     num_draws: int | None = None

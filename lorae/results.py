@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
-from lorae.choice import TUNING, Choice
 from lorae.combinations import COMBINATIONS
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
-from lorae.prediction_files import SCHEMA, Predictions
-from lorae.store import LATER_RECORD, Store, member_folder, pool_folders, trials_file
+from lorae.planning.choice import TUNING, Choice
+from lorae.store.names import LATER_RECORD, member_folder, pool_folders, trials_file
+from lorae.store.predictions import SCHEMA, Predictions
+from lorae.store.store import Store
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -50,9 +51,9 @@ SCALED = [
 COUNTED = ("train_flops", "train_process_seconds")  # null where a member or fit is of a lorae that did not
 COST = {
     "train_tokens": pa.int64(),
-    "train_flops": pa.float64(),  # see `lorae.flops`
+    "train_flops": pa.float64(),  # see `lorae.planning.flops`
     "train_seconds": pa.float64(),
-    "train_process_seconds": pa.float64(),  # see `lorae.clock`
+    "train_process_seconds": pa.float64(),  # see `lorae.engine.clock`
     "predict_seconds": pa.float64(),
     "trainable_parameters": pa.int64(),
     "forwards_per_prediction": pa.int32(),
@@ -64,6 +65,17 @@ LATER = {  # columns that tables of an older lorae lack
 }
 OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
 
+
+def _targets(value: Any) -> bool:
+    """Names of layers, or nothing."""
+    return value is None or (type(value) is list and all(type(name) is str for name in value))
+
+
+def _init(value: Any) -> bool:
+    """A spec with a type, a name, or nothing."""
+    return type(value.get("type")) is str if type(value) is dict else untrusted.text_if_any(value)
+
+
 _SUMMED = {
     **dict.fromkeys(("train_tokens", "trainable_parameters"), untrusted.count),
     **dict.fromkeys(("train_seconds", "predict_seconds"), untrusted.number),
@@ -72,8 +84,15 @@ _COUNTED = dict.fromkeys((*COUNTED, "shared_flops"), untrusted.amount)
 _LATER = {"cost": {"predict_seconds": untrusted.number}}
 _JSON = {  # what readers of these columns rely on
     "eval_sets": {"test": str, "validation": str, str: str},
-    "recipe": {"task": {"task": str}, "regularizers": [{"type": str}]},
-    "provenance": {},
+    "recipe": {
+        "backbone": {"type": str},
+        "task": {"task": str},
+        "method": {"type": str, "targets": _targets, "init": _init},
+        "regularizers": [{"type": str}],
+        "budget": {},
+        "precision": str,
+    },
+    "provenance": dict.fromkeys(("command", "commit"), untrusted.text_if_any),
 }
 _NEVER_NULL = ("trial_id", "sweep", "status", *FACTORS, "member_ids", "reference_id", *_JSON)
 
@@ -162,7 +181,7 @@ def read_trials(store: Store, sweep: str) -> pa.Table:
     if not table.schema.equals(pa.schema([schema.field(name) for name in table.column_names])):
         raise ValueError(f"{where} has columns of other types; delete it and repeat the sweep")
     for number, row in enumerate(table.to_pylist()):
-        if fault := _row_fault(row):
+        if fault := _row_fault(row) or (row["sweep"] != sweep and f"it is of the sweep {row['sweep']}"):
             raise ValueError(f"{where} row {number}: {fault}; delete it and repeat the sweep")
         shapes = _JSON if row["tuning"] is None else _JSON | {"tuning": TUNING}
         for column, shape in shapes.items():
@@ -236,7 +255,7 @@ def _row(
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
         members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
-        store.discard_damaged(dict.fromkeys([*folders, *map(member_folder, members)]))
+        store.set_damaged_aside(dict.fromkeys([*folders, *map(member_folder, members)]))
         if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
             why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
             score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}

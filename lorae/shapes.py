@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from lorae.untrusted import count, text_if_any
+
 Kind = Literal["causal", "text", "image", "audio"]  # a causal LM, or an encoder of one modality
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
@@ -23,6 +25,27 @@ SAME_INPUT = {  # layers that read one tensor
     **dict.fromkeys(("key", "value"), "query"),
     **dict.fromkeys(("k_lin", "v_lin"), "q_lin"),
     "up_proj": "gate_proj",
+}
+
+
+def _size(value: Any) -> bool:
+    """A positive integer, one for each layer, or nothing."""
+    sizes = value if type(value) is list else [] if value is None else [value]
+    return all(count(size) and size > 0 for size in sizes)
+
+
+# What is read from a config.json here and elsewhere; a name that its kind of model needs may still be missing
+CONFIG = {
+    "model_type": text_if_any,
+    "architectures": lambda value: value is None or (type(value) is list and all(map(text_if_any, value))),
+    **dict.fromkeys(
+        (
+            *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+            *("intermediate_size", "vocab_size", "max_position_embeddings", "num_channels", "max_length"),
+            *("num_mel_bins", "frequency_stride", "time_stride", *GPT2_NAMES),
+        ),
+        _size,
+    ),
 }
 _HEADS: dict[str, Kind] = {
     "ForImageClassification": "image",

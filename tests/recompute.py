@@ -1,13 +1,16 @@
 """The main metrics of a sweep's trials from its Parquet files alone, without lorae.
 
-python recompute.py STORAGE SWEEP OOD_TASK
+python recompute.py STORAGE SWEEP [OOD_TASK]
 
 A line for each row of trials.parquet, of its own members; under "pool" what tables show: the mean over all
-ensembles of so many of the members that its recipe and seed have. Tables then average over seeds.
+ensembles of so many of the members that its recipe and seed have. Tables then average over seeds. STORAGE may
+be an archive of one, such as results/study.
 
 Rows that average probabilities, of one prediction of each member, and soups; other sweeps are refused.
 """
 
+import functools
+import glob
 import hashlib
 import itertools
 import json
@@ -18,7 +21,17 @@ import pyarrow.parquet as pq
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
-storage, sweep, ood_task = sys.argv[1:]
+storage, sweep, *ood_tasks = sys.argv[1:]
+
+archive = glob.glob(f"{storage}/*/predictions.parquet")
+
+
+@functools.cache
+def predictions(entry, file):
+    """A prediction set of a storage, or of an archive of one."""
+    if not archive:
+        return pq.read_table(f"{storage}/{entry}/{file}")
+    return pq.read_table(archive, filters=[("entry", "=", entry), ("file", "=", file)])
 
 
 def members(row, where):
@@ -27,8 +40,7 @@ def members(row, where):
     if row["combine"] == "weights" and row["members"] > 1:
         ids = json.dumps(sorted(row["member_ids"]), separators=(",", ":"))
         folders = [f"soups/{hashlib.sha256(ids.encode()).hexdigest()[:16]}"]
-    files = [f"{storage}/{f}/predictions/{json.loads(row['eval_sets'])[where]}.parquet" for f in folders]
-    tables = [pq.read_table(file) for file in files]
+    tables = [predictions(f, f"predictions/{json.loads(row['eval_sets'])[where]}.parquet") for f in folders]
     return log_softmax([t["logits"].to_pylist() for t in tables], axis=2), tables[0]["label"].to_numpy()
 
 
@@ -69,7 +81,8 @@ def calibrated(logp, y):
     return log_softmax(logp / t[fold, None], 1)
 
 
-rows = pq.read_table(f"{storage}/sweeps/{sweep}/trials.parquet").to_pylist()
+folder = sweep if archive else f"sweeps/{sweep}"
+rows = pq.read_table(f"{storage}/{folder}/trials.parquet").to_pylist()
 for row in rows:
     if row["combine"] == "logits" or row["draws"] != "none":
         sys.exit(
@@ -100,15 +113,17 @@ def over_subsets(row):
 
 for row in rows:
     each, y = members(row, "test")
-    logp, ood = pooled(each), pooled(members(row, ood_task)[0])
+    logp = pooled(each)
     metrics = {
         "acc": np.mean(logp.argmax(1) == y),
         "ensemble_nll": nll(logp, y),
         "ece15": ece15(logp, y),
         "debiased_ce15": debiased_ce15(logp, y),
         "brier": np.mean(np.sum((np.exp(logp) - np.eye(logp.shape[1])[y]) ** 2, 1)),
-        f"auroc_msp__{ood_task}": np.mean(logp.max(1)[:, None] > ood.max(1)),  # no ties
     }
+    for task in ood_tasks:
+        ood = pooled(members(row, task)[0])
+        metrics[f"auroc_msp__{task}"] = np.mean(logp.max(1)[:, None] > ood.max(1))  # no ties
     if row["temperature_flag"] is None:
         scaled = calibrated(logp, y)
         metrics |= {"ts_ensemble_nll": nll(scaled, y), "ts_ece15": ece15(scaled, y)}

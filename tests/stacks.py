@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from lorae.backbones import Backbone, load_backbone, read_backbone
-from lorae.encoding import encode
+from lorae.backbone.loading import Backbone, load_backbone, read_backbone
+from lorae.engine.prediction import predict, with_features
+from lorae.engine.training import MemberRun, TrainingData
 from lorae.methods import LastLayer
-from lorae.prediction import predict, with_features
-from lorae.training import MemberRun, TrainingData
+from lorae.tasks.encoding import encode
 from lorae.trial import Trial
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from toys import Colours, Greys, colour_rows, write_split
 
-from lorae.prediction_files import prediction_bytes, prediction_file
 from lorae.results import trials_table
 from lorae.sources import Files
-from lorae.store import Store, member_folder, pool_folders, reference_folder
+from lorae.store.names import member_folder, pool_folders, reference_folder
+from lorae.store.predictions import prediction_bytes, prediction_file
+from lorae.store.store import Store
 from lorae.tasks.base import Task
 from lorae.trial import Budget, Sweep, Trial
 

@@ -20,7 +20,8 @@ from analysis.pooling import Estimates
 from analysis.rows import eval_sets, fill_command
 from analysis.table import comparison
 from lorae.regularizers import KL
-from lorae.store import Store, member_folder
+from lorae.store.names import member_folder
+from lorae.store.store import Store
 
 SEEDS = {"regularizers": [(), (KL(),)], "members": [1, 3], "seed": [0, 1, 2]}
 

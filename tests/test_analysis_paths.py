@@ -9,7 +9,7 @@ from sweeps import make_sweep
 from analysis.data import load_trials
 from analysis.paths import path_figures, principal
 from lorae.methods import BatchEnsemble, Lora
-from lorae.store import Store
+from lorae.store.store import Store
 
 
 def test_points_of_a_plane_keep_their_distances():

@@ -14,16 +14,16 @@ from stacks import largest_difference, prepared
 from test_training import peft_loop
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lorae import peft_format
-from lorae.adapters import Adapters
-from lorae.backbones import load_backbone
-from lorae.batches import class_logits, collate
-from lorae.encoding import encode
+from lorae.backbone.loading import load_backbone
+from lorae.engine.adapters import Adapters
+from lorae.engine.batches import class_logits, collate
+from lorae.engine.prediction import predict
+from lorae.engine.training import train_stack
 from lorae.methods import Lora
-from lorae.prediction import predict
 from lorae.sources import Files
+from lorae.store import peft_format
 from lorae.tasks.base import OptionLikelihood
-from lorae.training import train_stack
+from lorae.tasks.encoding import encode
 from lorae.trial import AdamW, Budget, Trial
 
 SIZES = {

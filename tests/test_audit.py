@@ -21,14 +21,15 @@ from analysis.audit import audit, text
 from analysis.audit_predictions import below_chance
 from analysis.findings import Finding
 from lorae.draws import TFB
+from lorae.engine.run import run_stack
 from lorae.methods import Lora, Vera
-from lorae.prediction_files import parquet_bytes, prediction_file
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout
 from lorae.results import COST, FLAGS, OLDER, SCALED, read_trials, trials_table
-from lorae.run import run_stack
 from lorae.sources import Files
-from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder, reference_folder
+from lorae.store.names import WEIGHTS, member_folder, reference_folder
+from lorae.store.predictions import SCHEMA, parquet_bytes, prediction_file
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
 
 TEST_ROWS = 60
@@ -238,7 +239,8 @@ def test_member_with_the_record_of_another(sound):
     first, second = (member_folder(m) for m in sound.lora.member_ids())
     sound.store.write_entry(second, {"member.json": sound.store.read(first, "member.json")})
     fault = sound.faults()[0]
-    assert fault.check == "members are who they say" and fault.where == f"{second}/member.json"
+    assert fault.check == "entries are whole" and fault.where == second
+    assert f"{second}/member.json is of {first.rpartition('/')[2]}" in fault.what
 
 
 def test_trial_that_names_members_of_another_recipe(sound):
@@ -311,10 +313,6 @@ def swapped_labels(values):
     values[:] = [{0: 1, 1: 0, 2: 2}[v] for v in values]
 
 
-def another_name(values):
-    values[0] = "0123456789abcdef"
-
-
 @pytest.mark.parametrize(
     "column, edit, said",
     [
@@ -323,7 +321,6 @@ def another_name(values):
         ("label", label_outside, "1 labels are no class; 'test-0': 3 of 3"),
         ("label", label_missing, "1 labels are no class; 'test-0': -1 of 3"),
         ("label", swapped_labels, "other examples or labels than in reference/"),
-        ("member_id", another_name, "predictions of 0123456789abcdef"),
     ],
 )
 def test_predictions_that_are_not_of_the_examples(sound, column, edit, said):
@@ -331,6 +328,21 @@ def test_predictions_that_are_not_of_the_examples(sound, column, edit, said):
     sound.edit_file(folder, name, column, edit)
     fault = sound.only_fault("predictions are whole")
     assert fault.where.startswith(f"{folder}/{name} ") and column in fault.where and said in fault.what
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_predictions_of_another_member(sound, statistics):
+    """Whether the file's footer tells, or its rows alone."""
+    folder, name = member_folder(sound.lora.member_id(0)), prediction_file(sound.lora.task.eval_set("test"))
+    table, sink = pq.read_table(io.BytesIO(sound.store.read(folder, name))), io.BytesIO()
+    names = ["0123456789abcdef", *table["member_id"].to_pylist()[1:]]
+    pq.write_table(
+        table.set_column(0, table.schema.field(0), pa.array(names)), sink, write_statistics=statistics
+    )
+    sound.store.write_entry(folder, {name: sink.getvalue()})
+    sound.say_what_is_stored()
+    fault = sound.only_fault("entries are whole" if statistics else "predictions are whole")
+    assert fault.where.startswith(folder) and "of 0123456789abcdef" in fault.what
 
 
 def test_draw_with_other_examples(sound):
@@ -344,7 +356,8 @@ def test_draw_with_other_examples(sound):
 def test_draws_by_dropout_of_other_examples(sound):
     folder, plain = member_folder(sound.kl.member_id(0)), sound.kl.task.eval_set("test")
     name = prediction_file(f"{plain}-mc-1")
-    sound.store.write_entry(folder, {name: sound.store.read(folder, prediction_file(plain))})
+    table = pq.read_table(io.BytesIO(sound.store.read(folder, prediction_file(plain))))
+    sound.store.write_entry(folder, {name: parquet_bytes(table.replace_schema_metadata(SCHEMA))})
     assert sound.faults() == [], "a set that a member got later, of the same examples"
     sound.edit_file(folder, name, "label", swapped_labels)
     fault = sound.only_fault("predictions are whole")

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from test_self_check import config_of
 
 from jobs.cli import main
-from lorae.backbone_checks import check_backbones, inspect_backbone
-from lorae.faults import backbone_faults
+from lorae.backbone.checks import check_backbones, inspect_backbone
 from lorae.methods import Lora
+from lorae.planning.faults import backbone_faults
 from lorae.sources import Files, Hub
 
 SWEEP = """

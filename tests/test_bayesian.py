@@ -22,21 +22,22 @@ from transformers import AutoModelForCausalLM
 from analysis.audit import audit
 from jobs.export import export_member
 from lorae import seeds
-from lorae.adapters import Adapters
 from lorae.draws import TFB, MCDropout, Posterior
+from lorae.engine.adapters import Adapters
+from lorae.engine.order import DataOrder
+from lorae.engine.predict_task import predict_task
+from lorae.engine.prediction import predict, predict_draws
+from lorae.engine.run import run_stack
+from lorae.engine.training import learning_rate, train_stack
 from lorae.methods import Blob, Lora, Rank1BNN, Vera, drawn_state
 from lorae.methods.gaussian_weights import WeightNoise
 from lorae.noise import make_noise
-from lorae.order import DataOrder
-from lorae.peft_format import read_stages
-from lorae.predict_task import predict_task
-from lorae.prediction import predict, predict_draws
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
 from lorae.results import trials_table
-from lorae.run import run_stack
-from lorae.stack import Stack
-from lorae.store import POSTERIOR, Store, member_folder
-from lorae.training import learning_rate, train_stack
+from lorae.store.names import POSTERIOR, member_folder
+from lorae.store.peft_format import read_stages
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Trial
 
 BLOB = Blob(rank=4, alpha=8, std_root=0.3, gamma=1000)  # cycles of 25 steps, of which the last ones count

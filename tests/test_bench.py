@@ -21,7 +21,7 @@ from jobs.bench.peft_side import best_loop, hf_trainer, load_lm, lora_config
 from jobs.bench.setting import Setting, batches, environment, rows
 from lorae.methods import Lora
 from lorae.regularizers import KL, DecayB
-from lorae.store import Store
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Sweep
 
 

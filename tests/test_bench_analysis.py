@@ -15,7 +15,7 @@ from jobs.bench import analysis
 from jobs.bench.apart import Rounds, apart, forget_peak, peak_bytes
 from jobs.bench.synthetic import synthetic_storage
 from lorae.results import trials_table
-from lorae.store import Store
+from lorae.store.store import Store
 
 
 def test_both_sides_compute_the_same_numbers():

@@ -14,8 +14,8 @@ import pytest
 from toys import OPTIONS, Colours, colour_rows, write_split
 
 from jobs.cli import main
-from lorae.faults import input_faults
 from lorae.methods import InContext
+from lorae.planning.faults import input_faults
 from lorae.sources import Files
 from lorae.tasks import Example, OptionLikelihood, Scoring
 from lorae.tasks.base import Prompt

@@ -29,27 +29,31 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from lorae import faults, metrics, peft_format
-from lorae.adapters import HEAD, Adapters, Soup, initial_head
-from lorae.backbones import Backbone, load_backbone, read_backbone
-from lorae.batches import class_logits, collate
-from lorae.encoding import encode
-from lorae.faults import input_faults
+from lorae import metrics
+from lorae.backbone.loading import Backbone, load_backbone, read_backbone
+from lorae.engine.adapters import HEAD, Adapters, Soup, initial_head
+from lorae.engine.batches import class_logits, collate
+from lorae.engine.order import DataOrder
+from lorae.engine.prediction import predict, with_features
+from lorae.engine.run import run_stack
+from lorae.engine.training import TrainingData, learning_rate, train_stack
 from lorae.media import Audio, Image
 from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, PVera, Rank1BNN, Vera, Xavier
-from lorae.order import DataOrder
-from lorae.plan import Devices, check_trial, make_plan
-from lorae.prediction import predict, with_features
+from lorae.planning import faults
+from lorae.planning.estimate import Devices
+from lorae.planning.faults import input_faults
+from lorae.planning.plan import check_trial, make_plan
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
 from lorae.results import trials_table
-from lorae.run import run_stack
 from lorae.shapes import kind_of, linear_shapes, linears_of, num_backbone_parameters, num_tokens
 from lorae.sources import Files, Hub, Wheel, backbone_config
-from lorae.stack import Stack
-from lorae.store import Store, member_folder
+from lorae.store import peft_format
+from lorae.store.names import member_folder
+from lorae.store.store import Store
 from lorae.tasks.base import Example, Head, LabelWords, Scoring, Task
 from lorae.tasks.data import DataFiles, parquet
-from lorae.training import TrainingData, learning_rate, train_stack
+from lorae.tasks.encoding import encode
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
 
 ONE_CPU = Devices("cpu", 1, 1)

@@ -18,8 +18,8 @@ from analysis.influence import Measured, measured, of_mean, of_separation, of_sq
 from analysis.pooling import Estimates
 from lorae import metrics
 from lorae.metrics import combine
-from lorae.prediction_files import Predictions
-from lorae.store import Store
+from lorae.store.predictions import Predictions
+from lorae.store.store import Store
 
 N = 60
 

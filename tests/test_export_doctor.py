@@ -7,10 +7,10 @@ import torch
 
 from jobs import doctor
 from jobs.cli import main
-from lorae.plan import Devices
-from lorae.run import run_stack
-from lorae.stack import Stack
-from lorae.store import WEIGHTS, member_folder
+from lorae.engine.run import run_stack
+from lorae.planning.estimate import Devices
+from lorae.planning.stack import Stack
+from lorae.store.names import WEIGHTS, member_folder
 
 pytestmark = pytest.mark.ray
 

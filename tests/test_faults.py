@@ -29,10 +29,10 @@ from victims import (
     wait_until,
 )
 
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout
-from lorae.stack import Stack
-from lorae.storage import Storage
-from lorae.store import member_folder
+from lorae.store.names import member_folder
+from lorae.store.storage import Storage
 from lorae.trial import AdamW, Budget, Trial
 
 STEPS = 16

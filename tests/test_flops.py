@@ -14,17 +14,18 @@ import torch
 from stacks import Recorder, prepared
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorae.clock import Stopwatch
 from lorae.draws import TFB
+from lorae.engine.clock import Stopwatch
+from lorae.engine.prediction import with_features
+from lorae.engine.run import run_stack
+from lorae.engine.training import MemberRun, train_stack
 from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, PVera, Rank1BNN, Vera
-from lorae.prediction import with_features
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, EarlyStopping, Masksembles
 from lorae.results import COUNTED, trials_table
-from lorae.run import run_stack
-from lorae.stack import Stack
-from lorae.store import RECORD, Store, fit_file, member_folder
+from lorae.store.names import RECORD, fit_file, member_folder
+from lorae.store.store import Store
 from lorae.tasks import OptionLikelihood
-from lorae.training import MemberRun, train_stack
 from lorae.trial import Budget, Diversity, Trial
 
 QV, ALL = ("q_proj", "v_proj"), ("q", "k", "v", "o", "gate_proj", "up_proj", "down_proj")

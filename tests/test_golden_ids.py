@@ -31,7 +31,7 @@ from lorae.methods import (
 from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
 from lorae.results import trial_id
 from lorae.sources import Hub
-from lorae.store import soup_folder
+from lorae.store.names import soup_folder
 from lorae.tasks.arc import ArcEasy
 from lorae.tasks.base import Head, LabelWords, Letters, OptionLikelihood
 from lorae.tasks.cifar import CIFAR10

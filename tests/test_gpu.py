@@ -19,15 +19,15 @@ from jobs.bench.memory import stack_bytes
 from jobs.bench.peft_side import best_loop, hf_trainer
 from jobs.bench.setting import batches, rows
 from jobs.bench.train import in_turns, lorae_stack
-from lorae.adapters import Adapters
-from lorae.backbones import load_backbone
+from lorae.backbone.loading import load_backbone
 from lorae.draws import Laplace
-from lorae.encoding import encode
+from lorae.engine.adapters import Adapters
+from lorae.engine.prediction import predict
+from lorae.engine.training import train_stack
 from lorae.methods import Lora, Vera
-from lorae.prediction import predict
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
 from lorae.sources import Files
-from lorae.training import train_stack
+from lorae.tasks.encoding import encode
 from lorae.trial import AdamW, Budget
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -40,9 +40,9 @@ def test_layers_import_only_what_they_may(package):
     [
         "lorae.metrics",
         "lorae.trial",
-        "lorae.plan",
+        "lorae.planning.plan",
         "lorae.tasks",
-        "lorae.encoding",
+        "lorae.tasks.encoding",
         "analysis.weights",
         "jobs.cli",
         "jobs.driver",

@@ -26,21 +26,24 @@ from jobs.driver import plan_text
 from jobs.export import export_member
 from jobs.tracking import record_sweep
 from lorae import seeds
-from lorae.backbones import load_backbone
+from lorae.backbone.loading import load_backbone
 from lorae.draws import MCDropout
-from lorae.encoding import encode
-from lorae.in_context import contextually_calibrated, draw_context, predict_in_context
+from lorae.engine.in_context import contextually_calibrated, draw_context, predict_in_context
+from lorae.engine.predict_task import predict_task
+from lorae.engine.prediction import predict
+from lorae.engine.run import run_stack
 from lorae.methods import InContext, Lora
-from lorae.plan import Devices, estimate, make_plan, memory, place
-from lorae.predict_task import predict_task
-from lorae.prediction import predict
+from lorae.planning.estimate import Devices, estimate, memory
+from lorae.planning.placement import place
+from lorae.planning.plan import make_plan
+from lorae.planning.stack import Progress, Stack, Stopped
 from lorae.regularizers import KL, AdapterDropout
 from lorae.results import trials_table
-from lorae.run import run_stack
 from lorae.search import ASHA
-from lorae.stack import Progress, Stack, Stopped
-from lorae.store import RECORD, WEIGHTS, Store, member_folder
+from lorae.store.names import RECORD, WEIGHTS, member_folder
+from lorae.store.store import Store
 from lorae.tasks.base import Head, LabelWords, Letters, OptionLikelihood
+from lorae.tasks.encoding import encode
 from lorae.trial import AdamW, Budget, Diversity, Sweep, companions
 
 ONE_CPU = Devices("cpu", 1, 2)
@@ -270,7 +273,9 @@ def test_a_member_is_named_by_what_it_reads(trial):
 
 def test_a_run_that_is_stopped_keeps_the_members_that_are_done(trial, tmp_path, monkeypatch):
     ours, made = trial(members=3), []
-    monkeypatch.setattr("lorae.run.predict_in_context", lambda *a: made.append(a) or predict_in_context(*a))
+    monkeypatch.setattr(
+        "lorae.engine.run.predict_in_context", lambda *a: made.append(a) or predict_in_context(*a)
+    )
     store = Store(str(tmp_path))
 
     def stop():

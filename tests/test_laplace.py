@@ -15,17 +15,17 @@ from scipy.optimize import minimize_scalar
 from stacks import prepared
 
 from lorae import seeds
-from lorae.adapters import HEAD, Adapters
-from lorae.backbones import read_backbone
-from lorae.batches import class_logits, collate, features
+from lorae.backbone.loading import read_backbone
 from lorae.draws import Laplace, read_draws
 from lorae.draws.laplace.linearised import Linearised, Products, prior_precision
-from lorae.encoding import Row
+from lorae.engine.adapters import HEAD, Adapters
+from lorae.engine.batches import class_logits, collate, features
+from lorae.engine.prediction import predict
+from lorae.engine.training import train_stack
 from lorae.methods import Lora
-from lorae.prediction import predict
 from lorae.regularizers import AdapterDropout
 from lorae.tasks.base import LabelWords, OptionLikelihood
-from lorae.training import train_stack
+from lorae.tasks.encoding import Row
 from lorae.trial import Budget
 
 WHOLE = Laplace(4, rank=64)  # no factor of the tiny models is wider

@@ -21,7 +21,8 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from toys import Colours, write_rows
 
-from lorae import media, mnist_vit
+from lorae import media
+from lorae.backbone import mnist_vit
 from lorae.media import Audio, Image
 from lorae.sources import Files, Hub, MnistVit, resolve
 from lorae.tasks import (

@@ -15,13 +15,15 @@ import pytest
 from toys import Colours
 
 from lorae.draws import Laplace
-from lorae.memory import Memory, Saving, Texts, stack_memory
 from lorae.methods import BatchEnsemble, Blob, Full, Lora, Method, PVera
-from lorae.plan import USABLE_FRAC, Devices, Placement, Plan, memory, place, placed
+from lorae.planning.estimate import Devices, Placement, memory
+from lorae.planning.memory import Memory, Saving, Texts, stack_memory
+from lorae.planning.placement import USABLE_FRAC, place
+from lorae.planning.plan import Plan, placed
+from lorae.planning.stack import Stack
 from lorae.regularizers import AdapterDropout, EarlyStopping
 from lorae.shapes import num_backbone_parameters
 from lorae.sources import Files
-from lorae.stack import Stack
 from lorae.trial import Budget, Trial
 
 LLAMA = {
@@ -63,13 +65,13 @@ import gc, json, sys
 import numpy as np, torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from test_memory import DRAWN, METHODS, of, trial
-from lorae.adapters import Adapters
-from lorae.backbones import Backbone, fuse_kernels, recompute_layers
-from lorae.encoding import Row
+from lorae.engine.adapters import Adapters
+from lorae.backbone.loading import Backbone, fuse_kernels, recompute_layers
+from lorae.tasks.encoding import Row
 from lorae.draws.laplace.linearised import Linearised
-from lorae.packing import ATTENTION, register_attention
+from lorae.backbone.packing import ATTENTION, register_attention
 from lorae.tasks.base import LabelWords
-from lorae.training import TrainingData, train_stack
+from lorae.engine.training import TrainingData, train_stack
 
 config, shapes, tokens = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -139,8 +141,8 @@ def test_computed_memory_is_the_measured_peak(config):
     """Every tensor in a mapping of its own, so that what is resident is what is in use: glibc's heap keeps
     holes between tensors, up to as much again."""
     shapes = [(1, 4, "lora"), (1, 8, "lora"), (4, 2, "lora"), (2, 4, "batchensemble"), (2, 4, "full")]
-    shapes += [(1, 4, "blob"), (4, 2, "blob"), (3, 1, "laplace"), (6, 1, "laplace"), (4, 4, "recomputed")]
-    shapes += [(2, 4, "pvera")]
+    shapes += [(1, 4, "blob"), (4, 2, "blob"), (3, 1, "laplace"), (6, 1, "laplace"), (2, 4, "pvera")]
+    shapes += [(4, 4, "recomputed")]  # it stays so
     tokens = 128
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -155,7 +157,7 @@ def test_computed_memory_is_the_measured_peak(config):
         computed = stack_memory(recipe, config, members, batch, texts, saving=saving, draws=draws)
         adapters = computed.adapters // (4 if draws else 1)  # neither gradients nor moments
         ratios[members, batch, method] = (adapters + computed.activations) / int(measured)
-    assert all(ratio == pytest.approx(1.0, abs=0.15) for ratio in ratios.values()), ratios
+    assert all(ratio == pytest.approx(1.0, abs=0.15) for ratio in ratios.values()), str(ratios)
 
 
 def stack_bytes(trial: Trial, members: int = 1, rows: int = 32, longest: int = 400, **more) -> Memory:

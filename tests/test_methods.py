@@ -20,29 +20,32 @@ from transformers import AutoModelForCausalLM
 
 from jobs.driver import plan_text
 from jobs.export import export_member
-from lorae import peft_format, seeds
-from lorae.adapters import Adapters, Stacked
-from lorae.drawing import read_fit
+from lorae import seeds
 from lorae.draws import TFB, Fitted, Laplace, MCDropout, plain_set
 from lorae.draws.tfb import Samples
+from lorae.engine.adapters import Adapters, Stacked
+from lorae.engine.drawing import read_fit
+from lorae.engine.order import DataOrder
+from lorae.engine.predict_task import predict_task
+from lorae.engine.prediction import predict, predict_draws, with_features
+from lorae.engine.run import run_stack
+from lorae.engine.training import learning_rate, train_stack
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera
 from lorae.methods.full import full_member_bytes
 from lorae.noise import make_noise
-from lorae.order import DataOrder
-from lorae.peft_format import read_stages
-from lorae.plan import Devices, Plan, estimate, make_plan, placed
-from lorae.predict_task import predict_task
-from lorae.prediction import predict, predict_draws, with_features
-from lorae.prediction_files import prediction_file
+from lorae.planning.estimate import Devices, estimate
+from lorae.planning.plan import Plan, make_plan, placed
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
 from lorae.regularizers.masksembles import BranchMasks
 from lorae.results import trials_table
-from lorae.run import run_stack
 from lorae.sources import backbone_config
-from lorae.stack import Stack
-from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
+from lorae.store import peft_format
+from lorae.store.names import ADAPTER_CONFIG, WEIGHTS, member_folder
+from lorae.store.peft_format import read_stages
+from lorae.store.predictions import prediction_file
+from lorae.store.store import Store
 from lorae.tasks.base import Head, OptionLikelihood
-from lorae.training import learning_rate, train_stack
 from lorae.trial import AdamW, Budget, Diversity, Sweep, companions
 
 RIVALS = [BatchEnsemble(init="signs"), BatchEnsemble(std=0.1), LastLayer(std=0.02), Full()]
@@ -157,7 +160,7 @@ def test_last_layers_row_has_the_cost_of_its_features(tiny_trial, tmp_path, monk
         time.sleep(0.4)
         return with_features(*args)
 
-    monkeypatch.setattr("lorae.run.with_features", slow)
+    monkeypatch.setattr("lorae.engine.run.with_features", slow)
     trial = tiny_trial(method=LastLayer(std=0.1), members=2, budget=Budget(steps=1))
     run_stack(Stack(trial, (0, 1)), str(tmp_path))
     (row,) = trials_table(Store(str(tmp_path)), "toy", [(trial, ())], {}).to_pylist()
@@ -560,7 +563,7 @@ def test_explicit_ensembles_are_divided_to_fit(tiny_trial, monkeypatch):
     needed = full_member_bytes(backbone_config(trial.backbone))
     plan = Plan((), (), (), (), pending=(Stack(trial, tuple(range(6))),))
     assert [len(s.members) for s in placed(plan, ONE_CPU).stacks] == [6]
-    monkeypatch.setattr("lorae.plan.MAX_FULL_BYTES", 2 * needed)
+    monkeypatch.setattr("lorae.planning.placement.MAX_FULL_BYTES", 2 * needed)
     assert sorted(len(s.members) for s in placed(plan, ONE_CPU).stacks) == [1, 1, 2, 2]
 
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from lorae import batches
-from lorae.adapters import Adapters
-from lorae.backbones import load_backbone
-from lorae.batches import collate, common_beginning, stack_logits
-from lorae.encoding import Row, encode
+from lorae.backbone.loading import load_backbone
+from lorae.backbone.packing import Packing, attention
+from lorae.engine import batches
+from lorae.engine.adapters import Adapters
+from lorae.engine.batches import collate, common_beginning, stack_logits
+from lorae.engine.training import TrainingData, train_stack
 from lorae.noise import make_noise
-from lorae.packing import Packing, attention
 from lorae.regularizers import AdapterDropout
 from lorae.tasks.base import LabelWords, OptionLikelihood
-from lorae.training import TrainingData, train_stack
+from lorae.tasks.encoding import Row, encode
 
 
 def row(*tokens: int, segments: tuple[int, ...] = ()) -> Row:

@@ -18,18 +18,26 @@ from jobs.request import Request
 from lorae.methods import Lora
 from lorae.results import OOD_SEPARATOR
 from lorae.sources import Files
-from lorae.store import Store
+from lorae.store.store import Store
 from lorae.tasks.base import Head, LabelWords
 from lorae.trial import Budget, Sweep, Trial
 from pipelines._common import TUNE, rivals
 
 ENCODERS = ("cifar100", "digits", "encoders", "esc50", "ham10000", "sst2")
+ALIKE = ("cifar100", "digits", "esc50", "sst2", "study_science", "study_trec")  # as others, when small
 NAMES = sorted(
-    p.stem
-    for p in (Path(__file__).parent.parent / "pipelines").glob("[!_]*.py")
-    if p.stem not in ENCODERS or p.stem in ("encoders", "ham10000")  # the others' small variants are alike
+    p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("[!_]*.py") if p.stem not in ALIKE
 )
+STUDY = {"answers", "ensembling", "size", "size-curve"}
 TABLES = {  # beside the comparison
+    "study": STUDY | {"regularising", "correlations"},
+    "study_members": STUDY | {"correlations"},
+    "study_rivals": STUDY
+    | {"sources", "same-parameters", "same-compute", "same-predictions", "souping", "drawing", "rivals"}
+    | {"correlations"},
+    "study_encoders": STUDY
+    | {"same-parameters", "same-compute", "same-predictions", "souping", "drawing", "rivals"}
+    | {"regularising", "correlations"},
     "regularization": {"ensembling", "regularising"},
     "efficiency": {"ensembling", "same-parameters", "same-compute", "same-predictions"},
     "bayesian": {"ensembling", "regularising", "rivals", "same-predictions"},
@@ -103,7 +111,7 @@ def test_a_paper_file_and_its_twin_run_end_to_end(name, tiny, tracking_uri, tmp_
     request = Request(f"{name}-smoke", sweep, storage, f"lorae sweep {name}", module)
     assert run_sweep(request, local=True, tracking_uri=tracking_uri) == 0
 
-    twin = importlib.import_module(f"analysis.{name}")
+    twin = importlib.import_module("analysis.study" if name.startswith("study") else f"analysis.{name}")
     assert twin.main([storage, "--sweep", f"{name}-smoke", "--out", str(out)]) == 0, capsys.readouterr().err
     main_table = "ood-grid" if name == "ood" else "table"
     tables = TABLES.get(name, set()) | {main_table}
@@ -131,7 +139,7 @@ def test_rivals_train_by_the_same_recipe():
 
 def test_sets_predicted_later_are_columns_of_the_ood_table(tiny, data_root, tracking_uri, tmp_path):
     from analysis.data import load_trials
-    from lorae.predict_task import predict_soup, predict_task
+    from lorae.engine.predict_task import predict_soup, predict_task
 
     module = importlib.import_module("pipelines.members")
     sweep, storage = tiny(module.SMOKE), str(tmp_path)

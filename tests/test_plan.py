@@ -19,7 +19,8 @@ from toys import Colours, Greys
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import jobs.devices
-import lorae.plan
+import lorae.planning.estimate
+import lorae.planning.plan
 from jobs import cli, driver
 from jobs.devices import (
     GPUS,
@@ -33,16 +34,19 @@ from jobs.devices import (
 )
 from jobs.simulate import Simulation, simulate
 from lorae.draws import TFB
-from lorae.memory import Saving
+from lorae.engine.run import run_stack
 from lorae.methods import Lora
-from lorae.plan import Devices, Estimate, Placement, Plan, estimate, make_plan, place, placed
-from lorae.prediction_files import prediction_file
+from lorae.planning.estimate import Devices, Estimate, Placement, estimate
+from lorae.planning.memory import Saving
+from lorae.planning.placement import place
+from lorae.planning.plan import Plan, make_plan, placed
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, DecayB
 from lorae.results import trials_table
-from lorae.run import run_stack
 from lorae.shapes import LLAMA_LIKE, linear_shapes, linears_of, num_backbone_parameters
-from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder
+from lorae.store.names import WEIGHTS, member_folder
+from lorae.store.predictions import prediction_file
+from lorae.store.store import Store
 from lorae.tasks import OpenBookQA
 from lorae.trial import AdamW, Budget, Diversity, Sweep
 from lorae.trial.axes import with_values
@@ -263,8 +267,8 @@ def test_ten_thousand_trials_share_their_recipes(tiny_trial, tmp_path, monkeypat
     """Texts, configs and fingerprints are read once for each recipe, whatever the number of seeds."""
     counts = Counter()
 
-    def counted(name):
-        original = getattr(lorae.plan, name)
+    def counted(module, name):
+        original = getattr(module, name)
 
         def call(*args):
             counts[name] += 1
@@ -272,8 +276,8 @@ def test_ten_thousand_trials_share_their_recipes(tiny_trial, tmp_path, monkeypat
 
         return call
 
-    for name in ("check_trial", "stack_memory"):
-        monkeypatch.setattr(lorae.plan, name, counted(name))
+    for module, name in ((lorae.planning.plan, "check_trial"), (lorae.planning.estimate, "stack_memory")):
+        monkeypatch.setattr(module, name, counted(module, name))
     axes = {"regularizers": [(), (KL(0.1),)], "members": [1, 2, 4, 8], "seed": list(range(1250))}
     plan = make_plan(sweep(tiny_trial, **axes), Store(str(tmp_path)), CPU)
     assert len(plan.trials) == 10_000 + 1 and len(plan.stacks) == 2500

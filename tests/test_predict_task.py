@@ -14,15 +14,17 @@ import torch
 from toys import Colours, Greys
 
 from jobs.predict import read_task, run_predict
-from lorae.backbones import load_backbone
+from lorae.backbone.loading import load_backbone
+from lorae.engine.predict_task import predict_task
+from lorae.engine.prediction import with_features
+from lorae.engine.run import run_stack
 from lorae.methods import LastLayer, Lora, Vera
-from lorae.plan import Devices, make_plan
-from lorae.predict_task import predict_task
-from lorae.prediction import with_features
-from lorae.run import run_stack
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import make_plan
+from lorae.planning.stack import Stack
 from lorae.sources import Files
-from lorae.stack import Stack
-from lorae.store import RECORD, WEIGHTS, Store, member_folder, reference_folder
+from lorae.store.names import RECORD, WEIGHTS, member_folder, reference_folder
+from lorae.store.store import Store
 from lorae.tasks import MMLU, TREC
 from lorae.trial import Budget, Sweep
 
@@ -119,9 +121,9 @@ def test_heads_of_the_last_layer_predict_a_task_with_the_same_answers(
             predict_task(store, trial.member_ids(), task.located(data_root))
     assert [store.files(entry) for entry in entries] == files
     calls = []
-    monkeypatch.setattr("lorae.predict_task.STACK_MEMBERS", 1)
+    monkeypatch.setattr("lorae.engine.predict_task.STACK_MEMBERS", 1)
     monkeypatch.setattr(
-        "lorae.predict_task.with_features", lambda *args: calls.append(1) or with_features(*args)
+        "lorae.engine.predict_task.with_features", lambda *args: calls.append(1) or with_features(*args)
     )
     assert predict_task(store, trial.member_ids(), Greys().located(data_root)) == 3
     assert len(calls) == 1
@@ -137,7 +139,9 @@ def test_predictions_on_a_gpu_have_the_sweeps_products(tiny_trial, data_root, tm
     """TF32 where the backbone is bf16, as its members were trained."""
     products = SimpleNamespace(allow_tf32=None)
     monkeypatch.setattr(torch.backends.cuda, "matmul", products)
-    monkeypatch.setattr("lorae.predict_task.load_backbone", lambda *args: load_backbone(*args[:2], "cpu"))
+    monkeypatch.setattr(
+        "lorae.engine.predict_task.load_backbone", lambda *args: load_backbone(*args[:2], "cpu")
+    )
     for precision in ("bf16", "fp32"):
         trial = tiny_trial(precision=precision, budget=Budget(batch_size=4, steps=1))
         run_stack(Stack(trial, (0,)), str(tmp_path))

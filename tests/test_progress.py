@@ -10,8 +10,8 @@ import termios
 import pytest
 
 from jobs.progress import ProgressLine
-from lorae.plan import Estimate
-from lorae.stack import Stack
+from lorae.planning.estimate import Estimate
+from lorae.planning.stack import Stack
 
 
 def test_plain_lines_tell_stacks_members_and_steps(tiny_trial, monkeypatch):

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from toys import Colours
 from transformers import PreTrainedTokenizerFast
 
-from lorae.encoding import encode
 from lorae.sources import Hub
 from lorae.tasks import Example, Head, LabelWords, Letters, OptionLikelihood, Scoring, Task, WinoGrande
 from lorae.tasks.base import Prompt
 from lorae.tasks.data import parquet
+from lorae.tasks.encoding import encode
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 

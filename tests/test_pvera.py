@@ -17,20 +17,21 @@ from transformers import AutoModelForCausalLM
 from analysis.audit import audit
 from jobs.export import export_member
 from lorae import seeds
-from lorae.adapters import Adapters
 from lorae.draws import Posterior
+from lorae.engine.adapters import Adapters
+from lorae.engine.order import DataOrder
+from lorae.engine.predict_task import predict_task
+from lorae.engine.prediction import predict, predict_draws
+from lorae.engine.run import run_stack
+from lorae.engine.training import learning_rate, train_stack
 from lorae.methods import PVera, Vera, drawn_state, frozen_tensors
 from lorae.noise import make_noise
-from lorae.order import DataOrder
-from lorae.peft_format import adapter_files, read_stages, read_update
-from lorae.predict_task import predict_task
-from lorae.prediction import predict, predict_draws
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
 from lorae.results import trials_table
-from lorae.run import run_stack
-from lorae.stack import Stack
-from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
-from lorae.training import learning_rate, train_stack
+from lorae.store.names import ADAPTER_CONFIG, WEIGHTS, member_folder
+from lorae.store.peft_format import adapter_files, read_stages, read_update
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget
 
 METHOD = PVera(rank=16)

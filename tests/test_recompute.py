@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sweeps import make_sweep
 
+from analysis.archive import pack
 from analysis.data import load_trials
 from lorae.regularizers import KL, Masksembles
 
@@ -34,6 +35,18 @@ def test_every_metric_of_a_row_is_that_of_an_independent_script(tmp_path):
         assert found == pytest.approx({name: row[name] for name in wanted if row[name] is not None}, abs=1e-6)
     flagged = [row["members"] for row in trials.rows if row["temperature_flag"]]
     assert flagged == [0], "the untouched backbone guesses, and any temperature is as good"
+
+
+def test_an_archive_gives_the_numbers_of_its_storage(tmp_path):
+    storage, archive = make_sweep(tmp_path, {"members": [1, 2, 3]}), tmp_path / "archive"
+    pack(storage, ["toy"], archive)
+    found = [
+        subprocess.run(
+            [sys.executable, "-I", str(SCRIPT), place, "toy", "greys"], capture_output=True, check=True
+        )
+        for place in (storage, str(archive))
+    ]
+    assert found[0].stdout == found[1].stdout and found[0].stdout.count(b"\n") == 4
 
 
 @pytest.mark.parametrize(
@@ -60,6 +73,6 @@ def test_the_script_is_independent():
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }
     assert {name.split(".")[0] for name in modules} == {
-        *("hashlib", "itertools", "json", "sys"),
+        *("functools", "glob", "hashlib", "itertools", "json", "sys"),
         *("numpy", "pyarrow", "scipy"),
     }

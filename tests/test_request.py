@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from toys import Colours
 
 from jobs.cli import main
-from jobs.request import load_module
+from jobs.request import load_module, with_override
+from lorae.sources import Files
+from lorae.trial import Budget, Sweep, Trial
 
 GOOD = """
 from lorae.methods import Lora
@@ -93,3 +96,14 @@ def test_a_name_that_does_not_exist_suggests_the_nearest(
     assert main(["sweep", str(tmp_path / "sweep.py"), "--dry-run", "--set", override]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"--set {override}: " in line and message in line
+
+
+@pytest.mark.parametrize(
+    "words", ["-" * 4000 + "1", "(" * 4000, "[" * 4000 + "]" * 4000, "9" * 4900, "-" * 100_000]
+)
+def test_an_override_that_nests_deeper_than_python_is_refused(words):
+    """As text it is no learning rate; nothing recurses, or ends the process."""
+    trial = Trial(backbone=Files("/nowhere"), task=Colours(), budget=Budget(epochs=1))
+    with pytest.raises(ValueError, match=r"--set|lr=") as caught:
+        with_override(Sweep(base=trial, axes={}), f"optimizer.lr={words}").trials()
+    assert len(str(caught.value)) < 12_000

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toys import write_rows
 
-from lorae.plan import check_trial
+from lorae.planning.plan import check_trial
 from lorae.sources import Files
 from lorae.tasks import Example, Head, LabelWords, Letters, OptionLikelihood, Scoring, SocialIQA, Task
 from lorae.tasks.base import Prompt

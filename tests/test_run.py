@@ -16,16 +16,18 @@ from safetensors.torch import load_file, save_file
 from toys import Greys
 from victims import SERVER, exit_code, wait_until
 
-from lorae import memory
 from lorae.draws import TFB
+from lorae.engine.run import run_stack
 from lorae.methods import Lora, Vera
-from lorae.plan import Devices, make_plan
-from lorae.prediction_files import prediction_file
+from lorae.planning import memory
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import make_plan
+from lorae.planning.stack import Progress, Stack, Stopped
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
-from lorae.run import run_stack
 from lorae.sources import Files
-from lorae.stack import Progress, Stack, Stopped
-from lorae.store import WEIGHTS, Store, member_folder, reference_folder
+from lorae.store.names import WEIGHTS, member_folder, reference_folder
+from lorae.store.predictions import prediction_file
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Sweep, Trial
 
 ONE_CPU = Devices("cpu", 1, 2)

@@ -14,13 +14,13 @@ from toys import Colours, write_split
 
 import lorae.tasks.base
 import lorae.tasks.scoring
-from lorae.adapters import Adapters
+from lorae.engine.adapters import Adapters
+from lorae.engine.prediction import predict
+from lorae.engine.training import train_stack
 from lorae.identity import canonical
-from lorae.prediction import predict
 from lorae.tasks.base import Example, Head, LabelWords, Prompt, Scoring
 from lorae.tasks.scoring import SCORINGS, scoring_named, scorings_for
 from lorae.tasks.scoring.next_token import NextToken
-from lorae.training import train_stack
 from lorae.trial import Budget, Trial
 
 ROOT = Path(__file__).parent.parent

@@ -26,18 +26,21 @@ from jobs.request import Request, with_override
 from jobs.search import _on_one_device, _replay, _scheduler, objective
 from jobs.stack_trial import StackTrial
 from jobs.zero import Zero
-from lorae.backbones import load_backbone
-from lorae.encoding import encode
+from lorae.backbone.loading import load_backbone
+from lorae.engine.run import run_stack
+from lorae.engine.training import TrainingData, train_stack
 from lorae.methods import Lora
 from lorae.metrics import combine, ensemble_nll
-from lorae.plan import USABLE_FRAC, Devices, make_plan, memory, placed
-from lorae.prediction_files import prediction_file
+from lorae.planning.estimate import Devices, memory
+from lorae.planning.placement import USABLE_FRAC
+from lorae.planning.plan import make_plan, placed
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, DecayB, EarlyStopping
-from lorae.run import run_stack
 from lorae.search import ASHA, LogUniform, MedianStopping, Optuna, Uniform
-from lorae.stack import Stack
-from lorae.store import WEIGHTS, Store, member_folder
-from lorae.training import TrainingData, train_stack
+from lorae.store.names import WEIGHTS, member_folder
+from lorae.store.predictions import prediction_file
+from lorae.store.store import Store
+from lorae.tasks.encoding import encode
 from lorae.trial import AdamW, Budget, Sweep
 from lorae.trial.axes import with_value
 

@@ -21,11 +21,13 @@ from test_sweep import DEMO_ON_A_TINY_MODEL
 from toys import Colours, colour_rows, write_split
 
 from jobs.request import provenance, read_request, sweep_name
-from lorae.backbones import load_backbone
+from lorae.backbone.loading import load_backbone
 from lorae.sources import Files, Hub, backbone_folder
-from lorae.storage import Storage, shown
-from lorae.store import Store, member_folder
+from lorae.store.names import member_folder
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 from lorae.tasks.data import parquet, read_rows
+from lorae.uris import remember, shown
 
 pytestmark = pytest.mark.ray
 
@@ -223,6 +225,21 @@ def test_parameters_are_hidden_but_those_that_say_where():
         "/data/?a=b",
     ):
         assert shown(plain) == plain
+
+
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="@?"), min_size=1, max_size=12),
+    st.text(st.characters(codec="utf-8", exclude_characters="&"), min_size=1, max_size=12),
+)
+def test_a_uri_in_use_is_hidden_whatever_its_secrets_hold(password, token):
+    """Spaces, quotes and ends of lines included, also as JSON and repr write them."""
+    secret, key = f"HUN{password}TER2", f"TOK{token}EN3"
+    uri = f"s3://me:{secret}@bucket/folder?region=eu&token={key}"
+    remember(uri)
+    for text in (uri, f"{uri} cannot be opened: 'me:{secret}@bucket'", json.dumps({"uri": uri}), repr([uri])):
+        hidden = shown(text)
+        assert "HUN" not in hidden and "TER2" not in hidden and "TOK" not in hidden and "EN3" not in hidden
+        assert "@bucket" in hidden and "region=eu" in hidden
 
 
 def test_storage_with_credentials_is_opened_with_them_and_shown_without(data_root, tmp_path):

@@ -15,10 +15,11 @@ from transformers import (
     BertForMaskedLM,
 )
 
-from lorae import adapters, packing
-from lorae.backbones import Backbone, load_backbone
+from lorae.backbone import packing
+from lorae.backbone.loading import Backbone, load_backbone
+from lorae.backbone.self_check import check_architecture, check_pooled, make_twin, probes
+from lorae.engine import adapters
 from lorae.methods import Lora
-from lorae.self_check import check_architecture, check_pooled, make_twin, probes
 from lorae.shapes import linear_shapes, with_common_names
 from lorae.sources import Files
 

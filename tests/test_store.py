@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from lorae.prediction_files import prediction_bytes, prediction_file
-from lorae.storage import Storage
-from lorae.store import RECORD, Store, member_folder
+from lorae.store.names import RECORD, member_folder
+from lorae.store.predictions import prediction_bytes, prediction_file
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 
 SET = "colours__test__12345678"
 
@@ -110,7 +111,7 @@ def test_members_whose_prompts_lost_their_beginning_are_trained_again(tmp_path, 
     for changed_only in (True, False):
         found = store.damage(folder, changed_only=changed_only)
         assert found is None if sound else "prompts without their beginning" in str(found)
-    store.discard_damaged([folder])
+    store.set_damaged_aside([folder])
     assert store.is_member("m0") == sound
 
 
@@ -207,7 +208,7 @@ def test_any_pyarrow_filesystem_serves():
 def test_lock_is_exclusive_and_dies_with_its_owner(tmp_path):
     storage = Storage(str(tmp_path))
     code = (
-        "import sys, time; from lorae.storage import Storage\n"
+        "import sys, time; from lorae.store.storage import Storage\n"
         f"with Storage({str(tmp_path)!r}).lock('m') as mine:\n    print(mine, flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -16,21 +16,22 @@ from toys import Greys
 from transformers import AutoModelForCausalLM
 
 from analysis.audit import audit
-from lorae.adapters import Adapters
-from lorae.drawing import read_fit
 from lorae.draws import SWAG, Fit, read_draws
 from lorae.draws.swag import Samples
+from lorae.engine.adapters import Adapters
+from lorae.engine.drawing import read_fit
+from lorae.engine.order import DataOrder
+from lorae.engine.predict_task import predict_task
+from lorae.engine.prediction import predict
+from lorae.engine.run import run_stack
+from lorae.engine.training import train_stack
 from lorae.methods import Lora
 from lorae.noise import make_noise
-from lorae.order import DataOrder
-from lorae.predict_task import predict_task
-from lorae.prediction import predict
+from lorae.planning.stack import Stack
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Masksembles
 from lorae.results import trials_table
-from lorae.run import run_stack
-from lorae.stack import Stack
-from lorae.store import Store, member_folder
-from lorae.training import train_stack
+from lorae.store.names import member_folder
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget
 
 SPEC = SWAG(3, rank=3, lr=5e-3, epochs=2, collected=5)

@@ -11,7 +11,7 @@ import pytest
 from victims import lorae
 
 from jobs.cli import main
-from lorae.store import Store
+from lorae.store.store import Store
 
 pytestmark = pytest.mark.ray
 

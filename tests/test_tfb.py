@@ -13,15 +13,15 @@ from stacks import prepared
 from transformers import AutoModelForCausalLM
 
 from lorae import seeds
-from lorae.adapters import Adapters
-from lorae.batches import class_logits, collate
 from lorae.draws import TFB, Fit, Laplace, MCDropout, Posterior, read_draws
 from lorae.draws.tfb import ANCHORS, SIGMAS, Samples, inverse_root
+from lorae.engine.adapters import Adapters
+from lorae.engine.batches import class_logits, collate
+from lorae.engine.prediction import draws_nll, predict
+from lorae.engine.training import train_stack
 from lorae.identity import canonical
 from lorae.methods import Lora
-from lorae.prediction import draws_nll, predict
 from lorae.regularizers import DecayB
-from lorae.training import train_stack
 from lorae.trial import AdamW, Budget
 
 WIDTHS = [Fit({"sigma": 0.02}), Fit({"sigma": 0.05})]

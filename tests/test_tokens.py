@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
+from lorae.backbone.tokens import check_embedded, check_ids, read_tokenizer
 from lorae.sources import Files
-from lorae.tokens import check_embedded, check_ids, read_tokenizer
 
 TEXTS = ["The cat", "THE CAT", " a  cat\n", "caf\u00e9 12345"]
 

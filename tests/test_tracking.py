@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,18 +18,24 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
+from jobs.attempt import Attempt
+from jobs.mlflow_runs import EXPERIMENT, Experiment, key
 from jobs.tracking import (
     CURVE_POINTS,
-    EXPERIMENT,
+    STORAGE_ID,
     Recorded,
     TrackingError,
     default_uri,
@@ -34,12 +43,14 @@ from jobs.tracking import (
     rebuild,
     record_sweep,
 )
-from lorae.prediction_files import parquet_bytes, prediction_bytes, prediction_file
 from lorae.regularizers import KL
 from lorae.results import FACTORS, trials_table
 from lorae.sources import Files
-from lorae.storage import Storage
-from lorae.store import CURVE, Store, member_folder, reference_folder, trials_file
+from lorae.store.names import member_folder, reference_folder, trials_file
+from lorae.store.predictions import parquet_bytes, prediction_bytes, prediction_file
+from lorae.store.records import CURVE
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -347,8 +358,14 @@ def test_unreachable_server_is_a_tracking_error_within_seconds(
         assert "hunter2" not in str(caught.value)
 
 
+@dataclass(frozen=True)
+class Server:
+    uri: str
+    pid: int  # of a process group of its own
+
+
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A real tracking server with a database and artifacts of its own, on localhost."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     with socket.socket() as probe:
@@ -368,10 +385,16 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         while not answers(f"http://{address}/health"):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
-        yield f"http://{address}"
+        yield Server(f"http://{address}", process.pid)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def server(running: Server) -> str:
+    return running.uri
 
 
 def answers(address: str) -> bool:
@@ -411,19 +434,12 @@ def test_passwords_and_long_errors_in_tags(store: Store, trials: list[Trial], ur
     assert record_sweep(store, "demo", uri).unchanged == 1
 
 
-def test_damaged_or_moved_database_is_to_be_deleted(store: Store, tmp_path: Path, uri: str) -> None:
-    prepare(uri)
+def test_damaged_database_is_to_be_deleted(store: Store, tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     database.write_bytes(b"not a database" * 1000)
-    with pytest.raises(
-        TrackingError, match=r"not a database.* delete a damaged or moved sqlite file.*mlflow-rebuild"
-    ):
+    with pytest.raises(TrackingError, match=r"not a database.* delete a damaged sqlite.*mlflow-rebuild"):
         record_sweep(store, "demo", f"sqlite:///{database}")
-    shutil.copy(file_of(uri), database)
-    with pytest.raises(
-        TrackingError, match=r"moved here.* delete a damaged or moved sqlite file.*mlflow-rebuild"
-    ):
-        record_sweep(store, "demo", f"sqlite:///{database}")
+    assert database.read_bytes() == b"not a database" * 1000
 
 
 def test_bad_places_say_what_to_do(store: Store, tmp_path: Path, uri: str) -> None:
@@ -439,3 +455,312 @@ def test_bad_places_say_what_to_do(store: Store, tmp_path: Path, uri: str) -> No
     (tmp_path / "file").touch()
     with pytest.raises(TrackingError):
         prepare(f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+# Nothing waits for MLflow ----------------------------------------------------------------------------------
+
+
+def test_an_attempt_returns_raises_or_is_given_up() -> None:
+    assert Attempt(lambda beat: 7).result(5, 5) == 7
+    with pytest.raises(KeyError):
+        Attempt(lambda beat: {}["x"]).result(5, 5)
+    with pytest.raises(TimeoutError, match=r"within 0\.1 s"):
+        Attempt(lambda beat: time.sleep(9)).result(0.1, 5)
+
+
+def test_an_attempt_that_was_given_up_ends_at_its_next_step() -> None:
+    """Steps of 0.05 s are no stall, all of them take too long, and none begins after that."""
+    steps, ended = [], threading.Event()
+
+    def action(beat: Callable[[], None]) -> None:
+        try:
+            for number in range(100):
+                beat()
+                steps.append(number)
+                time.sleep(0.05)
+        finally:
+            ended.set()
+
+    with pytest.raises(TimeoutError, match=r"within 0\.4 s"):
+        Attempt(action).result(0.3, 0.4)
+    assert ended.wait(5) and 2 <= len(steps) < 20
+
+
+def test_a_lock_that_another_holds_is_named(store: Store, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.mlflow_runs.LOCK_SECONDS", 0.3)
+    with store.storage.lock("mlflow") as held:
+        assert held
+        with pytest.raises(TrackingError, match=r"another process holds .*locks/mlflow.*kept in Parquet"):
+            record_sweep(store, "demo", uri)
+    assert record_sweep(store, "demo", uri).written == 5
+
+
+@contextlib.contextmanager
+def dripping() -> Iterator[str]:
+    """The URI of a server that answers each request by a byte every tenth of a second, without end."""
+
+    class Drip(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b" ")
+                    time.sleep(0.1)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drip) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_server_that_drips_bytes_costs_seconds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.tracking.STEP_SECONDS", 1.5)
+    with dripping() as server:
+        for write in (lambda: prepare(server), lambda: record_sweep(store, "demo", server)):
+            started = time.monotonic()
+            with pytest.raises(TrackingError, match=r"was not done within 1\.5 s.*kept in Parquet"):
+                write()
+            assert time.monotonic() - started < 8
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_in_the_middle(
+    store: Store, running: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs seconds and a message."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    prepare(running.uri)
+    end = Experiment.end
+
+    def end_of_the_server(self: Experiment, run_id: str, status: str) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        end(self, run_id, status)
+
+    monkeypatch.setattr(Experiment, "end", end_of_the_server)
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match="mlflow-rebuild"):
+        record_sweep(store, "demo", running.uri)
+    assert time.monotonic() - started < 30
+
+
+# Databases that were left or moved -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", ["no version", "no runs", "an old version"])
+def test_a_half_made_database_is_made_again(
+    store: Store, tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    """What MLflow leaves when it is killed in its migrations."""
+    prepare(uri)
+    database = tmp_path / "mlflow.db"
+    shutil.copy(file_of(uri), database)
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+            connection.execute(f"DROP TABLE {table}" if left == "no runs" else f"DELETE FROM {table}")
+        connection.execute("DELETE FROM experiments WHERE name = 'lorae'")
+        if left == "no version":
+            connection.execute("DELETE FROM alembic_version")
+        if left == "an old version":
+            connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+    assert record_sweep(store, "demo", f"sqlite:///{database}").written == 5
+    assert (tmp_path / "mlflow.db.half-made-1").is_file() and "half made" in caplog.text
+    assert len(runs_of(store, f"sqlite:///{database}")) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_bytes", [1, 100_000, 300_000])
+def test_a_database_that_mlflow_left_half_made_is_usable(store: Store, num_bytes: int) -> None:
+    """MLflow itself is killed when its file has this size, as older lorae was."""
+    database = file_of(default_uri(store))
+    code = f"from mlflow import MlflowClient; MlflowClient({default_uri(store)!r}).search_experiments()"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not database.exists() or database.stat().st_size < num_bytes:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
+    assert record_sweep(store, "demo", default_uri(store)).written == 5
+    assert len(runs_of(store, default_uri(store))) == 6
+
+
+def test_a_sound_database_stays_where_it_is(store: Store, tmp_path: Path, uri: str) -> None:
+    """One that a server made and nothing was written to, and one with another program's tables."""
+    prepare(uri)
+    for name in ("fresh", "foreign"):
+        database = tmp_path / f"{name}.db"
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            if name == "foreign":
+                connection.execute("CREATE TABLE songs (title)")
+                connection.execute("INSERT INTO songs VALUES ('Lola')")
+        if name == "fresh":
+            MlflowClient(f"sqlite:///{database}").search_experiments()
+        assert record_sweep(store, "demo", f"sqlite:///{database}").written == 5
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            tables = {table for (table,) in connection.execute("SELECT name FROM sqlite_master")}
+        assert ("songs" in tables) == (name == "foreign")
+    assert not [*tmp_path.glob("*half-made*")]
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_makes_the_database_leaves_none(store: Store) -> None:
+    root = Path(store.storage.root)
+    code = f"from jobs.tracking import prepare; prepare({default_uri(store)!r})"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 120
+    while not any(made.stat().st_size for made in root.glob(".lorae-mlflow-*/mlflow.db")):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    assert not (root / "mlflow.db").exists() or (root / "mlflow.db").stat().st_size == 0
+    (left,) = root.glob(".lorae-mlflow-*")
+    os.utime(left, (0, 0))
+    assert record_sweep(store, "demo", default_uri(store)).written == 5
+    assert not [*root.glob(".lorae-mlflow-*")] and not [*root.glob("*half-made*")]
+
+
+def test_a_moved_storage_is_shown_as_it_is(store: Store, tmp_path: Path, uri: str) -> None:
+    """Its own database moves along; on a server its runs stay its own."""
+    record_sweep(store, "demo", uri)
+    record_sweep(store, "demo", default_uri(store))
+    before = ids_of(store, default_uri(store))
+    shutil.move(store.storage.root, tmp_path / "moved")
+    moved = Store(str(tmp_path / "moved"))
+    for where in (uri, default_uri(moved)):
+        assert record_sweep(moved, "demo", where) == Recorded(written=0, unchanged=5, deleted=0)
+        assert len(runs_of(moved, where)) == 6
+    assert ids_of(moved, default_uri(moved)) == before and not runs_of(store, uri)
+    parent = the_parent(moved, default_uri(moved)).info.run_id
+    found = MlflowClient(default_uri(moved)).download_artifacts(parent, "trials.json", str(tmp_path))
+    assert len(json.loads(Path(found).read_text())["data"]) == 5
+
+
+# Whose runs they are ---------------------------------------------------------------------------------------
+
+
+def test_two_storages_of_one_path_on_a_server(store: Store, tmp_path: Path, uri: str) -> None:
+    """As on two machines: neither deletes the other's runs, whatever it records or makes again."""
+    path = store.storage.root
+    twin = tmp_path / "twin"
+    shutil.copytree(path, twin)
+    record_sweep(store, "demo", uri)
+    first = ids_of(store, uri)
+    shutil.move(path, tmp_path / "elsewhere")
+    shutil.move(twin, path)
+    assert record_sweep(store, "demo", uri) == Recorded(written=5, unchanged=0, deleted=0)
+    assert first < ids_of(store, uri) and len(ids_of(store, uri)) == 12
+    rebuild(store, uri)
+    assert first < ids_of(store, uri) and len(ids_of(store, uri)) == 12
+
+
+def without_ids(store: Store, uri: str) -> None:
+    """As an older lorae left it: runs are tagged by path, and the storage has no id."""
+    client = MlflowClient(uri)
+    for run in runs_of(store, uri):
+        client.delete_tag(run.info.run_id, "storage_id")
+    (Path(store.storage.root) / STORAGE_ID).unlink()
+
+
+@pytest.mark.parametrize("again", [record_sweep, rebuild])
+def test_runs_of_an_older_lorae_are_found_by_path(
+    store: Store, uri: str, again: Callable[..., object]
+) -> None:
+    record_sweep(store, "demo", uri)
+    without_ids(store, uri)
+    before = ids_of(store, uri)
+    again(*((store, uri) if again is rebuild else (store, "demo", uri)))
+    assert len(runs_of(store, uri)) == 6 and (ids_of(store, uri) == before) == (again is record_sweep)
+    assert len({run.data.tags["storage_id"] for run in runs_of(store, uri)}) == 1
+
+
+def test_runs_of_an_older_lorae_with_other_trials_are_another_machines(
+    store: Store, trials: list[Trial], uri: str
+) -> None:
+    record_sweep(store, "demo", uri)
+    without_ids(store, uri)
+    theirs = ids_of(store, uri)
+    other = [replace(trial, seed=1) for trial in trials[1:2]]
+    write_member(store, other[0], 0, num_steps=2)
+    write_sweep(store, "demo", other)
+    assert record_sweep(store, "demo", uri) == Recorded(written=1, unchanged=0, deleted=0)
+    assert theirs < ids_of(store, uri)
+
+
+def test_a_damaged_id_is_named(store: Store, uri: str) -> None:
+    for content in (b"", b"3", b'{"storage_id": "x"}', b'{"storage_id": ["0"]}'):
+        store.storage.write(STORAGE_ID, content)
+        with pytest.raises(TrackingError, match=rf"{STORAGE_ID} cannot be read"):
+            record_sweep(store, "demo", uri)
+
+
+# What MLflow cannot show -----------------------------------------------------------------------------------
+
+
+def test_names_and_values_that_mlflow_refuses(store: Store, uri: str, tmp_path: Path) -> None:
+    """A + in a task's name, quotes in a path, a metric that is infinite."""
+    place = tmp_path / "a \"quoted\" 'path' with \\ and +"
+    shutil.copytree(store.storage.root, place)
+    store = Store(str(place))
+    rows = [*rows_of(store).values()]
+    rows = [row | {"auroc_msp__a+b": 0.75, "ensemble_nll": math.inf} for row in rows]
+    schema = store.read_table("demo").schema
+    place_of = schema.get_field_index("ensemble_nll")
+    schema = schema.insert(place_of, pa.field("auroc_msp__a+b", pa.float64()))
+    store.write_table("demo", pa.Table.from_pylist(rows, schema=schema))
+    for expected in (Recorded(5, 0, 0), Recorded(0, 5, 0)):
+        assert record_sweep(store, "demo", uri) == expected
+    for run in by_trial(store, uri).values():
+        assert run.data.metrics["auroc_msp__a:2b:b"] == 0.75 and "ensemble_nll" not in run.data.metrics
+        assert run.data.tags["left_out"] == "ensemble_nll=inf"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=300), st.text(max_size=300))
+def test_any_name_becomes_one_that_mlflow_takes(name: str, other: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    if name:
+        with contextlib.suppress(MlflowException):  # "a//b" and ".." are no relative paths
+            _validate_metric_name(key(name).replace("/", "_"))
+        assert re.fullmatch(r"[/\w.\- :]{1,250}", key(name))
+    if name != other and ":" not in name + other and max(map(len, (key(name), key(other)))) < 250:
+        assert key(name) != key(other)
+
+
+def test_a_run_that_a_server_refuses_is_shown_without_its_numbers(
+    store: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server with narrower limits: the others are whole."""
+    logged = MlflowClient.log_batch
+
+    def refusing(self: MlflowClient, run_id: str, metrics: Sequence = (), params: Sequence = ()) -> None:
+        if any(p.key == "members" and p.value == "2" for p in params):
+            raise MlflowException("too many metrics", INVALID_PARAMETER_VALUE)
+        logged(self, run_id, metrics, params)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refusing)
+    assert record_sweep(store, "demo", uri).written == 5
+    left = [run for run in by_trial(store, uri).values() if "left_out" in run.data.tags]
+    assert len(left) == 2 and all("too many metrics" in run.data.tags["left_out"] for run in left)
+
+
+@pytest.mark.parametrize("place", ["/home/me/.ssh", "file:///etc", "relative"])
+def test_a_server_names_no_folder_of_this_machine(place: str) -> None:
+    """Where runs keep their files is the server's word."""
+    client = mock.MagicMock()
+    client.get_run.return_value.info.artifact_uri = place
+    Experiment(client, "1", "http://127.0.0.1:1", lambda: None).log_table("run", {"a": [1]})
+    client.log_table.assert_not_called()
+    client.set_tag.assert_called_once()
+    Experiment(client, "1", "sqlite:////tmp/mlflow.db", lambda: None).log_table("run", {"a": [1]})
+    client.log_table.assert_called_once()

@@ -14,20 +14,20 @@ from stacks import Recorder, largest_difference, prepared
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from lorae import peft_format
-from lorae.adapters import Adapters
-from lorae.backbones import load_backbone
-from lorae.batches import class_logits, collate
-from lorae.checkpoints import StackCheckpoints
-from lorae.encoding import encode
+from lorae.backbone.loading import load_backbone
+from lorae.engine.adapters import Adapters
+from lorae.engine.batches import class_logits, collate
+from lorae.engine.checkpoints import StackCheckpoints
+from lorae.engine.order import DataOrder
+from lorae.engine.prediction import predict, predict_draws
+from lorae.engine.training import TrainingData, learning_rate, train_stack
 from lorae.methods import Gaussian, Lora, Orthogonal, Vera, Xavier, drawn_state, frozen_tensors
-from lorae.order import DataOrder
-from lorae.prediction import predict, predict_draws
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Masksembles
 from lorae.regularizers.kl import kl_divergence
-from lorae.storage import Storage
+from lorae.store import peft_format
+from lorae.store.storage import Storage
 from lorae.tasks.base import Letters, OptionLikelihood
-from lorae.training import TrainingData, learning_rate, train_stack
+from lorae.tasks.encoding import encode
 from lorae.trial import AdamW, Budget, Diversity, Trial
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -316,7 +316,7 @@ def test_a_member_whose_validation_is_not_finite_fails_alone(
             logits_MKNC[1, 0, 0] = math.nan
         return logits_MKNC
 
-    monkeypatch.setattr("lorae.training.predict_draws", predicted)
+    monkeypatch.setattr("lorae.engine.training.predict_draws", predicted)
     mixed = train_stack(
         backbone, trial, range(3), data, evaluate_every=3, on_evaluation=lambda step, *_: seen.append(step)
     )

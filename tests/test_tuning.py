@@ -22,21 +22,22 @@ from toys import Colours, Greys
 from victims import lorae as command
 
 import jobs.driver
-import lorae.run
+import lorae.engine.run
 from analysis.audit import audit
 from jobs.cli import main
 from jobs.driver import run_sweep
 from jobs.request import Request
 from jobs.simulate import simulate, simulated_devices
-from lorae.choice import Choice, choose
 from lorae.draws import TFB, MCDropout
 from lorae.methods import BatchEnsemble, Full, InContext, Kaiming, Xavier
-from lorae.plan import make_plan
-from lorae.prediction_files import prediction_file, prediction_sets
+from lorae.planning.choice import Choice, choose
+from lorae.planning.plan import make_plan
 from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping
 from lorae.results import read_trials
 from lorae.search import ASHA
-from lorae.store import LATER_RECORD, PATH_FILE, Store, member_folder
+from lorae.store.names import LATER_RECORD, PATH_FILE, member_folder
+from lorae.store.predictions import prediction_file, prediction_sets
+from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
 from lorae.trial.axes import value_at, with_value, with_values
 from lorae.trial.tuning import Point, Study, Times, studies
@@ -314,7 +315,7 @@ def test_a_run_that_is_killed_goes_on_and_trains_nothing_twice(run, sweep, monke
     """In the middle of tuning, between the rounds, and in the second round."""
     whole = Runner(run.storage.parent / "whole", run.tracking_uri, run.capsys)
     total = whole(sweep)["trained"]
-    trained, real = [], lorae.run.run_stack
+    trained, real = [], lorae.engine.run.run_stack
 
     def killed_after(num: int) -> Callable[..., Any]:
         left = iter(range(num))
@@ -329,7 +330,7 @@ def test_a_run_that_is_killed_goes_on_and_trains_nothing_twice(run, sweep, monke
         return stack
 
     for num in (4, 5, 3, 100):  # of 9 stacks that tune, then of the rest
-        monkeypatch.setattr(lorae.run, "run_stack", killed_after(num))
+        monkeypatch.setattr(lorae.engine.run, "run_stack", killed_after(num))
         try:
             run(sweep)
         except KeyboardInterrupt:
@@ -435,14 +436,14 @@ def test_a_stack_that_is_lost_leaves_its_recipe_untuned_until_the_command_is_rep
     sweep = Sweep(
         base=base, axes={"regularizers": [(), (KL(0.1),)]}, tune={"optimizer.lr": RATES}, zero_shot=False
     )
-    real = lorae.run.run_stack
+    real = lorae.engine.run.run_stack
 
     def lost(stack, *arguments, **settings):
         if stack.trial.optimizer.lr == RATES[1] and stack.trial.regularizers:
             raise RuntimeError("out of memory")
         return real(stack, *arguments, **settings)
 
-    monkeypatch.setattr(lorae.run, "run_stack", lost)
+    monkeypatch.setattr(lorae.engine.run, "run_stack", lost)
     done = run(sweep, code=1)
     assert (done["trained"], done["incomplete"], len(done["failed"])) == (6 + 1 + 4, 1, 1)
     assert "out of memory" in str(done["failed"]) and "resume with" in done["messages"]
@@ -731,7 +732,7 @@ def make_right(store: Store, folder: str, name: str) -> None:
     """Let a member's predictions be right, with their checksum."""
     import pyarrow as pa
 
-    from lorae.prediction_files import parquet_bytes
+    from lorae.store.predictions import parquet_bytes
 
     table = pq.read_table(pa.BufferReader(store.read(folder, name)))
     logits = [[5.0 * (c == label) for c in range(3)] for label in table["label"].to_pylist()]

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import random
+import struct
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +23,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.audit import audit
+from analysis.backbone import stored_tensors
 from analysis.data import load_trials
 from jobs.export import export_member
 from lorae import untrusted
-from lorae.checkpoints import StackCheckpoints
-from lorae.peft_format import read_state
-from lorae.prediction_files import PREDICTIONS, parquet_bytes, prediction_bytes, prediction_file
+from lorae.backbone.gguf import check_header
+from lorae.engine.checkpoints import StackCheckpoints
+from lorae.engine.run import run_stack
+from lorae.planning.stack import Stack
 from lorae.results import read_trials, trials_table
-from lorae.run import run_stack
-from lorae.stack import Stack
-from lorae.storage import Storage
-from lorae.store import CURVE, WEIGHTS, Store, member_folder
+from lorae.sources import Files, backbone_config
+from lorae.store import footer
+from lorae.store.names import WEIGHTS, member_folder
+from lorae.store.peft_format import read_state, read_update
+from lorae.store.predictions import PREDICTIONS, parquet_bytes, prediction_bytes, prediction_file
+from lorae.store.records import CURVE
+from lorae.store.storage import Storage
+from lorae.store.store import Store
+from lorae.store.tables import table as as_table
 from lorae.trial import Budget
 
 SET = "colours__test__12345678"
@@ -530,3 +539,201 @@ def test_audit_names_an_entry_that_cannot_be_read(whole, tmp_path, breaking):
     breaking(store, member_folder(member))
     faults = [f for f in audit(str(tmp_path / "copy")) if f.status == "failed"]
     assert faults[0].check == "entries are whole" and faults[0].where == member_folder(member), faults
+
+
+# Files that end or fill a process whose reader trusts them ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tables() -> list[bytes]:
+    curve = pa.Table.from_pylist([{"step": 1, "split": "train", "loss": 1.0}], schema=CURVE)
+    nested = pa.table({"a": [[1, 2], []], "b": [{"c": 1}, None], "d": ["x" * 5000, None]})
+    logits = np.zeros((2, 2, 3), np.float32)
+    return [
+        prediction_bytes("m", SET, ["a", "b"], [0, 1], [3, 2], logits),
+        *map(parquet_bytes, (curve, nested, CURVE.empty_table())),
+    ]
+
+
+def test_declared_sizes_are_those_of_pyarrow(tables, data_root):
+    """Of sound files, where pyarrow can be asked; also of data sets that other programs wrote."""
+    others = [path.read_bytes() for path in sorted(data_root.rglob("*.parquet"))]
+    assert others
+    for content in [*tables, *others, many_values()]:
+        metadata = pq.read_metadata(pa.BufferReader(content))
+        groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+        columns = [group.column(n) for group in groups for n in range(metadata.num_columns)]
+        declared = sum(c.num_values for c in columns), sum(c.total_uncompressed_size for c in columns)
+        assert footer.declared_size(content) == declared
+
+
+def test_every_flipped_bit_of_a_footer_is_read_or_refused(tables, tmp_path):
+    """pyarrow aborted the process at some of them: a child of its own tells the parent how far it came."""
+    content = tables[0]
+    size = int.from_bytes(content[-8:-4], "little") + 8
+    places = [(len(content) - size + at, bit) for at in range(size) for bit in range(8)]
+    pid = os.fork()
+    if pid == 0:
+        code = 0
+        for at, bit in places:
+            changed = bytearray(content)
+            changed[at] ^= 1 << bit
+            try:
+                as_table(bytes(changed), "t.parquet")
+            except ValueError as error:
+                code = code if "t.parquet cannot be read" in str(error) else 3
+            except BaseException:
+                code = 4
+        os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0 and len(places) > 10_000
+
+
+def test_json_of_many_values_is_refused_before_it_fills_the_memory():
+    """16 MB of empty lists would be a gigabyte of Python."""
+    tracemalloc.start()
+    for part in (b"[],", b"{},", b'"",', b"1,"):
+        content = b'{"files": [' + part * (2**24 // len(part) - 10) + b"0]}"
+        with pytest.raises(ValueError, match=r"DONE\.json cannot be read: .* values of JSON, at most"):
+            untrusted.json_object(content, "DONE.json", {})
+    with pytest.raises(ValueError, match=r"DONE\.json cannot be read: .* bytes of JSON, at most"):
+        untrusted.json_object(b" " * (2**24 + 1), "DONE.json", {})
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+def test_as_much_json_as_is_read_takes_no_more_memory_than_it_may():
+    for part in (b"[],", b"{},", b'"x",', b'{"a":1},'):
+        marks = sum(map(part.count, (b",", b"[", b"{", b":")))
+        content = b'{"files": [' + part * ((untrusted.MAX_JSON_VALUES - 10) // marks) + b"0]}"
+        tracemalloc.start()
+        assert untrusted.json_object(content, "DONE.json", {"files": list})
+        assert tracemalloc.get_traced_memory()[1] < 300 * 10**6
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [b"3", b"[]", b'{"search": 3}', b'{"stacks": {"a": 1}}', b"[" * 9999, b"\xff"]
+)
+def test_a_hostile_record_of_a_search_begins_it_anew(tmp_path, content, caplog):
+    from jobs.search import _Record
+    from lorae.search import ASHA
+
+    store = Store(str(tmp_path))
+    store.storage.write("sweeps/x/search.json", content)
+    assert _Record(store, "x", ASHA()).stacks == {}
+    assert "sweeps/x/search.json cannot be read" in caplog.text and "begins anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (b"3", "cannot be read"),
+        (b'{"hidden_size": "x"}', "hidden_size"),
+        (b'{"hidden_size": -1}', "hidden_size"),
+        (b'{"vocab_size": 1e999}', "vocab_size"),
+        (b'{"model_type": 3}', "model_type"),
+        (b'{"architectures": "x"}', "architectures"),
+        (b'{"a":' * 60 + b"1" + b"}" * 60, "nested deeper"),
+        (b'{"a":' * 9999, "no JSON"),
+        (b'{"a": "' + b"x" * 2**24 + b'"}', "bytes of JSON"),
+    ],
+)
+def test_a_hostile_config_is_named(tmp_path, config, said):
+    (tmp_path / "config.json").write_bytes(config)
+    with pytest.raises(ValueError, match=rf"config\.json cannot be read: .*{said}.*copy the file again"):
+        backbone_config(Files(str(tmp_path)))
+
+
+def test_a_config_may_have_numbers_that_json_has_not(tmp_path):
+    """As Mamba's has: `time_step_limit`."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "time_step_limit": [0.0, Infinity]}')
+    assert backbone_config(Files(str(tmp_path)))["time_step_limit"] == [0.0, np.inf]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"peft_type": "LORA"}, "lora_alpha"),
+        ({"peft_type": "LORA", "lora_alpha": 1, "r": 0}, "/r is '0'"),
+        ({"peft_type": "LORA", "lora_alpha": "1", "r": 1}, "lora_alpha"),
+        ({"peft_type": 3}, "peft_type"),
+        ({"peft_type": "LORA", "lora_alpha": 1, "r": 1}, "it lacks q_proj.lora_B.weight"),
+        ({"peft_type": "VERA"}, "it lacks q_proj.vera_lambda_b"),
+    ],
+)
+def test_a_hostile_adapter_config_is_named(settings, said):
+    names = ("lora_A.weight", "vera_lambda_d")
+    weights = {f"base_model.model.q_proj.{name}": np.zeros((1, 2), np.float32) for name in names}
+    with pytest.raises(ValueError, match=rf"adapter_(config\.json|model\.safetensors) .*{said}"):
+        read_update(json.dumps(settings).encode(), safetensors.numpy.save(weights))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "has 8 bytes, not 4"),
+        ({"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}, "bytes"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}, "bytes"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": []}, "bytes"),
+        ({"dtype": 3, "shape": [1], "data_offsets": [0, 4]}, "dtype"),
+        (3, "no object"),
+    ],
+)
+def test_hostile_places_of_tensors_are_named(tmp_path, entry, said):
+    header = json.dumps({"w": entry}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ValueError, match=rf"w\.safetensors .*{said}.*copy the file again"):
+        stored_tensors(Storage(str(tmp_path)), "w.safetensors")
+
+
+def a_gguf(*settings: tuple[int, bytes], num_tensors: int = 0) -> bytes:
+    """Settings by type and content."""
+    parts = [struct.pack("<Q", 1) + b"k" + struct.pack("<I", kind) + content for kind, content in settings]
+    return b"GGUF" + struct.pack("<IQQ", 3, num_tensors, len(parts)) + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "does not begin"),
+        (b"GGUF", "requires a buffer"),
+        (a_gguf(num_tensors=2**63), f"{2**63} tensors"),
+        (a_gguf((9, struct.pack("<IQ", 0, 2**40))), "elements, at most"),
+        (a_gguf((9, struct.pack("<IQ", 9, 3))), "a list of type 9"),
+        (a_gguf((9, struct.pack("<IQQ", 8, 2, 2**63))), "cut off"),
+        (a_gguf((8, struct.pack("<Q", 2**62))), "a text of"),
+        (a_gguf((13, b"")), "a setting of type 13"),
+        (
+            a_gguf(num_tensors=1) + struct.pack("<QcIQQIQ", 1, b"w", 2, 2**20, 2**20, 0, 0),
+            "its tensors end at",
+        ),
+        (a_gguf(num_tensors=1) + struct.pack("<QcI", 1, b"w", 2**31), "dimensions"),
+    ],
+)
+def test_a_gguf_header_that_claims_too_much_is_refused_at_once(tmp_path, content, said):
+    """The package that reads it would make an object of every element."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    started = time.process_time()
+    with pytest.raises(ValueError, match=rf"model\.gguf is no GGUF file that can be read: .*{said}"):
+        check_header(path)
+    assert time.process_time() - started < 2
+
+
+def test_a_gguf_file_that_the_package_wrote_is_sound(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(tmp_path / "model.gguf"), "llama")
+    writer.add_string("general.name", "tiny")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bb", "é"])
+    writer.add_array("tokenizer.ggml.scores", [0.0, 1.0, 2.0])
+    writer.add_bool("flag", True)
+    writer.add_tensor("w", np.zeros((4, 32), np.float32))
+    writer.add_tensor("v", np.zeros(7, np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    check_header(tmp_path / "model.gguf")
+    os.truncate(tmp_path / "model.gguf", (tmp_path / "model.gguf").stat().st_size - 64)
+    with pytest.raises(ValueError, match="its tensors end at"):
+        check_header(tmp_path / "model.gguf")

@@ -23,14 +23,15 @@ from analysis.backbone import BackboneWeights, LacksLayer, folder_at_hand, open_
 from analysis.data import load_trials
 from analysis.weights import WEIGHT_SPACE, main, mean_update, stored_update, update_measures, with_updates
 from lorae import metrics
+from lorae.engine.run import run_stack
 from lorae.methods import Full, Lora, Vera
 from lorae.metrics import Undefined
-from lorae.peft_format import read_state, read_update
+from lorae.planning.stack import Stack
 from lorae.results import trials_table
-from lorae.run import run_stack
 from lorae.shapes import auto_class, linear_shapes
-from lorae.stack import Stack
-from lorae.store import ADAPTER_CONFIG, WEIGHTS, Store, member_folder
+from lorae.store.names import ADAPTER_CONFIG, WEIGHTS, member_folder
+from lorae.store.peft_format import read_state, read_update
+from lorae.store.store import Store
 from lorae.trial import AdamW, Sweep
 
 

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertModel
 
-from lorae.backbones import load_backbone
-from lorae.encoders import body_only
+from lorae.backbone.encoders import body_only
+from lorae.backbone.loading import load_backbone
+from lorae.backbone.weights import INDEX, SINGLE, check_weights, weight_files
 from lorae.shapes import auto_class
 from lorae.sources import Files, backbone_config
-from lorae.weights import INDEX, SINGLE, check_weights, weight_files
 
 Tensors = dict[str, torch.Tensor]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 12\n"
@@ -174,7 +174,7 @@ def test_a_file_that_is_no_weights_is_named(
 def test_a_config_that_is_none_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(
-        ValueError, match=r"model/config\.json (is|holds) .*(copy the file again|git lfs pull)"
+        ValueError, match=r"model/config\.json (is|cannot be read: ).*(copy the file again|git lfs pull)"
     ):
         backbone_config(Files(str(folder)))
 

@@ -26,17 +26,18 @@ from victims import lorae
 
 from jobs.cli import main
 from jobs.zero import PERSISTENT_NUMBERS, Zero, _has_died, deepspeed_config, zero_devices
-from lorae.backbones import load_backbone
+from lorae.backbone.loading import load_backbone
+from lorae.backbone.processes import Ranks
 from lorae.draws import SWAG, TFB, Laplace, Posterior
+from lorae.engine.run import run_stack
 from lorae.methods import Blob, PVera, Rank1BNN, Vera
-from lorae.plan import Devices
-from lorae.ranks import Ranks
+from lorae.planning.estimate import Devices
+from lorae.planning.stack import Stack, StackResult
 from lorae.regularizers import KL, AdapterDropout, EarlyStopping
-from lorae.run import run_stack
 from lorae.shapes import linear_shapes, linears_of, num_backbone_parameters
 from lorae.sources import Files
-from lorae.stack import Stack, StackResult
-from lorae.store import Store, member_folder, soup_folder
+from lorae.store.names import member_folder, soup_folder
+from lorae.store.store import Store
 from lorae.tasks.base import OptionLikelihood
 from lorae.trial import AdamW, Budget, Trial
 
@@ -51,8 +52,9 @@ import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
+dist.distributed_c10d._tensor_to_object = None  # nothing that a rank gets from another one is unpickled
 from jobs import zero
-from lorae.run import run_stack
+from lorae.engine.run import run_stack
 zero.PERSISTENT_NUMBERS = 100
 
 def run(case, storage):
@@ -77,6 +79,7 @@ with open(sys.argv[1], "rb") as stream:
     outcomes = [run(*job) for job in pickle.load(stream)]
 with open(f"{sys.argv[1]}.{dist.get_rank()}", "wb") as stream:
     pickle.dump(outcomes, stream)
+dist.destroy_process_group()  # else gloo's threads abort the process at its exit
 """
 
 

@@ -17,15 +17,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from lorae.stack import Stack
-from lorae.storage import Storage
-from lorae.store import WEIGHTS, Store
+from lorae.planning.stack import Stack
+from lorae.store.names import WEIGHTS
+from lorae.store.storage import Storage
+from lorae.store.store import Store
 
 TESTS = Path(__file__).parent
 LOG, STEP_SECONDS = "LORAE_TEST_LOG", "LORAE_TEST_STEP_SECONDS"
+CHECKPOINT_SECONDS = "LORAE_TEST_CHECKPOINT_SECONDS"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["lorae.run", "jobs.driver", "mlflow.tracking", "transformers.models.llama.modeling_llama"]
+    ["lorae.engine.run", "jobs.driver", "mlflow.tracking", "transformers.models.llama.modeling_llama"]
 )
 
 SWEEP_FILE = """
@@ -48,6 +50,13 @@ SWEEP = Sweep(
 class Watched(float):
     """A beta of KL that appends a line `<pid> <beta>` to the log for each step of training, which it slows
     down."""
+
+    def __new__(cls, beta: float) -> Watched:
+        if seconds := os.environ.get(CHECKPOINT_SECONDS):  # in whatever process the stack is about to run
+            from lorae.engine.run import run_stack
+
+            run_stack.__kwdefaults__["checkpoint_seconds"] = float(seconds)
+        return super().__new__(cls, beta)
 
     def __mul__(self, other: Any) -> Any:
         if LOG in os.environ:
@@ -80,7 +89,7 @@ def stack_process(stack: Stack, storage: Path, log: Path, **settings: object) ->
 
 
 def _run_stack(stack: Stack, storage: str, log: Path, retry_seconds: float = 60.0) -> None:
-    from lorae.run import run_stack
+    from lorae.engine.run import run_stack
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     _redirect(log.with_suffix(".err"))
@@ -183,9 +192,9 @@ def wait_until(condition: Callable[[], object], process: BaseProcess | None = No
         time.sleep(0.002)
 
 
-def exit_code(process: BaseProcess) -> int | None:
-    """Exit code of a process once it has ended."""
-    process.join(240)
+def exit_code(process: BaseProcess, seconds: float = 240) -> int | None:
+    """Exit code of a process once it has ended; None if it takes longer."""
+    process.join(seconds)
     return process.exitcode
 
 

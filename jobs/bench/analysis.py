@@ -27,7 +27,7 @@ from jobs.bench.apart import Measured, apart
 from jobs.bench.synthetic import NUM_CLASSES, synthetic_storage
 from lorae import metrics
 from lorae.results import trials_table
-from lorae.store import Store
+from lorae.store.store import Store
 from lorae.tasks.base import Task
 from lorae.trial import Trial
 

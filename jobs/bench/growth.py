@@ -22,7 +22,7 @@ from jobs.bench.setting import (
     rows,
 )
 from jobs.bench.train import with_steps
-from lorae.encoding import Row
+from lorae.tasks.encoding import Row
 from lorae.trial import Trial
 
 MEMBERS = (1, 2, 5, 10, 20)
@@ -75,8 +75,8 @@ def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from lorae.backbones import load_backbone
-    from lorae.training import TrainingData, train_stack
+    from lorae.backbone.loading import load_backbone
+    from lorae.engine.training import TrainingData, train_stack
 
     backbone, members = load_backbone(trial.backbone, trial.precision, device), range(trial.members)
     data, cuda, clock = TrainingData(train, train[:1]), device == "cuda", StepClock(device)

@@ -13,9 +13,9 @@ import torch
 from jobs.bench.apart import Rounds
 from jobs.bench.peft_side import ATTENTION, load_lm, padded, without_cudnn_attention
 from jobs.bench.setting import environment, num_tokens, synchronize
-from lorae.encoding import Row
-from lorae.prediction import length_batches
-from lorae.transfer import to_device
+from lorae.backbone.devices import to_device
+from lorae.engine.prediction import length_batches
+from lorae.tasks.encoding import Row
 from lorae.trial import Trial
 
 PADDED_TOKENS = {"cpu": (256, 512), "cuda": (512, 2048, 8192)}  # of a batch of sentences, sorted by length

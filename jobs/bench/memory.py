@@ -33,10 +33,10 @@ def stack_bytes(trial: Trial, device: str) -> dict[str, int]:
     """Bytes of a stack at its peak, by what takes them."""
     import torch
 
-    from lorae.adapters import Adapters
-    from lorae.backbones import load_backbone
-    from lorae.prediction import predict
-    from lorae.training import TrainingData, train_stack
+    from lorae.backbone.loading import load_backbone
+    from lorae.engine.adapters import Adapters
+    from lorae.engine.prediction import predict
+    from lorae.engine.training import TrainingData, train_stack
 
     cuda = device == "cuda"
     train, members = rows(trial, "train"), range(trial.members)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.request import read_request
-from lorae.encoding import Row
 from lorae.regularizers import KL, DecayB
+from lorae.tasks.encoding import Row
 from lorae.trial import Trial
 
 AT_ONCE = 2  # with a CPU each: on two cores faster than one after another with two threads

@@ -16,8 +16,9 @@ from typing import Any
 from jobs.bench.apart import apart
 from jobs.bench.commands import ON_THE_CPU, command, sweep_file
 from jobs.bench.setting import environment
-from lorae.prediction_files import prediction_file
-from lorae.store import WEIGHTS, Store, member_folder
+from lorae.store.names import WEIGHTS, member_folder
+from lorae.store.predictions import prediction_file
+from lorae.store.store import Store
 from lorae.trial import Budget, Sweep, Trial
 from pipelines.demo import SWEEP as DEMO
 
@@ -69,7 +70,7 @@ def run_stacks(sweep: Sweep, folder: Path, workers: int, data_root: str | None) 
     its training and prediction (median)."""
     from jobs.hosts import ray_cluster, run_tune
     from jobs.request import read_request
-    from lorae.plan import make_plan, placed
+    from lorae.planning.plan import make_plan, placed
 
     request = read_request(str(sweep_file(folder, sweep)), [], str(folder / "storage"), data_root)
     store, started = Store(request.storage), time.perf_counter()
@@ -102,7 +103,7 @@ def _stacks(store: Store) -> list[tuple[list[float], float]]:
 def plan_many(trial: Trial, storage: str, num_trials: int) -> float:
     """Seconds to plan so many trials of a grid."""
     from jobs.devices import cpu_devices
-    from lorae.plan import make_plan
+    from lorae.planning.plan import make_plan
 
     axes = {"regularizers": [(), DEMO.axes["regularizers"][1]], "members": [1, 2, 4, 8]}
     sweep = Sweep(base=trial, axes=axes | {"seed": list(range(num_trials // 8))}, zero_shot=False)
@@ -115,7 +116,7 @@ def plan_many(trial: Trial, storage: str, num_trials: int) -> float:
 def plan_stored(trial: Trial, storage: str, num_members: int) -> float:
     """Seconds to find that every member of a sweep is stored."""
     from jobs.devices import cpu_devices
-    from lorae.plan import make_plan
+    from lorae.planning.plan import make_plan
 
     store = Store(storage)
     sweep = Sweep(

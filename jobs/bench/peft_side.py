@@ -16,13 +16,13 @@ import torch
 from torch.nn import functional as F
 
 from jobs.bench.setting import StepClock, batches, num_tokens, rows, synchronize, tokenizer
-from lorae.backbones import DTYPES
-from lorae.encoding import Row
+from lorae.backbone.devices import to_device
+from lorae.backbone.loading import DTYPES
+from lorae.engine.training import learning_rate
 from lorae.methods import Lora, drawn_state
 from lorae.shapes import linears_of
 from lorae.sources import backbone_folder
-from lorae.training import learning_rate
-from lorae.transfer import to_device
+from lorae.tasks.encoding import Row
 from lorae.trial import Trial
 
 ATTENTION = ("eager", "sdpa")

@@ -19,7 +19,7 @@ from jobs.bench.setting import (
     synchronize,
     tokenizer,
 )
-from lorae.encoding import Row
+from lorae.tasks.encoding import Row
 from lorae.trial import Trial
 
 REPETITIONS = 2
@@ -70,9 +70,9 @@ def in_turns(sides: dict[str, Any], num_members: int, repetitions: int) -> dict[
 
 def lorae_predict(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each pass (seconds, logits (M, N, C))."""
-    from lorae.adapters import Adapters
-    from lorae.backbones import load_backbone
-    from lorae.prediction import predict
+    from lorae.backbone.loading import load_backbone
+    from lorae.engine.adapters import Adapters
+    from lorae.engine.prediction import predict
 
     backbone, encoded = load_backbone(trial.backbone, trial.precision, device), rows(trial, "test")
     keys = [trial.member_key(m)["init"] for m in range(trial.members)]

@@ -19,11 +19,11 @@ import numpy as np
 from jobs.bench.apart import peak_bytes
 from jobs.devices import known_gpu
 from jobs.hosts import ALLOCATOR
-from lorae.encoding import Row, encode
+from lorae.engine.order import DataOrder
 from lorae.methods import Lora
-from lorae.order import DataOrder
 from lorae.sources import Files, Source, backbone_folder
 from lorae.tasks import OpenBookQA, RottenTomatoes
+from lorae.tasks.encoding import Row, encode
 from lorae.trial import AdamW, Budget, Trial
 from pipelines._common import SMOLLM2_135M
 
@@ -175,7 +175,7 @@ def random_llama(folder: str, shape: dict[str, Any], precision: str = "bf16", de
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from lorae.backbones import DTYPES
+    from lorae.backbone.loading import DTYPES
 
     tokenizer: Any = AutoTokenizer.from_pretrained(backbone_folder(SMOLLM2_135M))
     tokenizer.save_pretrained(folder)

@@ -23,7 +23,8 @@ from jobs.bench.setting import TINY, Setting, random_llama
 from lorae import metrics
 from lorae.combinations import COMBINATIONS
 from lorae.regularizers import KL, DecayB
-from lorae.store import Store, member_folder
+from lorae.store.names import member_folder
+from lorae.store.store import Store
 from lorae.trial import Sweep, Trial
 from pipelines.demo import SWEEP as DEMO
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lorae.prediction_files import prediction_bytes, prediction_file
 from lorae.sources import Hub
-from lorae.store import Store, member_folder, reference_folder
+from lorae.store.names import member_folder, reference_folder
+from lorae.store.predictions import prediction_bytes, prediction_file
+from lorae.store.store import Store
 from lorae.tasks import CommonsenseQA, OpenBookQA
 from lorae.tasks.base import Task
 from lorae.trial import Sweep, Trial

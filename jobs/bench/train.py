@@ -106,8 +106,8 @@ def _ratio(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
 
 def lorae_stack(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each round (seconds, examples, tokens, {member: mean loss})."""
-    from lorae.backbones import load_backbone
-    from lorae.training import TrainingData, train_stack
+    from lorae.backbone.loading import load_backbone
+    from lorae.engine.training import TrainingData, train_stack
 
     backbone = load_backbone(trial.backbone, trial.precision, device)
     train, members = rows(trial, "train"), range(trial.members)

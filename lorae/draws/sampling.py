@@ -12,8 +12,8 @@ import numpy as np
 from lorae.draws.base import Fitted
 
 if TYPE_CHECKING:
-    from lorae.adapters import Adapters, State
-    from lorae.encoding import Row
+    from lorae.engine.adapters import Adapters, State
+    from lorae.tasks.encoding import Row
     from lorae.trial import Trial
 
 
@@ -43,7 +43,7 @@ class Sampler(ABC, Generic[F]):
         member_ids: name the streams of their noise.
         spec: how they are drawn.
         rows_at_once: examples of each member in one pass with gradients.
-        on_rows: as for `lorae.prediction.predict`.
+        on_rows: as for `lorae.engine.prediction.predict`.
         trial, members: what the members are of, and their indices; needed to fit draws by more training.
 
     Attributes:
@@ -70,7 +70,7 @@ class Sampler(ABC, Generic[F]):
 
     def fit(self, train: Sequence[Row]) -> None:
         """Fit the members' draws to them, all members at once, each by itself."""
-        from lorae.clock import Stopwatch
+        from lorae.engine.clock import Stopwatch
 
         backbone, rows = self.adapters.backbone, self.spec.fitted_on(train)
         watch = Stopwatch(backbone.device, backbone.ranks.size)

@@ -19,8 +19,8 @@ from lorae.untrusted import count
 if TYPE_CHECKING:
     import torch
 
-    from lorae.adapters import State
-    from lorae.encoding import Row
+    from lorae.engine.adapters import State
+    from lorae.tasks.encoding import Row
     from lorae.trial import Trial
 
 FP64, FP32 = 8, 4  # bytes of a number
@@ -135,7 +135,7 @@ class Samples(Sampler[SWAG]):
         return found
 
     def _fitted(self, rows: Sequence[Row]) -> list[Fit]:
-        from lorae.training import train_stack
+        from lorae.engine.training import train_stack
 
         assert self.trial is not None, "to train on, one must know how"
         longer, steps = self.spec.longer(self.trial, len(rows))
@@ -161,16 +161,16 @@ class Samples(Sampler[SWAG]):
         return backbone.ranks.once(moments.fits)
 
     def _data(self, trial: Trial, rows: Sequence[Row]):
-        from lorae.prediction import predict
-        from lorae.training import TrainingData
+        from lorae.engine.prediction import predict
+        from lorae.engine.training import TrainingData
 
         needed = any(r.needs_reference for r in trial.regularizers)
         return TrainingData(rows, (), predict(self.adapters.backbone, rows)[0] if needed else None)
 
     def _moments(self, steps: range) -> Moments:
         """To be collected from a training that begins with the members as they are."""
-        from lorae.checkpoints import checkpoint
-        from lorae.training import MemberRun, make_optimizer
+        from lorae.engine.checkpoints import checkpoint
+        from lorae.engine.training import MemberRun, make_optimizer
 
         assert self.trial is not None
         runs, adapters = [MemberRun(m) for m in self.members], self.adapters
@@ -179,7 +179,7 @@ class Samples(Sampler[SWAG]):
         return Moments(start, steps, self.spec)
 
     def predict(self, rows: Sequence[Row]) -> np.ndarray:
-        from lorae.prediction import predict
+        from lorae.engine.prediction import predict
 
         logits = []
         for sample in range(self.spec.samples):
@@ -227,6 +227,9 @@ class Moments:
 
     def load(self) -> tuple[State, dict[str, Any]]:
         return self.start
+
+    def set_aside(self, why: str) -> None:
+        raise ValueError(f"the members' own parameters do not fit them: {why}")
 
     def due(self) -> bool:
         """Whether to collect; asked after each step."""

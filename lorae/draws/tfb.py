@@ -23,8 +23,8 @@ from lorae.untrusted import number
 if TYPE_CHECKING:
     import torch
 
-    from lorae.adapters import State
-    from lorae.encoding import Row
+    from lorae.engine.adapters import State
+    from lorae.tasks.encoding import Row
 
 T = TypeVar("T")
 ANCHORS = 256  # training examples that sigma is searched on
@@ -107,7 +107,7 @@ class Samples(Sampler[TFB]):
 
     def _predict(self, rows: Sequence[Row], sigma_M: np.ndarray) -> np.ndarray:
         """The same with these widths; at each width of a member its noise is the same but for its size."""
-        from lorae.prediction import predict
+        from lorae.engine.prediction import predict
 
         logits = []
         for sample in range(self.spec.samples):
@@ -118,7 +118,7 @@ class Samples(Sampler[TFB]):
 
     def _fitted(self, rows: Sequence[Row]) -> list[Fit]:
         """Each member's sigma, see `TFB`: by bisection, all members at once, each by its own NLL."""
-        from lorae.prediction import predict
+        from lorae.engine.prediction import predict
 
         own_M = _nll(predict(self.adapters.backbone, rows)[:, None], rows)
         low_M, high_M = (np.full(len(own_M), math.log(bound)) for bound in SIGMAS)
@@ -156,7 +156,7 @@ def inverse_root(B_ER: torch.Tensor) -> torch.Tensor:
 
 def _nll(logits_MKNC: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
     """Each member's NLL (M,) by the mean probability of its draws; NaN where one has none."""
-    from lorae.prediction import draws_nll
+    from lorae.engine.prediction import draws_nll
 
     labels_N = np.array([row.label for row in rows])
     return np.array([draws_nll(logits_KNC, labels_N) for logits_KNC in logits_MKNC])

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from lorae import seeds
-    from lorae.adapters import Adapters, Stacked, State
-    from lorae.backbones import Backbone
+    from lorae.backbone.loading import Backbone
+    from lorae.engine.adapters import Adapters, Stacked, State
     from lorae.noise import Noise
     from lorae.tasks.base import Task
     from lorae.trial import Trial
@@ -171,7 +171,7 @@ class Method:
     # What it computes
 
     def forward(self, layer: Stacked, x: torch.Tensor) -> torch.Tensor:
-        """What an adapted layer of a stack gives, (M, S, D) -> (M, S, E), see `lorae.adapters.Stacked`."""
+        """What an adapted layer of a stack gives, (M, S, D) -> (M, S, E); `layer` has all that it needs."""
         raise NotImplementedError  # of adapters: each defines it
 
     def make_noise(self, streams: Sequence[Mapping[str, seeds.Key]]) -> Noise | None:

@@ -13,7 +13,7 @@ from lorae.methods.base import Adapter, check_not_negative
 if TYPE_CHECKING:
     import torch
 
-    from lorae.adapters import Stacked
+    from lorae.engine.adapters import Stacked
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lorae.methods.lora import Lora
 if TYPE_CHECKING:
     import torch
 
-    from lorae.adapters import Adapters, Stacked
+    from lorae.engine.adapters import Adapters, Stacked
     from lorae.trial import Trial
 
 

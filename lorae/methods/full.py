@@ -11,8 +11,8 @@ from lorae.methods.base import Linears, Method, Regime
 from lorae.shapes import num_backbone_parameters
 
 if TYPE_CHECKING:
-    from lorae.adapters import State
-    from lorae.backbones import Backbone
+    from lorae.backbone.loading import Backbone
+    from lorae.engine.adapters import State
     from lorae.tasks.base import Task
     from lorae.trial import Trial
 

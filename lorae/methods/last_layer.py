@@ -12,8 +12,8 @@ from lorae import seeds
 from lorae.methods.base import Linears, Method, Regime, check_not_negative
 
 if TYPE_CHECKING:
-    from lorae.adapters import State
-    from lorae.backbones import Backbone
+    from lorae.backbone.loading import Backbone
+    from lorae.engine.adapters import State
     from lorae.tasks.base import Split, Task
     from lorae.trial import Trial
 

@@ -23,7 +23,7 @@ from lorae.methods.inits import Init, Kaiming
 if TYPE_CHECKING:
     import torch
 
-    from lorae.adapters import Stacked
+    from lorae.engine.adapters import Stacked
     from lorae.trial import Trial
 
 

@@ -17,7 +17,7 @@ from lorae.noise import Noise, int32
 if TYPE_CHECKING:
     import torch
 
-    from lorae.adapters import Stacked
+    from lorae.engine.adapters import Stacked
     from lorae.trial import Trial
 
 

@@ -16,7 +16,7 @@ from lorae.methods.base import Adapter, Factors, Linears, check_positive, check_
 if TYPE_CHECKING:
     import torch
 
-    from lorae.adapters import Stacked
+    from lorae.engine.adapters import Stacked
 
 _SAME_WIDTH = {"q_proj", "k_proj", "v_proj", "query", "key", "value"}  # of an attention block
 

@@ -23,6 +23,7 @@ BROKEN = (
     OSError,
     EOFError,
     ValueError,
+    RecursionError,  # JSON that is nested too deep
     csv.Error,
     zlib.error,
     lzma.LZMAError,
@@ -102,19 +103,32 @@ def damaged(path: Path, error: Exception) -> ValueError:
 def _parquet_rows(path: Path) -> Iterator[FileRow]:
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(path) as table:
-        yield from _numbered(path, table.read().to_pylist())
+    with _arrow_errors(path), ParquetFile(path) as table:
+        rows = table.read().to_pylist()
+    yield from _numbered(path, rows)
 
 
 def _arrow_rows(path: Path) -> Iterator[FileRow]:
     """`Dataset.save_to_disk` writes Arrow's streaming format, others its file format."""
     import pyarrow as pa
 
-    with pa.OSFile(str(path)) as stream:
+    with _arrow_errors(path), pa.OSFile(str(path)) as stream:
         beginning = stream.read(6)
         stream.seek(0)
         opened = pa.ipc.open_file(stream) if beginning == b"ARROW1" else pa.ipc.open_stream(stream)
-        yield from _numbered(path, opened.read_all().to_pylist())
+        rows = opened.read_all().to_pylist()
+    yield from _numbered(path, rows)
+
+
+@contextlib.contextmanager
+def _arrow_errors(path: Path) -> Iterator[None]:
+    """Not all of Arrow's errors are a ValueError or OSError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise damaged(path, error) from error
 
 
 def _csv_rows(path: Path) -> Iterator[FileRow]:

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from lorae import SCHEMA_VERSION
 from lorae.combinations import COMBINATIONS, SOUPS
 from lorae.draws import AnyDraws, drawn_set
-from lorae.identity import canonical_json, check_kind, digest, fields_of, short_hash
+from lorae.identity import SCHEMA_VERSION, canonical_json, check_kind, digest, fields_of, short_hash
 from lorae.methods import AnyMethod, Lora
 from lorae.regularizers import AnyRegularizer, EarlyStopping
 from lorae.sources import Source

@@ -1,9 +1,9 @@
 """Tuning before comparing: the points that a sweep tunes each recipe over.
 
 A recipe is what rows that share members have in common, whatever their seed. A few members are trained at
-each of its points, `lorae.choice` picks the best one, and only there the rest of the members is trained. A
-member that is trained for tuning is an ordinary member of the recipe with that value: those at the chosen
-point are reused.
+each of its points, `lorae.planning.choice` picks the best one, and only there the rest of the members is
+trained. A member that is trained for tuning is an ordinary member of the recipe with that value: those at the
+chosen point are reused.
 """
 
 from __future__ import annotations

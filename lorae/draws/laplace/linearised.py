@@ -25,13 +25,13 @@ import torch
 from scipy.optimize import root_scalar
 
 from lorae import seeds
-from lorae.adapters import Adapters, State
-from lorae.batches import class_logits, collate
+from lorae.backbone.devices import to_device
+from lorae.backbone.encoders import EncoderBatch
 from lorae.draws.laplace import Laplace
 from lorae.draws.sampling import Fit, Sampler
-from lorae.encoders import EncoderBatch
-from lorae.encoding import Row
-from lorae.transfer import to_device
+from lorae.engine.adapters import Adapters, State
+from lorae.engine.batches import class_logits, collate
+from lorae.tasks.encoding import Row
 
 PRECISIONS = 1e-8, 1e12  # between which the prior's is searched
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lorae.encoding import Asked, Row, ask
 from lorae.shapes import Kind
+from lorae.tasks.encoding import Asked, Row, ask
 from lorae.tasks.example import Example, Prompt
 
 if TYPE_CHECKING:
     import torch
 
-    from lorae.backbones import Backbone
+    from lorae.backbone.loading import Backbone
     from lorae.tasks.base import Task
 
 
@@ -88,7 +88,7 @@ class Scoring:
         classes: tuple[str, ...] | None,
         context: str,
     ) -> list[Row]:
-        """Rows of the examples; arguments and errors as `lorae.encoding.encode` has them."""
+        """Rows of the examples; arguments and errors as `lorae.tasks.encoding.encode` has them."""
         return [self.row(asked) for asked in ask(tokenizer, task, examples, max_tokens, context)]
 
     def row(self, asked: Asked) -> Row:
@@ -98,7 +98,7 @@ class Scoring:
     def collate(
         self, rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int, share: bool
     ) -> Any:
-        """One batch of the rows; arguments as `lorae.batches.collate` has them."""
+        """One batch of the rows; arguments as `lorae.engine.batches.collate` has them."""
         raise NotImplementedError  # abstract: every scoring defines it
 
     def class_logits(self, backbone: Backbone, batch: Any) -> torch.Tensor:

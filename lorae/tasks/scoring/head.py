@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorae.encoding import Row, check_first
 from lorae.shapes import classifier_path
+from lorae.tasks.encoding import Row, check_first
 from lorae.tasks.example import Example, Prompt
 from lorae.tasks.scoring.base import Scoring
 
 if TYPE_CHECKING:
     import torch
 
-    from lorae.backbones import Backbone
-    from lorae.encoders import EncoderBatch
+    from lorae.backbone.encoders import EncoderBatch
+    from lorae.backbone.loading import Backbone
     from lorae.tasks.base import Task
 
 
@@ -83,12 +83,12 @@ class Head(Scoring):
     def collate(
         self, rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int, share: bool
     ) -> EncoderBatch:
-        from lorae.encoders import collate
+        from lorae.backbone.encoders import collate
 
         return collate(rows, backbone, num_members, self.pool)
 
     def class_logits(self, backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
-        from lorae.encoders import features
+        from lorae.backbone.encoders import features
 
         assert backbone.inserted is not None, "an encoder has no classes of its own"
         return backbone.inserted.head_logits(features(backbone, batch))

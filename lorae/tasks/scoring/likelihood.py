@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from lorae.encoding import Asked, Row
+from lorae.tasks.encoding import Asked, Row
 from lorae.tasks.scoring.base import Scoring
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from lorae.backbones import Backbone
-    from lorae.batches import Batch
+    from lorae.backbone.loading import Backbone
+    from lorae.engine.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class OptionLikelihood(Scoring):
     ) -> Batch:
         import numpy as np
 
-        from lorae.batches import packed
-        from lorae.transfer import to_device
+        from lorae.backbone.devices import to_device
+        from lorae.engine.batches import packed
 
         batch = packed(rows, num_classes, backbone, num_members, share)
         packing, device = batch.packing, backbone.device
@@ -88,7 +88,7 @@ class OptionLikelihood(Scoring):
     def class_logits(self, backbone: Backbone, batch: Batch) -> torch.Tensor:
         import torch
 
-        from lorae.batches import hidden
+        from lorae.engine.batches import hidden
 
         assert batch.norms is not None
         place, token, row, option = batch.scored

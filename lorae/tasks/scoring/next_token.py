@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lorae.encoding import Asked, Row
+from lorae.tasks.encoding import Asked, Row
 from lorae.tasks.scoring.base import Scoring
 
 if TYPE_CHECKING:
     import torch
 
-    from lorae.backbones import Backbone
-    from lorae.batches import Batch
+    from lorae.backbone.loading import Backbone
+    from lorae.engine.batches import Batch
 
 
 class NextToken(Scoring):
@@ -31,13 +31,13 @@ class NextToken(Scoring):
     def collate(
         self, rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int, share: bool
     ) -> Batch:
-        from lorae.batches import packed
+        from lorae.engine.batches import packed
 
         batch = packed(rows, num_classes, backbone, num_members, share)
         return replace(batch, answer_ids=batch.by_class([r.answer_ids for r in rows], "int64", 0))
 
     def class_logits(self, backbone: Backbone, batch: Batch) -> torch.Tensor:
-        from lorae.batches import features
+        from lorae.engine.batches import features
 
         assert batch.answer_ids is not None
         read, inserted = features(backbone, batch), backbone.inserted

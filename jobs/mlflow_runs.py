@@ -1,0 +1,282 @@
+"""Runs in MLflow: the experiment, made where it is missing, and what MLflow can show of names and values."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from jobs.attempt import Beat
+from lorae.store.storage import Storage
+from lorae.uris import remember, shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+LOG = logging.getLogger("lorae")
+EXPERIMENT = "lorae"
+PARENT, LEFT_OUT = "mlflow.parentRunId", "left_out"
+LOCK, LOCK_SECONDS = "mlflow", 30.0
+SCRATCH_SECONDS = 3600.0  # nobody takes as long to make a database
+MAX_NAME, MAX_VALUE = 250, 5000  # characters that MLflow, and old servers, take
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",  # an unreachable server costs seconds; by MLflow's defaults, minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def key(name: str) -> str:
+    """A name as MLflow takes it for a metric, param or tag: other characters become their code, "a+b"
+    "a:2b:b"."""
+    return re.sub(r"[^/\w.\- :]", lambda found: f":{ord(found[0]):x}:", name)[:MAX_NAME]
+
+
+def finite(metrics: dict[str, float]) -> tuple[dict[str, float], str]:
+    """The metrics that MLflow can show, and in words those that it cannot."""
+    lost = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}, ", ".join(lost)
+
+
+@contextlib.contextmanager
+def alone(storage: Storage) -> Iterator[None]:
+    """Hold a storage's lock on MLflow.
+
+    Raises:
+        TimeoutError: another process holds it for `LOCK_SECONDS`.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with storage.lock(LOCK) as held:
+            if held:
+                yield
+                return
+        if time.monotonic() > deadline:
+            held_by = f"another process holds {storage.path(f'locks/{LOCK}')}"
+            raise TimeoutError(f"{held_by} for more than {LOCK_SECONDS:.0f} s")
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The experiment "lorae" of a tracking server or database.
+
+    Args:
+        beat: called before each request.
+    """
+
+    client: MlflowClient
+    id: str
+    uri: str
+    beat: Beat
+
+    def runs(self, tags: dict[str, str]) -> list[Run]:
+        """Those with these tags, whatever characters are in their values."""
+        self.beat()
+        quotable = {name: value for name, value in tags.items() if not re.search(r'["\\\x00-\x1f]', value)}
+        wanted = " and ".join(f'tags.{name} = "{value}"' for name, value in quotable.items())
+        found = self.client.search_runs([self.id], wanted, max_results=50_000)
+        return [run for run in found if tags.items() <= run.data.tags.items()]
+
+    def start(
+        self,
+        name: str,
+        tags: dict[str, str],
+        params: dict[str, str],
+        points: Sequence[tuple[str, float, int]] = (),
+    ) -> str:
+        """Create a run with all but its final status; returns its id.
+
+        Args:
+            points: (metric, value, step).
+        """
+        from mlflow.entities import Metric, Param
+        from mlflow.exceptions import MlflowException
+
+        self.beat()
+        tags = {key(name): shown(value)[:MAX_VALUE] for name, value in tags.items()}
+        run_id = self.client.create_run(self.id, tags=tags, run_name=name[:MAX_NAME]).info.run_id
+        now = int(time.time() * 1000)
+        metrics = [Metric(key(name), value, now, step) for name, value, step in points]
+        logged = [Param(key(name), value[:MAX_VALUE]) for name, value in params.items()]
+        self.beat()
+        try:
+            self.client.log_batch(run_id, metrics, logged)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            self.leave_out(run_id, f"params and metrics: {error}")
+        return run_id
+
+    def leave_out(self, run_id: str, what: str) -> None:
+        """Say what a run does not show."""
+        self.tag(run_id, {LEFT_OUT: what})
+        LOG.warning("MLflow does not show of run %s: %s", run_id, shown(what)[:300])
+
+    def tag(self, run_id: str, tags: dict[str, str]) -> None:
+        for name, value in tags.items():
+            self.beat()
+            self.client.set_tag(run_id, name, shown(value)[:MAX_VALUE])
+
+    def log_table(self, run_id: str, table: dict[str, Any]) -> None:
+        """Keep a table with a run; where that is impossible the run says so."""
+        self.beat()
+        place = self.client.get_run(run_id).info.artifact_uri or ""
+        if urlsplit(self.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file"):
+            # A folder of the server's machine; on this one it may be anything
+            self.leave_out(run_id, f"trials.json: the server keeps artifacts in its folder {place}")
+            return
+        self.beat()
+        try:
+            self.client.log_table(run_id, table, "trials.json")
+        except Exception as error:  # of the server, or of a client of S3 that is not installed
+            self.leave_out(run_id, f"trials.json: {type(error).__name__}: {error}")
+
+    def end(self, run_id: str, status: str) -> None:
+        self.beat()
+        self.client.set_terminated(run_id, status)
+
+    def delete(self, run_id: str) -> None:
+        self.beat()
+        self.client.delete_run(run_id)
+
+
+def open_experiment(uri: str, beat: Beat) -> Experiment:
+    """The experiment, made where missing; a sqlite database's artifacts lie beside it, wherever it moved."""
+    remember(uri)
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient  # only now: it takes seconds, and telemetry starts with the import
+
+    database = database_of(uri)
+    if database:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if _is_empty(database) or _is_half_made(database):
+            _make(database)
+        _relocate(database)
+    beat()
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        artifacts = _artifacts(database) if database else None
+        made = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        return Experiment(client, made, uri, beat)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return Experiment(client, experiment.experiment_id, uri, beat)
+
+
+# Databases in a file ---------------------------------------------------------------------------------------
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of a sqlite URI, else None."""
+    scheme, _, path = uri.partition(":///")
+    return Path(path).resolve() if scheme == "sqlite" else None
+
+
+def _artifacts(database: Path) -> str:
+    return str(database.parent / "mlflow-artifacts")
+
+
+def _make(database: Path) -> None:
+    """Make a database that appears whole: a process that is killed while it makes one leaves none."""
+    from mlflow import MlflowClient
+
+    if not _is_empty(database):
+        names = (database.with_name(f"{database.name}.half-made-{n}") for n in itertools.count(1))
+        aside = database.replace(next(name for name in names if not name.exists()))
+        LOG.warning("%s was half made when a process died; it is %s now, and made again", database, aside)
+    with _scratch(database) as folder:
+        made = folder / database.name
+        client = MlflowClient(f"sqlite:///{made}")
+        client.create_experiment(EXPERIMENT, artifact_location=_artifacts(database))
+        made.replace(database)
+
+
+@contextlib.contextmanager
+def _scratch(database: Path) -> Iterator[Path]:
+    """A new folder beside a database; those of processes that were killed are removed."""
+    for left in database.parent.glob(".lorae-mlflow-*"):
+        if left.is_dir() and time.time() - left.lstat().st_mtime > SCRATCH_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".lorae-mlflow-") as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _connected(database: Path) -> Iterator[sqlite3.Connection]:
+    """A database that is locked fails after 5 s here, where MLflow tries for 100 s."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        yield connection
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+
+
+def _is_empty(database: Path) -> bool:
+    with _connected(database) as connection:
+        return not _tables(connection)
+
+
+def _is_half_made(database: Path) -> bool:
+    """Whether a database without any run or experiment but MLflow's own lacks what MLflow needs."""
+    with _connected(database) as connection:
+        tables = _tables(connection)
+        if not tables & {"experiments", "alembic_version"}:
+            return False  # of another program
+        if "runs" in tables and connection.execute("SELECT count(*) FROM runs").fetchone()[0]:
+            return False
+        if "experiments" in tables:
+            found = {name for (name,) in connection.execute("SELECT name FROM experiments")}
+            if found - {"Default"}:
+                return False
+    return not _opens(database)
+
+
+def _opens(database: Path) -> bool:
+    """Whether MLflow opens a copy of a database; it would keep a connection to the database itself."""
+    from mlflow import MlflowClient
+
+    with _scratch(database) as folder:
+        copy = shutil.copy(database, folder)
+        try:
+            MlflowClient(f"sqlite:///{copy}").search_runs(["0"])
+        except Exception:  # of alembic, of sqlalchemy, or MLflow's own
+            return False
+    return True
+
+
+def _relocate(database: Path) -> None:
+    """Let the runs of a database that was moved find their artifacts beside it; MLflow stores whole paths."""
+    new = _artifacts(database)
+    with _connected(database) as connection, connection:
+        if "experiments" not in _tables(connection):
+            return
+        place = "SELECT artifact_location FROM experiments WHERE name = ?"
+        found = connection.execute(place, (EXPERIMENT,)).fetchone()
+        if not found or not found[0] or found[0] == new:
+            return
+        old = found[0].rstrip("/")
+        moved = "UPDATE experiments SET artifact_location = ? WHERE name = ?"
+        connection.execute(moved, (new, EXPERIMENT))
+        moved = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE instr(artifact_uri, ?) = 1"
+        connection.execute(moved, (new, len(old) + 1, f"{old}/"))
+    LOG.info("%s was moved here from %s; its runs' artifacts are looked for in %s", database, old, new)

@@ -1,0 +1,1 @@
+"""Frozen backbones: their files, weights and tokenizers, and packed forward passes."""

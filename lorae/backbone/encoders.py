@@ -1,0 +1,246 @@
+"""Encoders of images, audio and text: what they read, and their pooled features, from which the members' own
+heads make class logits.
+
+Images and audio go through the model's own processor, one example at a time and only when a batch needs them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lorae.backbone.devices import to_device
+from lorae.backbone.packing import ATTENTION, Packing
+from lorae.backbone.tokens import read_tokenizer
+from lorae.media import Audio, Image
+from lorae.shapes import first_position, kind_of, num_pooled_tokens, num_prefix_tokens, num_tokens
+from lorae.tasks.base import Example, Task
+
+if TYPE_CHECKING:
+    from lorae.backbone.loading import Backbone
+    from lorae.tasks.encoding import Row
+    from lorae.tasks.scoring import Scoring
+
+# Processed media that are kept in memory, 1,780 images of 224 x 224 or 2,048 pieces of audio for AST: one
+# takes 7 or 60 ms of a core (measured), and every member reads each of them in every epoch.
+CACHE_BYTES = 2**30
+# Samples of a frame of a spectrogram and between two frames, at 16 kHz, in transformers' ASTFeatureExtractor
+FRAME, HOP = 400, 160
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """How examples become what an encoder reads; it takes the place of a causal LM's tokenizer.
+
+    Args:
+        config: the backbone's config.json.
+        processor: its own tokenizer, image processor or feature extractor.
+    """
+
+    config: dict[str, Any]
+    processor: Any
+    cache: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict, repr=False)
+
+    def tokens(
+        self, task: Task, examples: Sequence[Example], max_tokens: int
+    ) -> list[tuple[tuple[int, ...], int]]:
+        """Tokens of each example, and how many of its end were cut off.
+
+        Of a text they are its tokens with the special ones. Of an image or sound they are as many zeros as it
+        has patches and prefixes; each is decoded here once, so that a damaged one ends a stack in time.
+
+        Raises:
+            ValueError: an image or sound that this backbone cannot read, with the example's id.
+        """
+        if kind_of(self.config) == "text":
+            texts = [task.prompt(e).text for e in examples]
+            whole = self.processor(texts)["input_ids"]
+            long = [text for text, ids in zip(texts, whole) if len(ids) > max_tokens]
+            cut = self.processor(long, truncation=True, max_length=max_tokens)["input_ids"] if long else []
+            rest = iter(cut)
+            kept = [ids if len(ids) <= max_tokens else next(rest) for ids in whole]
+            return [(tuple(ids), len(all_ids) - len(ids)) for ids, all_ids in zip(kept, whole)]
+        tokens = (0,) * num_tokens(self.config)
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            return [(tokens, cut) for cut in pool.map(lambda e: self._checked(task, e), examples)]
+
+    def _checked(self, task: Task, example: Example) -> int:
+        """Decode an example; frames of a sound that are beyond what the backbone reads."""
+        try:
+            if isinstance(example.media, Image):
+                example.media.pixels()
+                return 0
+            assert isinstance(example.media, Audio), f"check_backbone refuses {task.modality} here"
+            samples, patch = self._samples(example.media), self.config["patch_size"]
+            frames = 1 + (len(samples) - FRAME) // HOP
+            if frames < patch:
+                raise ValueError(
+                    f"the audio has {len(samples)} samples, a patch of the backbone "
+                    f"{FRAME + (patch - 1) * HOP}; leave it out or pad it"
+                )
+            return max(0, frames - self.config["max_length"])
+        except ValueError as error:
+            raise ValueError(f"{task.name} {example.id}: {error}") from error
+
+    def _samples(self, audio: Audio) -> np.ndarray:
+        return audio.waveform(self.processor.sampling_rate)
+
+    def processed(self, media: Image | Audio) -> np.ndarray:
+        """What the model's own processor makes of an image (C, H, W) or of audio (frames, bins), fp32."""
+        if isinstance(media, Image):
+            made = self.processor(
+                images=[media.pixels()], input_data_format="channels_last", return_tensors="np"
+            )
+        else:
+            rate = self.processor.sampling_rate
+            made = self.processor(self._samples(media), sampling_rate=rate, return_tensors="np")
+        return made[self.processor.model_input_names[0]][0]
+
+    def media_batch(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Processed media of the rows; each one that several members read is processed and moved once."""
+        distinct = {row.media.digest: row.media for row in rows if row.media}
+        missing = [digest for digest in distinct if digest not in self.cache]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            made = dict(zip(missing, pool.map(self.processed, [distinct[digest] for digest in missing])))
+        arrays = [made[digest] if digest in made else self.cache[digest] for digest in distinct]
+        self._keep(dict(zip(distinct, arrays)))
+        return torch.from_numpy(np.stack(arrays))
+
+    def _keep(self, arrays: dict[str, np.ndarray]) -> None:
+        """Keep what was used last, as much as `CACHE_BYTES` hold."""
+        for digest, array in arrays.items():
+            self.cache[digest] = array
+            self.cache.move_to_end(digest)
+        size = next(iter(arrays.values())).nbytes  # all are of one shape
+        while len(self.cache) * size > CACHE_BYTES:
+            self.cache.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class EncoderBatch:
+    """Rows on the device, members first; `class_logits` turns it into logits (rows, C)."""
+
+    scoring: Scoring
+    inputs: dict[str, Any]  # of the model's forward
+    pooled: torch.Tensor  # (rows, T), True at the tokens whose mean the head reads
+
+    @property
+    def packing(self) -> Packing | None:
+        """How texts are packed; None where every row of the inputs is an example."""
+        return self.inputs.get("packing")
+
+    @property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row of each token of the inputs, and its index in that row."""
+        if self.packing:
+            return self.packing.rows, self.packing.places
+        each = (torch.arange(n, device=self.pooled.device) for n in self.pooled.shape)
+        rows, places = torch.meshgrid(*each, indexing="ij")
+        return rows, places
+
+
+def read_inputs(folder: Path, config: dict[str, Any]) -> Inputs:
+    """The processor of an encoder's folder.
+
+    Raises:
+        ValueError: the folder has none, or it makes no inputs of the size that the model reads.
+    """
+    import transformers
+
+    kind = kind_of(config)
+    if kind == "text":
+        return Inputs(config, read_tokenizer(folder))
+    auto: Any = transformers.AutoImageProcessor if kind == "image" else transformers.AutoFeatureExtractor
+    try:
+        inputs = Inputs(config, auto.from_pretrained(folder, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{folder} has no preprocessor_config.json that can be read ({first}); copy it there"
+        ) from error
+    if kind == "image":
+        _check_size(inputs, Image.raw(np.zeros((64, 64, 3), np.uint8)), folder)
+    elif kind == "audio":
+        rate = inputs.processor.sampling_rate
+        _check_size(inputs, Audio.raw(np.linspace(-0.1, 0.1, rate, dtype=np.float32), rate), folder)
+    return inputs
+
+
+def _check_size(inputs: Inputs, probe: Image | Audio, folder: Path) -> None:
+    config, made = inputs.config, inputs.processed(probe).shape
+    if isinstance(probe, Image):
+        size = config["image_size"]
+        read = (config.get("num_channels", 3), *([size] * 2 if isinstance(size, int) else size))
+    else:
+        read = (config["max_length"], config["num_mel_bins"])
+    if made != tuple(read):
+        raise ValueError(
+            f"{folder}: its processor makes inputs of shape {made}, its model reads {tuple(read)}; correct "
+            "preprocessor_config.json"
+        )
+
+
+def body_only(lm: Any) -> None:
+    """Take out the model's own classifier and pooler, which members' heads do not use."""
+    for name, _ in list(lm.named_children()):
+        if name != lm.base_model_prefix:
+            setattr(lm, name, torch.nn.Identity())
+    if getattr(lm.base_model, "pooler", None) is not None:
+        lm.base_model.pooler = None
+
+
+def collate(rows: Sequence[Row], backbone: Backbone, num_members: int, pool: str) -> EncoderBatch:
+    """Rows of so many members, members first and as many of each, on the backbone's device; texts are packed
+    where the model runs packed, else right-padded.
+
+    Args:
+        pool: which tokens' features a head reads, as `Head` has it.
+    """
+    encoder: Inputs = backbone.tokenizer
+    lengths = torch.tensor([len(row.tokens) for row in rows])
+    real = torch.arange(int(lengths.max())) < lengths[:, None]
+    inputs: dict[str, Any]
+    if rows[0].media is not None:
+        name, order = encoder.processor.model_input_names[0], {}
+        index = [order.setdefault(row.media.digest, len(order)) for row in rows if row.media]
+        media = encoder.media_batch(rows).to(backbone.device, backbone.dtype, non_blocking=True)
+        inputs = {name: media[to_device(index, backbone.device)]}
+    elif backbone.lm.config._attn_implementation == ATTENTION:
+        packing = Packing.of(lengths.tolist(), num_members, backbone.device).bidirectional()
+        positions = packing.places + first_position(encoder.config)
+        ids = packing.pack([token for row in rows for token in row.tokens])
+        inputs = {"input_ids": ids, "position_ids": positions, "packing": packing}
+    else:
+        ids = torch.full(real.shape, encoder.processor.pad_token_id)
+        ids[real] = torch.tensor([token for row in rows for token in row.tokens])
+        mask = real.long()
+        inputs = {
+            "input_ids": to_device(ids, backbone.device),
+            "attention_mask": to_device(mask, backbone.device),
+        }
+    pooled = real.clone()
+    if pool == "cls":
+        pooled[:, num_pooled_tokens(encoder.config) :] = False
+    elif rows[0].media is not None:
+        pooled[:, : num_prefix_tokens(encoder.config)] = False
+    return EncoderBatch(rows[0].scoring, inputs, to_device(pooled, backbone.device))
+
+
+def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
+    """Pooled features (rows, D) in fp32, which the heads read."""
+    hidden = backbone.lm.base_model(**batch.inputs).last_hidden_state
+    if batch.packing:
+        hidden = batch.packing.padded(hidden)  # (rows, T, D)
+    weights = batch.pooled[:, None].to(hidden.dtype)
+    mean = torch.bmm(weights, hidden)[:, 0].float() / batch.pooled.sum(1, keepdim=True)
+    if kind_of(backbone.tokenizer.config) == "audio":  # the head of AST begins with a norm
+        return F.layer_norm(mean, mean.shape[-1:], eps=backbone.lm.config.layer_norm_eps)
+    return mean

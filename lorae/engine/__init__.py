@@ -1,0 +1,1 @@
+"""Running stacks: training, predicting, resuming. Loads torch."""

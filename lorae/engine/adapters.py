@@ -1,0 +1,305 @@
+"""The trained parts of M members on one frozen backbone: every frozen GEMM runs once for all, each low-rank
+branch is batched.
+
+Each member's tokens are one row of a batch, (M, S, D). An adapted layer adds its members' branches as batched
+products over M; the frozen weight is never copied. A head of each member's own is one more batched product.
+Only where members are fine-tuned in full are they computed one by one. Sources: LoRA arXiv:2106.09685, VeRA
+arXiv:2310.11454, BatchEnsemble arXiv:2002.06715.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lorae import seeds
+from lorae.backbone.loading import Backbone
+from lorae.methods import Method, frozen_tensors
+from lorae.noise import Noise
+from lorae.planning.flops import Passes
+from lorae.shapes import with_common_names
+
+State = dict[str, torch.Tensor]  # parameters of one member by name, fp32, on the CPU
+HEAD = "head.weight", "head.bias"  # (M, C, D), (M, C)
+HEAD_STD = 0.02  # `initializer_range` of transformers' ViT, DeiT, AST, BERT and RoBERTa
+
+
+class Stacked(nn.Module):
+    """Layer `layer`, the `number`-th adapted one, with what the members of a stack add to it: what a method's
+    `forward` computes with.
+
+    Attributes:
+        base: the frozen layer.
+    """
+
+    def __init__(self, base: Any, adapters: Adapters, layer: str, number: int) -> None:
+        super().__init__()
+        self.base, self.adapters, self.layer, self.number = base, adapters, layer, number
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (M, S, D) -> (M, S, E)
+        return self.adapters.method.forward(self, x)
+
+    def factors(self) -> list[nn.Parameter]:
+        """The trained factors in the method's order, members leading, fp32."""
+        return self.adapters.factors(self.layer)
+
+    @property
+    def frozen(self) -> tuple[torch.Tensor, ...]:
+        """What the method's `draw_frozen` drew, members leading, in the backbone's dtype."""
+        return self.adapters.frozen
+
+    @property
+    def noise(self) -> Noise | None:
+        """The members' noise; None in a soup, and where there is none."""
+        return self.adapters.noise
+
+    def read(self, x: torch.Tensor) -> torch.Tensor:
+        """What the members' trained parts read, (M, S, D): x with the noise that is set."""
+        return self.adapters.noisy(x, self.number).reshape(len(self.factors()[0]), -1, x.shape[-1])
+
+
+class Adapters:
+    """The trained parts of some members, inserted into a backbone; a context manager that takes them out
+    again.
+
+    Args:
+        backbone: receives one stacked module in place of each adapted linear layer.
+        method: what is trained.
+        init_keys: one init stream key for each member, in order.
+        noise: on what the trained parts read, while it is set.
+        answer_ids: tokens of the classes, whose rows of the language model's head `LastLayer` trains; on an
+            encoder, where every method trains a classification head, the classes.
+
+    Attributes:
+        parameters: trained tensors, members leading, fp32: "<layer>.<factor>" of an adapter, HEAD, or every
+            weight of the backbone by its own name.
+        passes: operations of one member's passes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        init_keys: Sequence[seeds.Key],
+        noise: Noise | None = None,
+        answer_ids: Sequence[int] = (),
+    ) -> None:
+        self.backbone, self.method, self.noise = backbone, method, noise
+        self.layers = method.adapted_layers(backbone.linears, backbone.name)
+        self.passes = Passes.of(method, with_common_names(backbone.lm.config.to_dict()), backbone.linears)
+        self.parameters: dict[str, nn.Parameter] = {}
+        drawn = [self._drawn(key, answer_ids) for key in init_keys]
+        for name in drawn[0]:
+            self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
+        self.only: int | None = None  # the one member that is computed now, by `one_by_one`
+        self.hooks: list[Any] = []
+        frozen = zip(*(frozen_tensors(method, self.layers, key) for key in init_keys))
+        self.frozen = tuple(torch.stack(parts).to(backbone.device, backbone.dtype) for parts in frozen)
+
+    def _drawn(self, key: seeds.Key, answer_ids: Sequence[int]) -> State:
+        """Parameters of one member before the first step."""
+        backbone = self.backbone
+        state = self.method.initial_state(backbone, self.layers, answer_ids, key)
+        if backbone.is_encoder:
+            state = state | initial_head(len(answer_ids), backbone.lm.config.hidden_size, key)
+        return state
+
+    def __enter__(self) -> Adapters:
+        self.backbone.inserted = self
+        if self.method.regime == "alone" and self.noise:
+            linears = [self.backbone.lm.get_submodule(name) for name in self.backbone.linears]
+            self.hooks = [linear.register_forward_pre_hook(self._hook(n)) for n, linear in enumerate(linears)]
+        for number, layer in enumerate(self.layers):
+            parent, leaf = _parent(self.backbone.lm, layer)
+            setattr(parent, leaf, Stacked(getattr(parent, leaf), self, layer, number))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for layer in self.layers:
+            parent, leaf = _parent(self.backbone.lm, layer)
+            setattr(parent, leaf, getattr(parent, leaf).base)
+        for hook in self.hooks:
+            hook.remove()
+        self.backbone.inserted = None
+
+    @contextlib.contextmanager
+    def removed(self) -> Iterator[None]:
+        """The backbone without the members, for a while."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def _hook(self, number: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], torch.Tensor]:
+        return lambda linear, inputs: self.noisy(inputs[0], number)
+
+    def noisy(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
+        """What a trained part reads, (M, S, D) of tokens or (M*B, D) of rows, with the noise that is set."""
+        return self.noise(x, layer) if self.noise else x
+
+    @property
+    def has_head(self) -> bool:
+        """Whether every member has a head of its own."""
+        return HEAD[0] in self.parameters
+
+    def head_logits(self, features: torch.Tensor) -> torch.Tensor:  # (M*B, D) -> (M*B, C)
+        """Logits of each member's own head on its own rows, in fp32."""
+        weight_MCD = self._own(self.parameters[HEAD[0]])
+        z = self.noisy(features.float(), "head").view(len(weight_MCD), -1, features.shape[-1])  # (M, B, D)
+        logits = torch.bmm(z, weight_MCD.transpose(1, 2))
+        if HEAD[1] in self.parameters:
+            logits = logits + self._own(self.parameters[HEAD[1]])[:, None]
+        return logits.flatten(0, 1)
+
+    def one_by_one(self, function: Callable[[Any], torch.Tensor], parts: Sequence[Any]) -> torch.Tensor:
+        """`function` of each member's part with the member's own weights in the backbone, concatenated."""
+        call = _Call(self.backbone.lm, function)
+        weights = {n: p.to(self.backbone.dtype).unbind() for n, p in self.parameters.items() if n not in HEAD}
+        results = []
+        for self.only, part in enumerate(parts):
+            if self.noise:
+                self.noise.only = self.only
+            own = {f"lm.{name}": weight_M[self.only] for name, weight_M in weights.items()}
+            results.append(torch.func.functional_call(call, own, (part,)))
+        self.only = None
+        if self.noise:
+            self.noise.only = None
+        return torch.cat(results)
+
+    def _own(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The parameter of the member that is computed now, or of all."""
+        return parameter if self.only is None else parameter[self.only : self.only + 1]
+
+    def factors(self, layer: str) -> list[nn.Parameter]:
+        """The trained factors of a layer in the method's order, members leading."""
+        return [self.parameters[f"{layer}.{factor}"] for factor in self.method.factors]
+
+    @property
+    def num_members(self) -> int:
+        return len(next(iter(self.parameters.values())))
+
+    def zero_initialised(self) -> Iterator[str]:
+        """Names of the factors that start at zero: B of LoRA, b of VeRA. `DecayB` decays these."""
+        zero = self.method.zero_factor
+        return (name for name in self.parameters if zero and name.endswith(f".{zero}"))
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Gradients of the trained tensors after a backward pass."""
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def state(self, member: int) -> State:
+        """A copy of one member's parameters on the CPU."""
+        return {name: p.detach()[member].cpu().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, states: Sequence[State]) -> None:
+        """Set the members' parameters.
+
+        Raises:
+            ValueError: a state lacks a parameter or has another shape.
+        """
+        for name, parameter in self.parameters.items():
+            expected, shapes = parameter.shape[1:], [s[name].shape if name in s else None for s in states]
+            if any(shape != expected for shape in shapes):
+                raise ValueError(f"{name}: the members' shapes are {shapes}, must be {expected}")
+            parameter.copy_(self._loaded(name, [s[name] for s in states]))
+
+    def _loaded(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
+        """A parameter from its values in the members' states."""
+        return torch.stack(values)
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Drop all other members: parameters become new, smaller ones; later batches have rows of these
+        only."""
+        index = torch.as_tensor(members, dtype=torch.long, device=self.backbone.device)
+        self.parameters = {name: nn.Parameter(p.detach()[index]) for name, p in self.parameters.items()}
+        self.frozen = tuple(part[index] for part in self.frozen)
+        if self.noise:
+            self.noise.keep(members)
+
+
+class Soup(Adapters):
+    """Some members as the one model that has their mean weights, W0 + 1/M sum_m B_m A_m and the mean head: a
+    batch holds its rows alone.
+
+    Args:
+        states: the members' parameters, in the order of `init_keys`.
+    Raises:
+        ValueError: a state lacks a parameter or has another shape.
+
+    Source: Wortsman et al. 2022, arXiv:2203.05482 ("uniform soup").
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        init_keys: Sequence[seeds.Key],
+        states: Sequence[State],
+        answer_ids: Sequence[int],
+    ) -> None:
+        keys = init_keys if method.factors else init_keys[:1]  # all else has a mean at once
+        super().__init__(backbone, method, keys, answer_ids=answer_ids)
+        for name in set(HEAD) & self.parameters.keys():
+            self.parameters[name] = nn.Parameter(self.parameters[name].detach()[:1])
+        self.load(states)
+
+    def __enter__(self) -> Soup:
+        super().__enter__()
+        for layer in self.layers:
+            parent, leaf = _parent(self.backbone.lm, layer)
+            setattr(parent, leaf, _Mean(getattr(parent, leaf), len(self.factors(layer)[0])))
+        return self
+
+    @property
+    def num_members(self) -> int:
+        return 1
+
+    def _loaded(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(values)
+        return stacked if name.rpartition(".")[0] in self.layers else stacked.mean(0, keepdim=True)
+
+
+class _Mean(nn.Module):
+    """The mean over members of what their stacked layer makes of one input, as that of a layer with their
+    mean weights: both are linear."""
+
+    def __init__(self, stacked: Stacked, num_members: int) -> None:
+        super().__init__()
+        self.stacked, self.num_members = stacked, num_members
+
+    @property
+    def base(self) -> nn.Module:
+        return self.stacked.base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., D) -> (..., E)
+        each = self.stacked(x.expand(self.num_members, *x.shape).flatten(0, 1))
+        return each.view(self.num_members, *x.shape[:-1], -1).mean(0)
+
+
+class _Call(nn.Module):
+    """A function that uses the language model, as a module whose weights `functional_call` replaces."""
+
+    def __init__(self, lm: nn.Module, function: Callable[[Any], torch.Tensor]) -> None:
+        super().__init__()
+        self.lm, self.function = lm, function
+
+    def forward(self, part: Any) -> torch.Tensor:
+        return self.function(part)
+
+
+def initial_head(num_classes: int, width: int, key: seeds.Key) -> State:
+    """A member's classification head as transformers begins one: N(0, 0.02^2), and no bias."""
+    drawn = seeds.stream(*key, "head").normal(0.0, HEAD_STD, (num_classes, width)).astype(np.float32)
+    return {HEAD[0]: torch.from_numpy(drawn), HEAD[1]: torch.zeros(num_classes)}
+
+
+def _parent(lm: nn.Module, layer: str) -> tuple[nn.Module, str]:
+    path, _, leaf = layer.rpartition(".")
+    return lm.get_submodule(path), leaf

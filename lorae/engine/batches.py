@@ -1,0 +1,121 @@
+"""Rows of members as one batch, and the class logits of a batch.
+
+How a scoring's rows are laid out and read is its own affair (`lorae.tasks.scoring`): one row per example of
+packed texts, or an encoder's inputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorae.backbone import encoders
+from lorae.backbone.devices import to_device
+from lorae.backbone.encoders import EncoderBatch
+from lorae.backbone.loading import Backbone
+from lorae.backbone.packing import Packing
+from lorae.tasks.encoding import Row
+from lorae.tasks.scoring import Scoring
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of M members on the device, each member's in one packed row of S tokens, members first;
+    `class_logits` turns it into logits (rows, C)."""
+
+    scoring: Scoring
+    input_ids: torch.Tensor  # (M, S)
+    position_ids: torch.Tensor  # (M, S)
+    packing: Packing
+    class_mask: torch.Tensor  # (rows, C), True where the class exists
+    answer_ids: torch.Tensor | None = None  # (rows, C)
+    scored: tuple[torch.Tensor, ...] = ()  # K predictions: place in the packed (M * S), token, row, class
+    norms: torch.Tensor | None = None  # (rows, C)
+
+    @property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row of each token, and its index in that row."""
+        return self.packing.rows, self.packing.places
+
+    def by_class(self, values: Sequence[Sequence[Any]], dtype: str, fill: Any) -> torch.Tensor:
+        """Values of each row's classes (rows, C); `fill` where a row does not have the class."""
+        padded = np.full(self.class_mask.shape, fill, dtype)
+        for n, of_row in enumerate(values):
+            padded[n, : len(of_row)] = of_row
+        return to_device(padded, self.class_mask.device)
+
+    def masked(self, logits: torch.Tensor) -> torch.Tensor:
+        """Class logits (rows, C), -inf where a row does not have the class."""
+        return logits.masked_fill(~self.class_mask, float("-inf"))
+
+
+def collate(
+    rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1, share: bool = True
+) -> Batch | EncoderBatch:
+    """Rows of so many members, members first and as many of each, on the backbone's device; what a member's
+    rows begin with in common is there once, unless `share` is false."""
+    return rows[0].scoring.collate(rows, num_classes, backbone, num_members, share)
+
+
+def packed(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int, share: bool) -> Batch:
+    """The rows' tokens as one batch; arguments as those of `collate`."""
+    noise = backbone.inserted and backbone.inserted.noise
+    noisy = noise is not None and noise.of_rows is not None  # then what a row begins with is its own
+    shared = common_beginning(rows) if share and not noisy else 0
+    packing = Packing.of([len(r.tokens) for r in rows], num_members, backbone.device, shared)
+    exists = np.arange(num_classes) < np.array([[r.num_classes] for r in rows])
+    return Batch(
+        scoring=rows[0].scoring,
+        input_ids=packing.pack([t for r in rows for t in r.tokens]),
+        position_ids=packing.places,
+        packing=packing,
+        class_mask=to_device(exists, backbone.device),
+    )
+
+
+def common_beginning(rows: Sequence[Row]) -> int:
+    """Tokens that all prompts begin with, the last one of each left out: every row goes on by itself."""
+    prompts = [r.tokens[: r.segments.count(-1)] if r.segments else r.tokens for r in rows]
+    low, high = min(prompts), max(prompts)  # what these two have in common, all have
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high))
+    return min(len(list(same)), min(map(len, prompts)) - 1)
+
+
+def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> torch.Tensor:
+    """Class logits (rows, C) of the inserted stack, each member's rows together; one forward pass of all, or
+    of each member where all weights are its own; of the heads alone where rows have features."""
+    inserted = backbone.inserted
+    if inserted and rows[0].features is not None:
+        features_ND = to_device(np.array([row.features for row in rows]), backbone.device)
+        return backbone.capped(inserted.head_logits(features_ND))
+    if inserted is None or inserted.method.regime != "alone":
+        return class_logits(backbone, collate(rows, num_classes, backbone, backbone.num_members))
+    size = len(rows) // inserted.num_members
+    parts = [collate(rows[n : n + size], num_classes, backbone) for n in range(0, len(rows), size)]
+    return inserted.one_by_one(lambda batch: class_logits(backbone, batch), parts)
+
+
+def features(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
+    """Hidden state (rows, D) of each row's last token, or of an encoder's pooled ones, from which its class
+    logits are read."""
+    if isinstance(batch, EncoderBatch):
+        return encoders.features(backbone, batch)
+    return hidden(backbone, batch)[batch.packing.ends]
+
+
+def hidden(backbone: Backbone, batch: Batch) -> torch.Tensor:
+    """Last hidden states (M * S, D) of the packed tokens."""
+    return backbone.hidden(batch.input_ids, batch.position_ids, batch.packing).flatten(0, 1)
+
+
+def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
+    """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
+    inserted = backbone.inserted
+    if inserted and inserted.noise:
+        inserted.noise.locate(*batch.places)
+    return batch.scoring.class_logits(backbone, batch)

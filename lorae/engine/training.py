@@ -1,0 +1,423 @@
+"""Training the members of a stack together, each exactly as if it were trained alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lorae.backbone.devices import ToHost, to_device
+from lorae.backbone.loading import Backbone
+from lorae.engine.adapters import Adapters, State
+from lorae.engine.batches import stack_logits
+from lorae.engine.checkpoints import Checkpoints, checkpoint, keep_members, load_fitting, restore
+from lorae.engine.clock import Stopwatch
+from lorae.engine.order import DataOrder
+from lorae.engine.prediction import draws_nll, pooled_draws, predict_draws
+from lorae.methods import Step
+from lorae.noise import make_noise
+from lorae.regularizers import EarlyStopping, Regularizer
+from lorae.tasks.encoding import Row
+from lorae.trial import AdamW, Trial
+
+PATH_PARTS = 5  # of the training, between which a member's path has points
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded training and validation rows; for `LastLayer` with features.
+
+    Attributes:
+        reference_logits_NC: for KL, the backbone's class logits on the training rows.
+        feature_seconds, feature_process_seconds: what computing the rows' features took, which belongs to the
+            training.
+    """
+
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    reference_logits_NC: np.ndarray | None = None
+    feature_seconds: float = 0.0
+    feature_process_seconds: float = 0.0
+
+    @property
+    def num_classes(self) -> int:
+        return max(r.num_classes for r in (*self.train, *self.validation))
+
+    @property
+    def reference_NC(self) -> np.ndarray:
+        """`reference_logits_NC` as wide as the members' logits; classes of validation alone are -inf.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.reference_logits_NC is None:
+            raise ValueError("KL needs the backbone's logits on the training rows; give reference_logits_NC")
+        lacking = self.num_classes - self.reference_logits_NC.shape[1]
+        return np.pad(self.reference_logits_NC, ((0, 0), (0, lacking)), constant_values=-np.inf)
+
+
+@dataclass
+class MemberRun:
+    """What training made of one member.
+
+    Attributes:
+        state: its parameters; of the best step under early stopping, else of the last one.
+        snapshots: under a cyclic schedule those at the ends of the cycles before the last.
+        path: class logits {"logits": (N, C)} on the validation rows at the steps that were asked for.
+        error: None, or why it failed, with the step and, in training, the example ids.
+        best_step: number of optimiser steps behind `state`.
+        curve: one record for each step and evaluation: step, split, loss, nll, acc, lr, grad_norm, seconds.
+        train_tokens: non-padding tokens that the backbone read; with `LastLayer` each row's once.
+        train_seconds: its equal share of the stack's wall time.
+        process_seconds: the same of the time that other work on the machine does not lengthen, see
+            `Stopwatch`; of ranks their sum, as if all were like the first.
+        train_flops: operations of its training, see `lorae.planning.flops`, evaluations for early stopping
+            included.
+        shared_flops: those among them that an ensemble does once for all members: the features of
+            `LastLayer`. NaN, like the two before, of a training that began in a lorae that did not count.
+    """
+
+    member: int
+    state: State = field(default_factory=dict)
+    snapshots: list[State] = field(default_factory=list)
+    path: list[State] = field(default_factory=list)
+    error: str | None = None
+    best_step: int = 0
+    best_nll: float = math.inf
+    bad_evaluations: int = 0
+    train_tokens: int = 0
+    train_seconds: float = 0.0
+    process_seconds: float = 0.0
+    train_flops: float = 0.0
+    shared_flops: float = 0.0
+    curve: list[dict[str, float | int | str]] = field(default_factory=list)
+
+
+def train_stack(
+    backbone: Backbone,
+    trial: Trial,
+    members: Sequence[int],
+    data: TrainingData,
+    *,
+    micro_batch: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_step: Callable[[int, int], None] = lambda step, num_steps: None,
+    evaluate_every: int | None = None,
+    on_evaluation: Callable[[int, int, float], None] = lambda step, num_steps, nll: None,
+    path: bool = False,
+) -> list[MemberRun]:
+    """Train members `members` of `trial` together and return their parameters, curves and costs, in order.
+
+    The stack's loss is the sum of the members' own mean losses, so no member sees another. A member whose
+    loss, gradient or validation NLL is not finite fails alone; a member that stops early leaves, and the
+    stack gets cheaper. Where several ranks hold the backbone, each computes its share of every member's
+    batch; all then have the same gradients and take the same steps and decisions.
+
+    Args:
+        members: indices that name the members' random streams.
+        micro_batch: examples of each member per forward pass; None = the whole batch, or rank's share of it.
+            Results depend on it by rounding only.
+        checkpoints: continue from the last one, and save when due; only rank 0 touches them.
+        on_step: called after each step with the steps done and their total.
+        evaluate_every: steps between calls of `on_evaluation`, the last step left out; None = no calls.
+        on_evaluation: called with the steps done, their total and the validation NLL of the ensemble, while
+            it is finite and no member has left: what remains is not compared with whole ensembles. A search
+            may end the stack there: it has been checkpointed.
+        path: record the members' predictions on the validation rows, before the first step and after each
+            fifth of them.
+    """
+    keys = [trial.member_key(m) for m in members]
+    regularizers, stopping = trial.regularizers, trial.regularizer(EarlyStopping)
+    reference_NC = data.reference_NC if any(r.needs_reference for r in regularizers) else None
+    batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
+    snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
+    path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}
+    every = stopping and (stopping.every or trial.budget.steps_per_epoch(len(data.train)))
+    labels_N = np.array([r.label for r in data.train])
+    class_weight_C = class_weights(regularizers, labels_N, data.num_classes)
+    lengths = np.array([len(r.tokens) for r in data.train])
+    orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
+    seconds = data.feature_seconds / len(members), data.feature_process_seconds / len(members)
+    runs = [MemberRun(m, train_seconds=seconds[0], process_seconds=seconds[1]) for m in members]
+    step_tokens_N = lengths  # that a step reads
+    on_features = trial.method.regime == "features"
+    if on_features:  # they have been read, by no step
+        step_tokens_N = np.zeros_like(lengths)
+        for run in runs:
+            run.train_tokens = int(lengths.sum())
+    active = list(range(len(runs)))  # positions in `runs` of the members still training
+    unread: list[StepDone] = []
+    ranks, noise = backbone.ranks, make_noise(trial.method, trial.regularizers, keys)
+    inits, answer_ids = [k["init"] for k in keys], data.train[0].answer_ids
+
+    with Adapters(backbone, trial.method, inits, noise, answer_ids) as adapters:
+        step_flops_N = adapters.passes.training.of(data.train)
+        num_draws = (noise and noise.num_draws) or 1
+        evaluation_flops = num_draws * adapters.passes.forward.of(data.validation).sum()
+        if on_features:
+            for run in runs:
+                read = [*data.train, *data.validation]
+                run.train_flops = run.shared_flops = float(adapters.passes.features.of(read).sum())
+        optimizer = make_optimizer(adapters, trial.optimizer, sum(r.decay_zero_factor for r in regularizers))
+        step = 0
+        if checkpoints and (saved := ranks.once(load_fitting, checkpoints, runs, adapters)):
+            step, active = restore(*saved, runs, adapters, optimizer)
+            path = path and bool(runs[0].path)  # half a path is none
+            for run in () if path else runs:
+                run.path = []
+        elif path:
+            record_path(backbone, data.validation, runs)
+
+        while step < num_steps and active:
+            watch = Stopwatch(backbone.device, ranks.size)
+
+            # Each member's own batch, concatenated members first
+            chosen_MB = np.stack([orders[m].batch(step) for m in active])
+            lr = learning_rate(trial.optimizer, step, num_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
+
+            # Forward and backward of this rank's rows; a member's loss is the mean over its batch, the
+            # stack's their sum
+            num, losses_M = chosen_MB.shape[1], torch.zeros(len(active), device=backbone.device)
+            nll_M, correct_M = torch.zeros_like(losses_M), torch.zeros_like(losses_M)
+            for part, real in ranks.parts(num, micro_batch):
+                part_MB = chosen_MB[:, part]
+                labels = to_device(labels_N[part_MB.ravel()], backbone.device)
+                if noise:
+                    noise.train(step, part)
+                rows = [data.train[n] for n in part_MB.flat]
+                logits = stack_logits(backbone, rows, data.num_classes)  # (M*B, C)
+                nll_MB = F.cross_entropy(logits, labels, reduction="none").view(part_MB.shape)
+                loss_MB = nll_MB
+                if class_weight_C is not None:
+                    weights = to_device(class_weight_C, backbone.device)[labels]
+                    loss_MB = nll_MB * weights.view(part_MB.shape)
+                reference = None
+                if reference_NC is not None:
+                    reference = to_device(reference_NC[part_MB.ravel()], backbone.device)
+                for regularizer in regularizers:
+                    if (penalty := regularizer.penalty(logits, reference)) is not None:
+                        loss_MB = loss_MB + penalty.view(part_MB.shape)
+                correct_MB = (logits.detach().argmax(1) == labels).view(part_MB.shape)
+                (loss_MB[:, :real].sum() / num).backward()
+                losses_M += loss_MB.detach()[:, :real].sum(1) / num
+                nll_M += nll_MB.detach()[:, :real].sum(1) / num
+                correct_M += correct_MB[:, :real].sum(1) / num
+            if noise:
+                noise.off()
+            ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
+            now = Step(step, num_steps, len(data.train), batch_size, lr / trial.optimizer.lr)
+            trial.method.before_clip(adapters, now)
+
+            # Each member's own gradient norm; what is not finite stays in its own member
+            norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
+            optimizer.step()
+            trial.method.after_step(adapters, now)
+            step += 1
+
+            # Records, each member's share of the time. A step is read when the next one has begun, so that a
+            # GPU always has work, or at once where something depends on it; then failed members leave
+            validating = every and (step % every == 0 or step == num_steps)
+            evaluating = evaluate_every and step % evaluate_every == 0 and step < num_steps
+            saving = checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due())
+            numbers = ToHost(torch.stack((losses_M, nll_M, correct_M, norms_M), 1))
+            unread.append(StepDone(step, lr, [runs[m] for m in active], chosen_MB, numbers, watch))
+            at_once = validating or evaluating or saving or step in (*snapshot_steps, num_steps)
+            read = unread if at_once or ranks.size > 1 else unread[:-1]
+            record(read, unread[-1], data.train, step_tokens_N, step_flops_N)
+            unread = unread[len(read) :]
+            failed = [i for i, m in enumerate(active) if runs[m].error]
+
+            # Early stopping on each member's own validation NLL
+            stopped: list[int] = []
+            if stopping and validating:
+                watch = Stopwatch(backbone.device, ranks.size)
+                evaluated = evaluate(backbone, data.validation)
+                seconds = watch.stop().seconds / len(active)
+                for i, (nll, acc) in enumerate(evaluated):
+                    run = runs[active[i]]
+                    run.train_seconds += seconds
+                    run.process_seconds += watch.process_seconds / len(active)
+                    run.train_flops += evaluation_flops
+                    run.curve.append(_record(step, "validation", nll, nll, acc, lr, math.nan, seconds))
+                    if not math.isfinite(nll):
+                        run.error = run.error or f"validation NLL {nll} at step {step}"
+                        failed.append(i)
+                    elif nll < run.best_nll:
+                        run.best_nll, run.best_step, run.bad_evaluations = nll, step, 0
+                        run.state = adapters.state(i)
+                    else:
+                        run.bad_evaluations += 1
+                    if run.bad_evaluations >= stopping.patience:
+                        stopped.append(i)
+
+            # A cycle of the learning rate ends
+            if step in snapshot_steps:
+                for i, m in enumerate(active):
+                    runs[m].snapshots.append(adapters.state(i))
+
+            # A point of each member's way through function space
+            if path and step in path_steps:
+                record_path(backbone, data.validation, [runs[m] for m in active])
+
+            # Members that failed or stopped leave; the rest goes on
+            if leaving := {*failed, *stopped}:
+                staying = [i for i in range(len(active)) if i not in leaving]
+                active = [active[i] for i in staying]
+                keep_members(adapters, optimizer, staying)
+            if saving:
+                assert checkpoints is not None
+                checkpoints.save(*checkpoint(step, active, runs, adapters, optimizer))
+            if evaluating and len(active) == len(runs):
+                nll = validation_nll(backbone, data.validation)
+                if math.isfinite(nll):
+                    on_evaluation(step, num_steps, nll)
+            on_step(step, num_steps)
+
+        for i, m in enumerate(active):
+            if not stopping or not runs[m].state:
+                runs[m].state, runs[m].best_step = adapters.state(i), step
+    return runs
+
+
+@dataclass
+class StepDone:
+    """An optimiser step whose numbers are on their way to the CPU.
+
+    Attributes:
+        runs, chosen_MB: the members that made it, and the rows of each one's batch.
+        numbers: (M, 4) loss, NLL, accuracy and gradient norm.
+        watch: of the step, which its members share equally.
+    """
+
+    step: int
+    lr: float
+    runs: list[MemberRun]
+    chosen_MB: np.ndarray
+    numbers: ToHost
+    watch: Stopwatch
+
+
+def record(
+    read: Sequence[StepDone],
+    last: StepDone,
+    train: Sequence[Row],
+    step_tokens_N: np.ndarray,
+    step_flops_N: np.ndarray,
+) -> None:
+    """Wait for steps and write them into their members' curves and costs; one whose loss or gradient is not
+    finite has failed. The last step takes until then."""
+    numbers = [done.numbers.tolist() for done in read]
+    last.watch.stop()
+    for done, numbers_M4 in zip(read, numbers):
+        seconds, process_seconds = (
+            total / len(done.runs) for total in (done.watch.seconds, done.watch.process_seconds)
+        )
+        for run, chosen_B, (loss, nll, acc, norm) in zip(done.runs, done.chosen_MB, numbers_M4):
+            if run.error:  # in the step before
+                continue
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                ids = ", ".join(train[n].id for n in chosen_B)
+                run.error = f"loss {loss}, gradient norm {norm} at step {done.step}, examples {ids}"
+            run.train_tokens += int(step_tokens_N[chosen_B].sum())
+            run.train_flops += float(step_flops_N[chosen_B].sum())
+            run.train_seconds += seconds
+            run.process_seconds += process_seconds
+            run.curve.append(_record(done.step, "train", loss, nll, acc, done.lr, norm, seconds))
+
+
+def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
+    """Learning rate of step `step` (from 0): linear warm-up, then decay to zero at `num_steps`, or at the end
+    of each cycle."""
+    warmup = optimizer.warmup_steps(num_steps)
+    if step < warmup:
+        return optimizer.lr * (step + 1) / warmup
+    if optimizer.cycles:
+        ends = [warmup, *optimizer.snapshot_steps(num_steps), num_steps]
+        begin, end = next((a, b) for a, b in itertools.pairwise(ends) if step < b)
+        return optimizer.lr * (1 + math.cos(math.pi * (step - begin) / (end - begin))) / 2
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    if optimizer.schedule == "constant":
+        return optimizer.lr
+    return optimizer.lr * (
+        1 - progress if optimizer.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    )
+
+
+def make_optimizer(adapters: Adapters, spec: AdamW, decay_zero_factor: float) -> torch.optim.AdamW:
+    """AdamW on the stacked factors; its element-wise update couples no members. The zero-initialised factor
+    may have more decay than the others."""
+    zero = set(adapters.zero_initialised())
+    groups = [
+        {
+            "params": [p],
+            "weight_decay": spec.weight_decay + (decay_zero_factor if name in zero else 0.0),
+        }
+        for name, p in adapters.parameters.items()
+    ]
+    merged = [
+        {"params": [p for g in groups if g["weight_decay"] == wd for p in g["params"]], "weight_decay": wd}
+        for wd in dict.fromkeys(g["weight_decay"] for g in groups)
+    ]
+    return torch.optim.AdamW(merged, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
+
+
+def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
+    """Scale each member's gradient to at most `max_norm` by its own global norm; returns the norms (M,)
+    before."""
+    grads = adapters.gradients()
+    norms_M = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]), dim=0
+    )
+    if max_norm is not None:
+        scale_M = (max_norm / (norms_M + 1e-6)).clamp(max=1.0)
+        for g in grads:
+            g.mul_(scale_M.view(-1, *[1] * (g.dim() - 1)))
+    return norms_M
+
+
+def class_weights(
+    regularizers: Sequence[Regularizer], labels_N: np.ndarray, num_classes: int
+) -> torch.Tensor | None:
+    """Weight (C,) of each class in the loss, by all regularisers together; None = 1."""
+    given = (r.class_weights(labels_N.tolist(), num_classes) for r in regularizers)
+    found = [weight_C for weight_C in given if weight_C is not None]
+    return torch.from_numpy(np.prod(found, axis=0).astype(np.float32)) if found else None
+
+
+def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Mean NLL (nats) and accuracy of each member of the inserted stack."""
+    logits_MNC = torch.from_numpy(pooled_draws(predict_draws(backbone, rows)))
+    labels_N = torch.tensor([r.label for r in rows])
+    return [
+        (F.cross_entropy(logits_NC, labels_N).item(), (logits_NC.argmax(1) == labels_N).float().mean().item())
+        for logits_NC in logits_MNC
+    ]
+
+
+def validation_nll(backbone: Backbone, rows: Sequence[Row]) -> float:
+    """NLL (nats) of the mean probability of the inserted stack's members; NaN where one of them has none."""
+    logits_MKNC = predict_draws(backbone, rows)
+    return draws_nll(logits_MKNC.reshape(-1, *logits_MKNC.shape[2:]), np.array([r.label for r in rows]))
+
+
+def record_path(backbone: Backbone, rows: Sequence[Row], runs: Sequence[MemberRun]) -> None:
+    """Add a point to the paths of the members that are in the backbone."""
+    for run, logits_NC in zip(runs, pooled_draws(predict_draws(backbone, rows))):
+        run.path.append({"logits": torch.from_numpy(logits_NC)})
+
+
+def _record(
+    step: int, split: str, loss: float, nll: float, acc: float, lr: float, grad_norm: float, seconds: float
+) -> dict[str, float | int | str]:
+    return {
+        "step": step, "split": split, "loss": loss, "nll": nll, "acc": acc, "lr": lr, "grad_norm": grad_norm,
+        "seconds": seconds,
+    }  # fmt: skip

@@ -1,0 +1,178 @@
+"""The choice between the points of a study, from stored predictions on validation alone.
+
+The lowest mean validation NLL of the single members is chosen, not the ensemble's, so that what is tuned does
+not depend on how many members are compared later. No prediction on a test set is read, and none is made
+before the choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorae.metrics import combine, ensemble_nll
+from lorae.store.names import member_folder
+from lorae.store.store import Store
+from lorae.trial.tuning import Point, Study, recipe_name, values_text
+from lorae.untrusted import count, number
+
+
+def _number_or_null(value: Any) -> bool:
+    return value is None or number(value)
+
+
+def _count_or_null(value: Any) -> bool:
+    return value is None or count(value)
+
+
+def _text_or_null(value: Any) -> bool:
+    return value is None or type(value) is str
+
+
+TUNING = {  # the shape of `Choice.record`
+    "axes": {str: {"values": list, "at_end": bool}},  # and "chosen": a value, null where all points failed
+    "points": [  # "validation_nll": mean over single members; null where a member failed
+        {"values": {}, "validation_nll": _number_or_null, "members": count, "member_ids": [str]}
+    ],
+    "members": count,  # that judge a point
+    "seed": _count_or_null,  # theirs; null, like the next one, without points
+    "eval_set": _text_or_null,  # their predictions on validation
+    "train_tokens": count,  # of the members of all points that are stored
+    "train_seconds": number,
+    "reused_members": count,  # of these, those that are the row's own
+    "uneven_tuning": bool,  # the sweep says that its recipes are tuned over unequal numbers of points
+}
+_COST = {"cost": {"train_tokens": count, "train_seconds": number}}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a study has found.
+
+    Attributes:
+        nlls: each point's mean validation NLL of single members, in nats per example; infinite where a member
+            failed, None where one is not stored yet.
+    """
+
+    study: Study
+    nlls: tuple[float | None, ...]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether every point was tried."""
+        return None not in self.nlls
+
+    @property
+    def best_nll(self) -> float:
+        """The lowest NLL; infinite while a point is not tried, and if all failed."""
+        known = [nll for nll in self.nlls if nll is not None]
+        return min(known, default=math.inf) if self.is_known else math.inf
+
+    @property
+    def values(self) -> dict[str, Any] | None:
+        """Those of the lowest NLL, the first of equals; none of a study without points; None while a point is
+        not tried, and if all failed."""
+        if not self.study.points:
+            return {}
+        return None if self.best_nll == math.inf else self.study.points[self.nlls.index(self.best_nll)].values
+
+    @property
+    def sound_points(self) -> list[Point]:
+        """Those at which no member has failed."""
+        return [p for p, nll in zip(self.study.points, self.nlls, strict=True) if nll != math.inf]
+
+    @property
+    def member_ids(self) -> list[str]:
+        """Members of all points."""
+        return [member for point in self.study.points for member in point.member_ids]
+
+    def is_at_end(self, axis: str) -> bool:
+        """Whether the smallest or largest value was chosen: a better one may lie beyond."""
+        numbers = [value for value in self.study.axes[axis] if isinstance(value, (int, float))]
+        chosen = (self.values or {}).get(axis)
+        return bool(numbers) and chosen in (min(numbers), max(numbers))
+
+    def failure(self, store: Store) -> str | None:
+        """Why no value is chosen, or None."""
+        if self.values is not None:
+            return None
+        what, failures = ", ".join(self.study.axes), {m: store.failure(m) for m in self.member_ids}
+        if not self.is_known:
+            return f"{what} is not tuned yet: members are not stored; repeat the sweep"
+        why = "; ".join(f"{member}: {reason}" for member, reason in failures.items() if reason)
+        return f"at every value of {what} a member failed: {why}"
+
+    def record(self, store: Store, member_ids: Sequence[str]) -> dict[str, Any]:
+        """The study as plain data, for a row with these members; of the shape TUNING.
+
+        Raises:
+            ValueError: the record of a stored member is damaged.
+        """
+        trial = self.study.points[0].trial if self.study.points else None
+        chosen, costs = self.values or {}, [_cost(store, point) for point in self.study.points]
+        return {
+            "axes": {
+                axis: {"values": values, "chosen": chosen.get(axis), "at_end": self.is_at_end(axis)}
+                for axis, values in self.study.axes.items()
+            },
+            "points": [
+                {
+                    "values": point.values,
+                    "validation_nll": nll if nll is not None and math.isfinite(nll) else None,
+                    "members": sum(map(store.is_member, point.member_ids)),
+                    "member_ids": point.member_ids,
+                }
+                for point, nll in zip(self.study.points, self.nlls, strict=True)
+            ],
+            "members": trial.members if trial else 0,
+            "seed": trial and trial.seed,
+            "eval_set": trial and trial.eval_set(trial.task, "validation"),
+            "train_tokens": sum(cost["train_tokens"] for cost in costs),
+            "train_seconds": sum(cost["train_seconds"] for cost in costs),
+            "reused_members": len({*member_ids} & {*self.member_ids}),
+            "uneven_tuning": self.study.uneven,
+        }
+
+    def __str__(self) -> str:
+        """What was chosen, in words."""
+        if not self.values:
+            return ""
+        name, failed = recipe_name(self.study.points[0].trial), self.nlls.count(math.inf)
+        words = [f"best of {len(self.nlls)} for {name}: {values_text(self.values)}"]
+        words[0] += f", validation NLL {self.best_nll:.4f}"
+        words += [f"{failed} failed"] if failed else []
+        for axis in filter(self.is_at_end, self.study.axes):
+            end = "smallest" if self.values[axis] == min(self.study.axes[axis]) else "largest"
+            words.append(f"the {end} {axis} that was tried, a better one may lie beyond")
+        return "; ".join(words)
+
+
+def choose(store: Store, study: Study) -> Choice:
+    """What the stored predictions say of a study's points."""
+    return Choice(study, tuple(_nll(store, point) for point in study.points))
+
+
+def _nll(store: Store, point: Point) -> float | None:
+    """A point's entry of `Choice.nlls`; a member that makes several predictions is judged by their mean. One
+    that failed would fail again: it is the same."""
+    name, folders = point.trial.eval_set(point.trial.task, "validation"), map(member_folder, point.member_ids)
+    try:
+        stored = [store.predictions([folder], name) for folder in folders]
+    except ValueError:
+        return math.inf if any(map(store.failure, point.member_ids)) else None
+    nlls = [ensemble_nll(combine(member.logits_MNC, "probs"), member.labels_N) for member in stored]
+    return sum(nlls) / len(nlls)
+
+
+def _cost(store: Store, point: Point) -> dict[str, float]:
+    """What training a point's members took; those that failed have no record of it."""
+    stored = filter(store.is_member, point.member_ids)
+    costs = [store.record(member_folder(m), _COST)["cost"] for m in stored]
+    shared = point.trial.method.regime == "features"  # its members share the backbone's forward passes
+    tokens = [cost["train_tokens"] for cost in costs] or [0]
+    return {
+        "train_tokens": max(tokens) if shared else sum(tokens),
+        "train_seconds": sum(cost["train_seconds"] for cost in costs),
+    }

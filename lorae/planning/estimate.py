@@ -1,0 +1,203 @@
+"""What stacks run on, and what they will take there: memory and rough times, from a backbone's config and the
+lengths of texts."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lorae.draws import Fitted
+from lorae.planning.flops import Flops, Passes
+from lorae.planning.memory import BYTES, Memory, Saving, Texts, stack_memory
+from lorae.planning.stack import Stack
+from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
+from lorae.sources import backbone_config
+from lorae.tasks.base import Split, Task
+from lorae.trial import Diversity, Trial
+
+Host = Literal["local", "tune", "zero"]
+
+CHARS_PER_TOKEN = 4  # rough, for plans; the tokenizer is not loaded
+# Rough sustained rates, for the time estimates only. CPU: one thread with AMX, bf16, as in the demo (30 s
+# estimated, 33 s measured per member); without AMX it is slower. GPU: an assumed share of the data sheet's
+# dense bf16 rate.
+CPU_FLOPS = 1.2e11
+SUSTAINED_FRAC, A100_FLOPS = 0.35, 3.12e14
+FP32_SLOWDOWN = {"cpu": 2.5, "cuda": 16.0}  # measured; A100's data sheet, 312 against 19.5 TFLOP/s
+RECOMPUTE_SLOWDOWN = 1.4  # measured 1.38, five members on SmolLM2-135M
+ZERO_BYTES_PER_SECOND = 5e10  # assumed rate at which a rank receives the weights of the others
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a stack can run on: `num` devices at once, each a GPU with some memory, or a share of the CPUs.
+
+    Attributes:
+        memory_bytes: of one GPU; None on a CPU, or if it is not known.
+        per_node: GPUs of one node, the most that one stack may take.
+        peak_flops: dense bf16 rate of one GPU by its data sheet; None = an A100's.
+        stack_devices: that every stack takes together, by ZeRO-3; None = one, or as few as suffice.
+        saving: what every stack does to take less memory.
+    """
+
+    kind: str  # "cpu" or "cuda"
+    num: int
+    cpus_per_stack: int
+    memory_bytes: int | None = None
+    per_node: int = 1
+    peak_flops: float | None = None
+    stack_devices: int | None = None
+    saving: Saving = Saving()
+
+    def flops(self, precision: str) -> float:
+        """Rough sustained rate of one device."""
+        rate = CPU_FLOPS if self.kind == "cpu" else SUSTAINED_FRAC * (self.peak_flops or A100_FLOPS)
+        return rate / (FP32_SLOWDOWN[self.kind] if precision == "fp32" else 1.0)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a stack runs, and why.
+
+    Attributes:
+        host: this process, a Ray Tune trial on at most one GPU, or DeepSpeed ZeRO-3 on several.
+        gpus: that it takes, or workers of ZeRO-3; 0 on a CPU.
+        micro_batch: examples of each member per forward pass on one device; None = its whole share.
+    """
+
+    host: Host
+    gpus: int
+    micro_batch: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stack will take: peak memory of one device, and times that are rough."""
+
+    memory_bytes: int
+    train_tokens: int
+    train_seconds: float
+    predict_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.predict_seconds
+
+
+def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
+    """Memory and time of a stack from the backbone's config and the lengths of the texts."""
+    return _estimate(typical(stack), devices, replace(where, reason=""))
+
+
+@functools.lru_cache(maxsize=4096)
+def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
+    trial, num, gpus = stack.trial, len(stack.to_train), max(1, where.gpus)
+    config = backbone_config(trial.backbone)
+    per = Passes.of(trial.method, config, linear_shapes(config))
+    train = _lengths(trial.task, "train", *_token_limits(trial))
+    untrained = not (num and trial.method.trains)
+    steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
+    epochs = num * steps * batch / train.num  # of all members together
+    train_tokens, train_flops = int(epochs * train.total), epochs * train.flops(per.training)
+    sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
+    classes = len(trial.task.examples("train")[0].options)
+    ways = {name: replace(trial, draws=s.draws).num_passes(classes) for name, s in sets.items()}
+    lengths = dict(zip(sets, _eval_lengths(stack)))
+    predict_flops = sum(ways[n] * lengths[n].flops(per.forward) for of_member in each for n in of_member)
+    fitted = [d for of_member in each for d in {s.draws for s in of_member.values()} if isinstance(d, Fitted)]
+    num_fitted = sum(d.passes_to_fit(classes) * len(d.fitted_on(range(train.num))) for d in fitted)
+    predict_flops += num_fitted * train.flops(per.forward) / train.num
+    if trial.method.regime == "features":  # the frozen backbone reads each example once
+        train_tokens = train.total * bool(num)
+        train_flops += train.flops(per.features) * bool(num)
+        predict_flops += sum(of_set.flops(per.features) for of_set in lengths.values())
+    rate = gpus * devices.flops(trial.precision)
+    train_seconds, predict_seconds = train_flops / rate, predict_flops / rate
+    if devices.saving.recompute:
+        train_seconds *= RECOMPUTE_SLOWDOWN
+    rows = where.micro_batch or -(-batch // gpus)
+    needs = memory(stack, rows, where.gpus, devices.saving)
+    if where.host == "zero":  # every rank receives the others' weights for each forward and backward pass
+        passes = 2 * steps * -(-batch // (rows * gpus))
+        received = BYTES[trial.precision] * num_backbone_parameters(config) * (gpus - 1) / gpus
+        train_seconds += passes * received / ZERO_BYTES_PER_SECOND
+    return Estimate(needs.total, train_tokens, train_seconds, predict_seconds)
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers; and
+    the sum of these."""
+
+    num: int
+    total: int
+    longest: int
+    answers: int = 0
+    answered: int = 0
+
+    def flops(self, per: Flops) -> float:
+        """Of one pass over all rows, as if they were equally long."""
+        tokens = per.row * self.num + per.token * self.total + per.square * self.total**2 / self.num
+        return tokens + per.answer * self.answered
+
+
+def _token_limits(trial: Trial) -> tuple[int, int]:
+    """Tokens that a text has at most, and that every image or piece of audio has (0 for texts)."""
+    return trial.budget.max_tokens, num_tokens(backbone_config(trial.backbone))
+
+
+@functools.lru_cache(maxsize=1024)
+def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _Lengths:
+    if media_tokens:
+        num = len(task.examples(split))
+        return _Lengths(num, num * media_tokens, media_tokens)
+    rows, answers = [], [0]
+    for example in task.examples(split):
+        prompt = task.prompt(example)
+        tokens = len(prompt.text) // CHARS_PER_TOKEN + 2
+        if task.scoring.scores_texts:
+            answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in prompt.answers))
+            tokens += answers[-1]
+        rows.append(min(max_tokens, tokens))
+    return _Lengths(len(rows), sum(rows), max(rows), max(answers), sum(answers))
+
+
+def _eval_lengths(stack: Stack) -> list[_Lengths]:
+    """Of what members predict, with their demonstrations. (A batch computes these once, but not their
+    attention, which takes as long on a CPU.)"""
+    trial, limits = stack.trial, _token_limits(stack.trial)
+    every = [_lengths(s.task, s.split, *limits) for s in stack.eval_sets().values()]
+    if trial.method.trains or not stack.members:
+        return every
+    train, shots = _lengths(trial.task, "train", *limits), trial.method.shots
+    before, longest = shots * train.total // train.num, shots * train.longest
+    return [replace(e, total=e.total + e.num * before, longest=e.longest + longest) for e in every]
+
+
+def _longest(stack: Stack) -> Texts:
+    """Sizes of the longest row that is trained on or predicted."""
+    task = stack.trial.task
+    every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
+    longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
+    options = len(task.examples("train")[0].options)
+    return Texts(longest, answers, options if task.scoring.trains_head else 0, options)
+
+
+def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Memory:
+    """Peak memory of a stack on one of its GPUs (0: on a CPU), with `rows` examples of each member at
+    once."""
+    trial, config, num_members = stack.trial, backbone_config(stack.trial.backbone), len(stack.members)
+    fitted = {s.draws for s in stack.eval_sets().values() if isinstance(s.draws, Fitted)}
+    return stack_memory(trial, config, num_members, rows, _longest(stack), gpus, saving, fitted)
+
+
+def typical(stack: Stack) -> Stack:
+    """The stack without what its memory and time do not depend on: the seed, and which members they are. A
+    soup takes what one of them does."""
+    trial = replace(stack.trial, seed=0, diversity=Diversity())
+    members = tuple(range(1 if stack.soup else len(stack.members)))
+    drawing = tuple(sum(m < num for m in stack.members) for num in stack.draw_members)
+    stored = members[len(stack.to_train) :]
+    return replace(stack, trial=trial, members=members, draw_members=drawing, micro_batch=None, stored=stored)
