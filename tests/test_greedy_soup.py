@@ -14,15 +14,17 @@ from toys import Greys
 from analysis.audit import audit
 from analysis.data import load_trials
 from analysis.differences import souping
-from lorae.adapters import Soup
 from lorae.combinations import Greedy
-from lorae.peft_format import read_stages, read_state, state_bytes
-from lorae.plan import Devices, make_plan, soups_of
-from lorae.predict_task import predict_soup
-from lorae.prediction import draws_nll, predict
+from lorae.engine.adapters import Soup
+from lorae.engine.predict_task import predict_soup
+from lorae.engine.prediction import draws_nll, predict
+from lorae.engine.run import run_stack
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import make_plan, soups_of
 from lorae.results import trials_table
-from lorae.run import run_stack
-from lorae.store import SOUP_RECORD, WEIGHTS, Store, member_folder, soup_folder
+from lorae.store.names import SOUP_RECORD, WEIGHTS, member_folder, soup_folder
+from lorae.store.peft_format import read_stages, read_state, state_bytes
+from lorae.store.store import Store
 from lorae.trial import Budget, Sweep
 
 ONE_CPU = Devices("cpu", 1, 1)
