@@ -274,7 +274,7 @@ def test_a_member_is_named_by_what_it_reads(trial):
 def test_a_run_that_is_stopped_keeps_the_members_that_are_done(trial, tmp_path, monkeypatch):
     ours, made = trial(members=3), []
     monkeypatch.setattr(
-        "lorae.engine.run.predict_in_context", lambda *a: made.append(a) or predict_in_context(*a)
+        "lorae.engine.predicting.predict_in_context", lambda *a: made.append(a) or predict_in_context(*a)
     )
     store = Store(str(tmp_path))
 

@@ -160,7 +160,7 @@ def test_last_layers_row_has_the_cost_of_its_features(tiny_trial, tmp_path, monk
         time.sleep(0.4)
         return with_features(*args)
 
-    monkeypatch.setattr("lorae.engine.run.with_features", slow)
+    monkeypatch.setattr("lorae.engine.job.with_features", slow)
     trial = tiny_trial(method=LastLayer(std=0.1), members=2, budget=Budget(steps=1))
     run_stack(Stack(trial, (0, 1)), str(tmp_path))
     (row,) = trials_table(Store(str(tmp_path)), "toy", [(trial, ())], {}).to_pylist()

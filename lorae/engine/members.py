@@ -1,0 +1,166 @@
+"""Members that a running stack makes: trained together, or prompted, predicted with and stored."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from lorae.engine.checkpoints import StackCheckpoints
+from lorae.engine.job import Job
+from lorae.engine.predicting import (
+    Predicted,
+    files_by_member,
+    predict_prompted,
+    predict_sets,
+    prediction_files,
+    tokens_prompted,
+)
+from lorae.engine.training import MemberRun, TrainingData, train_stack
+from lorae.identity import canonical
+from lorae.methods import frozen_tensors
+from lorae.planning.stack import Progress
+from lorae.store import peft_format
+from lorae.store.names import (
+    CUT,
+    PATH_FILE,
+    reference_folder,
+    snapshot_file,
+)
+from lorae.store.ownership import OWNER
+from lorae.store.predictions import SCHEMA, parquet_bytes, prediction_file
+from lorae.store.records import CURVE
+from lorae.tasks.encoding import head_answers, head_classes
+
+
+def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
+    """Train members together, predict, store; returns member id -> reason of those that failed."""
+    trial, backbone = job.stack.trial, job.backbone
+    job.on_progress(Progress("train"))
+    train, validation = job.trained_rows(trial.task, "train"), job.trained_rows(trial.task, "validation")
+    data = TrainingData(
+        train,
+        validation,
+        feature_seconds=sum(watch.seconds for watch in job.feature_watches),
+        feature_process_seconds=sum(watch.process_seconds for watch in job.feature_watches),
+    )
+    job.feature_watches.clear()  # they are part of one training's cost
+    if any(regularizer.needs_reference for regularizer in trial.regularizers):
+        folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
+        reference = job.ranks.once(lambda: torch.tensor(job.store.predictions(folders, name).logits_MNC[0]))
+        data = replace(data, reference_logits_NC=reference.numpy())
+    stack_id = replace(job.stack, members=tuple(members)).id
+    job.ranks.once(job.store.begin, stack_id, [trial.member_id(m) for m in members])
+    checkpoints = StackCheckpoints(job.store.storage, stack_id, job.checkpoint_seconds, job.should_stop)
+    every = job.early_end and job.early_end.steps_between(trial.budget, len(train))
+
+    def evaluated(step: int, num_steps: int, nll: float) -> None:
+        job.on_progress(Progress("evaluate", step, num_steps, step // (every or 1), nll))
+        job.stop_if_asked()
+
+    runs = train_stack(
+        backbone,
+        trial,
+        members,
+        data,
+        micro_batch=job.stack.micro_batch,
+        checkpoints=checkpoints,
+        on_step=lambda step, num_steps: job.on_progress(Progress("train", step, num_steps)),
+        evaluate_every=every,
+        on_evaluation=evaluated,
+        path=job.stack.paths,
+    )
+    good = [run for run in runs if run.error is None]
+    failed = {trial.member_id(run.member): run.error for run in runs if run.error is not None}
+    if good:
+        stages = [*zip(*(run.snapshots for run in good)), [run.state for run in good]]
+        wanted = {run.member: job.stack.eval_sets(run.member) for run in good}
+        predicted = predict_sets(job, wanted, stages)
+        failed |= job.ranks.once(_store_members, job, good, predicted)
+    job.ranks.once(_close, job, failed, stack_id)
+    return failed
+
+
+def prompt_members(job: Job, members: Sequence[int]) -> dict[str, str]:
+    """Predict with members that train nothing, and store each at once: a run that is killed goes on with the
+    next one. Returns member id -> reason of those that failed."""
+    wanted, failed = {m: job.stack.eval_sets(m) for m in members}, {}
+    on_rows = job.counted(tokens_prompted(job, wanted))
+    for m, of_member in wanted.items():
+        predicted = predict_prompted(job, {m: of_member}, on_rows)
+        failed |= job.ranks.once(_store_members, job, [MemberRun(m)], predicted)
+    job.ranks.once(_close, job, failed, job.stack.id)
+    return failed
+
+
+def _close(job: Job, failed: dict[str, str], stack_id: str) -> None:
+    """Remember the members that failed; nothing is left to resume."""
+    for member_id, reason in failed.items():
+        job.store.write_failure(member_id, reason)
+    job.store.end(stack_id)
+
+
+def _store_members(job: Job, runs: list[MemberRun], predicted: Predicted) -> dict[str, str]:
+    """Store trained members with their predictions; returns member id -> reason of those that failed."""
+    trial = job.stack.trial
+    layers = trial.method.adapted_layers(job.backbone.linears, job.backbone.name)
+    by_id = {trial.member_id(run.member): run for run in runs}
+    stored, failed = files_by_member(job, list(by_id), predicted)
+    for member_id, files in stored.items():
+        run = by_id[member_id]
+        frozen, scoring = (), trial.task.scoring
+        if trial.method.trains:
+            frozen = frozen_tensors(trial.method, layers, trial.member_key(run.member)["init"])
+        files |= peft_format.adapter_files(trial.method, trial.backbone, run.state, frozen, scoring)
+        for k, state in enumerate(run.snapshots):
+            files[snapshot_file(k)] = peft_format.state_bytes(state)
+        if run.path:
+            logits_KNC = torch.stack([point["logits"] for point in run.path]).numpy()
+            name = next(n for n, wanted in job.stack.eval_sets().items() if wanted.split == "validation")
+            files[PATH_FILE] = prediction_files(job, member_id, {name: logits_KNC})[prediction_file(name)]
+        schema = CURVE.with_metadata(SCHEMA | {OWNER: member_id})
+        files["curve.parquet"] = parquet_bytes(pa.Table.from_pylist(run.curve, schema=schema))
+        files["member.json"] = _member_json(job, run, len(runs), predicted.seconds / len(runs))
+    job.store.write_members(stored)
+    for member_id in stored:
+        job.store.storage.delete(f"failures/{member_id}.json")
+    return failed
+
+
+def _member_json(job: Job, run: MemberRun, stacked_with: int, predict_seconds: float) -> bytes:
+    trial = job.stack.trial
+    rows = job.encoded(trial.task, "train")
+    counted = {
+        "train_process_seconds": run.process_seconds,
+        "train_flops": run.train_flops,
+        "shared_flops": run.shared_flops,
+    }
+    record = {
+        "member_id": trial.member_id(run.member),
+        "recipe": canonical(trial.recipe()),
+        "streams": canonical(trial.member_key(run.member)),
+        "source": {"type": type(trial.backbone).__name__, **vars(trial.backbone)},
+        "prompt_template": trial.task.prompt_template(),
+        "classes": head_classes(trial.task),
+        "answers": head_answers(trial.method, trial.task),
+        "best_step": run.best_step,
+        "cost": {
+            "train_tokens": run.train_tokens,
+            "train_seconds": run.train_seconds,
+            **{name: None if math.isnan(value) else value for name, value in counted.items()},
+            "predict_seconds": predict_seconds,
+            "trainable_parameters": sum(value.numel() for value in run.state.values()),
+            "stacked_with": stacked_with,
+        },
+        "truncated_frac": float(np.mean([r.truncated > 0 for r in rows])),
+        "cut": CUT,
+        "provenance": job.provenance,
+    }
+    if not trial.method.trains:
+        record["context"] = vars(job.context(run.member))
+    return json.dumps(record, indent=1).encode()
