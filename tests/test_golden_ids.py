@@ -79,6 +79,7 @@ KINDS = {
     "backbone": LM | {"members": 0},
     "logits": LM | {"combine": "logits"},
     "soup": LM | {"combine": "weights"},
+    "greedy soup": LM | {"combine": "greedy"},
     "order": LM | {"diversity": Diversity(init="shared")},
     "init": LM | {"diversity": Diversity(order="shared")},
     "cycles": LM | {"optimizer": AdamW(schedule="cyclic", cycles=3)},
@@ -90,7 +91,7 @@ KINDS = {
 def ids(trial: Trial) -> dict[str, object]:
     return {
         "members": trial.member_ids(),
-        "soup": soup_folder(trial.member_ids()),
+        "soup": soup_folder(trial.member_ids(), trial.soup or "weights"),
         "reference": trial.reference_id(),
         "trial": trial_id(trial),
         "sets": [trial.eval_set(trial.task, split) for split in ("train", "validation", "test")],
