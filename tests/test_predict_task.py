@@ -83,12 +83,12 @@ def damaged(path):
 
 @pytest.mark.parametrize("file", [WEIGHTS, RECORD])
 def test_a_damaged_member_is_trained_again_by_the_repeated_sweep(tiny_trial, data_root, tmp_path, file):
-    """As the message says, though the sweep's plan, which looks at dates, had believed it."""
+    """As the message says, though the sweep's plan, which reads records alone, had believed the weights."""
     trial, store = tiny_trial(budget=Budget(batch_size=4, steps=1), members=2), Store(str(tmp_path))
     run_stack(Stack(trial, (0, 1)), store.storage.uri)
     damaged(tmp_path / member_folder(trial.member_id(1)) / file)
     sweep, cpu = Sweep(base=trial), Devices("cpu", 1, 1)
-    assert make_plan(sweep, store, cpu).num_to_train == 0
+    assert make_plan(sweep, store, cpu).num_to_train == (file == RECORD)
     with pytest.raises(ValueError, match="differs from its checksum; repeat the sweep that made it"):
         predict_task(store, trial.member_ids(), Greys().located(data_root))
     assert [s.members for s in make_plan(sweep, store, cpu).stacks] == [(1,)]

@@ -6,6 +6,7 @@ import csv
 import math
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from sweeps import make_sweep
 
@@ -122,7 +123,9 @@ def test_of_a_file_the_whole_sweep_is_shown_or_its_parts():
 def test_an_archive_gives_the_tables_and_answers_of_its_storage(tmp_path, capsys):
     storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 2, 4], "seed": [0, 1]})
     store = Store(storage)
-    store.write_table("study", store.read_table("toy"))
+    table = store.read_table("toy")
+    renamed = pa.array(["study"] * len(table))
+    store.write_table("study", table.set_column(table.schema.get_field_index("sweep"), "sweep", renamed))
     pack(storage, ["study"], tmp_path / "archive")
     assert study.main([str(tmp_path / "archive"), "--out", str(tmp_path / "a")]) == 0
     assert study.main([storage, "--out", str(tmp_path / "b")]) == 0

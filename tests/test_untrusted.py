@@ -627,7 +627,7 @@ def test_a_hostile_record_of_a_search_begins_it_anew(tmp_path, content, caplog):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (b"3", "cannot be read"),
+        (b"3", "no object"),
         (b'{"hidden_size": "x"}', "hidden_size"),
         (b'{"hidden_size": -1}', "hidden_size"),
         (b'{"vocab_size": 1e999}', "vocab_size"),
