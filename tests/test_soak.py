@@ -59,7 +59,7 @@ def test_each_kind_of_fault_is_found_and_its_neighbours_are_parsed(
     read: Callable[[bytes, Path], None], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soak_inputs, "CPU_SECONDS", 1.0)
-    monkeypatch.setattr(soak_inputs, "WAIT_SECONDS", 20.0)
+    monkeypatch.setattr(soak_inputs, "WAIT_SECONDS", 3.0 if read is asleep else 60.0)
     monkeypatch.setattr(soak_inputs, "MEMORY_BYTES", 60_000_000)
     sound = Parser(lambda content, _: content, (b"x",), same)
     hostile = Parser(read, (b"x",), same, "a.json")
