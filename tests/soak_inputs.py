@@ -432,19 +432,20 @@ def outcome(parser: Parser, content: bytes, folder: Path) -> str:
     return "read"
 
 
-def child(known: dict[str, Parser], seed: int, numbers: range, told: int) -> None:
-    """Parse inputs and tell of each, before it "number" and after it "outcome"."""
+def child(seed: int, numbers: range, told: int) -> None:
+    """Parse inputs and tell of each, before it its parser and after it the outcome. The parent has not used
+    pyarrow: a fork of one that has waits for threads that it has not."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    known = parsers()
     grown = 8 * MEMORY_BYTES + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (grown, grown))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    folder = Path(
-        tempfile.mkdtemp(prefix="lorae-soak-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-    )
+    in_memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="lorae-soak-", dir=in_memory if in_memory.is_dir() else None))
     try:
         for number in numbers:
-            os.write(told, f"{number}\n".encode())
             name, content = hostile(known, seed, number)
+            os.write(told, f"{name}\n".encode())
             before = resource.getrusage(resource.RUSAGE_SELF)
             found = outcome(known[name], content, folder)
             after = resource.getrusage(resource.RUSAGE_SELF)
@@ -458,14 +459,14 @@ def child(known: dict[str, Parser], seed: int, numbers: range, told: int) -> Non
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_child(known: dict[str, Parser], seed: int, numbers: range) -> list[str]:
-    """Outcomes of a child's inputs, the last of which may have ended it."""
+def run_child(seed: int, numbers: range) -> list[tuple[str, str]]:
+    """(parser, outcome) of a child's inputs, the last of which may have ended it."""
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            child(known, seed, numbers, tell)
+            child(seed, numbers, tell)
             code = 0
         finally:
             os._exit(code)
@@ -481,20 +482,19 @@ def run_child(known: dict[str, Parser], seed: int, numbers: range) -> list[str]:
         lines += [line.decode(errors="replace") for line in whole]
     os.close(told)
     _, status = os.waitpid(pid, 0)
-    found = lines[1::2]
+    if not lines:
+        raise SystemExit("the soak cannot begin: its child ended before the first input")
     if len(lines) % 2:
         killed = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {status >> 8}"
-        found.append(f"no end within {WAIT_SECONDS:.0f} s" if hung else killed)
-    return found
+        lines.append(f"no end within {WAIT_SECONDS:.0f} s" if hung else killed)
+    return [*zip(lines[::2], lines[1::2])]
 
 
 def soak(number: int, seed: int) -> tuple[Counter[tuple[str, str]], dict[int, str]]:
     """How often each parser read or refused its inputs, and the faults by the number of their input."""
-    known, counts, faults, at = parsers(), Counter[tuple[str, str]](), dict[int, str](), 0
-    names = [*known]
+    counts, faults, at = Counter[tuple[str, str]](), dict[int, str](), 0
     while at < number:
-        for found in run_child(known, seed, range(at, min(number, at + PER_CHILD))):
-            name = names[at % len(names)]
+        for name, found in run_child(seed, range(at, min(number, at + PER_CHILD))):
             counts[name, found if found in ("read", "refused") else "fault"] += 1
             if found not in ("read", "refused"):
                 faults[at] = f"{name}: {found}"
@@ -513,7 +513,7 @@ def main() -> int:
         return 0
     started = time.monotonic()
     counts, faults = soak(arguments.number, arguments.seed)
-    for name in parsers():
+    for name in dict.fromkeys(name for name, _ in counts):
         print(f"{name:20} " + " ".join(f"{w} {counts[name, w]}" for w in ("read", "refused", "fault")))
     for number, fault in [*faults.items()][:50]:
         print(f"input {number}: {fault}")
