@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from analysis.audit import Stored
 
 SAME_NLL = {"fp32": 1e-3, "bf16": 0.1}  # nats between equal computations in differently composed batches
-# PEFT's names of what starts at zero
-ZERO_FACTORS = tuple({f".{m.peft_names[m.zero_factor]}": 0 for m in METHODS if m.zero_factor})
+_ZERO = ((method, method.zero_factor) for method in METHODS if method.zero_factor)
+ZERO_FACTORS = tuple(
+    {f".{method.peft_names.get(zero, zero)}" for method, zero in _ZERO}
+)  # as they are stored
 
 
 def members_start_as_the_backbone(stored: Stored) -> list[Finding]:

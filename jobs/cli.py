@@ -9,6 +9,7 @@
     lorae doctor                                   versions, devices, Ray, storage, model and data access
     lorae audit lorae-results                      are the stored numbers what they claim to be?
     lorae size lorae-results --sweep members       how many members are worth training?
+    lorae table lorae-results                      the comparison of its rows; lorae table NAME: an analysis
     lorae report lorae-results --out report        tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results             recreate the MLflow runs from Parquet
     lorae export MEMBER DIR                        a member as a PEFT adapter
@@ -170,6 +171,10 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", action="append", default=[], metavar="METRIC=X", help="largest difference that is none"
     )
     report.set_defaults(run=_report)
+
+    table = commands.add_parser("table", help="tables and figures of a sweep, or an analysis", add_help=False)
+    table.add_argument("words", nargs=argparse.REMAINDER, metavar="[ANALYSIS] STORAGE ...")
+    table.set_defaults(run=_table)
 
     size = commands.add_parser("size", help="how many members are worth training?")
     size.add_argument("storage", metavar="STORAGE")
@@ -334,6 +339,12 @@ def _report(arguments: argparse.Namespace) -> int:
         out = Path(arguments.out)
         print(write_report(storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
     return 0
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    from jobs.tables import run_table
+
+    return run_table(arguments.words)
 
 
 def _size(arguments: argparse.Namespace) -> int:

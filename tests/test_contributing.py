@@ -1,5 +1,5 @@
-"""The worked examples of CONTRIBUTING: each is its one file, named in its union, and then trains, predicts, is
-stored, audited and has its row in a table."""
+"""The worked examples of CONTRIBUTING: each is its one file, named in its union, and then trains, predicts,
+is stored, audited and has its row in a table."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from lorae.regularizers.confidence_penalty import ConfidencePenalty
 from lorae import AdamW, Budget, DecayB, Files, Sweep, Trial
 
 BASE = Trial(
-    backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=1e-2), budget=Budget(batch_size=4, steps=4),
-    precision="fp32", members=2,
+    backbone=Files({backbone!r}), task=Colours(), optimizer=AdamW(lr=1e-2), precision="fp32",
+    budget=Budget(batch_size=4, steps=4), members=2,
 )
 SWEEP = Sweep(
     base=BASE,
@@ -70,7 +70,7 @@ def test_the_examples_are_whole(tiny_llama, data_root, tmp_path):
 
     store = tmp_path / "store"
     run("jobs.cli", "sweep", "added.py", "--local", "--storage", store, "--data-root", data_root)
-    table = run("analysis.table", store)
+    table = run("jobs.cli", "table", store)
     for name in ("(IA)^3 ensemble of 2", "confidence-0.5", "jitter x2, std 0.1", "decay_b-1"):
         assert name in table, table
     assert "0 failed" in run("jobs.cli", "audit", store)

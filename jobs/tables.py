@@ -1,0 +1,61 @@
+"""`lorae table`: every analysis as a command, also where a folder of the user's own is called `analysis`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+ANALYSES = (
+    *(
+        "archive",
+        "bayesian",
+        "cifar100",
+        "demo",
+        "digits",
+        "efficiency",
+        "encoders",
+        "esc50",
+        "extrapolation",
+    ),
+    *("ham10000", "initialization", "members", "ood", "published", "randomness", "rank", "regularization"),
+    *("search", "sst2", "strength", "study", "weights"),
+)  # modules of analysis with a `main`
+USAGE = f"""usage: lorae table STORAGE [--sweep NAME] [--out DIR] [--allow-missing] [--margin METRIC=X]
+       lorae table ANALYSIS STORAGE ...
+
+Prints the comparison of a sweep's rows and writes it and the standard figures as files; a storage with one
+sweep needs no --sweep. With the name of an analysis the same as `python -m analysis.ANALYSIS`:
+{", ".join(ANALYSES)}.
+"""
+
+
+def run_table(words: Sequence[str]) -> int:
+    """Run an analysis, or the standard one; returns the exit code.
+
+    Raises:
+        ValueError: no storage, or one of several sweeps is to be named.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    if words[0] in ANALYSES:
+        return importlib.import_module(f"analysis.{words[0]}").main(words[1:])
+    from analysis.demo import content
+    from analysis.script import run
+
+    return run(_only_sweep(words), content, words)
+
+
+def _only_sweep(words: Sequence[str]) -> str:
+    """The sweep that is meant where `--sweep` does not say it."""
+    from analysis.archive import opened
+    from lorae.store.store import Store
+
+    if any(word.partition("=")[0] == "--sweep" for word in words):
+        return "table"
+    with opened(words[0]) as storage:
+        names = [*Store(storage).storage.names("sweeps")]
+    if len(names) != 1:
+        found = f"the sweeps {', '.join(sorted(names))}" if names else "no sweep"
+        raise ValueError(f"storage {words[0]} has {found}; write lorae table {words[0]} --sweep NAME")
+    return names[0]
