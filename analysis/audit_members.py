@@ -185,6 +185,7 @@ def has_weights(store: Store, member: str) -> bool:
 
 
 def weights_of(store: Store, member: str) -> dict[str, np.ndarray]:
+    """Every tensor of a stored member, by its name in the file."""
     content = store.read(member_folder(member), WEIGHTS)
     return read_tensors(content, f"{member_folder(member)}/{WEIGHTS}")
 

@@ -39,6 +39,7 @@ def _sets(stored: Stored, folder: str) -> list[str]:
 
 
 def unfit_entries(stored: Stored) -> dict[str, list[Problem]]:
+    """Entries whose predictions cannot be compared -> what is wrong with them."""
     unfit: dict[str, list[Problem]] = {}
     first_seen: dict[str, tuple[str, pa.Table]] = {}  # plain set -> file that was read first, its examples
     for folder in stored.folders:

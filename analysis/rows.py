@@ -25,6 +25,7 @@ def fill_command(row: Row) -> str:
 
 
 def provenance(row: Row) -> dict[str, Any]:
+    """Command, commit and versions that made a row."""
     return json.loads(row["provenance"] or "{}")
 
 

@@ -310,7 +310,7 @@ def _scheduler(search: EarlyEnd, stacks: Sequence[Stack]) -> Any:
     from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
     class Median(MedianStoppingRule):
-        def on_trial_complete(self, *_: Any) -> None:
+        def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
             """A stack's last report is no evaluation, and would be taken for one."""
 
     shared: dict[str, Any] = {"time_attr": TIME, "metric": OBJECTIVE, "mode": "min"}

@@ -29,7 +29,7 @@ class StackTrial(tune.Trainable):
     After an evaluation the stack waits for the search: the next `step` lets it go on, `cleanup` ends it.
     """
 
-    def setup(
+    def setup(  # type: ignore[override]  # Tune gives the rest by `with_parameters`
         self,
         config: dict[str, Any],
         stacks: Sequence[Stack],

@@ -138,4 +138,5 @@ def _misfit(value: Any, shape: Any, path: str) -> str | None:
 
 
 def unreadable(where: str, reason: str, remedy: str = REPEAT) -> ValueError:
+    """The error for content that is not what it should be."""
     return ValueError(f"{where} cannot be read: {reason}; {remedy}")

@@ -129,7 +129,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             for name, value in headers:
                 if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                     self.send_header(name, value)
-            length = dict((k.lower(), v) for k, v in headers).get("content-length")
+            length = {k.lower(): v for k, v in headers}.get("content-length")
             self.send_header(
                 "Content-Length", length if self.command == "HEAD" and length else str(len(content))
             )

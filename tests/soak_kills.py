@@ -186,7 +186,7 @@ class Round:
         assert "done" in status and status <= ({"done", "pruned"} if asha else {"done"})
         steps, ranks = steps_of(self.log), 2 if "--zero" in self.host.words else 1
         again = ranks * self.kills.total()
-        full = {beta: STEPS for beta in steps} if asha else swept.steps
+        full = dict.fromkeys(steps, STEPS) if asha else swept.steps
         assert all(steps[beta] <= num + again for beta, num in full.items()), "checkpoints were not used"
         _, alive = psutil.wait_procs(self.started, timeout=120)
         for process in alive:

@@ -45,7 +45,6 @@ def test_golden_member_id():
         {"members": 20},
         {"combine": "logits"},
         {"regularizers": (EarlyStopping(patience=2), KL(beta=0.1))},
-        {"regularizers": (EarlyStopping(patience=2), KL(beta=1e-1))},
         {"task": OpenBookQA(source=Hub("allenai/openbookqa", COMMIT), num_test=100)},
     ],
     ids=lambda c: next(iter(c)),

@@ -69,7 +69,7 @@ class Dense:
         self.names = [f"{layer}.{factor}" for layer in self.layers for factor in "AB"]
         self.factors = {name: self.state[name].clone().requires_grad_() for name in self.names}
         self.reads, self.gives = {}, {}
-        reads, sent = {name: 0.0 for name in self.names}, {name: 0.0 for name in self.names}
+        reads, sent = dict.fromkeys(self.names, 0.0), dict.fromkeys(self.names, 0.0)
         for row in trained.data.train:
             logits = self.logits(row)
             p = logits.detach().double().softmax(0)

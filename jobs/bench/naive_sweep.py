@@ -28,6 +28,7 @@ EVAL_BATCH = 32
 
 
 def main(file: str, out: str, data_root: str | None) -> None:
+    """Run a sweep file as Ray Tune trials of one PEFT member each; their records go to `out`."""
     import ray
     from ray import tune
 

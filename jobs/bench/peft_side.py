@@ -56,6 +56,7 @@ def lora_config(trial: Trial) -> Any:
 
 
 def adapter_name(member: int) -> str:
+    """What PEFT's model calls a member."""
     return f"member{member}"
 
 

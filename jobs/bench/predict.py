@@ -122,6 +122,7 @@ def careful_loop(trial: Trial, device: str) -> Iterator[Any]:
 
 
 def trial_size(trial: Trial) -> int:
+    """Examples that a trial predicts."""
     return len(rows(trial, "test"))
 
 

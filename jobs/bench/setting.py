@@ -195,6 +195,7 @@ def rows(trial: Trial, split: Any) -> list[Row]:
 
 @functools.lru_cache(maxsize=1)
 def tokenizer(backbone: Source) -> Any:
+    """The backbone's tokenizer, as transformers loads it."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(backbone_folder(backbone))

@@ -87,6 +87,7 @@ def _own_attention(lm: Any, attention: str) -> Iterator[Any]:
 
 
 def unsupported(name: str, architecture: str, why: str) -> ValueError:
+    """The error for an architecture that cannot be trained in stacks."""
     return ValueError(
         f"{name} is a {architecture}: {why}; this architecture is not supported, take a Llama, Mistral, "
         "Qwen, Gemma, Phi, GPT-2, GPT-NeoX or OPT"

@@ -78,8 +78,10 @@ class Job:
 
 
 def num_tokens(rows: Sequence[Row]) -> int:
+    """Tokens of rows; an image or sound counts as one."""
     return sum(max(1, len(row.tokens)) for row in rows)  # images and sounds have none
 
 
 def num_classes(rows: Sequence[Row]) -> int:
+    """The most classes that a row has."""
     return max(row.num_classes for row in rows)

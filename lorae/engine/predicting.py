@@ -77,9 +77,10 @@ def predict_sets(
                     rows = job.trained_rows(sets[name].task, sets[name].split)
                     drawn[name].append(drawing.predict(rows, sets[name].draws))
                 searched += drawing.search_seconds
+                for m, position in enumerate(who):
+                    found.fits[position] |= drawing.fits(m)
         for m, position in enumerate(who):
             found.logits[position] |= {n: np.concatenate([d[m] for d in drawn[n]]) for n in names}
-            found.fits[position] |= drawing.fits(m)
     found.seconds = time.perf_counter() - started - searched
     return found
 

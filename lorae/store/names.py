@@ -17,14 +17,17 @@ CUT = "middle"  # of prompts that are too long; records of members that lost the
 
 
 def journal_file(members: Iterable[str]) -> str:
+    """Of members that are being stored together."""
     return f"journal/{digest(sorted(members))}.json"
 
 
 def member_folder(member_id: str) -> str:
+    """Of a trained member."""
     return f"members/{member_id}"
 
 
 def reference_folder(reference_id: str) -> str:
+    """Of an untouched backbone's predictions."""
     return f"reference/{reference_id}"
 
 
@@ -57,6 +60,7 @@ def fit_file(draws: Fitted, tensors: bool = False) -> str:
 
 
 def is_fit_file(name: str) -> bool:
+    """Whether a file of a member is what its draws were fitted by."""
     return isinstance(read_draws(name.rpartition(".")[0]), Fitted)
 
 
@@ -66,6 +70,7 @@ def checkpoint_file(stack_id: str) -> str:
 
 
 def trials_file(sweep: str) -> str:
+    """Of a sweep's table."""
     return f"sweeps/{sweep}/trials.parquet"
 
 

@@ -47,6 +47,7 @@ class Predictions:
 
 
 def prediction_file(eval_set: str) -> str:
+    """Of an entry's predictions on an evaluation set."""
     return f"predictions/{eval_set}.parquet"
 
 
