@@ -1,6 +1,7 @@
 # What a new user runs: `make demo`, `make demo-encoders`, `make test`. Everything is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+TWO := -n 2 --dist loadscope --no-loadscope-reorder
 
 # Of `make soak`: hostile inputs (100,000 take 15 minutes), corruptions of a storage, kills on every host
 INPUTS ?= 100000
@@ -8,7 +9,7 @@ CORRUPTIONS ?= 200
 KILLS ?= 20
 SEED ?= 0
 
-.PHONY: demo demo-encoders encoders-tables encoders-report test soak lint types dry-run
+.PHONY: demo demo-encoders encoders-tables encoders-report check test test-all soak lint types dry-run
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
@@ -25,8 +26,16 @@ encoders-tables:
 encoders-report:
 	$(BIN)/lorae report lorae-results --sweep encoders --out lorae-results/report/encoders
 
+# The inner loop: what starts neither Ray nor another process, and is no slow test
+check: lint types
+	$(BIN)/python -m pytest $(TWO) -m "not process and not ray and not slow"
+
+# The suite but what starts clusters or kills processes by the dozen
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest $(TWO) -m "not cluster"
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest $(TWO)
 
 soak: .venv/installed
 	$(BIN)/python tests/soak_inputs.py --number $(INPUTS) --seed $(SEED)

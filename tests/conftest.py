@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,20 @@ LONGEST = ("test_cluster", "test_zero", "test_faults_ray", "test_sweep")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def _no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that is not marked starts no Python of its own: `make check` runs those alone."""
+    if any(request.node.get_closest_marker(name) for name in ("process", "ray", "gpu")):
+        return
+    start = subprocess.Popen.__init__
+
+    def refuse_python(self: Any, args: Any, *rest: Any, **settings: Any) -> None:
+        assert sys.executable not in args, "it starts a process; mark it pytest.mark.process"
+        start(self, args, *rest, **settings)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse_python)
 
 
 @pytest.fixture(autouse=True)

@@ -137,6 +137,7 @@ def test_missing_trials_are_refused_or_named(tmp_path, capsys):
     assert (tmp_path / "more" / "results" / "report" / "toy" / "table.csv").is_file()
 
 
+@pytest.mark.process
 def test_the_analysis_loads_no_model_library(storage, tmp_path):
     script = (
         "import sys; from analysis import demo; code = demo.main(sys.argv[1:]);"

@@ -37,6 +37,7 @@ def test_a_correlation_is_that_of_the_rows_as_often_as_their_pools_were_drawn(ra
     assert correlation(x_N, y_N, pool_N, ranks)(counts_RK)[3] == 0  # constant on this resample
 
 
+@pytest.mark.slow
 def test_gains_are_over_the_members_own_mean(trials):
     assert [row["acc_gain"] is None for row in trials.rows] == [row["members"] < 2 for row in trials.rows]
     for row in [row for row in trials.rows if row["members"] > 1]:

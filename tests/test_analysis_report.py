@@ -353,6 +353,7 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_needs_nothing_else(written):
     text = written.read_text()
     page = Page(text)

@@ -138,6 +138,7 @@ def test_growth_ends_where_no_further_size_gains():
     assert growth.limit(sizes[:1], "members")["members"] == 1
 
 
+@pytest.mark.process
 def test_naive_sweep_and_lorae_read_one_file(tiny_trial, data_root, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
     base = replace(tiny_trial(budget=Budget(batch_size=8, steps=3)), task=Colours())
@@ -180,6 +181,7 @@ def test_naive_members_learn(tiny_trial):
     assert start == same_start and free < 0.5 * start and free < held
 
 
+@pytest.mark.process
 @pytest.mark.ray
 def test_stacks_on_one_worker(tiny_trial, data_root, tmp_path):
     base = replace(tiny_trial(budget=Budget(batch_size=4, steps=3), members=2), task=Colours())

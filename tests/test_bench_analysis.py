@@ -55,6 +55,7 @@ def ones(count: int) -> float:
     return np.ones(count).sum()
 
 
+@pytest.mark.process
 def test_apart_measures_the_memory_of_the_function_alone():
     held = np.ones(40_000_000)  # 320 MB of this process
     few, many = apart(ones, 10), apart(ones, 20_000_000)
@@ -71,6 +72,7 @@ def peaks() -> tuple[int, int]:
     return high, peak_bytes()
 
 
+@pytest.mark.process
 def test_a_peak_can_be_forgotten():
     high, after = apart(peaks).result
     assert high - after > 150e6
@@ -82,6 +84,7 @@ def count(first: int):
         first += 1
 
 
+@pytest.mark.process
 def test_rounds_are_of_one_process_with_its_own_environment():
     with Rounds(count, 5, environment={"COUNTED": "yes"}) as process:
         process.wait()
@@ -91,6 +94,7 @@ def test_rounds_are_of_one_process_with_its_own_environment():
     assert "COUNTED" not in os.environ
 
 
+@pytest.mark.process
 def test_what_a_side_fails_with_is_raised_where_it_is_waited_for():
     with Rounds(count, 5) as process, pytest.raises(KeyError, match="COUNTED"):
         process.wait()

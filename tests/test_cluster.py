@@ -30,7 +30,7 @@ from lorae.planning.estimate import Devices
 from lorae.sources import Files
 from lorae.store.storage import Storage
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.cluster, pytest.mark.ray]
 
 ROOT = Path(__file__).parent.parent
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"```python\n# (lorae/\S+\.py)\n(.*?)```", re.DOTALL)
 UNIONS = {"lorae/methods/ia3.py": "Ia3", "lorae/regularizers/confidence_penalty.py": "ConfidencePenalty"}

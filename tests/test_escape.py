@@ -164,6 +164,7 @@ def test_a_figure_shows_any_label(words, tmp_path):
         assert drawn == (sign in words) or escape.one_line(words) != words
 
 
+@pytest.mark.slow
 def test_a_report_of_labels_that_are_live_everywhere(tmp_path, monkeypatch):
     """The regulariser's label, an error and a path: each ended the report or was a command in it."""
     live = "$\\frac{1}\n\\input{x}|<b>`%"

@@ -56,6 +56,7 @@ def test_doctor_says_that_torch_cannot_use_the_gpus(monkeypatch):
         doctor._devices()
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_ray_answers():
     assert "answers" in doctor._ray()

@@ -35,6 +35,8 @@ from lorae.store.names import member_folder
 from lorae.store.storage import Storage
 from lorae.trial import AdamW, Budget, Trial
 
+pytestmark = [pytest.mark.cluster, pytest.mark.process]
+
 STEPS = 16
 
 

@@ -24,7 +24,7 @@ from victims import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.ray]
 STEPS = 40
 
 

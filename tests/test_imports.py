@@ -103,6 +103,7 @@ def test_a_floor_of_lorae_imports_from_itself_and_those_above():
 BESIDE = {("draws", "methods"), ("draws", "regularizers")}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "module",
     [
@@ -127,6 +128,7 @@ def test_light_modules_load_neither_torch_nor_ray(module):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.process
 def test_the_driver_of_a_sweep_does_not_wait_for_torch():
     code = "import sys, jobs.stack_trial; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

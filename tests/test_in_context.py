@@ -421,6 +421,7 @@ SWEEP = Sweep(base=BASE, axes={{"members": [1, 2], "budget.epochs": [1, 2]}}, ri
     return folder / "results"
 
 
+@pytest.mark.process
 def test_a_storage_with_such_members_is_sound_and_has_its_table(swept):
     findings = audit(str(swept))
     assert not [f for f in findings if f.status == "failed"], text(findings)
@@ -465,6 +466,7 @@ def test_what_cost_no_training_is_in_the_figure_of_costs(swept):
     assert shown.count(0) == 4 and low < 0 and max(shown) < high
 
 
+@pytest.mark.slow
 def test_mlflow_shows_them(swept, tmp_path):
     recorded = record_sweep(Store(str(swept)), "rivals", f"sqlite:///{tmp_path}/mlflow.db")
     assert recorded.written == len(load_trials(str(swept), "rivals").rows)

@@ -165,6 +165,7 @@ def process(code: str) -> subprocess.Popen[str]:
     return owner
 
 
+@pytest.mark.process
 def test_scratch_files_of_the_dead_are_swept_up_and_those_of_the_living_kept(tmp_path):
     """Also a driver's token; a hidden file of the user's stays."""
     storage = Storage(str(tmp_path))
@@ -218,6 +219,7 @@ def test_a_write_survives_a_sweep_at_any_moment(tmp_path, monkeypatch):
     assert storage.read("a") == b"1" and len(swept) == 3 and os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.process
 def test_temporary_folders_of_the_dead_are_deleted_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

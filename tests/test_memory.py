@@ -135,6 +135,7 @@ def trial(batch_size: int, **changes) -> Trial:
     return Trial(backbone=Files("."), task=Colours(), budget=budget, **{"precision": "fp32"} | changes)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [LLAMA, SMOLLM, GPT2], ids=["llama", "smollm", "gpt2"])
 def test_computed_memory_is_the_measured_peak(config):

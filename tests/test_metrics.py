@@ -488,6 +488,7 @@ def test_scores_that_differ_are_told_apart():
         assert (after[score] < before[score]).all(), score
 
 
+@pytest.mark.process
 def test_import_is_light_and_fast():
     code = (
         "import sys, time, numpy; start = time.perf_counter()\n"

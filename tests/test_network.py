@@ -16,6 +16,8 @@ from victims import SERVER, SWEEP_FILE, exit_code, lorae
 from jobs.process_group import interface_of
 from lorae.backbone.processes import Ranks
 
+pytestmark = [pytest.mark.cluster, pytest.mark.process]
+
 SWEEP = "from dataclasses import replace\n" + SWEEP_FILE
 SEARCH = "\nfrom lorae.search import ASHA\nSWEEP = replace(SWEEP, search=ASHA(every=4, reduction=1.5))\n"
 

@@ -35,6 +35,7 @@ def whole(size: int) -> bytes:
     return random.Random(size).randbytes(size - 5) + f"{size:05}".encode()
 
 
+@pytest.mark.slow
 def test_every_file_comes_back_though_the_store_is_busy_and_cuts_its_answers():
     with faulty_s3(busy_frac=0.1, cut_frac=0.2) as proxy:
         storage = Storage(proxy.uri("folder"))
@@ -77,6 +78,7 @@ def test_a_small_file_is_one_request_that_no_kill_leaves_half_done():
         assert proxy.counted.total() == before + 1
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_sweep_through_faults_stores_what_a_folder_would(tiny_llama, data_root, tmp_path):
     """The same bytes; and a second sweep finds every member sound and trains none."""

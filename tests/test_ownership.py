@@ -304,6 +304,7 @@ def first(tensors: dict, prefix: str) -> str:
     return next(name for name in sorted(tensors) if name.startswith(prefix))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [

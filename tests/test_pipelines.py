@@ -23,6 +23,8 @@ from lorae.tasks.base import Head, LabelWords
 from lorae.trial import Budget, Sweep, Trial
 from pipelines._common import TUNE, rivals
 
+pytestmark = pytest.mark.process
+
 ENCODERS = ("cifar100", "digits", "encoders", "esc50", "ham10000", "sst2")
 ALIKE = ("cifar100", "digits", "esc50", "sst2", "study_science", "study_trec")  # as others, when small
 NAMES = sorted(

@@ -186,6 +186,7 @@ def test_pipelines_expand_to_the_counts_in_their_docstrings(name):
     assert f"{len(trained)} members" in module.__doc__, f"the docstring must say '{len(trained)} members'"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "heavy"),
     [
@@ -383,6 +384,7 @@ def test_memory_of_gpus_is_what_their_nodes_say(names, seen, memory_bytes):
     assert ray_devices(nodes or [{"CPU": 8.0, "GPU": 1.0}], seen).memory_bytes == memory_bytes
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("visible", "indices"),
     [(None, "0123"), ("", ""), ("2,0", "20"), ("GPU-b2,1", "21"), ("1,-1,0", "1"), ("7", "")],
@@ -404,6 +406,7 @@ def test_gpus_that_this_process_may_use(tmp_path, monkeypatch, visible, indices)
     assert (local_devices().kind, local_devices().num, local_devices().memory_bytes) == ("cuda", 2, None)
 
 
+@pytest.mark.process
 def test_a_sweep_on_a_cluster_is_planned_for_its_nodes(tiny_llama, data_root, tmp_path, monkeypatch, capsys):
     """Not for the driver's machine, on which it would not fit."""
     ran = []

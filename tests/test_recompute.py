@@ -18,6 +18,7 @@ from lorae.regularizers import KL, Masksembles
 SCRIPT = Path(__file__).parent / "recompute.py"
 
 
+@pytest.mark.process
 def test_every_metric_of_a_row_is_that_of_an_independent_script(tmp_path):
     storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 2, 4]})
     command = [sys.executable, "-I", str(SCRIPT), storage, "toy", "greys"]
@@ -37,6 +38,7 @@ def test_every_metric_of_a_row_is_that_of_an_independent_script(tmp_path):
     assert flagged == [0], "the untouched backbone guesses, and any temperature is as good"
 
 
+@pytest.mark.process
 def test_an_archive_gives_the_numbers_of_its_storage(tmp_path):
     storage, archive = make_sweep(tmp_path, {"members": [1, 2, 3]}), tmp_path / "archive"
     pack(storage, ["toy"], archive)
@@ -49,6 +51,7 @@ def test_an_archive_gives_the_numbers_of_its_storage(tmp_path):
     assert found[0].stdout == found[1].stdout and found[0].stdout.count(b"\n") == 4
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "axes, said",
     [

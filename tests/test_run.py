@@ -143,6 +143,7 @@ def test_ood_set_that_is_added_later_is_predicted_without_training(tiny_trial, d
     assert contents(together, trial, range(2)) == after, "predicted later is as predicted at once"
 
 
+@pytest.mark.process
 def test_killed_stack_resumes_to_the_same_bytes(tiny_trial, tmp_path):
     """kill -9 in the middle, with early stopping so that best states and a finished member must survive."""
     trial = tiny_trial(
@@ -166,6 +167,7 @@ def test_killed_stack_resumes_to_the_same_bytes(tiny_trial, tmp_path):
     )
 
 
+@pytest.mark.process
 def test_damaged_checkpoint_is_not_used(tiny_trial, tmp_path, caplog):
     """A byte of the checkpoint that a killed run left flips: the next run starts anew and ends the same."""
     trial = tiny_trial(budget=Budget(batch_size=4, steps=80))
@@ -229,6 +231,7 @@ def test_flipped_byte_is_found_and_the_member_trained_again(trial, tmp_path):
     )
 
 
+@pytest.mark.process
 def test_two_processes_sharing_members_train_each_once(tiny_trial, tmp_path):
     trial = tiny_trial(budget=Budget(batch_size=4, steps=60), members=4)
     first = start(Stack(trial, (0, 1, 2)), tmp_path / "store", tmp_path)

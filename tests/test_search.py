@@ -92,6 +92,7 @@ SWEEP = Sweep(
 """
 
 
+@pytest.mark.process
 def test_asha_ends_bad_stacks_marks_them_and_a_grid_trains_them_on(tiny_trial, data_root, run, tmp_path):
     base, bad, storage, file = (
         tiny_trial(budget=SHORT, members=2),
@@ -143,6 +144,7 @@ def mlflow_states(storage: Path) -> dict[str, int]:
     return dict(Counter(r.info.status for r in runs if "trial_id" in r.data.tags))
 
 
+@pytest.mark.process
 def test_optuna_tunes_each_regulariser_and_finds_its_points_again(tiny_trial, run, tmp_path):
     base = tiny_trial(budget=replace(SHORT, steps=4), optimizer=AdamW(lr=1e-3), members=2)
     sweep = Sweep(
@@ -333,6 +335,7 @@ def test_stacks_that_compete_are_whole_ensembles(tiny_trial, tmp_path):
         _on_one_device(plan, replace(many, stack_devices=2))
 
 
+@pytest.mark.slow
 def test_a_stack_waits_at_each_evaluation_and_its_worker_takes_the_next_one(
     tiny_trial, tmp_path, monkeypatch
 ):

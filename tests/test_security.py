@@ -242,6 +242,7 @@ def test_a_uri_in_use_is_hidden_whatever_its_secrets_hold(password, token):
         assert "@bucket" in hidden and "region=eu" in hidden
 
 
+@pytest.mark.process
 def test_storage_with_credentials_is_opened_with_them_and_shown_without(data_root, tmp_path):
     uri = "s3://KEY:HUNTER2@bucket/folder?region=eu-west-1&endpoint_override=127.0.0.1:9"
     storage = Storage(uri)
@@ -276,6 +277,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("host", ["--local", "ray"])
 def test_no_secret_is_written_or_printed(tiny_llama, data_root, tmp_path, host):
     """Of the environment, and of a tracking URI; in the storage with its database, the output, Ray's logs and

@@ -13,6 +13,8 @@ import pytest
 import soak_inputs
 from soak_inputs import Parser, soak
 
+pytestmark = pytest.mark.process
+
 
 def same(content: bytes, _: object) -> bytes:
     return content

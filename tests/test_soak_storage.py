@@ -21,6 +21,8 @@ from victims import SERVER, TESTS, contents, exit_code, printed
 
 from lorae.identity import digest
 
+pytestmark = [pytest.mark.cluster, pytest.mark.process]
+
 NUM, SEED = int(os.environ.get("LORAE_SOAK", "6")), int(os.environ.get("LORAE_SOAK_SEED", "0"))
 SECONDS = 120.0  # of one sweep and audit; they take three
 

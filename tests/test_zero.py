@@ -41,7 +41,7 @@ from lorae.store.store import Store
 from lorae.tasks.base import OptionLikelihood
 from lorae.trial import AdamW, Budget, Trial
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.cluster, pytest.mark.ray]
 
 ROOT = Path(__file__).parent.parent
 
