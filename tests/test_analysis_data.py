@@ -289,6 +289,7 @@ def test_mean_weights_are_a_soup(method, members, name):
 # Estimates ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_which_is_asked_first(storage):
     """Also the untested columns are computed beside others, which must not take their place."""
     one, other = load_trials(storage, "toy"), load_trials(storage, "toy")

@@ -42,6 +42,7 @@ def drawn(plot) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return lines
 
 
+@pytest.mark.slow
 def test_one_seed_shows_the_spread_over_subsets_of_the_pool(storage):
     trials = load_trials(storage, "toy")
     (panel,) = panels(trials)
@@ -58,6 +59,7 @@ def test_one_seed_shows_the_spread_over_subsets_of_the_pool(storage):
     assert value[-1] == pytest.approx(panel.lines["none"][-1].rows[0]["ensemble_nll"])
 
 
+@pytest.mark.slow
 def test_several_seeds_show_their_mean_and_standard_error(seeds):
     trials = load_trials(seeds, "toy")
     (panel,) = panels(trials)
@@ -76,6 +78,7 @@ def test_a_reliability_diagram_counts_every_example(storage):
     assert [sum(bar.get_height() for bar in axes.patches) for axes in below] == [90, 90, 90]
 
 
+@pytest.mark.slow
 def test_more_lines_than_fit_become_more_figures(tmp_path):
     axes = {"regularizers": [(), (KL(),)], "method.rank": [1, 2, 3, 4], "members": [1, 2]}
     trials = load_trials(make_sweep(tmp_path, axes), "toy")
@@ -92,6 +95,7 @@ def test_a_line_is_named_by_what_tells_it_apart(tmp_path):
     assert list(panel.lines) == ["LoRA, none", "LoRA, kl-0.1", "BatchEnsemble, none", "BatchEnsemble, kl-0.1"]
 
 
+@pytest.mark.slow
 def test_the_same_figure_is_the_same_file(storage):
     trials = load_trials(storage, "toy")
     once, again = (svg(standard_figures(trials)[0]) for _ in range(2))
@@ -101,6 +105,7 @@ def test_the_same_figure_is_the_same_file(storage):
 # The command ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_writes_everything(storage, tmp_path, capsys):
     assert demo.main([storage, "--sweep", "toy", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
@@ -125,6 +130,7 @@ def test_a_wrong_path_is_one_clear_error(storage, tmp_path, capsys):
         assert message.startswith("error: ") and "demo" in message and "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_missing_trials_are_refused_or_named(tmp_path, capsys):
     storage = make_sweep(tmp_path, {"members": [1, 2]}, failing=[2])
     assert demo.main([storage, "--sweep", "toy"]) == 2

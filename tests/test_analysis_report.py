@@ -234,6 +234,7 @@ def test_sensitivity_to_the_gain_and_the_rank_is_drawn(tmp_path):
     assert [m.name for m in maps] == ["heat-rank-Xavier-gain-members-1", "heat-rank-Xavier-gain-members-2"]
 
 
+@pytest.mark.slow
 def test_the_lora_ensemble_is_compared_with_each_rival(tmp_path):
     lora, wide = Lora(rank=2, alpha=None), Lora(rank=4, alpha=None)
     axes = {
@@ -392,6 +393,7 @@ def test_every_table_and_figure_is_a_file_too(written):
     assert {f"{figure}.{ending}" for figure in figures for ending in ("pdf", "svg")} <= names
 
 
+@pytest.mark.slow
 def test_an_incomplete_sweep_is_reported_with_what_it_lacks(tmp_path, capsys):
     storage = make_sweep(tmp_path, {"members": [1], "seed": [0, 1]}, failing=[2])
     arguments = ["report", storage, "--sweep", "toy", "--out", str(tmp_path / "out")]

@@ -49,6 +49,7 @@ def line_of(table: Table, model: str, regularizers: str | None) -> dict[str, Ent
 # Numbers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_number_of_a_line_recomputed_from_the_stored_logits(storage, table):
     trials = load_trials(storage, "toy")
     line = line_of(table, "LoRA ensemble of 3", "kl-0.1")

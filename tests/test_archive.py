@@ -31,6 +31,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_what_is_unpacked_is_what_was_packed_but_weights(sound, packed, tmp_path):  # noqa: F811
     unpack(packed, str(tmp_path / "copy"))
     theirs, ours = files_of(Path(sound.store.storage.root)), files_of(tmp_path / "copy")

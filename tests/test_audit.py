@@ -152,6 +152,7 @@ def path_of(sound: Sound, folder: str, name: str = "") -> Path:
     return Path(sound.store.storage.path(folder)) / name
 
 
+@pytest.mark.slow
 def test_a_sound_storage_passes_every_check(original):
     findings = audit(original.store.storage.uri)
     assert [f.status for f in findings].count("passed") == 14, text(findings)
@@ -585,6 +586,7 @@ def test_edited_costs(sound):
     assert sorted(columns(sound.faults(), "costs come from the records")) == sorted([*COST, "stored_bytes"])
 
 
+@pytest.mark.slow
 def test_samples_of_members_that_an_earlier_table_has(sound):
     """Its rows have fewer bytes than their members have now; those of the samples are as they say."""
     sampled = replace(sound.lora, draws=TFB(2))
@@ -648,6 +650,7 @@ def skilled(sound) -> Sound:
     return sound
 
 
+@pytest.mark.slow
 def test_edited_scaled_metrics(skilled):
     assert skilled.faults() == []
     columns = [*SCALED]

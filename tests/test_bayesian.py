@@ -93,6 +93,7 @@ def test_the_kl_divergence_of_a_rank_1_bnn_is_annealed():
     assert Rank1BNN(annealed_frac=0).kl_weight(0, 8, 10) == 0.1
 
 
+@pytest.mark.slow
 @BOTH
 def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method):
     decay = (DecayB(0.1),) if method == BLOB else ()
@@ -193,6 +194,7 @@ class PlainRank1(Plain):
         return ((x * r) @ weight.T) * s
 
 
+@pytest.mark.slow
 def test_blob_equals_a_plain_loop_by_the_papers_algorithm(tiny_trial):
     """AdamW on the NLL, then SGD on autograd's gradient of the KL divergence between torch's normals."""
     plain = PlainBlob(
@@ -214,6 +216,7 @@ def test_blob_equals_a_plain_loop_by_the_papers_algorithm(tiny_trial):
     assert difference < 2e-5 and moved > 1e-2
 
 
+@pytest.mark.slow
 def test_rank_1_bnn_equals_a_plain_loop_on_the_elbo(tiny_trial):
     plain = PlainRank1(
         tiny_trial(method=RANK1, optimizer=AdamW(lr=5e-3), budget=Budget(batch_size=4, steps=20)), 1

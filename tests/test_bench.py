@@ -30,6 +30,7 @@ def trial(tiny_trial):
     return tiny_trial(members=2, budget=Budget(batch_size=4, steps=6))
 
 
+@pytest.mark.slow
 def test_training_sides_do_the_same_work(trial):
     """The losses compared are of every step: a loop that took another step anywhere would differ."""
     seen = [row for m in range(2) for batch in batches(trial, m, rows(trial, "train"))[1:] for row in batch]

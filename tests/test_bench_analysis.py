@@ -40,6 +40,7 @@ def test_the_synthetic_storage_is_one_of_a_sweep(tmp_path):
     analysis.compare(storage, 4)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_trials(tmp_path):
     trials = synthetic_storage(str(tmp_path), {"optimizer.lr": [1e-5 * n for n in range(1, 13)]}, 2000)
     peaks = []

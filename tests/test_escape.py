@@ -75,6 +75,7 @@ COMMANDS = r"\\(?:textbackslash\{\}|textasciitilde\{\}|textasciicircum\{\}|textt
 MATHS = r"\$(?:\\(?:pm|uparrow|downarrow|infty|leq|Delta|dagger)|[<>])\$"
 
 
+@pytest.mark.slow
 @given(texts)
 @settings(max_examples=500, deadline=None)
 def test_latex_has_no_command_of_the_text(words):
@@ -147,6 +148,7 @@ def test_csv_reads_back_and_no_spreadsheet_computes_it(words):
         assert not re.match(r"[=@]|[+-]\D", cell)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", LIVE)
 def test_a_figure_shows_any_label(words, tmp_path):
     figure, axes = axes_of()

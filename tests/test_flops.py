@@ -63,6 +63,7 @@ def total(runs: Sequence[MemberRun]) -> float:
     return sum(run.train_flops - run.shared_flops for run in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [False, True], ids=["label words", "options"])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_training_costs_what_torch_counts(tiny_trial, method, options):

@@ -106,6 +106,7 @@ def test_a_stored_greedy_soup_is_the_uniform_one_of_its_ingredients(stored, data
     assert not make_plan(sweep, store, ONE_CPU).soups
 
 
+@pytest.mark.slow
 def test_tables_name_it_and_the_audit_finds_other_ingredients(stored):
     trial, store, _ = stored
     trials = load_trials(store.storage.uri, "soups")

@@ -116,6 +116,7 @@ SCALARS = (
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner))
 
 
+@pytest.mark.slow
 @given(VALUES, VALUES)
 def test_digest_is_equal_exactly_when_the_canonical_form_is(a, b):
     assert (digest(Spec(a)) == digest(Spec(b))) == (canonical_json(a) == canonical_json(b))

@@ -472,6 +472,7 @@ def test_mlflow_shows_them(swept, tmp_path):
     assert recorded.written == len(load_trials(str(swept), "rivals").rows)
 
 
+@pytest.mark.slow
 def test_the_audit_sees_demonstrations_that_are_test_examples_or_too_few(swept, tmp_path):
     shutil.copytree(swept, tmp_path / "results")
     store = Store(str(tmp_path / "results"))

@@ -156,6 +156,7 @@ def assert_is_the_definition(trained, rows):
             )
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_definition(trained):
     assert_is_the_definition(trained, trained.data.validation[:5])
 

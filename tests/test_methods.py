@@ -155,6 +155,7 @@ def test_last_layer_never_runs_the_backbone_on_rows_with_features(tiny_trial):
     assert {name: tuple(v.shape) for name, v in runs[0].state.items()} == {"head.weight": (3, 32)}
 
 
+@pytest.mark.slow
 def test_last_layers_row_has_the_cost_of_its_features(tiny_trial, tmp_path, monkeypatch):
     def slow(*args):
         time.sleep(0.4)
@@ -355,6 +356,7 @@ def test_a_later_prediction_equals_the_sweeps_and_rows_have_their_draws(
             peft_format.read_update(*(store.read(folders[0], name) for name in (ADAPTER_CONFIG, WEIGHTS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draws,fewer,passes",
     [(MCDropout(3), MCDropout(2), 3), (TFB(3), TFB(2), 3), (Laplace(5), Laplace(2), 4)],

@@ -59,6 +59,7 @@ def test_content_is_refused_when_the_same_came_several_times():
         assert proxy.counted.total() - before == 2 * SAME_READS  # its size, then its bytes
 
 
+@pytest.mark.slow
 def test_a_store_that_always_sends_something_else_is_no_damage():
     with faulty_s3(garbled_frac=1.0) as proxy:
         storage = Storage(proxy.uri("folder"))

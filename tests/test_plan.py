@@ -264,6 +264,7 @@ SWEEP = Sweep(
 """
 
 
+@pytest.mark.slow
 def test_ten_thousand_trials_share_their_recipes(tiny_trial, tmp_path, monkeypatch):
     """Texts, configs and fingerprints are read once for each recipe, whatever the number of seeds."""
     counts = Counter()

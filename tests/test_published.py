@@ -230,6 +230,7 @@ class Fold(Colours):
         return f"esc50/fold{self.fold}"
 
 
+@pytest.mark.slow
 def test_a_cross_validated_task_is_the_mean_over_its_folds_beside_the_published(tmp_path, monkeypatch):
     monkeypatch.setattr(lora_ensemble, "standard_figures", lambda trials: [])  # drawing takes seconds
     source = Files(str(tmp_path / "data" / "colours"))

@@ -99,6 +99,7 @@ def test_stack_stores_members_predictions_and_reference(trial, data_root, tmp_pa
     assert run_stack(stack, str(tmp_path)).found == tuple(trial.member_ids()), "nothing is trained twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [None, TFB(2)], ids=["plain", "samples"])
 def test_predicting_tells_how_far_it_is_and_stops_in_the_middle(
     tiny_trial, data_root, tmp_path, monkeypatch, draws
@@ -214,6 +215,7 @@ def checkpoint_step(storage: Path) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_flipped_byte_is_found_and_the_member_trained_again(trial, tmp_path):
     stack = Stack(trial, (0, 1))
     run_stack(stack, str(tmp_path), num_threads=1)

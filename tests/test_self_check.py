@@ -127,6 +127,7 @@ def test_a_window_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> 
         check_architecture(config, "it")
 
 
+@pytest.mark.slow
 def test_a_member_that_depends_on_the_others_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def leaky(self: Lora, layer: adapters.Stacked, x: torch.Tensor) -> torch.Tensor:
         A_MRD, _ = layer.factors()

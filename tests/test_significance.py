@@ -138,6 +138,7 @@ def test_a_margin_must_be_above_zero(margin):
         Family({}, margin)
 
 
+@pytest.mark.slow
 def test_equal_rows_are_told_apart_in_at_most_five_per_cent_of_tables():
     """Five equal recipes, whose trainings and examples both vary: any false verdict in any pair."""
     rng, false = np.random.default_rng(9), 0
@@ -178,6 +179,7 @@ def by_seed(values_S: list[float], num: int = 100) -> Estimate:
     return estimate(pools, exchangeable=False)
 
 
+@pytest.mark.slow
 def test_ten_equal_rows_of_two_seeds_are_told_apart_in_at_most_five_per_cent():
     """One degree of freedom: the largest statistic's distribution must have the tail of t, not about it."""
     rng, false = np.random.default_rng(0), 0

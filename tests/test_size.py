@@ -300,6 +300,7 @@ def test_pools_are_dealt_without_a_member_twice_and_compared_with_all_others():
         assert {member[0] for member in pool["member_ids"]} == {str(pool["seed"])}
 
 
+@pytest.mark.slow
 def test_a_check_is_the_law_minus_what_the_others_give(tmp_path, monkeypatch):
     monkeypatch.setattr(extrapolation, "ROUNDS", 1)
     monkeypatch.setattr(extrapolation, "TESTED", (6,))

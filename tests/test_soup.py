@@ -121,6 +121,7 @@ SWEEP = Sweep(
 """
 
 
+@pytest.mark.process
 def test_soups_are_made_of_members_that_are_trained_once(tiny_llama, data_root, tmp_path, capsys):
     file, storage = tmp_path / "soups.py", tmp_path / "results"
     file.write_text(FILE.format(backbone=tiny_llama.path))
@@ -200,6 +201,7 @@ def test_a_soup_waits_for_its_members(sweep, tmp_path):
     assert not store.storage.names(f"members/{plan.soups[1].member_ids()[2]}")
 
 
+@pytest.mark.slow
 def test_a_soup_of_a_member_that_was_trained_again_is_made_again(sweep, tmp_path):
     store = Store(str(tmp_path))
     plan = make_plan(sweep, store, ONE_CPU)
@@ -268,6 +270,7 @@ def test_an_ood_task_that_is_added_is_predicted_by_the_soup_too(sweep, tmp_path)
     assert not store.damage(member_folder(plan.soups[0].member_ids()[0]))
 
 
+@pytest.mark.process
 def test_a_soups_row_is_recomputed_from_its_files_alone(sweep, tmp_path):
     store = Store(str(tmp_path))
     plan = make_plan(sweep, store, ONE_CPU)

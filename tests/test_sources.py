@@ -132,6 +132,7 @@ def test_a_resolved_source_is_itself_and_an_unresolved_hub_has_no_identity(tmp_p
         Hub("owner/name").fingerprint()
 
 
+@pytest.mark.process
 def test_an_unreachable_hub_says_which_files_and_how_to_provide_them(tmp_path: Path) -> None:
     script = """
 from lorae.sources import Hub, resolve

@@ -205,6 +205,7 @@ def test_any_pyarrow_filesystem_serves():
     assert not storage.exists("x/y") and storage.names("nowhere") == []
 
 
+@pytest.mark.process
 def test_lock_is_exclusive_and_dies_with_its_owner(tmp_path):
     storage = Storage(str(tmp_path))
     code = (

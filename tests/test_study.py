@@ -41,6 +41,7 @@ def answered(trials: Trials, question: str) -> list[Line]:
     return [line for line in block if value(line, "question") == question]
 
 
+@pytest.mark.slow
 def test_each_question_has_its_lines_alone(trials):
     asked = ("1 gain of members", "3 regulariser alone", "3 members on top", "4 order or initialisation")
     members = {question: {value(line, "line") for line in answered(trials, question)} for question in asked}
@@ -96,6 +97,7 @@ def test_smaller_ensembles_are_held_against_the_largest(trials):
     assert isinstance(nll, Difference) and nll.value == pytest.approx(means[2] - means[4])
 
 
+@pytest.mark.slow
 def test_shared_sources_of_chance_are_held_against_independent_members(tmp_path):
     axes = {
         "diversity": [Diversity(), Diversity(order="shared"), Diversity(init="shared")],
@@ -120,6 +122,7 @@ def test_of_a_file_the_whole_sweep_is_shown_or_its_parts():
     assert study.sweeps_of(["demo"]) == []
 
 
+@pytest.mark.slow
 def test_an_archive_gives_the_tables_and_answers_of_its_storage(tmp_path, capsys):
     storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 2, 4], "seed": [0, 1]})
     store = Store(storage)

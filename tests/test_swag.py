@@ -177,6 +177,7 @@ def test_members_are_back_afterwards_and_a_broken_one_spoils_no_other(trained):
     assert of.backbone.inserted is None and "Stacked" not in str(of.backbone.lm)
 
 
+@pytest.mark.slow
 def test_stored_members_get_draws_later_and_keep_the_fit(tiny_trial, data_root, tmp_path):
     trial = tiny_trial(method=Lora(rank=2), members=2, budget=Budget(batch_size=8, epochs=1))
     drawn, greys = replace(trial, draws=SPEC), Greys().located(data_root)

@@ -696,6 +696,7 @@ def test_every_task_is_exported_and_documented() -> None:
     assert isinstance(BoolQ().scoring, LabelWords) and isinstance(SocialIQA().scoring, Letters)
 
 
+@pytest.mark.process
 def test_importing_tasks_loads_nothing_heavy() -> None:
     script = "import lorae.tasks, sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

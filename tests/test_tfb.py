@@ -121,6 +121,7 @@ def test_a_member_that_is_not_finite_spoils_no_other(trained):
     assert both[0] == pytest.approx(alone[0], rel=1e-9) and np.allclose(both[1], alone[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigma_is_the_largest_that_the_tolerance_allows(trained):
     _, data, _, _ = trained
     spec = TFB(4, 0.05)

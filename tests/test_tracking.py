@@ -166,6 +166,7 @@ def rows_of(store: Store, sweep: str = "demo") -> dict[str, dict]:
     return {row["trial_id"]: row for row in store.read_table(sweep).to_pylist()}
 
 
+@pytest.mark.slow
 def test_runs_show_the_rows(store: Store, uri: str) -> None:
     """Params, metrics, tags, names and table of every run; recording them twice changes nothing."""
     prepare(uri)
@@ -224,6 +225,7 @@ def test_curves_are_means_over_members_still_training(store: Store, uri: str) ->
         }
 
 
+@pytest.mark.slow
 def test_long_curve_is_thinned_to_steps_it_has(store: Store, trials: list[Trial], uri: str) -> None:
     write_member(store, trials[1], 0, num_steps=5000)
     write_sweep(store, "demo", trials[1:2])
@@ -235,6 +237,7 @@ def test_long_curve_is_thinned_to_steps_it_has(store: Store, trials: list[Trial]
     assert all(value == step for step, value in losses.items())
 
 
+@pytest.mark.slow
 def test_changed_grown_and_shrunk_sweep(store: Store, trials: list[Trial], uri: str) -> None:
     """Only what changed is replaced, and all runs are below the one parent."""
     record_sweep(store, "demo", uri)
@@ -258,6 +261,7 @@ def test_changed_grown_and_shrunk_sweep(store: Store, trials: list[Trial], uri: 
     assert by_trial(store, uri).keys() == rows_of(store).keys()
 
 
+@pytest.mark.slow
 def test_failed_trial_and_interrupted_writing(store: Store, trials: list[Trial], uri: str) -> None:
     """A failed trial is FAILED with its reason; a run that was cut off while written is written again."""
     lost = replace(trials[1], members=3)
@@ -281,6 +285,7 @@ def test_failed_trial_and_interrupted_writing(store: Store, trials: list[Trial],
             assert len(by_trial(store, uri)) == 2
 
 
+@pytest.mark.slow
 def test_deleted_in_the_ui_comes_back(store: Store, uri: str) -> None:
     record_sweep(store, "demo", uri)
     run, client = next(iter(by_trial(store, uri).values())), MlflowClient(uri)
@@ -298,6 +303,7 @@ def shown(store: Store, uri: str) -> list[tuple]:
     )
 
 
+@pytest.mark.slow
 def test_rebuild_makes_every_run_of_the_storage_anew(
     store: Store, trials: list[Trial], tmp_path: Path, uri: str
 ) -> None:
@@ -317,6 +323,7 @@ def test_rebuild_makes_every_run_of_the_storage_anew(
     assert ids_of(other, uri) == theirs
 
 
+@pytest.mark.slow
 def test_rebuild_deletes_nothing_where_a_table_cannot_be_read(
     store: Store, trials: list[Trial], uri: str
 ) -> None:
@@ -340,6 +347,7 @@ def test_two_at_once_write_once(store: Store, uri: str) -> None:
     assert len(runs_of(store, uri)) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refused", "silent"])
 def test_unreachable_server_is_a_tracking_error_within_seconds(
     store: Store, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -405,6 +413,7 @@ def answers(address: str) -> bool:
         return False
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_server_shows_what_the_database_shows(store: Store, uri: str, server: str) -> None:
     """Written by a sweep, found unchanged, and made again; the table travels over http as well."""
@@ -486,6 +495,7 @@ def test_an_attempt_that_was_given_up_ends_at_its_next_step() -> None:
     assert ended.wait(5) and 2 <= len(steps) < 20
 
 
+@pytest.mark.slow
 def test_a_lock_that_another_holds_is_named(store: Store, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.mlflow_runs.LOCK_SECONDS", 0.3)
     with store.storage.lock("mlflow") as held:
@@ -520,6 +530,7 @@ def dripping() -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_server_that_drips_bytes_costs_seconds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.tracking.STEP_SECONDS", 1.5)
     with dripping() as server:
@@ -530,6 +541,7 @@ def test_a_server_that_drips_bytes_costs_seconds(store: Store, monkeypatch: pyte
             assert time.monotonic() - started < 8
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_server_that_goes_in_the_middle(
     store: Store, running: Server, monkeypatch: pytest.MonkeyPatch
@@ -555,6 +567,7 @@ def test_a_server_that_goes_in_the_middle(
 # Databases that were left or moved -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["no version", "no runs", "an old version"])
 def test_a_half_made_database_is_made_again(
     store: Store, tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture, left: str
@@ -576,6 +589,7 @@ def test_a_half_made_database_is_made_again(
     assert len(runs_of(store, f"sqlite:///{database}")) == 6
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [1, 100_000, 300_000])
 def test_a_database_that_mlflow_left_half_made_is_usable(store: Store, num_bytes: int) -> None:
@@ -593,6 +607,7 @@ def test_a_database_that_mlflow_left_half_made_is_usable(store: Store, num_bytes
     assert len(runs_of(store, default_uri(store))) == 6
 
 
+@pytest.mark.slow
 def test_a_sound_database_stays_where_it_is(store: Store, tmp_path: Path, uri: str) -> None:
     """One that a server made and nothing was written to, and one with another program's tables."""
     prepare(uri)
@@ -611,6 +626,7 @@ def test_a_sound_database_stays_where_it_is(store: Store, tmp_path: Path, uri: s
     assert not [*tmp_path.glob("*half-made*")]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_process_killed_while_it_makes_the_database_leaves_none(store: Store) -> None:
     root = Path(store.storage.root)
@@ -629,6 +645,7 @@ def test_a_process_killed_while_it_makes_the_database_leaves_none(store: Store) 
     assert not [*root.glob(".lorae-mlflow-*")] and not [*root.glob("*half-made*")]
 
 
+@pytest.mark.slow
 def test_a_moved_storage_is_shown_as_it_is(store: Store, tmp_path: Path, uri: str) -> None:
     """Its own database moves along; on a server its runs stay its own."""
     record_sweep(store, "demo", uri)
@@ -648,6 +665,7 @@ def test_a_moved_storage_is_shown_as_it_is(store: Store, tmp_path: Path, uri: st
 # Whose runs they are ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_storages_of_one_path_on_a_server(store: Store, tmp_path: Path, uri: str) -> None:
     """As on two machines: neither deletes the other's runs, whatever it records or makes again."""
     path = store.storage.root
@@ -671,6 +689,7 @@ def without_ids(store: Store, uri: str) -> None:
     (Path(store.storage.root) / STORAGE_ID).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [record_sweep, rebuild])
 def test_runs_of_an_older_lorae_are_found_by_path(
     store: Store, uri: str, again: Callable[..., object]
@@ -683,6 +702,7 @@ def test_runs_of_an_older_lorae_are_found_by_path(
     assert len({run.data.tags["storage_id"] for run in runs_of(store, uri)}) == 1
 
 
+@pytest.mark.slow
 def test_runs_of_an_older_lorae_with_other_trials_are_another_machines(
     store: Store, trials: list[Trial], uri: str
 ) -> None:
@@ -706,6 +726,7 @@ def test_a_damaged_id_is_named(store: Store, uri: str) -> None:
 # What MLflow cannot show -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_names_and_values_that_mlflow_refuses(store: Store, uri: str, tmp_path: Path) -> None:
     """A + in a task's name, quotes in a path, a metric that is infinite."""
     place = tmp_path / "a \"quoted\" 'path' with \\ and +"

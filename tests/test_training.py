@@ -33,6 +33,7 @@ from lorae.trial import AdamW, Budget, Diversity, Trial
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method,lr", [(Lora(rank=4, targets=ALL_LINEAR), 1e-2), (Vera(rank=16), 1e-1)], ids=["lora", "vera"]
 )
@@ -77,6 +78,7 @@ def test_rounding_alone_moves_a_member_in_fp32_and_not_in_fp64(tiny_trial, monke
     assert difference > 1e-6 if moves else difference == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "regularizers", [(), (DecayB(5.0),), (KL(0.3, "forward"),)], ids=["plain", "decay_b", "kl"]
 )

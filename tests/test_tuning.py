@@ -241,6 +241,7 @@ def sweep(tiny_trial) -> Sweep:
     )
 
 
+@pytest.mark.process
 def test_the_chosen_value_has_the_lowest_mean_nll_of_single_members(run, sweep):
     done = run(sweep)
     # tuning: 3 recipes x 3 values x 2 members; then LoRA's third member and three of seed 1, the rival's two
@@ -286,6 +287,7 @@ def mean_nll(store: Store, member: str, trial: Trial) -> float:
     return float(-logp_NC[np.arange(len(labels_N)), labels_N].mean())
 
 
+@pytest.mark.process
 def test_no_test_set_is_predicted_before_the_choice_and_none_changes_it(run, sweep, data_root, monkeypatch):
     sweep = replace(sweep, ood=[Greys().located(data_root)])
     points = [p for study in studies(sweep).values() for p in study.points]
@@ -311,6 +313,7 @@ def test_no_test_set_is_predicted_before_the_choice_and_none_changes_it(run, swe
     assert [choose(run.store, study) for study in studies(sweep).values()] == choices
 
 
+@pytest.mark.process
 def test_a_run_that_is_killed_goes_on_and_trains_nothing_twice(run, sweep, monkeypatch):
     """In the middle of tuning, between the rounds, and in the second round."""
     whole = Runner(run.storage.parent / "whole", run.tracking_uri, run.capsys)
@@ -344,6 +347,7 @@ def test_a_run_that_is_killed_goes_on_and_trains_nothing_twice(run, sweep, monke
     assert run(sweep)["trained"] == 0
 
 
+@pytest.mark.process
 def test_more_members_and_seeds_reuse_what_is_stored_and_a_grid_finds_the_tuned_members(run, sweep):
     run(sweep)
     more = run(replace(sweep, axes=sweep.axes | {"members": [5], "seed": [0, 1, 2]}))
@@ -356,6 +360,7 @@ def test_more_members_and_seeds_reuse_what_is_stored_and_a_grid_finds_the_tuned_
     assert run.rows()[1]["tuning"] is None
 
 
+@pytest.mark.process
 def test_a_dry_run_shows_the_tuning_and_bounds_the_rest(run, sweep):
     first = run(sweep, dry_run=True)
     assert first["tuning"]["members"] | {"damaged": 0} == {
@@ -371,6 +376,7 @@ def test_a_dry_run_shows_the_tuning_and_bounds_the_rest(run, sweep):
     assert len(then["best"]) == 3
 
 
+@pytest.mark.process
 def test_the_bound_holds_where_members_of_one_value_are_stored(run, tiny_trial):
     base = tiny_trial(budget=SHORT, members=4)
     at_first = with_value(base, "optimizer.lr", RATES[0])
@@ -393,6 +399,7 @@ def test_the_plan_in_words_and_simulated_has_both_rounds(run, sweep):
     assert both.stacks == sum(r.stacks for r in rounds) and both.gpu_hours > rounds[0].gpu_hours > 0
 
 
+@pytest.mark.process
 def test_a_value_that_diverges_is_not_chosen(run, tiny_trial):
     base = tiny_trial(budget=SHORT, members=2)
     sweep = Sweep(base=base, tune={"optimizer.lr": (DIVERGING, 1e-2)}, zero_shot=False)
@@ -408,6 +415,7 @@ def test_a_value_that_diverges_is_not_chosen(run, tiny_trial):
     assert not list(run.storage.glob("checkpoints/*"))
 
 
+@pytest.mark.process
 def test_where_every_value_diverges_the_trials_fail_and_say_why(run, tiny_trial):
     base = tiny_trial(budget=SHORT)
     sweep = Sweep(
@@ -429,6 +437,7 @@ def test_where_every_value_diverges_the_trials_fail_and_say_why(run, tiny_trial)
         assert json.loads(row["tuning"])["axes"]["optimizer.lr"]["chosen"] is None
 
 
+@pytest.mark.process
 def test_a_stack_that_is_lost_leaves_its_recipe_untuned_until_the_command_is_repeated(
     run, tiny_trial, monkeypatch
 ):
@@ -454,6 +463,7 @@ def test_a_stack_that_is_lost_leaves_its_recipe_untuned_until_the_command_is_rep
     assert [row["status"] for row in run.rows()] == ["done", "done"] and not run.faults()
 
 
+@pytest.mark.process
 def test_a_damaged_member_that_was_not_chosen_is_trained_again(run, tiny_trial):
     """One whose file is visibly newer at once, one that decayed unseen when the sweep has read it."""
     sweep = Sweep(base=tiny_trial(budget=SHORT), tune={"optimizer.lr": RATES}, zero_shot=False)
@@ -477,6 +487,7 @@ def test_a_damaged_member_that_was_not_chosen_is_trained_again(run, tiny_trial):
         assert [[row[k] for k in kept] for row in run.rows()] == [[row[k] for k in kept] for row in before]
 
 
+@pytest.mark.process
 def test_a_reused_member_has_what_the_others_have(run, sweep):
     """Its path along the training, and the cost of all its predictions."""
     sweep = replace(sweep, paths=True, tune_members=1, rivals=())
@@ -491,6 +502,7 @@ def test_a_reused_member_has_what_the_others_have(run, sweep):
     assert not run.faults()
 
 
+@pytest.mark.process
 def test_tuned_rows_are_in_mlflow_with_what_tuning_cost(run, sweep, tmp_path):
     run = replace(run, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     run(replace(sweep, rivals=()))
@@ -503,6 +515,7 @@ def test_tuned_rows_are_in_mlflow_with_what_tuning_cost(run, sweep, tmp_path):
         assert data.tags.get("tuned") == (tuning and f"optimizer.lr={row['lr']}")
 
 
+@pytest.mark.process
 def test_a_table_of_an_older_lorae_is_read(run, sweep):
     run(replace(sweep, tune={}))
     table = run.store.read_table("tuned")
@@ -555,6 +568,7 @@ def test_set_of_a_tuned_axis_is_refused_and_of_others_is_not(file, data_root, tm
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.process
 @pytest.mark.ray
 def test_tuning_under_ray_tune(file, data_root, tmp_path):
     storage = tmp_path / "store"
@@ -628,6 +642,7 @@ def audited(original, tmp_path) -> Audited:
     return Audited(Store(str(tmp_path / "store")))
 
 
+@pytest.mark.process
 def test_the_audit_passes_what_was_tuned_as_the_sweep_says(audited):
     found = audited.findings()
     assert found["recipes are tuned alike"] == ["passed: : 4 trials of sweeps that tune"]

@@ -424,6 +424,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [False, True], ids=["damage", "hostile"])
 def test_fuzzed_storage_reads_as_written_or_is_refused(whole, tmp_path, listed):
     """Every file changed 8 times, alone or with its checksum: an exception of another kind fails the test.
@@ -585,6 +586,7 @@ print(len(content) - first)
 """
 
 
+@pytest.mark.process
 def test_flipped_bits_of_every_byte_of_a_footer_are_read_or_refused(tables):
     """pyarrow aborted at some of them, so a process of its own tries. (A fork of one that has used pyarrow
     waits for threads that it has not.)"""
@@ -618,6 +620,7 @@ print(1024 * int(peak.split()[1]))
 """
 
 
+@pytest.mark.process
 def test_as_much_json_as_is_read_fits_into_memory():
     done = subprocess.run([sys.executable, "-c", LARGEST], capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) < 500 * 10**6, done.stderr

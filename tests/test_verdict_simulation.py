@@ -39,6 +39,7 @@ def told(rows: list[Row], trained: Trained) -> tuple[bool, bool]:
     return tells_any(family([row.now[trained, NLL] for row in rows], NLL)), bool(worse(before, NLL)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [POOL, SEEDS], ids=str)
 @pytest.mark.parametrize("size", [2, ROWS])
 def test_equal_rows_are_seldom_told_apart_which_examples_alone_often_do(trained, size):
@@ -150,6 +151,7 @@ def test_rows_before_are_compared_with_the_best_by_holm():
 # The command -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_counted_and_shown(monkeypatch):
     single, four = Trained(1, 8, 1), Trained(1, 8, 4)
     small = {

@@ -50,6 +50,7 @@ def rotten(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "pattern",
     [
@@ -88,6 +89,7 @@ def test_a_rotten_member_that_another_process_works_on_is_left_to_it(words, swep
     assert not store.is_member(member)
 
 
+@pytest.mark.process
 def test_drivers_at_once_count_the_members_that_they_had_trained(words, tmp_path):
     logs = [tmp_path / "log-1", tmp_path / "log-2"]
     drivers = [lorae_process((*words, tmp_path / "store"), log) for log in logs]
@@ -105,6 +107,7 @@ def no_locks(monkeypatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
+@pytest.mark.process
 def test_a_sweep_without_locks_needs_a_promise(words, swept, tmp_path, capsys, no_locks):
     assert main([*words, str(tmp_path / "store")]) == 2
     assert "cannot lock files" in capsys.readouterr().err
