@@ -288,19 +288,22 @@ class Storage:
                 "through those; put the folders themselves there, or give the folder that they lead to"
             )
         name, content = f"write-test-{os.getpid()}", os.urandom(4096)
+
+        def check(found: bytes) -> None:
+            if found != content:
+                raise ValueError(
+                    f"storage {self.uri} returned other bytes than were written; check the disk or mount"
+                )
+
         try:
             self.write_once(name, content)
-            found = self.read_once(name)
+            self.read_as(name, check)
             self.delete(name)
         except OSError as error:
             raise ValueError(
                 f"storage {self.uri} cannot be written ({error}); give a folder with write permission "
                 "and free space by --storage"
             ) from error
-        if found != content:
-            raise ValueError(
-                f"storage {self.uri} returned other bytes than were written; check the disk or mount"
-            )
 
     @contextlib.contextmanager
     def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
