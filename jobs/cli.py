@@ -24,7 +24,6 @@ Ctrl-C or SIGTERM (what ran is saved; once more exits at once).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import logging
 import os
@@ -32,6 +31,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from jobs import handlers
 
 DEFAULT_STORAGE = "lorae-results"
 BENCHES = {
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow tracking server; default a database in the storage"
     )
-    sweep.set_defaults(run=_sweep)
+    sweep.set_defaults(run=handlers.sweep)
 
     check = commands.add_parser(
         "check",
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("file", help="a Python file with a SWEEP")
     check.add_argument("--smoke", action="store_true", help="the file's small variant")
-    check.set_defaults(run=_check)
+    check.set_defaults(run=handlers.check)
 
     predict = commands.add_parser(
         "predict", parents=[data_root, single_driver], help="add predictions on a task to stored members"
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--task", required=True, help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours")
     predict.add_argument("--sweep", metavar="NAME", help="only the members of this sweep")
     predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run=handlers.predict)
 
     plan = commands.add_parser(
         "plan",
@@ -147,20 +148,20 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--simulate", action="store_true", help="time, cost and idle share on other GPUs")
     plan.add_argument("--gpus", type=int, metavar="N", help="how many, 8 to a node; default 8")
     plan.add_argument("--gpu", metavar="KIND", help="a100-40, h100, ...; default a100-80")
-    plan.set_defaults(run=_plan)
+    plan.set_defaults(run=handlers.plan)
 
     doctor = commands.add_parser("doctor", parents=[storage, data_root], help="check this machine")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run=handlers.doctor)
 
     rebuild = commands.add_parser("mlflow-rebuild", help="recreate the MLflow runs from Parquet")
     rebuild.add_argument("storage", metavar="STORAGE")
     rebuild.add_argument("--tracking-uri", metavar="URI")
-    rebuild.set_defaults(run=_rebuild)
+    rebuild.set_defaults(run=handlers.rebuild)
 
     audit = commands.add_parser("audit", help="check a storage against the mistakes of published work")
     audit.add_argument("storage", metavar="STORAGE")
     audit.add_argument("--sweep", metavar="NAME", help="only this sweep and the members of its trials")
-    audit.set_defaults(run=_audit)
+    audit.set_defaults(run=handlers.audit)
 
     report = commands.add_parser("report", help="tables and figures of a sweep as one HTML page and as files")
     report.add_argument("storage", metavar="STORAGE")
@@ -170,11 +171,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--margin", action="append", default=[], metavar="METRIC=X", help="largest difference that is none"
     )
-    report.set_defaults(run=_report)
+    report.set_defaults(run=handlers.report)
 
     table = commands.add_parser("table", help="tables and figures of a sweep, or an analysis", add_help=False)
     table.add_argument("words", nargs=argparse.REMAINDER, metavar="[ANALYSIS] STORAGE ...")
-    table.set_defaults(run=_table)
+    table.set_defaults(run=handlers.table)
 
     size = commands.add_parser("size", help="how many members are worth training?")
     size.add_argument("storage", metavar="STORAGE")
@@ -184,12 +185,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     size.add_argument("--out", type=Path, metavar="DIR", help="write the tables and figures there, too")
     size.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
-    size.set_defaults(run=_size)
+    size.set_defaults(run=handlers.size)
 
     export = commands.add_parser("export", parents=[storage], help="write a member as a PEFT adapter")
     export.add_argument("member", help="a member id, or its beginning")
     export.add_argument("folder", metavar="DIR")
-    export.set_defaults(run=_export)
+    export.set_defaults(run=handlers.export)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     parts = bench.add_subparsers(required=True, metavar="PART")
@@ -199,19 +200,19 @@ def _parser() -> argparse.ArgumentParser:
     analysis.add_argument(
         "--examples", type=int, default=1000, metavar="N", help="test examples (default: 1000)"
     )
-    analysis.set_defaults(run=_bench_analysis)
+    analysis.set_defaults(run=handlers.bench_analysis)
     verdicts = parts.add_parser(
         "verdicts", parents=[as_json], help="how often equal rows are told apart, and true gains found"
     )
     verdicts.add_argument(
         "--test-sets", type=int, default=1, metavar="N", help="in each setting; 3 minutes each (default: 1)"
     )
-    verdicts.set_defaults(run=_bench_verdicts)
+    verdicts.set_defaults(run=handlers.bench_verdicts)
     for name, what in BENCHES.items():
         part = parts.add_parser(name, parents=[data_root, as_json], help=what)
         part.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
         part.add_argument("--size", help="of the random backbone on cuda: 1b or 7b; default 1b")
-        part.set_defaults(run=_bench, part=name)
+        part.set_defaults(run=handlers.bench, part=name)
     return parser
 
 
@@ -220,183 +221,6 @@ def _option(flag: str, **settings: Any) -> argparse.ArgumentParser:
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument(flag, **settings)
     return parent
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    from jobs.driver import run_sweep
-    from jobs.request import read_request
-    from jobs.zero import Zero
-    from lorae.uris import remember
-
-    if arguments.zero is None and (arguments.offload or arguments.hpz):
-        raise ValueError("--offload and --hpz say how --zero K spreads a backbone; add --zero K")
-    if arguments.zero is not None and arguments.local:
-        raise ValueError("--zero needs several workers, --local is one process; leave one of them out")
-    zero = None if arguments.zero is None else Zero(arguments.zero, arguments.offload, arguments.hpz)
-    where = ["--local"] if arguments.local else []
-    where += ["--address", arguments.address] if arguments.address else []
-    where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
-    where += ["--single-driver"] if arguments.single_driver else []
-    remember(arguments.tracking_uri or "")
-    request = read_request(
-        arguments.file,
-        arguments.set,
-        arguments.storage,
-        arguments.data_root,
-        smoke=arguments.smoke,
-        recompute=arguments.recompute,
-        zero=zero,
-        where=where,
-    )
-    return run_sweep(
-        request,
-        dry_run=arguments.dry_run,
-        as_json=arguments.json,
-        local=arguments.local,
-        address=arguments.address,
-        tracking_uri=arguments.tracking_uri,
-        single_driver=arguments.single_driver,
-    )
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from jobs.check import run_check
-
-    return run_check(arguments.file, arguments.set, arguments.data_root, arguments.smoke)
-
-
-def _predict(arguments: argparse.Namespace) -> int:
-    from jobs.predict import run_predict
-
-    num = run_predict(
-        arguments.storage,
-        arguments.task,
-        arguments.sweep,
-        arguments.data_root,
-        arguments.backbone,
-        arguments.single_driver,
-    )
-    print(f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection")
-    return 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from jobs.devices import local_devices
-    from jobs.driver import show_plan
-    from jobs.request import read_request
-    from jobs.search import search_text
-    from jobs.simulate import simulated_devices
-    from lorae.planning.plan import make_plan
-    from lorae.store.store import Store
-
-    if not arguments.simulate and (arguments.gpus is not None or arguments.gpu):
-        raise ValueError("--gpus and --gpu say which GPUs to simulate; add --simulate")
-    request = read_request(arguments.file, arguments.set, arguments.storage, arguments.data_root)
-    simulated = simulated_devices(arguments.gpus, arguments.gpu) if arguments.simulate else None
-    plan = make_plan(request.sweep, Store(request.storage), simulated or local_devices())
-    show_plan(plan, arguments.json, search_text(request.sweep, plan), simulated)
-    return 0
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from jobs.doctor import run_doctor
-
-    return run_doctor(arguments.storage, arguments.data_root)
-
-
-def _rebuild(arguments: argparse.Namespace) -> int:
-    from jobs import tracking
-    from lorae.store.store import Store
-
-    store = Store(arguments.storage)
-    for sweep, counts in tracking.rebuild(
-        store, arguments.tracking_uri or tracking.default_uri(store)
-    ).items():
-        print(f"{sweep}: {counts.written} runs")
-    return 0
-
-
-def _audit(arguments: argparse.Namespace) -> int:
-    from analysis.archive import opened
-    from analysis.audit import audit, text
-
-    with opened(arguments.storage) as storage:
-        findings = audit(storage, arguments.sweep)
-    print(text(findings))
-    return 1 if any(f.status == "failed" for f in findings) else 0
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from analysis.archive import opened
-    from analysis.audit import audit
-    from analysis.columns import margins
-    from analysis.report import write_report
-
-    chosen = margins(arguments.margin)
-    with opened(arguments.storage) as storage:
-        failed = [f for f in audit(storage, arguments.sweep) if f.status == "failed"]
-        warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
-        out = Path(arguments.out)
-        print(write_report(storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
-    return 0
-
-
-def _table(arguments: argparse.Namespace) -> int:
-    from jobs.tables import run_table
-
-    return run_table(arguments.words)
-
-
-def _size(arguments: argparse.Namespace) -> int:
-    from analysis.archive import opened
-    from analysis.size import write_sizes
-
-    with opened(arguments.storage) as storage:
-        print(write_sizes(storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing))
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from jobs.export import export_member
-
-    print(f"lorae: wrote {export_member(arguments.storage, arguments.member, arguments.folder)}")
-    return 0
-
-
-def _bench_analysis(arguments: argparse.Namespace) -> int:
-    import json
-
-    from jobs.bench.analysis import measure, text
-
-    found = measure(arguments.examples)
-    print(json.dumps(found, indent=1) if arguments.json else text(found))
-    return 0
-
-
-def _bench_verdicts(arguments: argparse.Namespace) -> int:
-    import json
-
-    from jobs.bench.verdicts import measure, text
-
-    found = measure(arguments.test_sets)
-    print(json.dumps(found, indent=1) if arguments.json else text(found))
-    return 0
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    import importlib
-    import json
-
-    from jobs.bench.setting import setting
-
-    name = "everything" if arguments.part == "all" else arguments.part
-    part = importlib.import_module(f"jobs.bench.{name}")
-    # Libraries that are imported on the way print to stdout, which is the document's
-    chosen = setting(arguments.device, arguments.data_root, arguments.size)
-    with chosen as where, contextlib.redirect_stdout(sys.stderr):
-        found = part.measure(where)
-    print(json.dumps(found, indent=1) if arguments.json else part.text(found))
-    return 0
 
 
 if __name__ == "__main__":

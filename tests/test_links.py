@@ -16,7 +16,8 @@ import pytest
 
 from jobs.scratch import PREFIX, scratch_folder
 from lorae.store.local_files import LinkError
-from lorae.store.storage import FOLDERS, SINGLE_DRIVER, Storage
+from lorae.store.objects import FOLDERS
+from lorae.store.storage import SINGLE_DRIVER, Storage
 from lorae.store.store import Store
 
 KEPT = b"not the storage's"

@@ -10,7 +10,8 @@ import pytest
 from faulty_s3 import faulty_s3, open_uploads
 from victims import SWEEP_FILE, contents, lorae
 
-from lorae.store.storage import MAX_READS, SAME_READS, Storage
+from lorae.store.objects import MAX_READS, SAME_READS
+from lorae.store.storage import Storage
 from lorae.store.store import Store
 
 pytest.importorskip("moto", reason="the S3 server of the dev extra")

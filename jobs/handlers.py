@@ -1,0 +1,199 @@
+"""What each command of `lorae` does with its arguments; returns its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Plan a sweep, or run it."""
+    from jobs.driver import run_sweep
+    from jobs.request import read_request
+    from jobs.zero import Zero
+    from lorae.uris import remember
+
+    if arguments.zero is None and (arguments.offload or arguments.hpz):
+        raise ValueError("--offload and --hpz say how --zero K spreads a backbone; add --zero K")
+    if arguments.zero is not None and arguments.local:
+        raise ValueError("--zero needs several workers, --local is one process; leave one of them out")
+    zero = None if arguments.zero is None else Zero(arguments.zero, arguments.offload, arguments.hpz)
+    where = ["--local"] if arguments.local else []
+    where += ["--address", arguments.address] if arguments.address else []
+    where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
+    where += ["--single-driver"] if arguments.single_driver else []
+    remember(arguments.tracking_uri or "")
+    request = read_request(
+        arguments.file,
+        arguments.set,
+        arguments.storage,
+        arguments.data_root,
+        smoke=arguments.smoke,
+        recompute=arguments.recompute,
+        zero=zero,
+        where=where,
+    )
+    return run_sweep(
+        request,
+        dry_run=arguments.dry_run,
+        as_json=arguments.json,
+        local=arguments.local,
+        address=arguments.address,
+        tracking_uri=arguments.tracking_uri,
+        single_driver=arguments.single_driver,
+    )
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """All faults of a sweep file, its data and its models."""
+    from jobs.check import run_check
+
+    return run_check(arguments.file, arguments.set, arguments.data_root, arguments.smoke)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Predictions of stored members on one more task."""
+    from jobs.predict import run_predict
+
+    num = run_predict(
+        arguments.storage,
+        arguments.task,
+        arguments.sweep,
+        arguments.data_root,
+        arguments.backbone,
+        arguments.single_driver,
+    )
+    print(f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection")
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """What a sweep would take on devices that are not there."""
+    from jobs.devices import local_devices
+    from jobs.driver import show_plan
+    from jobs.request import read_request
+    from jobs.search import search_text
+    from jobs.simulate import simulated_devices
+    from lorae.planning.plan import make_plan
+    from lorae.store.store import Store
+
+    if not arguments.simulate and (arguments.gpus is not None or arguments.gpu):
+        raise ValueError("--gpus and --gpu say which GPUs to simulate; add --simulate")
+    request = read_request(arguments.file, arguments.set, arguments.storage, arguments.data_root)
+    simulated = simulated_devices(arguments.gpus, arguments.gpu) if arguments.simulate else None
+    plan = make_plan(request.sweep, Store(request.storage), simulated or local_devices())
+    show_plan(plan, arguments.json, search_text(request.sweep, plan), simulated)
+    return 0
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Whether this machine, storage and access are fit."""
+    from jobs.doctor import run_doctor
+
+    return run_doctor(arguments.storage, arguments.data_root)
+
+
+def rebuild(arguments: argparse.Namespace) -> int:
+    """The MLflow runs once more, from Parquet."""
+    from jobs import tracking
+    from lorae.store.store import Store
+
+    store = Store(arguments.storage)
+    for sweep, counts in tracking.rebuild(
+        store, arguments.tracking_uri or tracking.default_uri(store)
+    ).items():
+        print(f"{sweep}: {counts.written} runs")
+    return 0
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """Whether stored numbers are what they claim to be."""
+    from analysis.archive import opened
+    from analysis.audit import audit, text
+
+    with opened(arguments.storage) as storage:
+        findings = audit(storage, arguments.sweep)
+    print(text(findings))
+    return 1 if any(f.status == "failed" for f in findings) else 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """One HTML page of a sweep."""
+    from analysis.archive import opened
+    from analysis.audit import audit
+    from analysis.columns import margins
+    from analysis.report import write_report
+
+    chosen = margins(arguments.margin)
+    with opened(arguments.storage) as storage:
+        failed = [f for f in audit(storage, arguments.sweep) if f.status == "failed"]
+        warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
+        out = Path(arguments.out)
+        print(write_report(storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
+    return 0
+
+
+def table(arguments: argparse.Namespace) -> int:
+    """Tables and figures of a sweep, or an analysis by name."""
+    from jobs.tables import run_table
+
+    return run_table(arguments.words)
+
+
+def size(arguments: argparse.Namespace) -> int:
+    """How many members are worth training."""
+    from analysis.archive import opened
+    from analysis.size import write_sizes
+
+    with opened(arguments.storage) as storage:
+        print(write_sizes(storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing))
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """A member as a PEFT adapter."""
+    from jobs.export import export_member
+
+    print(f"lorae: wrote {export_member(arguments.storage, arguments.member, arguments.folder)}")
+    return 0
+
+
+def bench_analysis(arguments: argparse.Namespace) -> int:
+    """Speed and memory of metrics and tables."""
+    import json
+
+    from jobs.bench.analysis import measure, text
+
+    found = measure(arguments.examples)
+    print(json.dumps(found, indent=1) if arguments.json else text(found))
+    return 0
+
+
+def bench_verdicts(arguments: argparse.Namespace) -> int:
+    """Error rates of verdicts, by simulation."""
+    import json
+
+    from jobs.bench.verdicts import measure, text
+
+    found = measure(arguments.test_sets)
+    print(json.dumps(found, indent=1) if arguments.json else text(found))
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Speed and memory of training and prediction."""
+    import importlib
+    import json
+
+    from jobs.bench.setting import setting
+
+    name = "everything" if arguments.part == "all" else arguments.part
+    part = importlib.import_module(f"jobs.bench.{name}")
+    # Libraries that are imported on the way print to stdout, which is the document's
+    chosen = setting(arguments.device, arguments.data_root, arguments.size)
+    with chosen as where, contextlib.redirect_stdout(sys.stderr):
+        found = part.measure(where)
+    print(json.dumps(found, indent=1) if arguments.json else part.text(found))
+    return 0
