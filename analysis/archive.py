@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,7 +69,7 @@ def pack(storage: str, sweeps: Sequence[str], folder: Path) -> int:
         rows = read_trials(store, sweep).to_pylist()
         entries = [e for e in entries_of(rows) if e not in packed and store.files(e)]
         packed.update(entries)
-        contents = {"trials": store.storage.read(trials_file(sweep))}
+        contents = {"trials": _published_table(store, sweep)}
         contents |= {name: parquet_bytes(table) for name, table in _tables(store, entries).items()}
         for name, content in contents.items():
             path = folder / sweep / f"{name}.parquet"
@@ -78,6 +79,11 @@ def pack(storage: str, sweeps: Sequence[str], folder: Path) -> int:
     lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sums.items()]
     (folder / SUMS).write_text("".join(lines))
     return sum(map(len, sums.values()))
+
+
+def placeless(text: str) -> str:
+    """A provenance without the folders of the machine that it was written on: an archive is published."""
+    return re.sub(r"(?<=[\s\"=])/(?:[^\s/\"]+/)*([^\s/\"]+)", r"\1", text)
 
 
 def entries_of(rows: Iterable[Row]) -> list[str]:
@@ -94,14 +100,16 @@ def _tables(store: Store, entries: Sequence[str]) -> dict[str, pa.Table]:
     """The tables of an archive's folder, by name."""
     parts: dict[str, list[pa.Table]] = {name: [SCHEMAS[name].empty_table()] for name in SCHEMAS}
     for entry in entries:
+        listed = dict(sorted(store.checksums(entry).items()))
         for name in sorted(store.files(entry)):
             kind = _kind(name)
             if kind == "records":
-                text = store.read(entry, name).decode()
+                text = _published(store.read(entry, name).decode())
+                content = text.encode()
+                listed[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
                 parts[kind].append(pa.table([[entry], [name], [text]], schema=RECORDS))
             elif kind:
                 parts[kind].append(_placed(store, entry, name, SCHEMAS[kind]))
-        listed = dict(sorted(store.checksums(entry).items()))
         columns = [
             [entry] * len(listed),
             [*listed],
@@ -109,6 +117,26 @@ def _tables(store: Store, entries: Sequence[str]) -> dict[str, pa.Table]:
         ]
         parts["files"].append(pa.table(columns, schema=FILES))
     return {name: pa.concat_tables(of) for name, of in parts.items()}
+
+
+def _published_table(store: Store, sweep: str) -> bytes:
+    """A sweep's trials.parquet with placeless provenances."""
+    table, name = store.read_table(sweep), "provenance"
+    texts = table[name].to_pylist()
+    told = [text and placeless(text) for text in texts]
+    if told == texts:
+        return store.storage.read(trials_file(sweep))
+    place = table.schema.get_field_index(name)
+    return parquet_bytes(table.set_column(place, table.schema.field(place), [told]))
+
+
+def _published(text: str) -> str:
+    """A record, with a placeless provenance if it has one, and as long as before: rows count stored bytes."""
+    record = json.loads(text)
+    if "provenance" not in record:
+        return text
+    record["provenance"] = json.loads(placeless(json.dumps(record["provenance"])))
+    return json.dumps(record, indent=1).ljust(len(text))
 
 
 def _kind(name: str) -> str | None:

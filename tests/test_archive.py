@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from test_audit import Sound, original, sound  # noqa: F401  (fixtures)
 
 from analysis import archive
-from analysis.archive import opened, pack, unpack
+from analysis.archive import opened, pack, placeless, unpack
 from analysis.audit import audit, text
 from analysis.data import load_trials
 from analysis.render import markdown
@@ -116,3 +117,9 @@ def test_the_command_packs_and_unpacks(sound, packed, tmp_path, capsys):  # noqa
     assert files_of(tmp_path / "twice") == files_of(packed), "a copy's archive is the storage's"
     assert archive.main(["pack", sound.store.storage.uri, str(again), "tyo"]) == 2
     assert "tyo" in capsys.readouterr().err
+
+
+def test_a_published_record_names_no_folder_of_its_machine() -> None:
+    command = "lorae sweep /home/me/study.py --storage=/data/x/store --set a=1/3 --tracking-uri http://host/x"
+    told = placeless(json.dumps({"command": command}))
+    assert json.loads(told)["command"] == command.replace("/home/me/", "").replace("/data/x/", "")
