@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("lorae")
 EXPERIMENT = "lorae"
 PARENT, LEFT_OUT = "mlflow.parentRunId", "left_out"
-LOCK, LOCK_SECONDS = "mlflow", 30.0
+LOCK, LOCK_SECONDS = "mlflow", 50.0  # less than a step may take
 SCRATCH_SECONDS = 3600.0  # nobody takes as long to make a database
 MAX_NAME, MAX_VALUE = 250, 5000  # characters that MLflow, and old servers, take
 

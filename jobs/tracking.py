@@ -41,7 +41,10 @@ T = TypeVar("T")
 STORAGE_ID = "mlflow-id.json"  # of the storage; a copy that shall have runs of its own needs another
 _ENDED = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 CURVE_POINTS = 200  # of each curve at most; Parquet keeps every step
-STEP_SECONDS = 60.0  # that a request, or making a database, may take
+STEP_SECONDS = 60.0  # that a server may take for a request
+FILE_SECONDS = (
+    300.0  # that a database in a file may take, which is slow to make where others have the processor
+)
 TRIAL_SECONDS = 2.0  # and, above that, all requests for a trial
 
 
@@ -92,7 +95,7 @@ def prepare(tracking_uri: str) -> None:
             open_experiment(tracking_uri, beat)
 
     with _tracking_errors(tracking_uri):
-        Attempt(create).result(STEP_SECONDS, 2 * STEP_SECONDS)
+        _result(Attempt(create), tracking_uri, 0)
 
 
 def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
@@ -160,7 +163,13 @@ def _alone(store: Store, tracking_uri: str, num_trials: int, action: Callable[[E
             return action(open_experiment(tracking_uri, beat))
 
     with _tracking_errors(tracking_uri):
-        return Attempt(locked).result(STEP_SECONDS, 2 * STEP_SECONDS + TRIAL_SECONDS * num_trials)
+        return _result(Attempt(locked), tracking_uri, num_trials)
+
+
+def _result(attempt: Attempt[T], tracking_uri: str, num_trials: int) -> T:
+    """What it returns within its deadline; TimeoutError after that."""
+    seconds = FILE_SECONDS if database_of(tracking_uri) else STEP_SECONDS
+    return attempt.result(seconds, 2 * seconds + TRIAL_SECONDS * num_trials)
 
 
 def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -> Recorded:

@@ -19,7 +19,6 @@ import os
 import random
 import resource
 import select
-import shutil
 import signal
 import string
 import struct
@@ -432,50 +431,61 @@ def outcome(parser: Parser, content: bytes, folder: Path) -> str:
     return "read"
 
 
-def child(seed: int, numbers: range, told: int) -> None:
+def child(seed: int, numbers: range, told: int, folder: Path) -> None:
     """Parse inputs and tell of each, before it its parser and after it the outcome. The parent has not used
     pyarrow: a fork of one that has waits for threads that it has not."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    tempfile.tempdir = str(folder)
     known = parsers()
     grown = 8 * MEMORY_BYTES + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (grown, grown))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    in_memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="lorae-soak-", dir=in_memory if in_memory.is_dir() else None))
-    try:
-        for number in numbers:
-            name, content = hostile(known, seed, number)
-            os.write(told, f"{name}\n".encode())
-            before = resource.getrusage(resource.RUSAGE_SELF)
-            found = outcome(known[name], content, folder)
-            after = resource.getrusage(resource.RUSAGE_SELF)
-            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            if seconds > CPU_SECONDS:
-                found = f"{seconds:.0f} s"
-            if (grown := 1024 * (after.ru_maxrss - before.ru_maxrss)) > MEMORY_BYTES:
-                found = f"{grown / 1e6:.0f} MB"
-            os.write(told, (found.replace("\n", " ") + "\n").encode(errors="replace"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    for number in numbers:
+        name, content = hostile(known, seed, number)
+        os.write(told, f"{name}\n".encode())
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        found = outcome(known[name], content, folder)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        if seconds > CPU_SECONDS:
+            found = f"{seconds:.0f} s"
+        if (grown := 1024 * (after.ru_maxrss - before.ru_maxrss)) > MEMORY_BYTES:
+            found = f"{grown / 1e6:.0f} MB"
+        os.write(told, (found.replace("\n", " ") + "\n").encode(errors="replace"))
 
 
-def run_child(seed: int, numbers: range) -> list[tuple[str, str]]:
+def hangs(pid: int, since: float) -> bool:
+    """Whether a process that is silent waits for something, or has had its time; else others have the
+    processor."""
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state not in "RD" or processor_seconds(pid) - since > 2 * CPU_SECONDS
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run_child(seed: int, numbers: range, folder: Path) -> list[tuple[str, str]]:
     """(parser, outcome) of a child's inputs, the last of which may have ended it."""
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            child(seed, numbers, tell)
+            child(seed, numbers, tell, folder)
             code = 0
         finally:
             os._exit(code)
     os.close(tell)
-    lines, rest, hung = list[str](), b"", False
+    lines, rest, hung, since = list[str](), b"", False, 0.0
     while True:
         if not select.select([told], [], [], WAIT_SECONDS)[0]:
+            if not hangs(pid, since):
+                continue
             hung = True
             os.kill(pid, signal.SIGKILL)
+        since = processor_seconds(pid)
         if not (part := os.read(told, 2**16)):
             break
         *whole, rest = (rest + part).split(b"\n")
@@ -490,11 +500,18 @@ def run_child(seed: int, numbers: range) -> list[tuple[str, str]]:
     return [*zip(lines[::2], lines[1::2])]
 
 
+def memory_folder() -> str | None:
+    """Where files cost nothing, if there is such a folder."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
 def soak(number: int, seed: int) -> tuple[Counter[tuple[str, str]], dict[int, str]]:
     """How often each parser read or refused its inputs, and the faults by the number of their input."""
     counts, faults, at = Counter[tuple[str, str]](), dict[int, str](), 0
     while at < number:
-        for name, found in run_child(seed, range(at, min(number, at + PER_CHILD))):
+        with tempfile.TemporaryDirectory(prefix="lorae-soak-", dir=memory_folder()) as folder:
+            outcomes = run_child(seed, range(at, min(number, at + PER_CHILD)), Path(folder))
+        for name, found in outcomes:
             counts[name, found if found in ("read", "refused") else "fault"] += 1
             if found not in ("read", "refused"):
                 faults[at] = f"{name}: {found}"
