@@ -22,7 +22,7 @@ from lorae.uris import remember, shown
 LOG = logging.getLogger("lorae")
 OBJECT_STORES = ("s3", "gcs", "abfs")  # have no folders to create
 MAX_FILE_BYTES = 2**36  # no stored file comes near it
-SAME_READS, MAX_READS = 3, 20  # of a file whose content is refused
+SAME_READS, MAX_READS = 5, 20  # of a file whose content is refused
 MAX_NAME_BYTES = 200  # of one part; file systems allow 255, a scratch file's name is longer than its target's
 SET_ASIDE = "set-aside"  # damaged entries and checkpoints, which nothing reads
 FOLDERS = (
