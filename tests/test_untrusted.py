@@ -3,6 +3,7 @@ that names the file."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -637,6 +638,24 @@ def test_a_hostile_record_of_a_search_begins_it_anew(tmp_path, content, caplog):
     store.storage.write("sweeps/x/search.json", content)
     assert _Record(store, "x", ASHA()).stacks == {}
     assert "sweeps/x/search.json cannot be read" in caplog.text and "begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("metadata", [None, [], "x"])
+def test_a_checkpoint_without_metadata_starts_the_stack_anew(tmp_path, metadata, caplog):
+    header = json.dumps(
+        {"__metadata__": metadata, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    )
+    content = len(header).to_bytes(8, "little") + header.encode() + bytes(4)
+    store = Store(str(tmp_path))
+    store.storage.write("checkpoints/s.safetensors", content + hashlib.sha256(content).digest())
+    assert StackCheckpoints(store.storage, "s", 1.0, lambda: False).load() is None
+    assert "is no checkpoint" in caplog.text and not store.storage.exists("checkpoints/s.safetensors")
+
+
+def test_an_adapter_of_no_layer_is_refused():
+    weights = safetensors.numpy.save({"base_model.model.q_proj.loza_A.weight": np.zeros((1, 4), np.float32)})
+    with pytest.raises(ValueError, match="has no layer that LORA adapts"):
+        read_update(b'{"peft_type": "LORA", "r": 1, "lora_alpha": 1}', weights)
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,9 @@ class StackCheckpoints:
             raise ValueError("it differs from its checksum")
         try:
             tensors = safetensors.torch.load(content)  # checks the size of the header, too
-            metadata = untrusted.safetensors_header(content, self.name)["__metadata__"]
+            metadata = untrusted.safetensors_header(content, self.name).get("__metadata__")
+            if not isinstance(metadata, dict):
+                raise ValueError("it is no checkpoint: it has no metadata")
             if (owner := metadata.get(ownership.OWNER, self.stack_id)) != self.stack_id:
                 raise ValueError(f"it is of the stack {str(owner)[:80]}")
             header = metadata["header"].encode()

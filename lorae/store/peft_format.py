@@ -163,6 +163,8 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
         raise ValueError(f"an adapter of type {kind} has no low-rank update; allowed are LORA and VERA")
     if kind == "LORA":
         check(settings, ADAPTER_CONFIG, {"lora_alpha": number, "r": _positive})
+    if not layers:
+        raise ValueError(f"{WEIGHTS} is no adapter: it has no layer that {kind} adapts; {REPEAT}")
     tensors, factors = read_tensors(weights), method.peft_names
     lacking = [
         f"{layer}.{factors[f]}" for layer in layers for f in factors if f"{layer}.{f}" not in parameters
