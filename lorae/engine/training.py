@@ -140,6 +140,8 @@ def train_stack(
     every = stopping and (stopping.every or trial.budget.steps_per_epoch(len(data.train)))
     labels_N = np.array([r.label for r in data.train])
     class_weight_C = class_weights(regularizers, labels_N, data.num_classes)
+    if class_weight_C is not None:
+        class_weight_C = class_weight_C.to(backbone.device)
     lengths = np.array([len(r.tokens) for r in data.train])
     orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
     seconds = data.feature_seconds / len(members), data.feature_process_seconds / len(members)
@@ -197,8 +199,7 @@ def train_stack(
                 nll_MB = F.cross_entropy(logits, labels, reduction="none").view(part_MB.shape)
                 loss_MB = nll_MB
                 if class_weight_C is not None:
-                    weights = to_device(class_weight_C, backbone.device)[labels]
-                    loss_MB = nll_MB * weights.view(part_MB.shape)
+                    loss_MB = nll_MB * class_weight_C[labels].view(part_MB.shape)
                 reference = None
                 if reference_NC is not None:
                     reference = to_device(reference_NC[part_MB.ravel()], backbone.device)
