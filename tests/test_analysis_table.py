@@ -251,11 +251,13 @@ def test_a_margin_that_is_none_is_one_clear_error(text, storage, capsys):
 def test_a_note_names_the_grid_and_what_was_chosen_at_its_end(storage):
     trials = load_trials(storage, "toy")
     axes = {"optimizer.lr": {"values": [1e-4, 3e-4, 1e-3], "chosen": 1e-3, "at_end": True}}
-    tuning = {"axes": axes, "points": [], "members": 2, "train_tokens": 6000}
+    points = [{"values": {"optimizer.lr": lr}} for lr in (1e-4, 1e-3)]
+    tuning = {"axes": axes, "points": points, "members": 2, "train_tokens": 6000}
     rows = tuple(row | {"tuning": json.dumps(tuning) if row["members"] else None} for row in trials.rows)
     table = comparison(replace(trials, rows=rows))
     assert any(
-        "optimizer.lr over 0.0001, 0.0003, 0.001, by the mean validation NLL of 2 single members" in note
+        "optimizer.lr over 0.0001, 0.0003, 0.001 (refused, so not tried: optimizer.lr=0.0003), "
+        "by the mean validation NLL of 2 single members" in note
         for note in table.notes
     )
     assert any(note.startswith("chosen at an end of its grid") for note in table.notes)

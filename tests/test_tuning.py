@@ -40,7 +40,7 @@ from lorae.store.predictions import prediction_file, prediction_sets
 from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
 from lorae.trial.axes import value_at, with_value, with_values
-from lorae.trial.tuning import Point, Study, Times, studies
+from lorae.trial.tuning import Point, Study, Times, left_out, studies
 
 SHORT = Budget(batch_size=4, steps=4, max_tokens=64)
 RATES = (1e-3, 1e-2, 3e-2)
@@ -96,6 +96,23 @@ def test_several_axes_are_tuned_together_and_a_recipe_without_one_is_not_tuned_o
     assert [(p.trial.optimizer.lr, p.trial.regularizers[0]) for p in decay.points] == [
         (1e-2, DecayB(1.0)), (1e-2, DecayB(4.0)), (0.2, DecayB(1.0)), (0.2, DecayB(4.0)),
     ]  # fmt: skip
+
+
+def test_a_corner_of_the_grid_that_a_spec_refuses_is_left_out_and_named(tiny_trial):
+    decays = {"regularizers.DecayB.strength": (1.0, 10.0)}
+    sweep = Sweep(
+        base=tiny_trial(regularizers=(DecayB(1.0),)), tune={"optimizer.lr": (1e-2, 0.2), **decays}
+    )
+    (study,) = studies(sweep).values()
+    points = [(p.trial.optimizer.lr, p.trial.regularizers[0].strength) for p in study.points]
+    assert points == [(1e-2, 1.0), (1e-2, 10.0), (0.2, 1.0)]
+    corner = {"optimizer.lr": 0.2, "regularizers.DecayB.strength": 10.0}
+    assert left_out(study.axes, [p.values for p in study.points]) == [corner]
+    assert "refused, so not tried: optimizer.lr=0.2, regularizers.DecayB.strength=10.0" in str(
+        Choice(study, (0.3, 0.2, 0.4))
+    )
+    with pytest.raises(ValueError, match=r"optimizer.lr=2.0, regularizers.DecayB.strength=1.0 .* must be < 1"):
+        Sweep(base=tiny_trial(regularizers=(DecayB(1.0),)), tune={"optimizer.lr": (1e-2, 2.0), **decays})
 
 
 def test_members_that_would_be_identical_are_one(tiny_trial):
