@@ -100,9 +100,7 @@ def test_several_axes_are_tuned_together_and_a_recipe_without_one_is_not_tuned_o
 
 def test_a_corner_of_the_grid_that_a_spec_refuses_is_left_out_and_named(tiny_trial):
     decays = {"regularizers.DecayB.strength": (1.0, 10.0)}
-    sweep = Sweep(
-        base=tiny_trial(regularizers=(DecayB(1.0),)), tune={"optimizer.lr": (1e-2, 0.2), **decays}
-    )
+    sweep = Sweep(base=tiny_trial(regularizers=(DecayB(1.0),)), tune={"optimizer.lr": (1e-2, 0.2), **decays})
     (study,) = studies(sweep).values()
     points = [(p.trial.optimizer.lr, p.trial.regularizers[0].strength) for p in study.points]
     assert points == [(1e-2, 1.0), (1e-2, 10.0), (0.2, 1.0)]
@@ -111,7 +109,9 @@ def test_a_corner_of_the_grid_that_a_spec_refuses_is_left_out_and_named(tiny_tri
     assert "refused, so not tried: optimizer.lr=0.2, regularizers.DecayB.strength=10.0" in str(
         Choice(study, (0.3, 0.2, 0.4))
     )
-    with pytest.raises(ValueError, match=r"optimizer.lr=2.0, regularizers.DecayB.strength=1.0 .* must be < 1"):
+    with pytest.raises(
+        ValueError, match=r"optimizer.lr=2.0, regularizers.DecayB.strength=1.0 .* must be < 1"
+    ):
         Sweep(base=tiny_trial(regularizers=(DecayB(1.0),)), tune={"optimizer.lr": (1e-2, 2.0), **decays})
 
 
