@@ -44,6 +44,7 @@ FLOORS = [
         "noise",
         "uris",
         "files",
+        "cache",
         "shards",
         "shapes",
         "sources",
