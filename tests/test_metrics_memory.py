@@ -1,4 +1,4 @@
-"""Metrics are computed some examples at a time: the same numbers, in less memory than a copy of the logits."""
+"""Metrics are computed some examples at a time: the same numbers, in less memory than a copy of logits."""
 
 from __future__ import annotations
 
