@@ -14,7 +14,7 @@ from lorae.planning.stack import Stack
 from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.tasks.base import Split, Task
-from lorae.trial import Diversity, Trial
+from lorae.trial import AdamW, Diversity, Trial
 
 Host = Literal["local", "tune", "zero"]
 
@@ -194,9 +194,10 @@ def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Mem
 
 
 def typical(stack: Stack) -> Stack:
-    """The stack without what its memory and time do not depend on: the seed, and which members they are. A
-    soup takes what one of them does."""
-    trial = replace(stack.trial, seed=0, diversity=Diversity())
+    """The stack without what its memory and time do not depend on: the seed, numbers of the optimiser, and
+    which members they are. A soup takes what one of them does."""
+    schedule = AdamW(schedule=stack.trial.optimizer.schedule, cycles=stack.trial.optimizer.cycles)
+    trial = replace(stack.trial, seed=0, diversity=Diversity(), optimizer=schedule)
     members = tuple(range(1 if stack.soup else len(stack.members)))
     drawing = tuple(sum(m < num for m in stack.members) for num in stack.draw_members)
     stored = members[len(stack.to_train) :]
