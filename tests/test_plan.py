@@ -32,6 +32,7 @@ from jobs.devices import (
     ray_devices,
     visible_gpus,
 )
+from jobs.hosts import shares
 from jobs.simulate import Simulation, simulate
 from lorae.draws import TFB
 from lorae.engine.run import run_stack
@@ -369,6 +370,16 @@ def test_simulation_of_schedules_done_by_hand():
     assert simulated([3600, 3600], [1, 2], nodes).makespan_seconds == 3600
     assert simulated([3600, 3600, 3600], [1, 2, 2], nodes).makespan_seconds == 7200
     assert simulated([], [], nodes) == Simulation(4, 0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 8, 17, 64])
+def test_stacks_of_several_sizes_run_at_once_as_long_as_there_are_gpus(num):
+    """As the simulation has it: not as if all were as wide as the widest."""
+    widths = range(1, num + 1)
+    mark = dict(zip(widths, shares([Placement("zero", k, None, "") for k in widths], num)))
+    for wide in widths:
+        assert mark[wide] + (num - wide) * mark[1] <= 1.0 < mark[wide] + (num - wide + 1) * mark[1]
+    assert shares([Placement("tune", 0, None, "")], num) == [mark[1]], "a share of the CPUs is one device"
 
 
 def test_gpus_by_the_names_that_drivers_and_ray_give_them():
