@@ -19,6 +19,7 @@ from lorae.combinations import COMBINATIONS
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.planning.choice import TUNING, Choice
+from lorae.store.ahead import ahead
 from lorae.store.names import LATER_RECORD, member_folder, pool_folders, trials_file
 from lorae.store.predictions import SCHEMA, Predictions
 from lorae.store.store import Store
@@ -156,7 +157,17 @@ def trials_table(
         pruned: by member id.
         choices: of the trials that were tuned.
     """
-    rows = [_row(store, sweep, trial, ood, provenance, pruned, choices.get(trial)) for trial, ood in trials]
+    provenance_text = json.dumps(provenance)
+
+    def read(row: tuple[Trial, Sequence[Task]]) -> _Stored:
+        return _stored(store, *row, choices.get(row[0]))
+
+    with store.remembering():
+        stored = ahead(read, trials, size=lambda found: found.num_bytes)
+        rows = [
+            {**_identity(sweep, found), "provenance": provenance_text} | _outcome(store, found, pruned)
+            for found in stored
+        ]
     names = list(dict.fromkeys(task.name for _, ood in trials for task in ood))
     return pa.Table.from_pylist(rows, schema=trial_schema(names))
 
@@ -216,52 +227,84 @@ def _row_fault(row: dict[str, Any]) -> str | None:
     return None
 
 
-def _row(
-    store: Store,
-    sweep: str,
-    trial: Trial,
-    ood: Sequence[Task],
-    provenance: dict[str, Any],
-    pruned: Mapping[str, Pruned],
-    choice: Choice | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Stored:
+    """What the store has for a row.
+
+    Attributes:
+        eval_sets: names of the prediction sets by "test", "validation" and OOD task.
+        predictions: the sets by the same names; none where there is a fault.
+        columns: of the row, that are not computed from predictions.
+        fault: why the row cannot be computed, or None.
+    """
+
+    trial: Trial
+    ood: Sequence[Task]
+    choice: Choice | None
+    folders: list[str]
+    eval_sets: dict[str, str]
+    predictions: dict[str, Predictions]
+    columns: dict[str, Any]
+    fault: str | None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(found.logits_MNC.nbytes for found in self.predictions.values())
+
+
+def _stored(store: Store, trial: Trial, ood: Sequence[Task], choice: Choice | None) -> _Stored:
     folders = pool_folders(trial.member_ids(), trial.reference_id(), trial.soup)
     splits: tuple[Split, Split] = ("validation", "test")
     eval_sets = {split: trial.eval_set(trial.task, split) for split in splits}
     eval_sets |= {task.name: trial.eval_set(task, "test") for task in ood}
-    row: dict[str, Any] = {
-        "trial_id": trial_id(trial),
-        "sweep": sweep,
-        "status": "done",
-        **trial.factors(),
-        "member_ids": trial.member_ids(),
-        "reference_id": trial.reference_id(),
-        "eval_sets": json.dumps(eval_sets),
-        "recipe": canonical_json(trial.recipe()),
-        "provenance": json.dumps(provenance),
-    }
-    failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
-    untuned = choice and choice.failure(store)
+    predictions, columns, fault = dict[str, Predictions](), dict[str, Any](), None
     try:
-        row["tuning"] = choice and json.dumps(choice.record(store, trial.member_ids()))
-        if untuned:
+        columns["tuning"] = choice and json.dumps(choice.record(store, trial.member_ids()))
+        if untuned := choice and choice.failure(store):
             raise ValueError(untuned)
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
-        names = [task.name for task in ood]
-        rule = COMBINATIONS[trial.combine].rule
-        scores: dict[str, Any] = trial_metrics(predictions, names, rule, len(folders))
-        cost = trial_cost(store, trial)
+        columns |= trial_cost(store, trial)
         if trial.soup and store.is_of_others(trial.member_ids(), trial.soup):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
-        members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
-        store.set_damaged_aside(dict.fromkeys([*folders, *map(member_folder, members)]))
-        if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
-            why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
-            score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}
-            return row | {"status": "pruned", "error": why} | score
-        return row | {"status": "failed", "error": untuned or "; ".join(failures) or str(error)}
-    return row | scores | cost
+        fault = str(error)
+    return _Stored(trial, ood, choice, folders, eval_sets, predictions, columns, fault)
+
+
+def _identity(sweep: str, found: _Stored) -> dict[str, Any]:
+    """Columns that are known without the store."""
+    trial = found.trial
+    return {
+        "trial_id": trial_id(trial),
+        "sweep": sweep,
+        **trial.factors(),
+        "member_ids": trial.member_ids(),
+        "reference_id": trial.reference_id(),
+        "eval_sets": json.dumps(found.eval_sets),
+        "recipe": canonical_json(trial.recipe()),
+    }
+
+
+def _outcome(store: Store, found: _Stored, pruned: Mapping[str, Pruned]) -> dict[str, Any]:
+    """Status, metrics and costs of a row, or why it has none; what is damaged is set aside."""
+    trial, fault = found.trial, found.fault
+    if fault is None:
+        rule, names = COMBINATIONS[trial.combine].rule, [task.name for task in found.ood]
+        try:
+            scores = trial_metrics(found.predictions, names, rule, len(found.folders))
+            return {"status": "done", **found.columns, **scores}
+        except ValueError as error:
+            fault = str(error)
+    members = [*trial.member_ids(), *(found.choice.member_ids if found.choice else ())]
+    store.set_damaged_aside(dict.fromkeys([*found.folders, *map(member_folder, members)]))
+    row = {"tuning": found.columns.get("tuning")}
+    if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
+        why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
+        score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}
+        return row | {"status": "pruned", "error": why} | score
+    failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
+    untuned = found.choice and found.choice.failure(store)
+    return row | {"status": "failed", "error": untuned or "; ".join(failures) or fault}
 
 
 def trial_metrics(

@@ -16,6 +16,7 @@ from lorae.planning.placement import divided, place
 from lorae.planning.stack import Stack
 from lorae.search import EarlyEnd
 from lorae.sources import backbone_config
+from lorae.store.ahead import ahead
 from lorae.store.names import member_folder, reference_folder, soup_folder
 from lorae.store.predictions import prediction_file
 from lorae.store.store import Store
@@ -98,16 +99,18 @@ def make_plan(
     Raises:
         ValueError: data, targets, rank, templates or sizes that cannot work.
     """
-    if rows is None and sweep.tune:
-        plan = _tuned(sweep, store)
-    else:
-        plan = _plan(sweep, store, sweep.trials() if rows is None else rows)
+    with store.remembering():
+        if rows is None and sweep.tune:
+            plan = _tuned(sweep, store)
+        else:
+            plan = _plan(sweep, store, sweep.trials() if rows is None else rows)
     return placed(plan, devices, host) if devices else plan
 
 
 def after_tuning(sweep: Sweep, store: Store) -> Plan:
     """The plan of a sweep whose tuning was run, to be placed; a trial without a choice has nothing to run."""
-    return _tuned(sweep, store, ended=True)
+    with store.remembering():
+        return _tuned(sweep, store, ended=True)
 
 
 def _tuned(sweep: Sweep, store: Store, ended: bool = False) -> Plan:
@@ -172,19 +175,21 @@ def _plan(
     for trial, _ in trials:
         of_cell = draws.setdefault(cell_of(trial), {})
         of_cell[trial.draws] = max(trial.members, of_cell.get(trial.draws, 0))
-    for cell, num_members in cells([trial for trial, _ in trials]):
-        members, ood = tuple(range(num_members)), tuple(sweep.eval_tasks(cell))
-        stack = Stack(
+    whole_stacks = [
+        Stack(
             cell,
-            members,
-            ood,
+            tuple(range(num_members)),
+            tuple(sweep.eval_tasks(cell)),
             draws=tuple(draws[cell]),
             draw_members=tuple(draws[cell].values()),
             paths=sweep.paths and (num_members > 1 or validation_only),
             validation_only=validation_only,
         )
-        ids = replace(cell, members=num_members).member_ids()
-        lacking, found, damages = _lacking_members(stack, ids, store, trained)
+        for cell, num_members in cells([trial for trial, _ in trials])
+    ]
+    looked_up = ahead(lambda stack: _lacking_members(stack, store, trained), whole_stacks)
+    for stack, (ids, lacking, found, damages) in zip(whole_stacks, looked_up):
+        cell = stack.trial
         needed |= dict.fromkeys(ids)
         stored |= found
         damaged += damages
@@ -268,11 +273,12 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
 
 
 def _lacking_members(
-    stack: Stack, ids: Sequence[str], store: Store, trained: Collection[str]
-) -> tuple[tuple[int, ...], set[str], list[str]]:
-    """Members that are not stored or lack predictions (of equal identities only the first), the ids of those
-    that are stored and sound or will have been trained, and what is damaged."""
-    lacking, found, damaged = {}, set(), []
+    stack: Stack, store: Store, trained: Collection[str]
+) -> tuple[list[str], tuple[int, ...], set[str], list[str]]:
+    """The ids of a stack's members, which of them are not stored or lack predictions (of equal identities
+    only the first), the ids of those that are stored and sound or will have been trained, and what is
+    damaged."""
+    ids, lacking, found, damaged = stack.member_ids(), {}, set(), []
     for m, member_id in zip(stack.members, ids):
         files = store.files(member_folder(member_id))
         if damage := store.damage(member_folder(member_id), changed_only=True):
@@ -281,21 +287,26 @@ def _lacking_members(
             found.add(member_id)
         if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
             lacking.setdefault(member_id, m)
-    return tuple(lacking.values()), found, damaged
+    return ids, tuple(lacking.values()), found, damaged
 
 
 def _lacking_soups(trials: Sequence[tuple[Trial, tuple[Task, ...]]], store: Store) -> dict[Stack, None]:
     """Stacks of the trials' soups that are not stored, or lack predictions."""
-    found: dict[Stack, None] = {}
-    for trial, ood in trials:
-        if trial.soup:
-            soup = Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=trial.soup)
-            folder = soup_folder(trial.member_ids(), trial.soup)
-            lacking = not store.has_predictions(folder, soup.eval_sets())
-            damaged = store.damage(folder, changed_only=True)
-            if lacking or damaged or store.is_of_others(trial.member_ids(), trial.soup):
-                found[soup] = None
-    return found
+    soups = {
+        Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=trial.soup): None
+        for trial, ood in trials
+        if trial.soup
+    }
+    lacking = ahead(lambda soup: _lacks(soup, store), soups)
+    return {soup: None for soup, lacks in zip(soups, lacking) if lacks}
+
+
+def _lacks(soup: Stack, store: Store) -> bool:
+    """Whether a soup is not stored as it is to be."""
+    ids, name = soup.member_ids(), soup.soup or ""
+    folder = soup_folder(ids, name)
+    lacking = not store.has_predictions(folder, soup.eval_sets())
+    return bool(lacking or store.damage(folder, changed_only=True) or store.is_of_others(ids, name))
 
 
 def _as_begun(stacks: list[Stack], store: Store) -> tuple[list[Stack], list[Stack]]:
