@@ -41,6 +41,7 @@ class Request:
     Attributes:
         name: of the sweep: the file's, followed by the axes that were replaced.
         command: the line that repeats it.
+        module: the sweep file; None = a Python program asked, whose own modules workers may lack.
         recompute: trade time for memory, see `lorae.engine.run.run_stack`.
         zero: spread each stack's backbone over several workers; None = one device holds it.
     """
@@ -49,7 +50,7 @@ class Request:
     sweep: Sweep
     storage: str
     command: str
-    module: types.ModuleType
+    module: types.ModuleType | None
     recompute: bool = False
     zero: Zero | None = None
 
@@ -86,8 +87,7 @@ def read_request(
     for override in overrides:
         sweep = with_override(sweep, override)
     name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
-    remember(storage)
-    storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
+    storage = absolute(storage)
     words = ["lorae", "sweep", str(path), "--storage", shown(storage)]
     words += ["--data-root", str(Path(data_root).resolve())] if data_root else []
     words += ["--smoke"] if smoke else []
@@ -96,6 +96,12 @@ def read_request(
     words += map(shown, where)
     located = sweep.located(Path(data_root) if data_root else None)
     return Request(name, located, storage, shlex.join(words), module, recompute, zero)
+
+
+def absolute(storage: str) -> str:
+    """A storage as other processes find it; credentials in its URI are hidden from now on."""
+    remember(storage)
+    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
 
 
 @functools.cache
@@ -182,7 +188,13 @@ def _one_line(error: BaseException) -> str:
 
 
 def modules_of(request: Request) -> list[types.ModuleType]:
-    """The sweep file and what it imported from its own folder, which other nodes may lack."""
+    """The sweep file and what it imported from its own folder, which other nodes may lack; of a Python
+    program the modules of its tasks."""
+    if request.module is None:
+        tasks = [task for trial in request.sweep.trials() for task in request.sweep.eval_tasks(trial)]
+        kinds = {kind for task in tasks for kind in type(task).__mro__}
+        names = {kind.__module__ for kind in kinds} - {"__main__", "builtins"}
+        return [sys.modules[name] for name in sorted(names) if name.partition(".")[0] not in INSTALLED]
     assert request.module.__file__
     folder, found = Path(request.module.__file__).parent, [request.module]
     for name, module in sys.modules.copy().items():  # MLflow is imported meanwhile
