@@ -20,9 +20,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from jobs.labels import forms, spec_of_label
 from jobs.zero import Zero, zero_devices
 from lorae.draws import read_draws
 from lorae.identity import digest
+from lorae.near import did_you_mean
 from lorae.planning.estimate import Devices
 from lorae.planning.memory import Saving
 from lorae.trial import Sweep
@@ -212,8 +214,7 @@ def _takes(error: BaseException, module: types.ModuleType) -> str:
     if not found or not is_dataclass(kind):
         return ""
     known = [f.name for f in fields(kind)]
-    near = "".join(f" did you mean {name}?" for name in get_close_matches(found[2], known, n=1))
-    return f";{near} it takes {', '.join(known)}"
+    return f"; {did_you_mean(found[2], known)}it takes {', '.join(known)}"
 
 
 def with_override(sweep: Sweep, override: str) -> Sweep:
@@ -221,7 +222,7 @@ def with_override(sweep: Sweep, override: str) -> Sweep:
     `draws=none,tfb-10x0.003`.
 
     Numbers and words are read by the field's type. A field that holds a spec takes the labels of the values
-    that the file gives for it; draws, whose labels say all of them, any.
+    that the file gives for it, and every label from which its spec can be made: kl-0.5, vera, TREC.
 
     Raises:
         ValueError: no such axis, or a value that it cannot take.
@@ -274,10 +275,15 @@ def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
         return read_draws(word)
     by_label = {_label(v): v for v in given if is_dataclass(v) or isinstance(v, tuple)}
     if by_label:
-        if word not in by_label:
-            near = "".join(f"did you mean {name}? " for name in get_close_matches(word, by_label, n=1))
-            raise ValueError(f"--set {axis}={word}: {near}the file gives it the values {', '.join(by_label)}")
-        return by_label[word]
+        if word in by_label:
+            return by_label[word]
+        if (made := spec_of_label(axis, word)) is not None:
+            return made
+        known = [*by_label, *(form for form in forms(axis) if form not in by_label)]
+        raise ValueError(
+            f"--set {axis}={word}: {did_you_mean(word, known)}the file gives it the values "
+            f"{', '.join(by_label)}; others are {', '.join(known[len(by_label) :]) or 'written in the file'}"
+        )
     kinds = typing.get_args(declared) or (declared,)
     if word in kinds:
         return word

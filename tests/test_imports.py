@@ -53,6 +53,7 @@ FLOORS = [
         "media",
         "search",
         "untrusted",
+        "near",
     ),
     ("metrics",),
     ("tasks",),
