@@ -68,6 +68,12 @@ class Plot:
     caption: str
     figure: Figure
 
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from analysis.page import figure_html
+
+        return figure_html(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Panel:

@@ -64,6 +64,18 @@ class Table:
     blocks: tuple[tuple[Line, ...], ...]
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """Markdown."""
+        from analysis.render import markdown
+
+        return markdown(self)
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from analysis.page import notebook_html
+
+        return notebook_html(self)
+
 
 def comparison(
     trials: Trials,
