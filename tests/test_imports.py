@@ -57,6 +57,7 @@ FLOORS = [
     ("methods", "regularizers", "draws"),
     ("trial",),
     ("store",),
+    ("texts",),
     ("ensemble",),
     ("backbone",),
     ("planning",),
