@@ -25,6 +25,7 @@ MARK = "####"  # before GSM8K's final number
 # Short answers --------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=100_000)  # members often write the same text
 def normalised(text: str) -> str:
     """Lower case without punctuation, articles and repeated spaces.
 
@@ -56,6 +57,7 @@ def _f1(words: Sequence[str], gold: Sequence[str]) -> float:
 # Arithmetic -----------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=100_000)
 def final_number(text: str) -> Decimal | None:
     """The number after the last "####", or the last number of a text without it; None if there is none.
 
@@ -103,7 +105,7 @@ def rouge_2(text: str, references: References) -> float:
     return max(_rouge("rouge2", text, reference)[2] for reference in references)
 
 
-@functools.lru_cache(maxsize=100_000)  # members often write the same text
+@functools.lru_cache(maxsize=100_000)
 def _rouge(kind: str, text: str, reference: str) -> tuple[float, float, float]:
     """Precision, recall and F1."""
     found = _rouge_scorer(kind).score(reference, text)[kind]
