@@ -37,7 +37,7 @@ def answer(
 def pool(
     num: int = 60, members: int = 3, samples: int = 4, seed: int = 0, lockstep: int = 1, soup: bool = True
 ) -> list[Answer]:
-    """Answers of `num` questions whose right answer is their number; where a member is unsure it errs more."""
+    """Answers of `num` questions whose answer is their number; an unsure member errs more."""
     rng, found = np.random.default_rng(seed), []
     hard_N = np.random.default_rng(1000).uniform(0, 1, num)  # the questions are the same for every seed
     for n, hard in enumerate(hard_N):
