@@ -32,7 +32,7 @@ def of_auroc(score_N: np.ndarray, quality_N: np.ndarray) -> Measured:
 
 
 def of_aupr(score_N: np.ndarray, quality_N: np.ndarray) -> Measured:
-    """`judging.aupr`, E[wrong * precision(score)] / P(wrong), where precision is P(wrong | at least as high)."""
+    """`judging.aupr`, E[wrong * precision] / P(wrong), where precision is P(wrong | a score as high)."""
     value = judging.aupr(score_N, quality_N)
     score_N, quality_N = judging.checked(score_N, quality_N)
     wrong_N, num = 1 - quality_N, len(score_N)
@@ -58,7 +58,7 @@ def of_prr(score_N: np.ndarray, quality_N: np.ndarray) -> Measured:
     """`judging.prr`, a ratio of two differences that both move."""
     value = judging.prr(score_N, quality_N)
     score_N, quality_N = judging.checked(score_N, quality_N)
-    aurc, moved_N = _moved_aurc(score_N, quality_N)
+    _, moved_N = _moved_aurc(score_N, quality_N)
     best, moved_best_N = _moved_aurc(-quality_N, quality_N)
     error_N = quality_N.mean() - quality_N
     gain = 1 - quality_N.mean() - best

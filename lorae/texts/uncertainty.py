@@ -60,10 +60,15 @@ class View:
 
 @dataclass(frozen=True)
 class Score:
-    """A function of a view, and what it can be computed from."""
+    """A function of a view, and what it can be computed from.
+
+    Args:
+        of_answer: it looks at the text that is right or wrong, not at the compared texts alone.
+    """
 
     function: Callable[[View], float]
     sources: tuple[Source, ...]
+    of_answer: bool = False
 
 
 # Of the answer's tokens -----------------------------------------------------------------------------------
@@ -266,17 +271,17 @@ OF_MEMBERS: tuple[Source, ...] = ("members",)
 OF_TEXTS: tuple[Source, ...] = ("samples", "members", "members' samples")
 
 SCORES: dict[str, Score] = {
-    "nll": Score(nll, OF_ANSWER),
-    "nll_per_token": Score(nll_per_token, OF_ANSWER),
-    "total_entropy": Score(total_entropy, OF_ANSWER),
-    "data_entropy": Score(data_entropy, OF_MEMBERS),
-    "mutual_information": Score(mutual_information, OF_MEMBERS),
-    "reverse_mutual_information": Score(reverse_mutual_information, OF_MEMBERS),
+    "nll": Score(nll, OF_ANSWER, of_answer=True),
+    "nll_per_token": Score(nll_per_token, OF_ANSWER, of_answer=True),
+    "total_entropy": Score(total_entropy, OF_ANSWER, of_answer=True),
+    "data_entropy": Score(data_entropy, OF_MEMBERS, of_answer=True),
+    "mutual_information": Score(mutual_information, OF_MEMBERS, of_answer=True),
+    "reverse_mutual_information": Score(reverse_mutual_information, OF_MEMBERS, of_answer=True),
     "pairwise_divergence": Score(pairwise_divergence, ("members", "members' samples")),
     "sequence_entropy": Score(sequence_entropy, OF_TEXTS),
     "semantic_entropy": Score(semantic_entropy, OF_TEXTS),
     "discrete_semantic_entropy": Score(discrete_semantic_entropy, OF_TEXTS),
-    "inconsistency": Score(inconsistency, OF_TEXTS),
+    "inconsistency": Score(inconsistency, OF_TEXTS, of_answer=True),
     "disagreement": Score(disagreement, OF_TEXTS),
     "lexical_dissimilarity": Score(lexical_dissimilarity, OF_TEXTS),
     "degree": Score(degree, OF_TEXTS),
