@@ -111,7 +111,10 @@ def test_what_never_stopped_or_is_not_finite_is_counted(trials):
     assert line["unfinished"].value == pytest.approx(3 / N / 3) == line["not_finite"].value
     found = texts.judged(next(iter(texts.recipes)), Line("nll", "one"))["auroc_wrong"]
     assert 0 < found.value < 1  # such answers are the least certain
-    assert "3 of 180 greedy texts did not end by themselves" in examples_table(texts, next(iter(texts.recipes))).caption
+    assert (
+        "3 of 180 greedy texts did not end by themselves"
+        in examples_table(texts, next(iter(texts.recipes))).caption
+    )
 
 
 # Scores ---------------------------------------------------------------------------------------------------
@@ -189,4 +192,6 @@ def test_all_tables_and_figures_are_written(texts, tmp_path, capsys):
         assert csv_text(table).count("\n") == 1 + sum(map(len, table.blocks)) and latex(table)
     said = capsys.readouterr().out
     assert "The answer is 0 [✓]" in said and "vote of 3 members" in said
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted([".md", ".csv", ".tex"] * 4 + [".pdf", ".svg"] * 3)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted(
+        [".md", ".csv", ".tex"] * 4 + [".pdf", ".svg"] * 3
+    )
