@@ -89,8 +89,11 @@ class Backbone:
 
     def token_log_probs(self, hidden_KD: torch.Tensor, tokens_K: torch.Tensor) -> torch.Tensor:
         """Log-probability (K,) of each token over the full vocabulary, in fp32."""
-        logits_KV = self.capped(self.lm.get_output_embeddings()(hidden_KD).float())
-        return -nn.functional.cross_entropy(logits_KV, tokens_K, reduction="none")
+        return -nn.functional.cross_entropy(self.vocabulary_logits(hidden_KD), tokens_K, reduction="none")
+
+    def vocabulary_logits(self, hidden_KD: torch.Tensor) -> torch.Tensor:
+        """Logits (K, V) of every token of the vocabulary, in fp32."""
+        return self.capped(self.lm.get_output_embeddings()(hidden_KD).float())
 
     def capped(self, logits: torch.Tensor) -> torch.Tensor:
         """The output head's logits as the model caps them."""

@@ -15,7 +15,7 @@ from lorae.combinations import COMBINATIONS, Combination
 from lorae.engine.adapters import Soup, State
 from lorae.engine.job import Job, num_tokens
 from lorae.engine.predicting import prediction_files
-from lorae.engine.prediction import OnRows, draws_nll, predict
+from lorae.engine.prediction import OnRows, draws_nll, labels, predict
 from lorae.planning.stack import EvalSet, Progress
 from lorae.store.names import (
     SOUP_RECORD,
@@ -81,7 +81,7 @@ def _chosen(job: Job, combination: Combination, states: Mapping[str, State]) -> 
     trial, ids = job.stack.trial, [*states]
     split = trial.eval_set(trial.task, "validation")
     rows = job.trained_rows(trial.task, "validation")
-    labels_N = np.array([row.label for row in rows])
+    labels_N = labels(rows)
 
     def nll(chosen: Sequence[str]) -> float:
         if len(chosen) == 1:

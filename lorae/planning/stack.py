@@ -72,7 +72,7 @@ class Stack:
         if not self.trial.task.scoring.backbone_has_classes:
             return {}
         sets = self._splits()
-        if any(regularizer.needs_reference for regularizer in self.trial.regularizers):
+        if self.trial.stores_reference:
             sets.append(EvalSet(self.trial.task, "train"))
         return {s.name: s for s in sets}
 
