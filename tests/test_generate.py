@@ -318,7 +318,7 @@ def test_references_and_tokenizers_that_cannot_be_trained_on_are_refused(echo_tr
         ValueError, match=r"echo a-1: its reference has 7 tokens with the end.*max_new_tokens=7"
     ):
         encode(tokenizer, trial.task, [long], 64)
-    with pytest.raises(ValueError, match="stop '~~': this tokenizer cannot make it"):
+    with pytest.raises(ValueError, match="stop='~~': no token of this tokenizer ends it"):
         encode(tokenizer, replace(trial.task, scoring=Generate(6, stop=("~~",))), [long], 64)
     endless = load_backbone(tiny_llama, "fp32", "cpu").tokenizer
     with pytest.raises(ValueError, match="no end token"):

@@ -81,8 +81,12 @@ def packed(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_member
 
 
 def common_beginning(rows: Sequence[Row]) -> int:
+    """Tokens that all rows' prompts begin with, see `beginning`."""
+    return beginning([r.tokens[: r.segments.count(-1)] if r.segments else r.tokens for r in rows])
+
+
+def beginning(prompts: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all prompts begin with, the last one of each left out: every row goes on by itself."""
-    prompts = [r.tokens[: r.segments.count(-1)] if r.segments else r.tokens for r in rows]
     low, high = min(prompts), max(prompts)  # what these two have in common, all have
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high))
     return min(len(list(same)), min(map(len, prompts)) - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -252,15 +252,20 @@ def media_example(media: Image | Audio, classes: tuple[str, ...], label: int | N
     return Example(content_id(media.digest), "", classes, label, media=media)
 
 
-def text_example(question: str, references: str | Sequence[str], id: str | None = None) -> Example:
+def text_example(question: str, references: Any, id: str | None = None, group: str | None = None) -> Example:
     """Example whose answer is a text; the first of several references is trained on.
 
     Args:
-        references: a text or several; none for a prompt that is only answered.
+        references: a text, several, or a struct that has them as "text" (SQuAD) or as "value" and "aliases"
+            (TriviaQA); none for a prompt that is only answered.
         id: the dataset's own; None = a hash of the question.
     """
+    if isinstance(references, Mapping):
+        values = [references[name] for name in ("value", "text", "aliases") if name in references]
+        references = [text for v in values for text in ([v] if isinstance(v, str) else v)]
     texts = (references,) if isinstance(references, str) else tuple(dict.fromkeys(references))
-    return Example(content_id(question) if id is None else id, question, texts, 0 if texts else None)
+    label = 0 if texts else None
+    return Example(content_id(question) if id is None else id, question, texts, label, group)
 
 
 def lettered_example(row: dict[str, Any], question: str) -> Example:

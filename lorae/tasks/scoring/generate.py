@@ -155,10 +155,10 @@ class Generate(Scoring):
             raise ValueError(
                 f"{self}: this tokenizer has no end token, so that no member could learn to stop"
             )
-        for stop in self.stop:
-            tokens = tokenizer(stop, add_special_tokens=False)["input_ids"]
-            if not tokens or stop not in tokenizer.decode(tokens):
-                raise ValueError(f"stop {stop!r}: this tokenizer cannot make it; write another text")
+        if self.stop:
+            from lorae.engine.decoding.ending import stop_strings
+
+            stop_strings(tokenizer, self.stop, len(tokenizer))
 
     @staticmethod
     def _with_one_reference(example: Example) -> Example:
@@ -227,7 +227,7 @@ class Generate(Scoring):
                 of_backbone = hidden(backbone, batch)[place]
 
         def of_tokens(tokens_K: torch.Tensor, *hidden_KD: torch.Tensor) -> torch.Tensor:
-            logits_KV, *reference_KV = map(backbone.vocabulary_logits, hidden_KD)
+            logits_KV, *reference_KV = (backbone.capped(backbone.vocabulary(h).float()) for h in hidden_KD)
             nll_K = torch.nn.functional.cross_entropy(logits_KV, tokens_K, reduction="none")
             of_reference = reference_KV[0].detach() if reference_KV else None
             return torch.stack((nll_K, penalties(logits_KV, regularizers, of_reference)), 1)
