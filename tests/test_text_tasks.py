@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +27,8 @@ from lorae.tasks import (
 from lorae.tasks.data import parquet
 from lorae.tasks.splits import row_faults
 
-COPIES = Path(__file__).parent.parent.parent / "shared" / "data"  # of public datasets, where there are any
+# Copies of public datasets, where there are any
+COPIES = Path(os.environ.get("LORAE_DATA_ROOT") or Path(__file__).parent.parent.parent / "shared" / "data")
 
 
 def located(task: Task) -> Task:

@@ -135,6 +135,11 @@ class Trial:
         return self.combine if self.combine in SOUPS and self.members > 1 else None
 
     @property
+    def writes_together(self) -> bool:
+        """Whether several members write its answers together."""
+        return self.task.scoring.writes_text and self.members > 1 and not self.soup
+
+    @property
     def is_soup(self) -> bool:
         return self.soup is not None
 

@@ -55,6 +55,11 @@ class Scoring:
         raise NotImplementedError  # abstract: every scoring defines it
 
     @property
+    def decoding(self) -> str:
+        """Identity of how stored members are decoded, where they write texts."""
+        raise NotImplementedError  # abstract: every scoring that `writes_text` defines it
+
+    @property
     def backbone_has_classes(self) -> bool:
         """Whether the untouched backbone has class logits too: zero-shot, as a reference, and for `KL`."""
         return not self.trains_head

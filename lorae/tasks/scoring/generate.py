@@ -7,6 +7,7 @@ So an ensemble's NLL is that of its mean probability per token, and its exponent
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -182,6 +183,18 @@ class Generate(Scoring):
         row = asked.shortened(self.max_new_tokens)
         segments = (-1,) * len(row.tokens) + (0,) * len(answer)
         return replace(row, tokens=(*row.tokens, *answer), segments=segments, num_classes=len(answer))
+
+    def references(
+        self, tokenizer: Any, task: Task, examples: Sequence[Example]
+    ) -> list[list[tuple[tuple[int, ...], str, bool]]]:
+        """Tokens of each example's references with the end token, their text, and whether they are whole:
+        one that is not trained on may be longer than a member may write, and is cut."""
+        found, end = [], (tokenizer.eos_token_id,)
+        for example, asked in zip(examples, ask(tokenizer, task, examples, sys.maxsize, "")):
+            whole = [(*answer, *end) for answer in asked.answers]
+            cut = [tokens[: self.max_new_tokens] for tokens in whole]
+            found.append([(c, o.strip(), c == w) for c, w, o in zip(cut, whole, example.options)])
+        return found
 
     def collate(
         self, rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int, share: bool
