@@ -58,6 +58,7 @@ FLOORS = [
     ("trial",),
     ("store",),
     ("ensemble",),
+    ("texts",),
     ("backbone",),
     ("planning",),
     ("results",),
