@@ -16,8 +16,7 @@ from lorae.planning.placement import divided, place
 from lorae.planning.stack import Stack
 from lorae.search import EarlyEnd
 from lorae.sources import backbone_config
-from lorae.store.names import member_folder, reference_folder, soup_folder
-from lorae.store.predictions import prediction_file
+from lorae.store.names import member_folder, reference_folder, soup_folder, texts_folder
 from lorae.store.store import Store
 from lorae.tasks.base import Task
 from lorae.tasks.splits import label_faults, refuse
@@ -37,7 +36,8 @@ class Plan:
         begun: stacks whose training was interrupted, and goes on as it began.
         stacks: all of these, the pending ones spread over the devices, the longest first.
         placements, estimates: of each of the stacks.
-        soups: those that lack predictions, to be run when their members are stored: see `soups_of`.
+        soups: those that lack predictions, and members that lack texts together, to be run when the members
+            are stored: see `soups_of`.
         whole: no stack is divided: a search that ends stacks early compares ensembles.
         tuning: what is to be run before the values of the trials are known; None = they are. Until then the
             trials have the values that leave most to be trained, and this plan is an upper bound.
@@ -188,9 +188,7 @@ def _plan(
         needed |= dict.fromkeys(ids)
         stored |= found
         damaged += damages
-        if lacking or not store.has_predictions(
-            reference_folder(cell.reference_id()), stack.reference_sets()
-        ):
+        if lacking or not stack.reference_files() <= store.files(reference_folder(cell.reference_id())):
             only_predict = tuple(m for m in lacking if ids[m] in found)
             pending.append(replace(stack, members=lacking, stored=only_predict))
     whole = isinstance(sweep.search, EarlyEnd)
@@ -279,21 +277,28 @@ def _lacking_members(
             damaged.append(damage)
         elif member_id in trained or store.is_member(member_id):
             found.add(member_id)
-        if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
+        if member_id not in found or not stack.files(m) <= files:
             lacking.setdefault(member_id, m)
     return tuple(lacking.values()), found, damaged
 
 
 def _lacking_soups(trials: Sequence[tuple[Trial, tuple[Task, ...]]], store: Store) -> dict[Stack, None]:
-    """Stacks of the trials' soups that are not stored, or lack predictions."""
+    """Stacks of the trials' soups that are not stored, or lack predictions or answers; and of the members
+    whose texts together are not stored."""
     found: dict[Stack, None] = {}
     for trial, ood in trials:
+        ids, members = trial.member_ids(), tuple(range(trial.members))
+        if trial.writes_together:
+            pool, folder = Stack(cell_of(trial), members, ood, pool=True), texts_folder(ids)
+            stored = store.has_answers(folder, pool.answer_sets())
+            if not stored or store.damage(folder, changed_only=True) or store.texts_are_of_others(ids):
+                found[pool] = None
         if trial.soup:
-            soup = Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=trial.soup)
-            folder = soup_folder(trial.member_ids(), trial.soup)
-            lacking = not store.has_predictions(folder, soup.eval_sets())
+            soup = Stack(cell_of(trial), members, ood, soup=trial.soup)
+            folder = soup_folder(ids, trial.soup)
+            lacking = not soup.files() <= store.files(folder)
             damaged = store.damage(folder, changed_only=True)
-            if lacking or damaged or store.is_of_others(trial.member_ids(), trial.soup):
+            if lacking or damaged or store.is_of_others(ids, trial.soup):
                 found[soup] = None
     return found
 
