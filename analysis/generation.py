@@ -21,6 +21,7 @@ from analysis.influence_texts import JUDGES
 from analysis.plotting import method_name
 from analysis.script import Content, run
 from analysis.significance import ALPHA, Difference, Estimate, Family, Mark
+from analysis.stored_texts import stored_answers
 from analysis.table import MARKS, THESE, Entry, Line, Table, cell_columns, cell_line, made_by
 from analysis.texts import OF_ALL, OF_QUALITY, UNTESTED, PoolTexts, Texts
 from analysis.texts import Line as ScoreLine
@@ -36,7 +37,7 @@ ORACLE = "PRR: 1 for an oracle that rejects wrong answers first, 0 for chance."
 
 def content(trials: Trials) -> Content:
     """Quality against the number of members, every score as a detector of wrong answers, what members add."""
-    return content_of(Texts(trials, stored(trials)))
+    return content_of(Texts(trials, functools.partial(stored_answers, trials.store)))
 
 
 def content_of(texts: Texts) -> Content:
@@ -84,18 +85,19 @@ def quality_table(texts: Texts) -> Table:
 def writers(texts: Texts, cell: Cell) -> list[tuple[Cell, str, int]]:
     """Ways to a text that a cell stands for; one member and its samples are those of the largest cell."""
     stored, found = texts.of(cell.rows[0]), []
-    if cell is texts.largest(cell.recipe) and not cell.is_soup:
+    if not cell.members:
+        return [(cell, "member", 1)]
+    if not cell.is_soup and cell is texts.largest(cell.recipe):
         found = [(cell, name, 1) for name in ("member", "vote of samples") if stored.has(name)]
     if cell.members > 1:
-        several = [] if cell.is_soup else ["vote of members"]
-        found += [(cell, n, cell.members) for n in (*several, *OF_ALL) if stored.has(n)]
+        found += [(cell, n, cell.members) for n in ("vote of members", *OF_ALL) if stored.has(n)]
     return found
 
 
 def writer_name(texts: Texts, cell: Cell, writer: str, members: int) -> str:
     """What a text comes from, in words."""
     names = {
-        "member": "one member",
+        "member": "one member" if cell.members else "backbone",
         "vote of samples": f"vote of {texts.of(cell.rows[0]).num_samples} samples of one member",
         "vote of members": f"vote of {members} members",
         "mean": f"lock-step of {members}, mean probability",
@@ -295,7 +297,7 @@ def _quality_metrics(texts: Texts) -> list[str]:
 
 def _by_test_set(texts: Texts) -> list[list[Cell]]:
     groups: dict[str, list[Cell]] = {}
-    for cell in (cell for cells in texts.recipes.values() for cell in cells):
+    for cell in texts.cells:
         groups.setdefault(cell.test_set, []).append(cell)
     return list(groups.values())
 
@@ -305,7 +307,7 @@ def _setting_columns(texts: Texts) -> list[Column]:
 
 
 def _settings(cell: Cell) -> Line:
-    return cell_line(cell) | {"model": Entry(method_name(cell.factors["method"]))}
+    return cell_line(cell) | ({"model": Entry(method_name(cell.factors["method"]))} if cell.members else {})
 
 
 def _score_columns() -> list[Column]:

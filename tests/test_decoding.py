@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -11,8 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lorae.backbone.loading import load_backbone
 from lorae.engine.adapters import Adapters
-from lorae.engine.decoding import Greedy, LockStep, Sampling, decode, read_prompts, score
-from lorae.methods import Lora
+from lorae.engine.decoding import Greedy, decode, read_prompts
 from lorae.store import peft_format
 
 # Of several lengths, some beyond the sliding windows of 5; all begin alike

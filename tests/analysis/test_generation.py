@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from answers import pool
+from answers import pool, soup
 from sklearn.metrics import roc_auc_score
 from sweeps import make_sweep
 
@@ -21,23 +21,29 @@ from lorae.store.answers import Answer
 from lorae.texts import uncertainty
 from lorae.texts.pools import by_example
 
-AXES = {"members": [1, 3], "seed": [0, 1]}
+AXES = {"members": [0, 1, 3], "seed": [0, 1]}
 N = 60
 
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
-    return load_trials(make_sweep(tmp_path_factory.mktemp("sweep"), AXES), "toy")
+    """The backbone, one member, three, and their soup."""
+    found = load_trials(make_sweep(tmp_path_factory.mktemp("sweep"), AXES), "toy")
+    of_three = [row for row in found.rows if row["members"] == 3]
+    soups = [row | {"combine": "weights", "trial_id": f"soup-{row['trial_id']}"} for row in of_three]
+    return replace(found, rows=(*found.rows, *soups))
 
 
 def read(row, split) -> list[Answer] | None:
-    """Two rules of lock-step and a soup of three members; one member's texts are those of the pool."""
-    whole = pool(N, 3, 4, seed=row["seed"], lockstep=2)
+    """Answers with two rules of lock-step; one member's are those of the pool."""
     if split != "test":
         return None
+    if row["combine"] == "weights":
+        return soup(N, row["seed"])
+    whole = pool(N, 3, 4, seed=row["seed"], lockstep=2)
     if row["members"] == 3:
         return whole
-    keep = [a for a in whole if a.source < 1 and a.kind not in ("lockstep", "soup")]
+    keep = [a for a in whole if a.source < 1 and a.kind != "lockstep"]
     return [replace(a, log_probs_MT=a.log_probs_MT[:1], entropies_MT=a.entropies_MT[:1]) for a in keep]
 
 
@@ -65,17 +71,22 @@ def test_each_way_to_a_text_has_the_share_of_right_numbers(texts):
     names = [line["text"].value for line in table.blocks[0]]
     assert sorted(names) == sorted(
         [
-            *("one member", "vote of 4 samples of one member", "vote of 3 members", "soup of 3"),
+            *("backbone", "one member", "vote of 4 samples of one member", "vote of 3 members", "soup of 3"),
             *("lock-step of 3, mean probability", "lock-step of 3, mean logits"),
         ]
     )
     pools = [pool(N, 3, 4, seed=seed, lockstep=2) for seed in (0, 1)]
     by_hand = np.mean([[right(a) for a in answers if a.kind == "greedy"] for answers in pools])
     assert line_of(table, text="one member")["number_match"].value == pytest.approx(by_hand)
-    soup = [[right(a) for a in answers if a.kind == "soup"] for answers in pools]
+    soups = [[right(a) for a in soup(N, seed) if a.kind == "soup"] for seed in (0, 1)]
     entry = line_of(table, text="soup of 3")["number_match"]
-    assert entry.value == pytest.approx(np.mean(soup))
-    assert entry.stderr == pytest.approx(abs(np.mean(soup[0]) - np.mean(soup[1])) / 2)
+    assert entry.value == pytest.approx(np.mean(soups))
+    assert entry.stderr == pytest.approx(abs(np.mean(soups[0]) - np.mean(soups[1])) / 2)
+    backbone = line_of(table, text="backbone")["number_match"]  # the first seed's first member here
+    assert backbone.value == pytest.approx(
+        np.mean([right(a) for a in pools[0] if a.kind == "greedy" and a.source == 0])
+    )
+    assert backbone.stderr is None
     lockstep = [[right(a) for a in answers if a.kind == "lockstep" and a.draw == 1] for answers in pools]
     shown = line_of(table, text="lock-step of 3, mean logits")["number_match"].value
     assert shown == pytest.approx(np.mean(lockstep))
@@ -93,7 +104,9 @@ def test_the_perplexity_of_references_falls_with_members(texts):
     alone = [-np.mean([a.log_probs_MT.mean() for a in one]) for one in refs]
     assert line_of(table, text="one member")["reference_nll"].value == pytest.approx(np.mean(alone))
     assert np.mean(alone) > np.mean(nll)
-    assert line_of(table, text="soup of 3")["reference_nll"] == Entry(None)  # not stored
+    of_soup = [-a.log_probs_MT.mean() for s in (0, 1) for a in soup(N, s) if a.kind == "reference"]
+    assert line_of(table, text="soup of 3")["reference_nll"].value == pytest.approx(np.mean(of_soup))
+    assert line_of(table, text="lock-step of 3, mean logits")["reference_nll"] == Entry(None)  # not stored
 
 
 def test_what_never_stopped_or_is_not_finite_is_counted(trials):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,9 +35,7 @@ def answer(
     )
 
 
-def pool(
-    num: int = 60, members: int = 3, samples: int = 4, seed: int = 0, lockstep: int = 1, soup: bool = True
-) -> list[Answer]:
+def pool(num: int = 60, members: int = 3, samples: int = 4, seed: int = 0, lockstep: int = 1) -> list[Answer]:
     """Answers of `num` questions whose answer is their number; an unsure member errs more."""
     rng, found = np.random.default_rng(seed), []
     hard_N = np.random.default_rng(1000).uniform(0, 1, num)  # the questions are the same for every seed
@@ -62,5 +61,10 @@ def pool(
         found += [written("greedy", m) for m in range(members)]
         found += [written("sample", m, k) for m in range(members) for k in range(samples)]
         found += [written("lockstep", -1, rule) for rule in range(lockstep)]
-        found += [written("soup", -1)] * soup
     return found
+
+
+def soup(num: int = 60, seed: int = 0) -> list[Answer]:
+    """Answers of a soup to the same questions, which is one model."""
+    whole = pool(num, members=1, samples=0, seed=seed + 100, lockstep=0)
+    return [replace(a, kind="soup", source=-1) if a.kind == "greedy" else a for a in whole]

@@ -11,24 +11,10 @@ from hypothesis import strategies as st
 from nltk.translate.nist_score import corpus_nist
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
+from text_data import REFERENCES, TEXTS
 
 from lorae.metrics import Undefined
 from lorae.texts import e2e, quality
-
-TEXTS = [
-    "The Eagle is a cheap coffee shop near Burger King.",
-    "Zizzi serves sushi, and it's family-friendly.",
-    "Nothing here",
-]
-REFERENCES = [
-    [
-        "The Eagle is a coffee shop near the Burger King.",
-        "A cheap coffee shop, The Eagle, is near Burger King; it is cheap.",
-    ],
-    ["Zizzi is a family-friendly sushi place.", "It serves sushi and it is called Zizzi."],
-    ["There is nothing at all here."],
-]
-
 
 # Short answers --------------------------------------------------------------------------------------------
 

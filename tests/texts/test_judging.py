@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
+from text_data import drawn
 
 from lorae.metrics import Undefined
 from lorae.texts import judging
-
-
-def drawn(num: int = 200, seed: int = 0, digits: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Scores with ties, and whether answers are right, the less often the higher the score."""
-    rng = np.random.default_rng(seed)
-    score_N = np.round(rng.normal(0, 1, num), digits)
-    return score_N, (rng.uniform(0, 1, num) > 1 / (1 + np.exp(-score_N))).astype(float)
 
 
 def test_auroc_and_aupr_of_wrong_answers_are_scikit_learns():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_texts_judging import drawn
-from test_texts_quality import REFERENCES, TEXTS
+from text_data import REFERENCES, TEXTS, drawn
 
 from analysis.influence_texts import JUDGES, of_ratio, of_sums
 from lorae.metrics import Undefined
