@@ -6,6 +6,7 @@ python -m analysis.generation lorae-results --sweep generation
 from __future__ import annotations
 
 import functools
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,16 @@ from analysis.data import Cell, Trials
 from analysis.figures_texts import prr_bars, quality_against_members, risk_coverage
 from analysis.influence_texts import JUDGES
 from analysis.plotting import method_name
+from analysis.published import OF_TEXTS, dataset, published_rows, published_table
+from analysis.rows import Row, eval_sets
 from analysis.script import Content, run
 from analysis.significance import ALPHA, Difference, Estimate, Family, Mark
-from analysis.stored_texts import stored_answers
 from analysis.table import MARKS, THESE, Entry, Line, Table, cell_columns, cell_line, made_by
 from analysis.texts import OF_ALL, OF_QUALITY, UNTESTED, PoolTexts, Texts
 from analysis.texts import Line as ScoreLine
+from lorae.results import row_answers
+from lorae.store.answers import Answer
+from lorae.tasks.scoring.generate import LOCKSTEP
 from lorae.texts.pools import vote
 
 SHARES = ("exact_match", "number_match")
@@ -37,7 +42,8 @@ ORACLE = "PRR: 1 for an oracle that rejects wrong answers first, 0 for chance."
 
 def content(trials: Trials) -> Content:
     """Quality against the number of members, every score as a detector of wrong answers, what members add."""
-    return content_of(Texts(trials, functools.partial(stored_answers, trials.store)))
+    found = content_of(Texts(trials, functools.partial(stored_answers, trials)))
+    return replace(found, tables=[*found.tables, *published_beside(trials)])
 
 
 def content_of(texts: Texts) -> Content:
@@ -47,6 +53,22 @@ def content_of(texts: Texts) -> Content:
     plots = [quality_against_members(texts)]
     plots += [make(texts, recipe) for recipe in recipes for make in (risk_coverage, prr_bars)]
     return Content([*tables, *(examples_table(texts, recipe) for recipe in recipes[:1])], plots)
+
+
+def stored_answers(trials: Trials, row: Row, where: str) -> Sequence[Answer] | None:
+    """Answers of a row's members to "test", "validation" or an OOD task; None of a scoring without texts.
+
+    Raises:
+        ValueError: they are missing or damaged.
+    """
+    return row_answers(trials.store, row, eval_sets(row)[where]) if row["decoding"] else None
+
+
+def published_beside(trials: Trials) -> list[Table]:
+    """Published numbers of texts on the tasks of a sweep, whatever was trained on."""
+    tasks = dict.fromkeys(dataset(json.loads(row["recipe"])["task"]["task"]) for row in trials.rows)
+    rows = [row for task in tasks for row in published_rows(evaluated_on=task) if row.metric in OF_TEXTS]
+    return [published_table(rows)] if rows else []
 
 
 # Quality --------------------------------------------------------------------------------------------------
@@ -85,12 +107,12 @@ def quality_table(texts: Texts) -> Table:
 def writers(texts: Texts, cell: Cell) -> list[tuple[Cell, str, int]]:
     """Ways to a text that a cell stands for; one member and its samples are those of the largest cell."""
     stored, found = texts.of(cell.rows[0]), []
-    if not cell.members:
-        return [(cell, "member", 1)]
-    if not cell.is_soup and cell is texts.largest(cell.recipe):
+    if not cell.members or cell.is_soup:
+        return [(cell, "soup" if cell.is_soup else "member", max(1, cell.members))]
+    if cell is texts.largest(cell.recipe):
         found = [(cell, name, 1) for name in ("member", "vote of samples") if stored.has(name)]
     if cell.members > 1:
-        found += [(cell, n, cell.members) for n in ("vote of members", *OF_ALL) if stored.has(n)]
+        found += [(cell, n, cell.members) for n in ("vote of members", *LOCKSTEP) if stored.has(n)]
     return found
 
 

@@ -37,6 +37,7 @@ Read = Callable[[Row, str], Sequence[Answer] | None]  # a row and "test" or "val
 Columns = dict[str, Measured]
 VOTES: dict[str, Source] = {"member": "one", "vote of samples": "samples", "vote of members": "members"}
 OF_ALL = (*LOCKSTEP, "soup")  # texts of all members of a row at once, as `Example.pooled` names them
+OTHER_MODELS = ("logits", "soup")  # whose probabilities are not the members' mean
 OF_QUALITY = ("reference_nll", "mean_tokens", "unfinished", "not_finite")
 UNTESTED = ("quality_at_80", "calibrated_ece15")
 
@@ -214,7 +215,7 @@ class Texts:
                 found[name] = _of_corpus(name, words, texts.gold)
             except Undefined as error:
                 self.lacking[str(error)] = None
-        if writer != "logits":  # what the members' mean logits say of references is not stored
+        if writer not in OTHER_MODELS:  # what those say of references is not stored
             found["reference_nll"] = texts.reference_nll(subset)
         shares = {
             "mean_tokens": [len(answer.token_ids) for answer in answers],

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from answers import pool, soup
+from answers import pool, with_soup
 from sklearn.metrics import roc_auc_score
 from sweeps import make_sweep
 
@@ -38,9 +38,9 @@ def read(row, split) -> list[Answer] | None:
     """Answers with two rules of lock-step; one member's are those of the pool."""
     if split != "test":
         return None
-    if row["combine"] == "weights":
-        return soup(N, row["seed"])
     whole = pool(N, 3, 4, seed=row["seed"], lockstep=2)
+    if row["combine"] == "weights":
+        return with_soup(whole, N, row["seed"])
     if row["members"] == 3:
         return whole
     keep = [a for a in whole if a.source < 1 and a.kind != "lockstep"]
@@ -78,7 +78,7 @@ def test_each_way_to_a_text_has_the_share_of_right_numbers(texts):
     pools = [pool(N, 3, 4, seed=seed, lockstep=2) for seed in (0, 1)]
     by_hand = np.mean([[right(a) for a in answers if a.kind == "greedy"] for answers in pools])
     assert line_of(table, text="one member")["number_match"].value == pytest.approx(by_hand)
-    soups = [[right(a) for a in soup(N, seed) if a.kind == "soup"] for seed in (0, 1)]
+    soups = [[right(a) for a in with_soup([], N, seed)] for seed in (0, 1)]
     entry = line_of(table, text="soup of 3")["number_match"]
     assert entry.value == pytest.approx(np.mean(soups))
     assert entry.stderr == pytest.approx(abs(np.mean(soups[0]) - np.mean(soups[1])) / 2)
@@ -104,9 +104,8 @@ def test_the_perplexity_of_references_falls_with_members(texts):
     alone = [-np.mean([a.log_probs_MT.mean() for a in one]) for one in refs]
     assert line_of(table, text="one member")["reference_nll"].value == pytest.approx(np.mean(alone))
     assert np.mean(alone) > np.mean(nll)
-    of_soup = [-a.log_probs_MT.mean() for s in (0, 1) for a in soup(N, s) if a.kind == "reference"]
-    assert line_of(table, text="soup of 3")["reference_nll"].value == pytest.approx(np.mean(of_soup))
-    assert line_of(table, text="lock-step of 3, mean logits")["reference_nll"] == Entry(None)  # not stored
+    for other in ("soup of 3", "lock-step of 3, mean logits"):
+        assert line_of(table, text=other)["reference_nll"] == Entry(None)  # not stored
 
 
 def test_what_never_stopped_or_is_not_finite_is_counted(trials):

@@ -64,7 +64,7 @@ def pool(num: int = 60, members: int = 3, samples: int = 4, seed: int = 0, locks
     return found
 
 
-def soup(num: int = 60, seed: int = 0) -> list[Answer]:
-    """Answers of a soup to the same questions, which is one model."""
-    whole = pool(num, members=1, samples=0, seed=seed + 100, lockstep=0)
-    return [replace(a, kind="soup", source=-1) if a.kind == "greedy" else a for a in whole]
+def with_soup(answers: list[Answer], num: int = 60, seed: int = 0) -> list[Answer]:
+    """Answers of members, and those of their soup, which is one model."""
+    of_soup = [a for a in pool(num, members=1, samples=0, seed=seed + 100, lockstep=0) if a.kind == "greedy"]
+    return [*answers, *(replace(a, kind="soup", source=-1) for a in of_soup)]
