@@ -22,6 +22,7 @@ from lorae.store.answers import Answer
 from lorae.tasks.base import Example, Task
 from lorae.tasks.encoding import Row
 from lorae.tasks.scoring import Generate
+from lorae.tasks.scoring.generate import LOCKSTEP
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,10 @@ def lockstep_texts(backbone: Backbone, scoring: Generate, examples: Sequence[Pro
     found: list[list[Wrote]] = [[] for _ in examples]
     for chosen in prompt_batches(backbone, prompts, room):
         read = read_prompts(backbone, [prompts[n] for n in chosen])
-        for number, rule in enumerate(scoring.lockstep):
+        for rule in scoring.lockstep:
             (texts,) = decode(read, LockStep(rule), room, scoring.stop)
             for place, n in enumerate(chosen):
-                found[n].append(Wrote("lockstep", -1, number, texts[place][0]))
+                found[n].append(Wrote("lockstep", -1, LOCKSTEP.index(rule), texts[place][0]))
     return found
 
 
