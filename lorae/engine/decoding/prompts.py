@@ -34,7 +34,7 @@ class Prompts:
     hidden_MND: torch.Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_prompts(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Prompts:
     """Let the inserted stack, or else the backbone itself, read prompts in one packed row of each member;
     what all prompts begin with is computed and kept once.
