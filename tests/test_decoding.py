@@ -31,6 +31,7 @@ from lorae.engine.decoding.texts import logits
 from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, PVera, Rank1BNN, Vera
 from lorae.noise import make_noise
 from lorae.planning import decoding
+from lorae.planning.memory import PREDICT_TOKENS
 from lorae.regularizers import Masksembles
 from lorae.store import peft_format
 
@@ -434,9 +435,21 @@ def test_prompts_are_read_in_batches_that_bound_the_cache(backbone, monkeypatch)
     assert lengths == sorted(lengths, reverse=True) and 1 < len(batches) < 5
 
 
+def test_prompts_that_are_read_one_after_another_are_as_if_read_at_once(backbone, monkeypatch):
+    with members(backbone, 0, 1):
+        found = []
+        for tokens in (2048, 12):
+            monkeypatch.setitem(PREDICT_TOKENS, "cpu", tokens)
+            read = read_prompts(backbone, PROMPTS)
+            found.append((read.hidden_MND, ids_of(decode(read, Greedy(), 8))))
+    (hidden, texts), (in_parts, texts_in_parts) = found
+    torch.testing.assert_close(hidden, in_parts, atol=1e-5, rtol=0)
+    assert texts == texts_in_parts
+
+
 def test_planned_bytes_of_a_token_are_those_that_are_kept(backbone):
     read = read_prompts(backbone, [[7, 8, 9]] * 2)
     (reading,) = read.readings
-    kept = [t for layer in reading.layers.values() for t in (*layer.shared, *layer.own)]
+    kept = [t for layer in reading.layers.values() for kept in layer for t in kept]
     tokens = 2 + 2 * 1  # shared ones once, and the last of each
     assert sum(t.nbytes for t in kept) == tokens * decoding.token_bytes(backbone.lm.config.to_dict(), 4)
