@@ -38,9 +38,9 @@ test-all: .venv/installed
 	$(BIN)/python -m pytest $(TWO)
 
 soak: .venv/installed
-	$(BIN)/python tests/soak_inputs.py --number $(INPUTS) --seed $(SEED)
-	LORAE_SOAK=$(CORRUPTIONS) LORAE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/test_soak_storage.py -s
-	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak_kills.py -s
+	PYTHONPATH=tests/support $(BIN)/python tests/soak/soak_inputs.py --number $(INPUTS) --seed $(SEED)
+	LORAE_SOAK=$(CORRUPTIONS) LORAE_SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak/test_soak_storage.py -s
+	SOAK_KILLS=$(KILLS) SOAK_SEED=$(SEED) $(BIN)/python -m pytest tests/soak/soak_kills.py -s
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +20,15 @@ from analysis.figures_texts import prr_bars, quality_against_members, risk_cover
 from analysis.influence_texts import JUDGES
 from analysis.plotting import method_name
 from analysis.script import Content, run
-from analysis.significance import ALPHA, Difference, Estimate, Family
+from analysis.significance import ALPHA, Difference, Estimate, Family, Mark
+from analysis.stored_texts import stored_answers
 from analysis.table import MARKS, THESE, Entry, Line, Table, cell_columns, cell_line, made_by
 from analysis.texts import OF_ALL, OF_QUALITY, UNTESTED, PoolTexts, Texts
 from analysis.texts import Line as ScoreLine
 from lorae.texts.pools import vote
 
 SHARES = ("exact_match", "number_match")
-TESTED_CORPUS = ("bleu", "cider")
+Estimates = Mapping[str, Estimate]  # of one row, by column
 ADDED = ("auroc_wrong", "prr", "aurc_wrong")  # of which differences are shown
 BASELINE = "nll_per_token"  # that scores which need several members or texts are compared with
 SHOWN_EXAMPLES, SHOWN_CHARACTERS = 12, 160
@@ -34,7 +37,7 @@ ORACLE = "PRR: 1 for an oracle that rejects wrong answers first, 0 for chance."
 
 def content(trials: Trials) -> Content:
     """Quality against the number of members, every score as a detector of wrong answers, what members add."""
-    return content_of(Texts(trials, stored(trials)))
+    return content_of(Texts(trials, functools.partial(stored_answers, trials.store)))
 
 
 def content_of(texts: Texts) -> Content:
@@ -55,11 +58,11 @@ def quality_table(texts: Texts) -> Table:
     blocks = []
     for cells in _by_test_set(texts):
         rows = {key: texts.quality(*key) for cell in cells for key in writers(texts, cell)}
-        marks = {name: _family(texts, rows, name).marks(_sided(name)) for name in metrics if _is_tested(name)}
+        marks = {name: _marks(texts, rows, name) for name in metrics}
         lines = []
         for key, found in rows.items():
             line = _settings(key[0]) | {"text": Entry(writer_name(texts, *key)), "M": Entry(key[2])}
-            line |= {n: _entry(found.get(n), marks.get(n, {}).get(key), n) for n in metrics}
+            line |= {n: _entry(found.get(n), marks[n].get(key), n) for n in metrics}
             lines.append(line | {"perplexity": _perplexity(found.get("reference_nll"))})
         blocks.append(tuple(lines))
     columns = [Column("perplexity", "metric"), *(Column(n, "metric") for n in OF_QUALITY[1:])]
@@ -82,18 +85,19 @@ def quality_table(texts: Texts) -> Table:
 def writers(texts: Texts, cell: Cell) -> list[tuple[Cell, str, int]]:
     """Ways to a text that a cell stands for; one member and its samples are those of the largest cell."""
     stored, found = texts.of(cell.rows[0]), []
-    if cell is texts.largest(cell.recipe) and not cell.is_soup:
+    if not cell.members:
+        return [(cell, "member", 1)]
+    if not cell.is_soup and cell is texts.largest(cell.recipe):
         found = [(cell, name, 1) for name in ("member", "vote of samples") if stored.has(name)]
     if cell.members > 1:
-        several = [] if cell.is_soup else ["vote of members"]
-        found += [(cell, n, cell.members) for n in (*several, *OF_ALL) if stored.has(n)]
+        found += [(cell, n, cell.members) for n in ("vote of members", *OF_ALL) if stored.has(n)]
     return found
 
 
 def writer_name(texts: Texts, cell: Cell, writer: str, members: int) -> str:
     """What a text comes from, in words."""
     names = {
-        "member": "one member",
+        "member": "one member" if cell.members else "backbone",
         "vote of samples": f"vote of {texts.of(cell.rows[0]).num_samples} samples of one member",
         "vote of members": f"vote of {members} members",
         "mean": f"lock-step of {members}, mean probability",
@@ -111,13 +115,13 @@ def scores_table(texts: Texts) -> Table:
     metrics, blocks = [*JUDGES, *UNTESTED], []
     for recipe in texts.recipes:
         rows = {line: texts.judged(recipe, line) for line in texts.lines(recipe)}
-        marks = {name: _family(texts, rows, name).marks(_sided(name)) for name in JUDGES}
+        marks = {name: _marks(texts, rows, name) for name in metrics}
         for_all = _settings(texts.largest(recipe))
         blocks.append(
             tuple(
                 for_all
                 | _score_entries(texts, recipe, line)
-                | {n: _entry(found.get(n), marks.get(n, {}).get(line), n) for n in metrics}
+                | {n: _entry(found.get(n), marks[n].get(line), n) for n in metrics}
                 for line, found in rows.items()
             )
         )
@@ -132,21 +136,21 @@ def scores_table(texts: Texts) -> Table:
 
 
 def added_table(texts: Texts) -> Table:
-    """Each score minus the same of one member alone, or minus its NLL per token where it has no such score."""
+    """Each score minus the same of one member, or minus its NLL per token where it has no such score."""
     blocks = []
     for recipe in texts.recipes:
         rows = {line: texts.judged(recipe, line) for line in texts.lines(recipe)}
-        families = {name: _family(texts, rows, name) for name in ADDED}
+        pairs = [(line, _alone(line, rows)) for line in rows if line.source != "one"]
+        families = {name: replace(_family(texts, rows, name), pairs=pairs) for name in ADDED}
         lines = []
-        for line in rows:
-            if line.source == "one":
-                continue
-            alone = ScoreLine(line.score, "one")
-            base = alone if alone in rows else ScoreLine(BASELINE, "one")
-            entries = {n: _difference(families[n], line, base) for n in ADDED}
-            against = Entry("itself" if base is alone else title(BASELINE))
+        for line, base in pairs:
+            against = Entry("itself" if base.score == line.score else title(base.score))
             settings = _settings(texts.largest(recipe)) | _score_entries(texts, recipe, line)
-            lines.append(settings | {"against": against} | entries)
+            lines.append(
+                settings
+                | {"against": against}
+                | {name: _difference(families[name], line, base) for name in ADDED}
+            )
         blocks.append(tuple(lines))
     return Table(
         name="added",
@@ -154,8 +158,8 @@ def added_table(texts: Texts) -> Table:
         caption=(
             f"A score minus the same score from one member, or minus one member's NLL per token. "
             f"{_asked(texts)} Simultaneous {1 - ALPHA:.0%} intervals over test examples and trainings, one "
-            f"family of all scores; ≈: equivalent within the margin ({_margins(texts, ADDED)}). "
-            f"{made_by(texts.trials)}"
+            f"family of all differences of a column; ≈: equivalent within the margin "
+            f"({_margins(texts, ADDED)}). {made_by(texts.trials)}"
         ),
         columns=(
             *_setting_columns(texts),
@@ -166,6 +170,12 @@ def added_table(texts: Texts) -> Table:
         blocks=tuple(block for block in blocks if block),
         notes=_missing(texts),
     )
+
+
+def _alone(line: ScoreLine, rows: Mapping[ScoreLine, Estimates]) -> ScoreLine:
+    """What a score is compared with: itself from one member, if that is a score of one text."""
+    same = ScoreLine(line.score, "one")
+    return same if same in rows else ScoreLine(BASELINE, "one")
 
 
 def source_name(texts: Texts, recipe: str, line: ScoreLine) -> str:
@@ -243,7 +253,7 @@ def _cut(text: str) -> str:
 # Entries --------------------------------------------------------------------------------------------------
 
 
-def _entry(found: Estimate | None, mark, name: str) -> Entry:
+def _entry(found: Estimate | None, mark: Mark | None, name: str) -> Entry:
     if found is None:
         return Entry(None)
     return Entry(found.mean, found.stderr, mark, is_of_these=_is_tested(name) and not found.is_comparable)
@@ -257,13 +267,12 @@ def _is_tested(name: str) -> bool:
     return name in MARGINS or name in JUDGES
 
 
-def _sided(name: str):
-    side = direction(name)
-    assert side != "none"
-    return side
+def _marks(texts: Texts, rows: Mapping[Any, Estimates], name: str) -> dict[Any, Mark]:
+    """How each row compares with the best of a tested column."""
+    return _family(texts, rows, name).marks(direction(name)) if _is_tested(name) else {}
 
 
-def _family(texts: Texts, rows: dict, name: str) -> Family:
+def _family(texts: Texts, rows: Mapping[Any, Estimates], name: str) -> Family[Any]:
     """All rows that have a column; the rest is "-"."""
     told = {key: found[name] for key, found in rows.items() if name in found}
     return Family(told, _margin(texts, name), is_share=name in SHARES)
@@ -288,7 +297,7 @@ def _quality_metrics(texts: Texts) -> list[str]:
 
 def _by_test_set(texts: Texts) -> list[list[Cell]]:
     groups: dict[str, list[Cell]] = {}
-    for cell in (cell for cells in texts.recipes.values() for cell in cells):
+    for cell in texts.cells:
         groups.setdefault(cell.test_set, []).append(cell)
     return list(groups.values())
 
@@ -298,7 +307,7 @@ def _setting_columns(texts: Texts) -> list[Column]:
 
 
 def _settings(cell: Cell) -> Line:
-    return cell_line(cell) | {"model": Entry(method_name(cell.factors["method"]))}
+    return cell_line(cell) | ({"model": Entry(method_name(cell.factors["method"]))} if cell.members else {})
 
 
 def _score_columns() -> list[Column]:

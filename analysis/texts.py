@@ -26,17 +26,17 @@ from analysis.rows import Row, describe, fill_command
 from analysis.significance import Estimate
 from lorae.metrics import Undefined
 from lorae.store.answers import Answer
+from lorae.tasks.scoring.generate import LOCKSTEP
 from lorae.texts import judging, quality
 from lorae.texts.e2e import example_cider
 from lorae.texts.kinds import Kind, kind_of
-from lorae.texts.pools import LOCKSTEP, by_example, vote
+from lorae.texts.pools import by_example, vote
 from lorae.texts.uncertainty import SCORES, Score, Source, View
 
 Read = Callable[[Row, str], Sequence[Answer] | None]  # a row and "test" or "validation"; None = not stored
 Columns = dict[str, Measured]
 VOTES: dict[str, Source] = {"member": "one", "vote of samples": "samples", "vote of members": "members"}
 OF_ALL = (*LOCKSTEP, "soup")  # texts of all members of a row at once, as `Example.pooled` names them
-OTHER_MODELS = ("logits", "soup")  # models whose probabilities are not the members' mean
 OF_QUALITY = ("reference_nll", "mean_tokens", "unfinished", "not_finite")
 UNTESTED = ("quality_at_80", "calibrated_ece15")
 
@@ -54,7 +54,7 @@ class PoolTexts:
 
     def __init__(self, answers: Sequence[Answer], scores: dict[str, Score]) -> None:
         self.examples = by_example(answers)
-        self.members = tuple(sorted(self.examples[0].greedy))
+        self.members = tuple(range(len(self.examples[0].references[0].log_probs_MT)))
         self.num_samples = min((len(x) for e in self.examples for x in e.samples.values()), default=0)
         self.gold = [example.gold for example in self.examples]
         self.kind: Kind = kind_of(self.gold)
@@ -66,7 +66,7 @@ class PoolTexts:
         """Whether such texts are stored."""
         if writer in OF_ALL:
             return writer in self.examples[0].pooled
-        return self.num_samples > 0 if writer == "vote of samples" else True
+        return self.num_samples > 0 if writer == "vote of samples" else bool(self.examples[0].greedy)
 
     def written(self, writer: str, subset: Subset) -> list[Answer]:
         """The text of each example that a writer gives for these members; of `OF_ALL` whoever they are."""
@@ -121,9 +121,10 @@ class Texts:
         self.trials, self.scores, self._read = trials, scores, read
         self._pools: dict[tuple[str, str], PoolTexts | None] = {}
         self.lacking: dict[str, None] = {}  # why a metric is undefined
-        self.recipes: dict[str, list[Cell]] = {}
-        for cell in trials.cells:
-            if cell.members and self._pool(cell.rows[0], "test"):
+        self.cells = [cell for cell in trials.cells if self._pool(cell.rows[0], "test")]
+        self.recipes: dict[str, list[Cell]] = {}  # of trained members, not their soups
+        for cell in self.cells:
+            if cell.members and not cell.is_soup:
                 self.recipes.setdefault(cell.recipe, []).append(cell)
         if not self.recipes:
             raise ValueError(
@@ -157,7 +158,9 @@ class Texts:
     def _quality(self, cell: Cell, writer: str, members: int) -> dict[str, Estimate]:
         """Metrics of the texts of an ensemble, those that are undefined left out."""
         whole = writer in OF_ALL
-        rows = cell.rows if whole else self.largest(cell.recipe).rows
+        rows = cell.rows if cell.members else cell.rows[:1]
+        if not whole and cell.members:
+            rows = self.largest(cell.recipe).rows
         measures = [functools.cache(functools.partial(self._of_texts, row, writer)) for row in rows]
         kind = self.of(rows[0]).kind
         names = [*kind.metrics, *kind.corpus, *OF_QUALITY]
@@ -185,6 +188,9 @@ class Texts:
         pools = []
         for row, measure in zip(rows, measures, strict=True):
             size = len(self.of(row).members)
+            if not row["members"]:  # the backbone is one model, which no training moves
+                found = measure((0,)).get(name)
+                return found and Estimate(found.value, found.examples)
             design = Design(1, (tuple(range(size)),)) if whole else Design.of(size, members, max(2 * size, 8))
             if any(name not in measure(subset) for subset in design.chosen):
                 return None
@@ -208,7 +214,7 @@ class Texts:
                 found[name] = _of_corpus(name, words, texts.gold)
             except Undefined as error:
                 self.lacking[str(error)] = None
-        if writer not in OTHER_MODELS:  # what those say of references is not stored
+        if writer != "logits":  # what the members' mean logits say of references is not stored
             found["reference_nll"] = texts.reference_nll(subset)
         shares = {
             "mean_tokens": [len(answer.token_ids) for answer in answers],

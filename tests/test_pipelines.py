@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_encoders import MORE, SIZES, write_tokenizer
+from encoders import MORE, SIZES, write_tokenizer
 from toys import Colours, Greys
 
 from analysis.audit import audit

@@ -50,7 +50,7 @@ class Answer:
     Attributes:
         kind: one of `KINDS`; a reference was written by nobody, a lock-step text by all members at once.
         source: position in the pool of the member that wrote it; -1 = no single one.
-        draw: which sample of its source, or which reference; 0 otherwise.
+        draw: which sample of its source, which reference, or which rule of `generate.LOCKSTEP`; 0 otherwise.
         token_ids: T tokens, the end token included where the text is finished.
         finished: it ended by itself, not at the maximum of tokens.
         log_probs_MT: natural logarithm of each token's probability, by member.

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lorae.store.answers import Answer
+from lorae.tasks.scoring.generate import LOCKSTEP
 from lorae.texts.likeness import Key
 from lorae.texts.quality import normalised
 from lorae.texts.uncertainty import Source, View
-
-LOCKSTEP = ("mean", "logits")  # what a lock-step averages, by the number of its draw
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from lorae.metrics.probability import Undefined, at_least_two, logsumexp
+from lorae.metrics.probability import Undefined, at_least_two
 from lorae.store.answers import Answer
 from lorae.texts import likeness
 from lorae.texts.likeness import Key, Likeness
@@ -44,7 +44,8 @@ class View:
     def log_probs(self, answer: Answer) -> np.ndarray:
         """Log-probability in nats of each token under the mean of the members, (T,)."""
         logp_MT = np.asarray(answer.log_probs_MT, np.float64)[list(self.members)]
-        return logsumexp(logp_MT, axis=0) - np.log(len(logp_MT))
+        with np.errstate(invalid="ignore"):  # of a member that broke: NaN
+            return np.logaddexp.reduce(logp_MT, axis=0) - np.log(len(logp_MT))
 
     def per_token(self, answer: Answer) -> float:
         """Mean log-probability of a text's tokens, in nats; 0 of a text without tokens."""
