@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from stacks import largest_difference
 from transformers import AutoModelForCausalLM
-from writers import Echo, with_end_token, write_echo
+from writers import Echo, echo_trial
 
 import lorae.tasks.scoring.generate as generate
 from lorae.backbone.loading import load_backbone, read_backbone
@@ -33,24 +33,9 @@ from lorae.trial import AdamW, Budget, Trial
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-@pytest.fixture(scope="module")
-def echo_trial(tiny_llama, tmp_path_factory):
-    """Factory of trials on the toy task; keywords replace fields."""
-    root = tmp_path_factory.mktemp("echo")
-    backbone = with_end_token(tiny_llama, root / "llama")
-    task = Echo().located(write_echo(root / "data"))
-
-    def make(**changes) -> Trial:
-        settings = {
-            "backbone": backbone,
-            "task": task,
-            "optimizer": AdamW(lr=1e-2),
-            "budget": Budget(batch_size=4, epochs=2, max_tokens=64),
-            "precision": "fp32",
-        }
-        return Trial(**(settings | changes))
-
-    return make
+@pytest.fixture(scope="module", name="echo_trial")
+def make_echo_trial(tiny_llama, tmp_path_factory):
+    return echo_trial(tiny_llama, tmp_path_factory.mktemp("echo"))
 
 
 def prepared(trial: Trial, dtype: torch.dtype | None = None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from toys import WORDS, write_split
 from lorae.sources import Files, Hub
 from lorae.tasks.base import Example, Generate, Scoring, Task, text_example
 from lorae.tasks.data import DataFiles, parquet
+from lorae.trial import AdamW, Budget, Trial
 
 END = "."
 
@@ -52,6 +54,23 @@ def echo_rows(split: str, count: int, seed: int) -> list[dict[str, Any]]:
         texts = [" ".join(answer), *([words[-1]] if n % 3 == 0 else [])]
         rows.append({"id": f"{split}-{n}", "text": " ".join(words), "answers": texts})
     return rows
+
+
+def echo_trial(backbone: Files, root: Path) -> Callable[..., Trial]:
+    """Factory of trials on the toy task; keywords replace fields."""
+    writer, task = with_end_token(backbone, root / "llama"), Echo().located(write_echo(root / "data"))
+
+    def make(**changes: Any) -> Trial:
+        settings: dict[str, Any] = {
+            "backbone": writer,
+            "task": task,
+            "optimizer": AdamW(lr=1e-2),
+            "budget": Budget(batch_size=4, epochs=2, max_tokens=64),
+            "precision": "fp32",
+        }
+        return Trial(**(settings | changes))
+
+    return make
 
 
 def write_echo(root: Path) -> Path:

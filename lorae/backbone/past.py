@@ -8,60 +8,89 @@ many decodings can start from one reading.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from lorae.backbone import packing
+from lorae.backbone.devices import to_device
 from lorae.backbone.packing import Packing
 
-Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """Keys and values of one layer's attention, with H key heads.
+class Kept(NamedTuple):
+    """Keys, or values, of one layer with H heads of them.
 
     Attributes:
         shared: (M, H, P, d) of the common beginning.
         own: (M * N, H, T, d) of the rest of every prompt, zero where a prompt is filled up.
     """
 
-    shared: Pair
-    own: Pair
+    shared: torch.Tensor
+    own: torch.Tensor
+
+
+class Layer(NamedTuple):
+    """What one layer's attention keeps."""
+
+    keys: Kept
+    values: Kept
 
 
 class Reading:
-    """Attention within packed prompts that keeps their keys and values.
+    """Attention within packed prompts that keeps their keys and values; some prompts after others.
 
     Args:
-        packing: of N prompts of each of M members.
+        lengths: tokens of each of N prompts.
+        num_members: M members that read them.
+        shared: tokens that all prompts begin with, and go on.
 
     Attributes:
         layers: what each module of attention keeps.
         lengths: (M * N,) tokens of each prompt.
+        packing: of the prompts that are read next, those from the `first`-th on.
     """
 
-    def __init__(self, packing: Packing) -> None:
-        self.packing, self.layers = packing, dict[torch.nn.Module, Layer]()
-        self.lengths = packing.places.flatten()[packing.ends] + 1
+    def __init__(self, lengths: Sequence[int], num_members: int, shared: int, device: torch.device) -> None:
+        self.num_members, self.shared = num_members, shared
+        self.lengths = to_device([*lengths] * num_members, device)
+        self.longest, self.layers = max(lengths), dict[torch.nn.Module, Layer]()
+        self.first = 0
+        self.packing: Packing | None = None
+
+    def read_next(self, first: int, lengths: Sequence[int]) -> Packing:
+        """How the prompts from the `first`-th on are packed that are read next."""
+        of_all = [*lengths] * self.num_members
+        self.first = first
+        self.packing = Packing.of(of_all, self.num_members, self.lengths.device, self.shared)
+        return self.packing
 
     def attend(
         self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any
     ) -> torch.Tensor:
         """As `lorae.backbone.packing.attention`, with its arguments."""
-        (shared_k, own_k), (shared_v, own_v) = self._parts(key), self._parts(value)
-        self.layers[module] = Layer((shared_k, shared_v), (own_k, own_v))
+        assert self.packing, "read_next() comes first"
+        if module not in self.layers:
+            self.layers[module] = Layer(self._room(key), self._room(value))
+        for x, kept in zip((key, value), (self.layers[module].keys, self.layers[module].values)):
+            self._keep(x, kept, self.packing)
         return packing.attention(module, query, key, value, None, packing=self.packing, **how)[0]
 
-    def _parts(self, x: torch.Tensor) -> Pair:
-        """Packed keys or values (M, H, S, d) as those of the common beginning, and of the rest."""
-        num_members, num_heads, _, width = x.shape
-        padded = self.packing.padded(x.transpose(1, 2).flatten(2))  # (M * N, P + T, H * d)
-        padded = padded.unflatten(-1, (num_heads, width)).transpose(1, 2)  # (M * N, H, P + T, d)
-        first, shared = padded[:: len(padded) // num_members], self.packing.shared
-        return first[:, :, :shared].contiguous(), padded[:, :, shared:].contiguous()
+    def _room(self, x: torch.Tensor) -> Kept:
+        """For keys or values like the packed ones (M, H, S, d)."""
+        num_members, heads, _, width = x.shape
+        own = x.new_zeros(len(self.lengths), heads, self.longest - self.shared, width)
+        return Kept(x.new_empty(num_members, heads, self.shared, width), own)
+
+    def _keep(self, x: torch.Tensor, kept: Kept, packing: Packing) -> None:
+        """Packed keys or values (M, H, S, d)."""
+        num_members, heads, _, width = x.shape
+        padded = packing.padded(x.transpose(1, 2).flatten(2))  # (M * N', P + T', H * d)
+        padded = padded.view(num_members, -1, packing.shape[1], heads, width).transpose(2, 3)
+        num, rest = padded.shape[1], packing.shape[1] - self.shared
+        kept.shared.copy_(padded[:, 0, :, : self.shared])
+        own = kept.own.unflatten(0, (num_members, -1))
+        own[:, self.first : self.first + num, :, :rest] = padded[:, :, :, self.shared :]
 
 
 class Continuation:
@@ -78,9 +107,11 @@ class Continuation:
 
     def __init__(self, reading: Reading, draws: int, room: int) -> None:
         self.draws, self.room, self.written = draws, room, 0
-        self.num_shared, self.lengths = reading.packing.shared, reading.lengths
+        self.num_shared, self.lengths = reading.shared, reading.lengths
         self.layers = dict(reading.layers)
-        self.new = dict[torch.nn.Module, Pair]()  # (M * N * K, H, room, d) of each layer
+        self.new = dict[
+            torch.nn.Module, tuple[torch.Tensor, torch.Tensor]
+        ]()  # (M * N * K, H, room, d) of each layer
         self._hidden = dict[int | None, torch.Tensor]()
 
     @property
@@ -99,8 +130,9 @@ class Continuation:
         texts = (prompts[:, None] * self.draws + draws).flatten()
         self.lengths = self.lengths[prompts]
         for module, layer in self.layers.items():
-            self.layers[module] = Layer(layer.shared, (layer.own[0][prompts], layer.own[1][prompts]))
-            self.new[module] = self.new[module][0][texts], self.new[module][1][texts]
+            self.layers[module] = Layer(*(Kept(kept.shared, kept.own[prompts]) for kept in layer))
+            keys, values = self.new[module]
+            self.new[module] = keys[texts], values[texts]
         self._hidden.clear()
 
     def attend(
@@ -117,7 +149,7 @@ class Continuation:
         (num_members, heads, _, width), num_heads = query.shape, key.shape[1]
         split = num_members, num_heads, heads // num_heads, -1, self.draws, width  # (M, H, G, N, K, d)
         q = query.reshape(split).permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(0, 1)  # (M * N, H, K * G, d)
-        (shared_k, shared_v), (own_k, own_v) = self.layers[module].shared, self.layers[module].own
+        (shared_k, own_k), (shared_v, own_v) = self.layers[module]
         new_k, new_v = self._with(module, key, value)
         before = self._by_member(q, num_members) @ shared_k.mT
         scores = torch.cat(
@@ -134,7 +166,7 @@ class Continuation:
         out = out.view(num_members, -1, num_heads, self.draws, heads // num_heads, out.shape[-1])
         return out.transpose(2, 3).reshape(num_members, -1, heads, out.shape[-1])
 
-    def _with(self, module: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
+    def _with(self, module: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (S', H, written + 1, d) of all texts' own tokens, those computed now included."""
         now = [x.transpose(1, 2).flatten(0, 1) for x in (key, value)]  # (M * N * K, H, d)
         if module not in self.new:

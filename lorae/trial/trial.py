@@ -137,7 +137,7 @@ class Trial:
     @property
     def writes_together(self) -> bool:
         """Whether several members write its answers together."""
-        return self.task.scoring.writes_text and self.members > 1 and not self.soup
+        return self.task.scoring.writes_text and self.members > 1
 
     @property
     def is_soup(self) -> bool:

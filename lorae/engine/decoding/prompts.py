@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from lorae.backbone.loading import Backbone
-from lorae.backbone.packing import Packing
 from lorae.backbone.past import Reading
 from lorae.engine.batches import beginning
 from lorae.engine.prediction import length_batches
 from lorae.planning.decoding import CACHE_BYTES, token_bytes
+from lorae.planning.memory import PREDICT_TOKENS
 from lorae.shapes import most_tokens
 
 
@@ -34,7 +34,7 @@ class Prompts:
     hidden_MND: torch.Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_prompts(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Prompts:
     """Let the inserted stack, or else the backbone itself, read prompts in one packed row of each member;
     what all prompts begin with is computed and kept once.
@@ -47,19 +47,34 @@ def read_prompts(backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Prompt
     check_decodes(backbone)
     if empty := [n for n, prompt in enumerate(prompts) if not len(prompt)]:
         raise ValueError(f"prompt {empty[0]} has no token; every prompt needs one")
+    lengths, shared = [len(p) for p in prompts], beginning([*map(tuple, prompts)])
+    at_once = max(shared, PREDICT_TOKENS[backbone.device.type] // backbone.num_members)
     readings: list[Reading] = []
 
     def last_hidden(num_members: int) -> torch.Tensor:
-        lengths, shared = [len(p) for p in prompts] * num_members, beginning([*map(tuple, prompts)])
-        packing = Packing.of(lengths, num_members, backbone.device, shared)
-        readings.append(Reading(packing))
-        tokens = packing.pack([token for prompt in prompts for token in prompt] * num_members)
-        hidden = backbone.hidden(tokens, packing.places, readings[-1]).flatten(0, 1)
-        return hidden[packing.ends].view(num_members, len(prompts), -1)
+        reading, found = Reading(lengths, num_members, shared, backbone.device), []
+        readings.append(reading)
+        for begin, end in _parts([length - shared for length in lengths], at_once):
+            packing = reading.read_next(begin, lengths[begin:end])
+            tokens = packing.pack([token for p in prompts[begin:end] for token in p] * num_members)
+            hidden = backbone.hidden(tokens, packing.places, reading).flatten(0, 1)
+            found.append(hidden[packing.ends].view(num_members, end - begin, -1))
+        return torch.cat(found, 1)
 
     num = backbone.num_members
     hidden_MND = by_weights(backbone, last_hidden, [1] * num if has_own_weights(backbone) else [num])
     return Prompts(backbone, max(map(len, prompts)), tuple(readings), hidden_MND)
+
+
+def _parts(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of parts, in order, of which none is longer than `most` unless it is one."""
+    begin = total = 0
+    for n, length in enumerate(lengths):
+        if n > begin and total + length > most:
+            yield begin, n
+            begin, total = n, 0
+        total += length
+    yield begin, len(lengths)
 
 
 def has_own_weights(backbone: Backbone) -> bool:

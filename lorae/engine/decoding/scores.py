@@ -35,7 +35,7 @@ class Says:
     mean_entropy_T: np.ndarray
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],

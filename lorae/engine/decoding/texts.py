@@ -34,7 +34,7 @@ class Text:
     finished: bool
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     prompts: Prompts, chooser: Chooser, max_new_tokens: int, stop: Sequence[str] = ()
 ) -> list[list[list[Text]]]:
