@@ -118,6 +118,7 @@ BESIDE = {("draws", "methods"), ("draws", "regularizers")}
         "analysis.table",
         "analysis.audit",
         "analysis.report",
+        "analysis.generation",
         "jobs.cli",
         "jobs.driver",
     ],
