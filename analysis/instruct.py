@@ -37,7 +37,7 @@ def model_answer_files(trials: Trials) -> dict[str, str]:
     """Name and content of each writer's file; none where no row answered MT-Bench."""
     found = {}
     for cell in trials.cells:
-        for row in cell.rows:
+        for row in cell.rows if cell.members else cell.rows[:1]:
             if BENCH in eval_sets(row):
                 answers = generation.stored_answers(trials, row, BENCH) or ()
                 for writer, texts in _writers(cell, answers):

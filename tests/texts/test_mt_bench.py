@@ -54,7 +54,7 @@ def test_every_writer_of_a_sweep_has_a_file_of_its_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr("analysis.generation.stored_answers", stored)
     found = instruct.model_answer_files(replace(trials, rows=tuple(rows)))
-    assert set(asked) == {"mt_bench"} and len(found) == len(set(found)) == 1 + 2 + 2 * 2  # backbone, members, rules
+    assert set(asked) == {"mt_bench"} and len(found) == len(set(found)) == 1 + 2 + 2 * 2
     by_writer = {name.rsplit("-", 1)[0].split("/")[1]: text for name, text in found.items()}
     assert {w for w in by_writer if "seed0" in w} == {
         *("LoRA-none-members1-seed0-member", "LoRA-none-members3-seed0-lockstep-mean"),
