@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis.archive import opened
@@ -19,10 +19,11 @@ from analysis.table import Table
 
 @dataclass(frozen=True)
 class Content:
-    """The tables and figures of a paper file, in order."""
+    """The tables and figures of a paper file, in order, and other files by their name."""
 
     tables: Sequence[Table]
     plots: Sequence[Plot]
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | None = None) -> int:
@@ -63,12 +64,15 @@ def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | 
 
 
 def write(content: Content, out: Path) -> Content:
-    """Print the tables, write them and the figures as files; returns the content."""
+    """Print the tables, write them, the figures and the other files; returns the content."""
     for table in content.tables:
         print(markdown(table))
         save_table(table, out)
     for plot in content.plots:
         save(plot, out)
+    for name, text in content.files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text, encoding="utf-8")
     return content
 
 

@@ -132,6 +132,7 @@ class Family(Generic[Row]):
         is_share: the metric is a share of right answers. Where few of them differ, their variance is told
             too low to call two rows equivalent; then it is taken to be what it is at the margin, at least
             m - m^2 for a paired difference of 1, 0 or -1 with mean m.
+        pairs: the differences that are asked for, each (row, baseline), if not all: the family is theirs.
     Raises:
         ValueError: the margin is not above 0.
     """
@@ -139,6 +140,7 @@ class Family(Generic[Row]):
     rows: Mapping[Row, Estimate]
     margin: float
     is_share: bool = False
+    pairs: Sequence[tuple[Row, Row]] | None = None
 
     def __post_init__(self) -> None:
         if not self.margin > 0:
@@ -224,9 +226,18 @@ class Family(Generic[Row]):
         df_of_examples = np.full_like(alone, max(examples_KN.shape[1] - 1, 1))
         return np.array([[alone, *variances], [df_of_examples, *df]])
 
+    @cached_property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the rows of each difference of the family."""
+        if self.pairs is None:
+            return np.triu_indices(len(self._place), 1)
+        told = [(self._place[a], self._place[b]) for a, b in self.pairs if {a, b} <= self._place.keys()]
+        first, second = np.array(told, np.intp).reshape(-1, 2).T
+        return first, second
+
     @property
     def _num_pairs(self) -> int:
-        return max(1, len(self._place) * (len(self._place) - 1) // 2)
+        return max(1, len(self._pairs[0]))
 
     @cached_property
     def _critical(self) -> float:
@@ -246,7 +257,7 @@ class Family(Generic[Row]):
         pair apart, with Satterthwaite's degrees of freedom.
         """
         num = len(self._place)
-        first, second = np.triu_indices(num, 1)
+        first, second = self._pairs
         if not len(first):
             return np.zeros(DRAWS)
         variances, df = self._sources[:, :, first, second]

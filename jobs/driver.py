@@ -211,7 +211,8 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "to_train": plan.num_to_train,
             "damaged": list(plan.damaged),
         },
-        "soups": len(plan.soups),
+        "soups": sum(bool(stack.soup) for stack in plan.soups),
+        "pools": sum(stack.pool for stack in plan.soups),
         "backbones": [asdict(found) for found in plan.backbones],
         "stacks": [
             columns(stack)
@@ -275,8 +276,10 @@ def _round_text(plan: Plan) -> str:
             f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {duration(stack['seconds'])}"
             + ("" if stack["train_tokens"] else " to predict")
         )
-    if plan.soups:
-        lines.append(f"  then {len(plan.soups)} soups of their members predict")
+    if soups := [stack for stack in plan.soups if stack.soup]:
+        lines.append(f"  then {len(soups)} soups of their members predict")
+    if pools := [stack for stack in plan.soups if stack.pool]:
+        lines.append(f"  then members of {len(pools)} ensembles write together")
     reasons = dict.fromkeys(f"host {where.host}: {where.reason}" for where in plan.placements)
     return "\n".join([*lines, *reasons])
 

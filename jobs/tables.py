@@ -6,18 +6,9 @@ import importlib
 from collections.abc import Sequence
 
 ANALYSES = (
-    *(
-        "archive",
-        "bayesian",
-        "cifar100",
-        "demo",
-        "digits",
-        "efficiency",
-        "encoders",
-        "esc50",
-        "extrapolation",
-    ),
-    *("ham10000", "initialization", "members", "ood", "published", "randomness", "rank", "regularization"),
+    *("archive", "bayesian", "cifar100", "demo", "digits", "e2e", "efficiency", "encoders", "esc50"),
+    *("extrapolation", "generation", "generation_demo", "ham10000", "initialization", "instruct"),
+    *("members", "ood", "published", "randomness", "rank", "regularization"),
     *("search", "sst2", "strength", "study", "weights"),
 )  # modules of analysis with a `main`
 USAGE = f"""usage: lorae table STORAGE [--sweep NAME] [--out DIR] [--allow-missing] [--margin METRIC=X]

@@ -108,7 +108,8 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     untrained = not (num and trial.method.trains)
     steps, batch = 0 if untrained else trial.budget.num_steps(train.num), trial.budget.batch_size
     epochs = num * steps * batch / train.num  # of all members together
-    train_tokens, train_flops = int(epochs * train.total), epochs * train.flops(per.training)
+    step = per.step(trial.rereads_backbone)
+    train_tokens, train_flops = int(epochs * train.total), epochs * train.flops(step)
     sets, each = stack.eval_sets(), [stack.eval_sets(m) for m in stack.members] or [stack.eval_sets()]
     classes = len(trial.task.examples("train")[0].options)
     ways = {name: replace(trial, draws=s.draws).num_passes(classes) for name, s in sets.items()}

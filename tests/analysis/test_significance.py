@@ -49,6 +49,18 @@ def test_single_members_of_two_recipes_are_compared_by_the_t_test_where_examples
     assert (found.lo, found.hi) == pytest.approx((interval.low, interval.high), rel=0.02)
 
 
+def test_a_family_of_the_asked_differences_is_as_large_as_they_are():
+    rng = np.random.default_rng(3)
+    rows = {name: untrained(rng.normal(size=60)) for name in "abcdef"}
+    alone = Family({name: rows[name] for name in "ab"}, 0.01).difference("a", "b")
+    asked = {num: Family(rows, 0.01, pairs=[("a", b) for b in "bcdef"[:num]]) for num in (1, 5)}
+    assert asked[1].difference("a", "b") == alone
+    every = Family(rows, 0.01).difference("a", "b")
+    widths = [x.hi - x.lo for x in (alone, asked[5].difference("a", "b"), every)]  # type: ignore[operator]
+    assert widths == sorted(widths) and widths[0] < 0.9 * widths[1] < 0.9 * widths[2]
+    assert Family(rows, 0.01, pairs=[("a", "x")]).difference("a", "b").value == alone.value
+
+
 def test_members_that_only_one_row_has_are_not_paired():
     rng = np.random.default_rng(2)
     a_P, b_P = rng.normal(size=5), rng.normal(size=7)
