@@ -19,7 +19,7 @@ from jobs.bench.predict import B_STD
 from jobs.bench.setting import Setting, environment, peak_memory, rows, synchronize, tokenizer
 from lorae.trial import Trial
 
-NUM_PROMPTS, NEW_TOKENS, REPETITIONS = 64, 32, 3
+NUM_PROMPTS, NEW_TOKENS, REPETITIONS = 64, 32, 2
 SIDES = {
     "lorae": "lorae",
     "lockstep": "lorae, lock-step",
