@@ -19,7 +19,7 @@ from lorae.tasks.boolq import BoolQ
 from lorae.tasks.cifar import CIFAR10, CIFAR100
 from lorae.tasks.commonsense_qa import CommonsenseQA
 from lorae.tasks.digits import Digits
-from lorae.tasks.disfl_qa import DisflQA
+from lorae.tasks.disfl_qa import DisflQA, UnanswerableQA
 from lorae.tasks.e2e_nlg import E2E
 from lorae.tasks.esc50 import ESC50
 from lorae.tasks.flowers102 import Flowers102
@@ -78,6 +78,7 @@ __all__ = [
     "SocialIQA",
     "Task",
     "TriviaQA",
+    "UnanswerableQA",
     "WinoGrande",
     "text_example",
 ]

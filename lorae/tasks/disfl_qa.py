@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lorae.sources import Wheel
 from lorae.tasks.base import Example, Generate, Scoring, Task, hash_frac, text_example
@@ -48,3 +48,18 @@ class DisflQA(Task):
     def example(self, row: dict[str, Any]) -> Example:
         question = f"{shown_context(row['passage'])}\nQuestion: {row['question']}"
         return text_example(question, row["answer"], group=row["passage"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnanswerableQA(DisflQA):
+    """The 245 questions of `DisflQA`'s file that their paragraph does not answer; it is only predicted.
+
+    Example: paragraph about the Normans, "Who ruled the dukes of Aquitaine ?" | "unknown"
+    """
+
+    name = "disfl_unanswerable"
+    train: ClassVar[DataFiles | None] = None
+
+    def rows(self, split: Literal["train", "test"]) -> list[dict[str, Any]]:
+        assert self.source is not None, "call located() first"
+        return [row for row in shared_rows(self.source, self.test) if row["answer"] == "unknown"]

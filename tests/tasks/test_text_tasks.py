@@ -28,7 +28,7 @@ from lorae.tasks.data import parquet
 from lorae.tasks.splits import row_faults
 
 # Copies of public datasets, where there are any
-COPIES = Path(os.environ.get("LORAE_DATA_ROOT") or Path(__file__).parent.parent.parent / "shared" / "data")
+COPIES = Path(os.environ.get("LORAE_DATA_ROOT") or Path(__file__).parents[3] / "shared" / "data")
 
 
 def located(task: Task) -> Task:
