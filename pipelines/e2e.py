@@ -2,7 +2,7 @@
 
     lorae sweep pipelines/e2e.py --dry-run
     # 24 trials and a zero-shot row per backbone; 60 members
-    python -m analysis.generation lorae-results
+    python -m analysis.e2e lorae-results
 
 Their recipes: rank 4 of LoRA on queries, keys and values (one layer of GPT-2; the papers adapt queries and
 values), rank 1,024 of VeRA, batches of 8, five epochs, weight decay 0.01. Theirs decode by a beam of ten; here

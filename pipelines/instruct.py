@@ -2,7 +2,7 @@
 
     lorae sweep pipelines/instruct.py --dry-run
     # 12 trials and the zero-shot row; 42 members, tuning included
-    python -m analysis.generation lorae-results
+    python -m analysis.instruct lorae-results
 
 MT-Bench is the OOD set, whose answers are stored like all others and can be written in the judges' JSON
 Lines; no judge is part of this. VeRA's authors trained on the same data (arXiv:2310.11454, section 4.3).
