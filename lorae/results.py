@@ -265,12 +265,10 @@ def _row(
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
         names = [task.name for task in ood]
         rule = COMBINATIONS[trial.combine].rule
-        scores: dict[str, Any] = {}
-        if trial.task.scoring.writes_text:
-            written = row_answers(store, row, eval_sets["test"])
-            scores = token_metrics(predictions, rule) | text_metrics(written)
-        else:
-            scores = trial_metrics(predictions, names, rule, len(folders))
+        of_tokens = trial.task.scoring.writes_text
+        scores: dict[str, Any] = trial_metrics(predictions, names, rule, len(folders), of_tokens)
+        if of_tokens:
+            scores |= text_metrics(row_answers(store, row, eval_sets["test"]))
         cost = trial_cost(store, trial)
         if trial.soup and store.is_of_others(trial.member_ids(), trial.soup):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
@@ -286,13 +284,20 @@ def _row(
 
 
 def trial_metrics(
-    predictions: dict[str, Predictions], ood: Sequence[str], rule: metrics.Rule, num_entries: int
+    predictions: dict[str, Predictions],
+    ood: Sequence[str],
+    rule: metrics.Rule,
+    num_entries: int,
+    of_tokens: bool = False,
 ) -> dict[str, float | str | None]:
     """All metric columns of a row from its predictions on "test", "validation" and the OOD tasks.
 
     Args:
         num_entries: members, or soups, or the backbone itself, whose draws the predictions are.
+        of_tokens: predictions are of the tokens of texts, which have `token_metrics` alone.
     """
+    if of_tokens:
+        return token_metrics(predictions, rule)
     test, validation = predictions["test"], predictions["validation"]
     pooled_validation = metrics.combine(validation.logits_MNC, rule)
     found: dict[str, float | str | None] = {"num_examples": len(test.labels_N)}
