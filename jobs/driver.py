@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -282,7 +283,7 @@ def _round_text(plan: Plan) -> str:
     if pools := [stack for stack in plan.soups if stack.pool]:
         lines.append(f"  then members of {len(pools)} ensembles write together")
     if size := sum(map(answers_bytes, [*plan.stacks, *plan.soups])):
-        lines.append(f"  texts: at most {size / 2**20:.0f} MiB, before compression")
+        lines.append(f"  texts: at most {math.ceil(size / 2**20)} MiB, before compression")
     reasons = dict.fromkeys(f"host {where.host}: {where.reason}" for where in plan.placements)
     return "\n".join([*lines, *reasons])
 
