@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Sequence
 
 ANALYSES = (
-    *("archive", "bayesian", "cifar100", "demo", "digits", "e2e", "efficiency", "encoders", "esc50"),
-    *("extrapolation", "generation", "generation_demo", "ham10000", "initialization", "instruct"),
+    *("archive", "bayesian", "cifar100", "demo", "digits", "e2e", "e2e_small", "efficiency", "encoders"),
+    *("esc50", "extrapolation", "generation", "generation_demo", "ham10000", "initialization", "instruct"),
     *("members", "ood", "published", "randomness", "rank", "regularization"),
-    *("search", "sst2", "strength", "study", "weights"),
+    *("search", "squad", "sst2", "strength", "study", "weights"),
 )  # modules of analysis with a `main`
 USAGE = f"""usage: lorae table STORAGE [--sweep NAME] [--out DIR] [--allow-missing] [--margin METRIC=X]
        lorae table ANALYSIS STORAGE ...

@@ -185,7 +185,7 @@ def test_pipelines_expand_to_the_counts_in_their_docstrings(name):
         rows = [with_values(t, first.get(recipe_of(t), {})) for t in trials]
         rows += [point.trial for study in tuned.values() for point in study.points]
     trained = {
-        (t.task, t.regularizers, t.method, t.optimizer, t.budget, t.seed, str(t.member_key(m)))
+        (t.backbone, t.task, t.regularizers, t.method, t.optimizer, t.budget, t.seed, str(t.member_key(m)))
         for t in rows
         for m in range(t.members)
     }
