@@ -11,11 +11,13 @@ from sklearn.metrics import roc_auc_score
 from sweeps import make_sweep
 
 from analysis.data import Trials, load_trials
-from analysis.generation import added_table, content_of, examples_table, quality_table, scores_table
+from analysis.generation import content_of
 from analysis.render import csv_text, latex, markdown
 from analysis.script import write
 from analysis.significance import Difference
 from analysis.table import Entry, Table
+from analysis.text_examples import examples_table
+from analysis.text_tables import added_table, quality_table, scores_table
 from analysis.texts import Line, Texts
 from lorae.store.answers import Answer
 from lorae.texts import uncertainty
