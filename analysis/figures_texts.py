@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.cells import Cell
 from analysis.columns import title
-from analysis.data import Cell
 from analysis.figures_scores import thinned
 from analysis.plotting import (
     COLOURS,

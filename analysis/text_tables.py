@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from analysis.cells import Cell
 from analysis.columns import MARGINS, Column, direction, margin_name, title
-from analysis.data import Cell, Trials
+from analysis.data import Trials
 from analysis.influence_texts import JUDGES
 from analysis.plotting import method_name
 from analysis.significance import ALPHA, Difference, Estimate, Family, Mark

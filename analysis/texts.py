@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.data import Cell, Trials
+from analysis.cells import Cell
+from analysis.data import Trials
 from analysis.estimates import Design, Pool, Subset, estimate
 from analysis.influence import Measured, of_mean
 from analysis.influence_texts import JUDGES, mean_of, of_ratio, of_sums

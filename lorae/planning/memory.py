@@ -88,11 +88,11 @@ def stack_memory(
         gpus: 0 = on a CPU; from 2 on ZeRO-3 partitions the frozen weights over them, adapters stay whole.
         draws: in which members predict, too.
     """
-    method, shape = trial.method, _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
+    method, shape = trial.method, Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
     together = num_members if method.trains else 1
     predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], together * texts.longest)
     prediction = shape.forward_bytes(predicted, texts)
-    backbone = _backbone_bytes(trial, config, max(1, gpus), saving)
+    backbone = backbone_bytes(trial, config, max(1, gpus), saving)
     if not (num_members and method.trains):
         return Memory(backbone, 0, prediction)
     layers = method.adapted_layers(linear_shapes(config), trial.backbone.label)
@@ -124,7 +124,7 @@ def stack_memory(
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """The numbers of a decoder that its activations depend on."""
 
     size: int  # bytes of a number
@@ -140,7 +140,7 @@ class _Shape:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: dict[str, Any], size: int, fused: bool) -> _Shape:
+    def of(cls, config: dict[str, Any], size: int, fused: bool) -> Shape:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         return cls(
             size=size,
@@ -184,7 +184,7 @@ class _Shape:
         return residual + max(inner, scores, logits)
 
 
-def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int, saving: Saving) -> int:
+def backbone_bytes(trial: Trial, config: dict[str, Any], shards: int, saving: Saving) -> int:
     """All weights; or one shard (unless that is elsewhere) and one of a second copy, the layer in use and the
     next one, and the embedding while it is in use."""
     whole = num_backbone_parameters(config) * BYTES[trial.precision]

@@ -13,11 +13,10 @@ from lorae.engine.batches import Batch, collate, hidden
 from lorae.engine.decoding.choosing import in_parts
 from lorae.engine.decoding.prompts import by_weights, check_decodes, check_length, has_own_weights
 from lorae.engine.prediction import length_batches
+from lorae.planning.decoding import LOGIT_BYTES
 from lorae.planning.memory import PREDICT_TOKENS
 from lorae.tasks.encoding import Row
 from lorae.tasks.scoring import OptionLikelihood
-
-LOGIT_BYTES = 2**26  # of the logits that are computed at once
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from lorae.backbone.tokens import end_tokens
 from lorae.engine.decoding.choosing import BROKEN, Chooser
 from lorae.engine.decoding.ending import StopStrings, decoded, stop_strings
 from lorae.engine.decoding.prompts import Prompts, by_weights, check_length
+from lorae.planning.decoding import LOGIT_BYTES
 
-LOGIT_BYTES = 2**26  # of the logits that are computed at once
 COMPACTED = 0.5  # texts are dropped once so many of the prompts, or fewer, still have an unfinished one
 
 
