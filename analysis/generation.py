@@ -38,12 +38,13 @@ def writes_texts(trials: Trials) -> bool:
 
 
 def content_of(texts: Texts) -> Content:
-    """The tables and figures of a sweep's texts."""
+    """The tables and figures of a sweep's texts; of the recipes of one test set the first has examples."""
+    first = {texts.largest(recipe).test_set: recipe for recipe in reversed(texts.recipes)}
     tables = [quality_table(texts), scores_table(texts), added_table(texts)]
-    recipes = list(texts.recipes)
-    plots = [quality_against_members(texts)]
-    plots += [make(texts, recipe) for recipe in recipes for make in (risk_coverage, prr_bars)]
-    return Content([*tables, *(examples_table(texts, recipe) for recipe in recipes[:1])], plots)
+    tables += [examples_table(texts, recipe) for recipe in reversed(first.values())]
+    plots = [quality_against_members(texts, recipe) for recipe in reversed(first.values())]
+    plots += [make(texts, recipe) for recipe in texts.recipes for make in (risk_coverage, prr_bars)]
+    return Content(tables, plots)
 
 
 def stored_answers(trials: Trials, row: Row, where: str) -> Sequence[Answer] | None:

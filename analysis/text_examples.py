@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.columns import Column, title
+from analysis.figures_texts import ACROSS, recipe_suffix
 from analysis.table import Entry, Table
 from analysis.texts import OF_ALL, PoolTexts, Texts
 from lorae.texts.pools import vote
@@ -17,26 +18,26 @@ def examples_table(texts: Texts, recipe: str) -> Table:
     cell = texts.largest(recipe)
     stored = texts.of(cell.rows[0])
     everyone, pooled = tuple(range(len(stored.members))), [n for n in OF_ALL if stored.has(n)]
-    heads = [f"member {m}" for m in stored.members]
+    heads, together = [f"member {m}" for m in stored.members], [ACROSS[n] for n in pooled]
     lines = []
     for place in _featured(stored):
         example = stored.examples[place]
         view = example.view("members", stored.members[0], stored.members, stored.kind.key)
         said = {h: example.greedy[m].text for h, m in zip(heads, stored.members)}
-        said |= {n: example.pooled[n].text for n in pooled} | {"vote": vote(view).text}
+        said |= {ACROSS[n]: example.pooled[n].text for n in pooled} | {"vote": vote(view).text}
         judged = {n: _judged_text(t, stored.kind.quality(t, example.gold)) for n, t in said.items()}
         line = {"example": example.example_id, "references": " / ".join(map(_cut, example.gold[:3]))}
         lines.append({n: Entry(value) for n, value in (line | judged).items()})
     unfinished = sum(not e.greedy[m].finished for e in stored.examples for m in stored.members)
     return Table(
-        name="examples",
+        name=f"examples{recipe_suffix(texts, recipe)}",
         title="Members' answers side by side",
         caption=(
             f"Greedy texts of the {len(everyone)} members of seed {cell.rows[0]['seed']}, each with its "
             f"{title(stored.kind.right)}: first the examples that the members disagree on most. "
             f"{unfinished} of {len(stored.examples) * len(everyone)} greedy texts did not end by themselves."
         ),
-        columns=tuple(Column(n, "text") for n in ("example", "references", *heads, *pooled, "vote")),
+        columns=tuple(Column(n, "text") for n in ("example", "references", *heads, *together, "vote")),
         blocks=(tuple(lines),),
     )
 

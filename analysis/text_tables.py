@@ -168,10 +168,11 @@ def source_name(texts: Texts, recipe: str, line: ScoreLine) -> str:
 
 def _asked(texts: Texts) -> str:
     """What is right or wrong."""
-    kind = texts.of(texts.largest(next(iter(texts.recipes))).rows[0]).kind
+    kinds = (texts.of(texts.largest(recipe).rows[0]).kind for recipe in texts.recipes)
+    rights = " or ".join(dict.fromkeys(title(kind.right) for kind in kinds))
     return (
-        f"Asked is which greedy texts of single members are wrong, by {title(kind.right)}: the same texts in "
-        "every row, whatever the score is computed from."
+        f"Asked is which greedy texts of single members are wrong, by {rights}: the same texts in every row, "
+        "whatever the score is computed from."
     )
 
 

@@ -19,6 +19,7 @@ from analysis.table import Entry, Table
 from analysis.text_examples import examples_table
 from analysis.text_tables import added_table, quality_table, scores_table
 from analysis.texts import Line, Texts
+from lorae.regularizers import KL
 from lorae.store.answers import Answer
 from lorae.texts import uncertainty
 from lorae.texts.pools import by_example
@@ -193,6 +194,18 @@ def test_validation_calibrates_where_it_is_stored(trials, texts):
 def test_a_sweep_without_texts_is_refused(trials):
     with pytest.raises(ValueError, match=r"sweep toy has stored answers.*Generate"):
         Texts(trials, lambda row, split: None)
+
+
+def test_two_recipes_have_files_of_their_own_and_differences_within_each(tmp_path):
+    axes = {"regularizers": [(), (KL(),)], "members": [1, 3], "seed": [0]}
+    texts = Texts(load_trials(make_sweep(tmp_path, axes), "toy"), read)
+    content = content_of(texts)
+    names = [*(table.name for table in content.tables), *(plot.name for plot in content.plots)]
+    assert len(set(names)) == len(names) == 4 + 1 + 2 * 2 and len(texts.recipes) == 2
+    scores, added = (next(t for t in content.tables if t.name == name) for name in ("scores", "added"))
+    assert len(scores.blocks) == len(added.blocks) == 2
+    told = [{line["regularizers"].value for line in block} for block in scores.blocks]
+    assert told == [{"none"}, {"kl-0.1"}]
 
 
 # Files ----------------------------------------------------------------------------------------------------
