@@ -31,8 +31,8 @@ def run_table(words: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] in ANALYSES:
         return importlib.import_module(f"analysis.{words[0]}").main(words[1:])
-    from analysis.demo import content
     from analysis.script import run
+    from analysis.standard import content
 
     return run(_only_sweep(words), content, words)
 
