@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import handlers
+from jobs.parser import Parser, coloured
 
 DEFAULT_STORAGE = "lorae-results"
 BENCHES = {
@@ -55,7 +56,15 @@ def command() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """What the words of a command line ask for; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if words[:1] == ["table"]:  # its own words are an analysis's
+        arguments = argparse.Namespace(run=handlers.table, words=words[1:])
+    else:
+        arguments = parser.read(words)
+    if "run" not in arguments:
+        parser.print_help()
+        return 0
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lorae").setLevel(logging.INFO)
     try:
@@ -63,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         from lorae.uris import shown
 
-        print(f"lorae: {shown(str(error))}", file=sys.stderr)
+        print(f"{coloured('lorae:', 'red')} {shown(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:  # the storage refused for minutes
         from lorae.uris import shown
 
-        print(f"lorae: {shown(str(error))}", file=sys.stderr)
+        print(f"{coloured('lorae:', 'red')} {shown(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -78,11 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _parser() -> Parser:
+    parser = Parser(prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action=_Version, help="print the version and its commit")
+    commands = parser.add_subparsers(metavar="COMMAND")
     axes = _option("--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis")
     storage = _option("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
     single_driver = _option(
@@ -184,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="tables and figures of a sweep as one HTML page and as files")
     report.add_argument("storage", metavar="STORAGE")
-    report.add_argument("--sweep", default="demo", metavar="NAME")
+    report.add_argument("--sweep", metavar="NAME", help="default: the only one")
     report.add_argument("--out", required=True, metavar="DIR")
     report.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     report.add_argument(
@@ -198,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
 
     size = commands.add_parser("size", help="how many members are worth training?")
     size.add_argument("storage", metavar="STORAGE")
-    size.add_argument("--sweep", default="demo", metavar="NAME")
+    size.add_argument("--sweep", metavar="NAME", help="default: the only one")
     size.add_argument(
         "--margin", type=float, default=0.001, metavar="NATS", help="a member that gains less is not worth it"
     )
@@ -235,9 +243,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _option(flag: str, **settings: Any) -> argparse.ArgumentParser:
+class _Version(argparse.Action):
+    """Print the version, that of Python and the commit of a checkout."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        import platform
+
+        from jobs.request import commit
+        from lorae import __version__
+
+        made = commit(Path(__file__).parent)
+        print(f"lorae {__version__} (commit {made}), Python {platform.python_version()}")
+        parser.exit(0)
+
+
+def _option(flag: str, **settings: Any) -> Parser:
     """A parent of the commands that have this option."""
-    parent = argparse.ArgumentParser(add_help=False)
+    parent = Parser(add_help=False)
     parent.add_argument(flag, **settings)
     return parent
 

@@ -25,6 +25,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
     where += ["--single-driver"] if arguments.single_driver else []
     remember(arguments.tracking_uri or "")
+    if sys.stderr.isatty() and not arguments.json:  # a plan takes seconds: data and models are looked at
+        print(f"lorae: reading {arguments.file}, its data and its models", file=sys.stderr, flush=True)
     request = read_request(
         arguments.file,
         arguments.set,
@@ -157,13 +159,16 @@ def report(arguments: argparse.Namespace) -> int:
     from analysis.audit import audit
     from analysis.columns import margins
     from analysis.report import write_report
+    from lorae.lookup import only_sweep
+    from lorae.store.store import Store
 
     chosen = margins(arguments.margin)
     with opened(arguments.storage) as storage:
-        failed = [f for f in audit(storage, arguments.sweep) if f.status == "failed"]
+        sweep = arguments.sweep or only_sweep(Store(storage))
+        failed = [f for f in audit(storage, sweep) if f.status == "failed"]
         warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
         out = Path(arguments.out)
-        print(write_report(storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
+        print(write_report(storage, sweep, out, warnings, arguments.allow_missing, chosen))
     return 0
 
 
@@ -178,9 +183,12 @@ def size(arguments: argparse.Namespace) -> int:
     """How many members are worth training."""
     from analysis.archive import opened
     from analysis.size import write_sizes
+    from lorae.lookup import only_sweep
+    from lorae.store.store import Store
 
     with opened(arguments.storage) as storage:
-        print(write_sizes(storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing))
+        sweep = arguments.sweep or only_sweep(Store(storage))
+        print(write_sizes(storage, sweep, arguments.margin, arguments.out, arguments.allow_missing))
     return 0
 
 

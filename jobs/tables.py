@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
+
+from lorae.near import did_you_mean
 
 ANALYSES = (
     *(
@@ -42,6 +45,10 @@ def run_table(words: Sequence[str]) -> int:
         return importlib.import_module(f"analysis.{words[0]}").main(words[1:])
     from analysis.demo import content
     from analysis.script import run
+
+    if not words[0].startswith("-") and "://" not in words[0] and not Path(words[0]).expanduser().exists():
+        near = did_you_mean(words[0], ANALYSES)
+        raise ValueError(f"{words[0]} is neither a storage nor an analysis; {near}write lorae table STORAGE")
 
     return run(_only_sweep(words), content, words)
 
