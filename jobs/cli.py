@@ -13,7 +13,7 @@
     lorae table lorae-results                      the comparison of its rows; lorae table NAME: an analysis
     lorae report lorae-results --out report        tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results             recreate the MLflow runs from Parquet
-    lorae export MEMBER DIR                        a member as a PEFT adapter
+    lorae export lorae-results TRIAL DIR           an ensemble as PEFT adapters with a model card
     lorae bench all                                speed and memory here, beside PEFT and the machine's limit
     lorae bench analysis                           the same of metrics, tables and bootstrap
     lorae bench verdicts                           how often verdicts are wrong, by simulation
@@ -214,9 +214,10 @@ def _parser() -> Parser:
     size.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     size.set_defaults(run=handlers.size)
 
-    export = commands.add_parser("export", parents=[storage], help="write a member as a PEFT adapter")
-    export.add_argument("member", help="a member id, or its beginning")
-    export.add_argument("folder", metavar="DIR")
+    export = commands.add_parser("export", help="write an ensemble, or a member, as PEFT adapters")
+    export.add_argument("storage", metavar="STORAGE")
+    export.add_argument("what", metavar="ID", help="of a trial or of a member, or its beginning")
+    export.add_argument("folder", metavar="DIR", help="new or empty")
     export.set_defaults(run=handlers.export)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")

@@ -193,10 +193,22 @@ def size(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """A member as a PEFT adapter."""
+    """An ensemble as a folder of PEFT adapters; or one member."""
     from jobs.export import export_member
+    from lorae.lookup import trials_of
+    from lorae.store.store import Store
 
-    print(f"lorae: wrote {export_member(arguments.storage, arguments.member, arguments.folder)}")
+    store = Store(arguments.storage)
+    if any(name.startswith(arguments.what) for name in trials_of(store)):
+        from jobs.export_ensemble import export_ensemble
+        from lorae.lookup import find_trial
+
+        row = find_trial(store, arguments.what)
+        print(
+            f"lorae: wrote {export_ensemble(store, row, arguments.folder)}; README.md there says how to load"
+        )
+        return 0
+    print(f"lorae: wrote {export_member(arguments.storage, arguments.what, arguments.folder)}")
     return 0
 
 
