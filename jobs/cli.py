@@ -14,6 +14,7 @@
     lorae report lorae-results --out report        tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results             recreate the MLflow runs from Parquet
     lorae export lorae-results TRIAL DIR           an ensemble as PEFT adapters with a model card
+    lorae serve lorae-results                      an HTTP endpoint on 127.0.0.1; lorae verify URL checks it
     lorae bench all                                speed and memory here, beside PEFT and the machine's limit
     lorae bench analysis                           the same of metrics, tables and bootstrap
     lorae bench verdicts                           how often verdicts are wrong, by simulation
@@ -219,6 +220,27 @@ def _parser() -> Parser:
     export.add_argument("what", metavar="ID", help="of a trial or of a member, or its beginning")
     export.add_argument("folder", metavar="DIR", help="new or empty")
     export.set_defaults(run=handlers.export)
+
+    serve = commands.add_parser("serve", help="a stored ensemble as an HTTP endpoint of this machine")
+    serve.add_argument("storage", metavar="STORAGE")
+    serve.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    serve.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1, which nobody else reaches")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000")
+    serve.set_defaults(run=handlers.serve)
+
+    verify = commands.add_parser("verify", help="are served probabilities those of the stored members?")
+    verify.add_argument("url", metavar="URL", help="of `lorae serve`")
+    verify.add_argument("storage", metavar="STORAGE")
+    texts = verify.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
+    texts.add_argument("--file", metavar="FILE", help="JSON Lines, CSV or Parquet, as for predict")
+    verify.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    verify.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    verify.add_argument(
+        "--tolerance", type=float, metavar="P", help="of a probability; default 0.005 in fp32"
+    )
+    verify.set_defaults(run=handlers.verify)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     parts = bench.add_subparsers(required=True, metavar="PART")

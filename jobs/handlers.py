@@ -6,6 +6,10 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorae.engine.ensembles import Ensemble
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -70,17 +74,9 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.task:
         return _predict_task(arguments)
     from jobs.answers import read_inputs, run_answers
-    from lorae.engine.ensembles import Ensemble
 
     inputs = arguments.text or read_inputs(arguments.file, arguments.column)
-    classes = arguments.classes.split(",") if arguments.classes else None
-    ensemble = Ensemble.load(
-        arguments.storage,
-        arguments.trial,
-        sweep=arguments.sweep,
-        classes=classes,
-        backbone=arguments.backbone,
-    )
+    ensemble = _ensemble(arguments, sweep=arguments.sweep, backbone=arguments.backbone)
     run_answers(ensemble, inputs, arguments.out, arguments.coverage, arguments.json)
     return 0
 
@@ -210,6 +206,33 @@ def export(arguments: argparse.Namespace) -> int:
         return 0
     print(f"lorae: wrote {export_member(arguments.storage, arguments.what, arguments.folder)}")
     return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """An ensemble as an HTTP endpoint."""
+    from jobs.serve import run_server
+
+    run_server(_ensemble(arguments), arguments.host, arguments.port)
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Whether an endpoint serves the stored members."""
+    from jobs.answers import read_inputs
+    from jobs.served import verify
+
+    inputs = arguments.text or read_inputs(arguments.file, None)
+    found = verify(arguments.url, _ensemble(arguments), inputs, arguments.tolerance)
+    print("\n".join(map(str, found)))
+    return 1 if any(finding.is_off for finding in found) else 0
+
+
+def _ensemble(arguments: argparse.Namespace, **where: Any) -> Ensemble:
+    """The ensemble that a command line names."""
+    from lorae.engine.ensembles import Ensemble
+
+    classes = arguments.classes.split(",") if arguments.classes else None
+    return Ensemble.load(arguments.storage, arguments.trial, classes=classes, **where)
 
 
 def bench_analysis(arguments: argparse.Namespace) -> int:
