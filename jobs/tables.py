@@ -24,6 +24,7 @@ ANALYSES = (
     *("search", "sst2", "strength", "study", "weights"),
 )  # modules of analysis with a `main`
 USAGE = f"""usage: lorae table STORAGE [--sweep NAME] [--out DIR] [--allow-missing] [--margin METRIC=X]
+                   [--metric acc,ensemble_nll] [--columns model,acc,ensemble_nll] [--rows ensemble,single]
        lorae table ANALYSIS STORAGE ...
 
 Prints the comparison of a sweep's rows and writes it and the standard figures as files; a storage with one
