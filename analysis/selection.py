@@ -17,21 +17,23 @@ ALL_ROWS = "Shown are rows with {rows}; marks compare all rows."
 def with_metrics(trials: Trials, tables: Sequence[Table], metrics: Sequence[str]) -> list[Table]:
     """The comparison by other metrics, and the columns of these in all other tables.
 
+    Args:
+        metrics: names as in trials.parquet, or the heads' words: acc or accuracy.
     Raises:
         ValueError: no such metric.
     """
-    known = all_metrics(trials)
-    for name in metrics:
-        if name not in known:
-            raise ValueError(f"--metric {name}: {did_you_mean(name, known)}there are {', '.join(known)}")
-    return [
-        comparison(trials, metrics)
-        if table.name == "table"
-        else replace(
-            table, columns=tuple(c for c in table.columns if c.kind not in MEASURED or c.name in metrics)
-        )
-        for table in tables
-    ]
+    names = {key: name for name in all_metrics(trials) for key in (title(name), name)}
+    for word in metrics:
+        if word not in names:
+            known = ", ".join(all_metrics(trials))
+            raise ValueError(f"--metric {word}: {did_you_mean(word, names)}there are {known}")
+    wanted = [names[word] for word in metrics]
+
+    def chosen(table: Table) -> Table:
+        kept = (c for c in table.columns if c.kind not in MEASURED or c.name in wanted)
+        return replace(table, columns=tuple(kept))
+
+    return [comparison(trials, wanted) if table.name == "table" else chosen(table) for table in tables]
 
 
 def those_that_have(tables: Sequence[Table], choose: Callable[[Table], Table]) -> list[Table]:

@@ -242,7 +242,7 @@ def test_latex_compiles(storage, tmp_path):
 def test_columns_rows_and_metrics_are_chosen(storage, tmp_path, capsys):
     out = tmp_path / "out"
     words = [storage, "--sweep", "toy", "--out", str(out)]
-    assert demo.main([*words, "--metric", "aurc,acc", "--columns", "model,members,acc,aurc"]) == 0
+    assert demo.main([*words, "--metric", "aurc,accuracy", "--columns", "model,members,acc,aurc"]) == 0
     rows = list(csv.reader((out / "table.md").read_text().splitlines(), delimiter="|"))
     assert [cell.strip() for cell in rows[0][1:-1]] == ["model", "members", "accuracy ↑", "AURC ↓"]
     assert demo.main([*words, "--rows", "ENSEMBLE"]) == 0
@@ -251,7 +251,7 @@ def test_columns_rows_and_metrics_are_chosen(storage, tmp_path, capsys):
     assert "marks compare all rows" in (out / "table.md").read_text()
     capsys.readouterr()
     for wrong, message in [
-        (["--metric", "accuracy"], "did you mean acc"),
+        (["--metric", "eec15"], "did you mean ece15? there are acc"),
         (["--columns", "nlll"], "--columns nlll: "),
         (["--rows", "vera"], "--rows vera: no row of table has it; there are"),
     ]:
