@@ -1,7 +1,7 @@
 """Instructions: members and ensembles trained on Alpaca-cleaned answer MT-Bench's prompts.
 
     lorae sweep pipelines/instruct.py --dry-run
-    # 12 trials and the zero-shot row; 42 members, tuning included
+    # 12 trials and the zero-shot row; 32 members, tuning included
     python -m analysis.instruct lorae-results
 
 MT-Bench is the OOD set, whose answers are stored like all others and can be written in the judges' JSON
