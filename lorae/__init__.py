@@ -1,16 +1,16 @@
 """LoRA ensembles: several low-rank adapters on one frozen backbone, trained exactly, once, and compared
 fairly.
 
-A sweep file needs one line: `from lorae import KL, AdamW, Budget, Lora, Sweep, Trial`, and the file of its
+A sweep file needs one import, `from lorae import KL, AdamW, Budget, Lora, Sweep, Trial`, and the file of its
 task. Importing `lorae` loads neither torch nor ray.
 
     lorae.sweep(SWEEP)                          train and compare, as the command `lorae sweep` does
     results = lorae.load("lorae-results")       .frame(), .table(), .figures()
     lorae.Ensemble.load("lorae-results").predict(["a film to remember"])
 
-A name is loaded when it is asked for. Axes of arrays are named by suffix, members first: M members, N
-examples, B batch, T tokens, D hidden (inputs of a layer), E outputs of a layer, R rank, C classes, V
-vocabulary: `logits_MNC`, `A_MRD`.
+Names are imported on first use. Axes of arrays are named by suffix, members first, as in `logits_MNC` and
+`A_MRD`: M members, N examples, B batch, T tokens, D hidden (inputs of a layer), E outputs of a layer, R rank,
+C classes, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The folder on this machine in which what is fetched or made once is kept."""
+"""The cache on this machine, for files that are fetched or made once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """Wait for the process that makes `target` now: stacks that start together on one node all want it."""
+    """Wait for any process that is making `target`: stacks that start together on one node all need it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f".{target.name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -40,8 +40,8 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; remembered per user for files that have kept their size and the time of their last
-    change, which no copying tool sets back."""
+    """SHA-256 of a file; remembered per user while the file keeps its size and its modification and change
+    times (no copying tool resets the latter)."""
     stat = path.stat()
     state = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
     key = hashlib.sha256(state.encode()).hexdigest()[:32]

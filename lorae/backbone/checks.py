@@ -1,5 +1,5 @@
-"""What a backbone is and what is wrong with it, before its weights are in memory: files and headers, names
-against the config, tokenizer, architecture.
+"""Checks of a backbone before its weights are loaded: files and headers, tensor names against the config,
+tokenizer, architecture.
 
 `inspect_backbone` finds all faults, for a report; `check_backbones` raises the first. Both take seconds.
 """
@@ -21,10 +21,10 @@ from lorae.trial import Trial
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a backbone.
+    """Findings about a backbone.
 
     Attributes:
-        facts: what was looked at and is sound, for a person.
+        facts: what was checked and is sound, in words.
         faults: what is wrong, each with what to do.
     """
 
@@ -37,10 +37,10 @@ class Inspection:
 
 
 def inspect_backbone(source: Source, methods: Sequence[Method] = ()) -> Inspection:
-    """Look at a backbone's folder, its config and the headers of its files.
+    """Check a backbone's folder, its config and the headers of its files.
 
     Args:
-        methods: that shall adapt it; a causal LM is tried with them in a stack.
+        methods: methods that will adapt it; a causal LM is tested with them in a stack.
     """
     try:
         config = backbone_config(source)
@@ -57,16 +57,16 @@ def inspect_backbone(source: Source, methods: Sequence[Method] = ()) -> Inspecti
     for look in looks:
         try:
             facts.append(look())
-        except Exception as error:  # of a config that transformers does not understand
+        except Exception as error:  # from a config that transformers does not understand
             faults.append(_words(source, error))
     return Inspection(source.label, tuple(facts), tuple(faults))
 
 
 def check_backbones(trials: Iterable[Trial]) -> tuple[Inspection, ...]:
-    """Look at every backbone of these trials, where nothing may be wrong.
+    """Check every backbone of these trials, and refuse any fault.
 
     Raises:
-        ValueError: the first fault, and how many more there are.
+        ValueError: the first fault, and the number of further faults.
     """
     methods: dict[Source, dict[Method, None]] = {}
     for trial in trials:
@@ -89,7 +89,7 @@ def _words(source: Source, error: Exception) -> str:
 
 
 def _folder_at_hand(source: Source) -> Path | None:
-    """A backbone's folder, None if the hub's is not fetched, or in part."""
+    """A backbone's folder, None if a hub repository is not, or only partly, fetched."""
     if not isinstance(source, Hub):
         return backbone_folder(source)
     from huggingface_hub import snapshot_download
@@ -118,7 +118,7 @@ def _weights(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _tokenizer(folder: Path, config: dict[str, Any]) -> str:
-    """Of media the processor, whose inputs are compared with what the model reads."""
+    """Check the tokenizer or, for media, the processor, whose inputs must fit the model."""
     from lorae.backbone.encoders import read_inputs
     from lorae.backbone.tokens import check_embedded, read_tokenizer
 

@@ -1,6 +1,6 @@
-"""Numbers on their way to a device and back, without waiting for what it still computes.
+"""Copying tensors to a device and back without waiting for its pending work.
 
-A host that waits for a GPU in every step leaves it idle until it has work again.
+A host that waits for a GPU in every step leaves it idle until the next work arrives.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import torch
 
 
 def to_device(values: Any, device: torch.device | str) -> torch.Tensor:
-    """Numbers, an array or a tensor as a tensor on the device, which need not be free for it."""
+    """Numbers, an array or a tensor as a tensor on the device, without waiting for the device."""
     return torch.as_tensor(values).to(device, non_blocking=True)
 
 
 class ToHost:
-    """A small tensor on its way to the CPU.
+    """A small tensor being copied to the CPU.
 
     Args:
-        values: what is read later, and not written to before.
+        values: tensor to read later; must not be written to before.
     """
 
     def __init__(self, values: torch.Tensor) -> None:
@@ -29,7 +29,7 @@ class ToHost:
             self._arrived.record()
 
     def tolist(self) -> list[Any]:
-        """The values as soon as they are there; work that the device was given later goes on."""
+        """The values, once they have arrived; does not wait for later work of the device."""
         if self._arrived:
             self._arrived.synchronize()
         return self._values.tolist()

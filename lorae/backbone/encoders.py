@@ -1,5 +1,5 @@
-"""Encoders of images, audio and text: what they read, and their pooled features, from which the members' own
-heads make class logits.
+"""Encoders of images, audio and text: their inputs, and their pooled features, from which the members' own
+heads compute class logits.
 
 Images and audio go through the model's own processor, one example at a time and only when a batch needs them.
 """
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from lorae.tasks.encoding import Row
     from lorae.tasks.scoring import Scoring
 
-# Processed media that are kept in memory, 1,780 images of 224 x 224 or 2,048 pieces of audio for AST: one
-# takes 7 or 60 ms of a core (measured), and every member reads each of them in every epoch.
+# Processed media to keep in memory, 1,780 images of 224 x 224 or 2,048 audio clips for AST: processing one
+# takes 7 or 60 ms of a core (measured), and every member reads all of them in every epoch.
 CACHE_BYTES = 2**30
-# Samples of a frame of a spectrogram and between two frames, at 16 kHz, in transformers' ASTFeatureExtractor
+# Samples per spectrogram frame, and between frames, at 16 kHz, in transformers' ASTFeatureExtractor
 FRAME, HOP = 400, 160
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """How examples become what an encoder reads; it takes the place of a causal LM's tokenizer.
+    """Converts examples to an encoder's inputs; replaces a causal LM's tokenizer.
 
     Args:
         config: the backbone's config.json.
-        processor: its own tokenizer, image processor or feature extractor.
+        processor: the backbone's own tokenizer, image processor or feature extractor.
     """
 
     config: dict[str, Any]
@@ -52,13 +52,13 @@ class Inputs:
     def tokens(
         self, task: Task, examples: Sequence[Example], max_tokens: int
     ) -> list[tuple[tuple[int, ...], int]]:
-        """Tokens of each example, and how many of its end were cut off.
+        """Tokens of each example, and how many were cut from its end.
 
-        Of a text they are its tokens with the special ones. Of an image or sound they are as many zeros as it
-        has patches and prefixes; each is decoded here once, so that a damaged one ends a stack in time.
+        For a text these are its tokens with special tokens. For an image or audio clip they are zeros, one
+        per patch and prefix token; each is decoded here once, so that a damaged one ends a stack early.
 
         Raises:
-            ValueError: an image or sound that this backbone cannot read, with the example's id.
+            ValueError: an image or audio clip that this backbone cannot read; names the example.
         """
         if kind_of(self.config) == "text":
             texts = [task.prompt(e).text for e in examples]
@@ -73,7 +73,7 @@ class Inputs:
             return [(tokens, cut) for cut in pool.map(lambda e: self._checked(task, e), examples)]
 
     def _checked(self, task: Task, example: Example) -> int:
-        """Decode an example; frames of a sound that are beyond what the backbone reads."""
+        """Decode an example; returns the number of audio frames beyond the backbone's limit."""
         try:
             if isinstance(example.media, Image):
                 example.media.pixels()
@@ -94,7 +94,7 @@ class Inputs:
         return audio.waveform(self.processor.sampling_rate)
 
     def processed(self, media: Image | Audio) -> np.ndarray:
-        """What the model's own processor makes of an image (C, H, W) or of audio (frames, bins), fp32."""
+        """Output of the model's own processor for an image (C, H, W) or for audio (frames, bins), fp32."""
         if isinstance(media, Image):
             made = self.processor(
                 images=[media.pixels()], input_data_format="channels_last", return_tensors="np"
@@ -105,7 +105,7 @@ class Inputs:
         return made[self.processor.model_input_names[0]][0]
 
     def media_batch(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Processed media of the rows; each one that several members read is processed and moved once."""
+        """Processed distinct media of the rows: media that several members read are processed once."""
         distinct = {row.media.digest: row.media for row in rows if row.media}
         missing = [digest for digest in distinct if digest not in self.cache]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -115,11 +115,11 @@ class Inputs:
         return torch.from_numpy(np.stack(arrays))
 
     def _keep(self, arrays: dict[str, np.ndarray]) -> None:
-        """Keep what was used last, as much as `CACHE_BYTES` hold."""
+        """Keep the most recently used arrays, up to `CACHE_BYTES`."""
         for digest, array in arrays.items():
             self.cache[digest] = array
             self.cache.move_to_end(digest)
-        size = next(iter(arrays.values())).nbytes  # all are of one shape
+        size = next(iter(arrays.values())).nbytes  # all have one shape
         while len(self.cache) * size > CACHE_BYTES:
             self.cache.popitem(last=False)
 
@@ -129,12 +129,12 @@ class EncoderBatch:
     """Rows on the device, members first; `class_logits` turns it into logits (rows, C)."""
 
     scoring: Scoring
-    inputs: dict[str, Any]  # of the model's forward
+    inputs: dict[str, Any]  # arguments of the model's forward
     pooled: torch.Tensor  # (rows, T), True at the tokens whose mean the head reads
 
     @property
     def packing(self) -> Packing | None:
-        """How texts are packed; None where every row of the inputs is an example."""
+        """How texts are packed; None if every row of the inputs is an example."""
         return self.inputs.get("packing")
 
     @property
@@ -148,10 +148,10 @@ class EncoderBatch:
 
 
 def read_inputs(folder: Path, config: dict[str, Any]) -> Inputs:
-    """The processor of an encoder's folder.
+    """The processor in an encoder's folder.
 
     Raises:
-        ValueError: the folder has none, or it makes no inputs of the size that the model reads.
+        ValueError: the folder has no processor, or its inputs do not have the size that the model reads.
     """
     import transformers
 
@@ -189,7 +189,7 @@ def _check_size(inputs: Inputs, probe: Image | Audio, folder: Path) -> None:
 
 
 def body_only(lm: Any) -> None:
-    """Take out the model's own classifier and pooler, which members' heads do not use."""
+    """Remove the model's own classifier and pooler, which members' heads do not use."""
     for name, _ in list(lm.named_children()):
         if name != lm.base_model_prefix:
             setattr(lm, name, torch.nn.Identity())
@@ -198,11 +198,11 @@ def body_only(lm: Any) -> None:
 
 
 def collate(rows: Sequence[Row], backbone: Backbone, num_members: int, pool: str) -> EncoderBatch:
-    """Rows of so many members, members first and as many of each, on the backbone's device; texts are packed
-    where the model runs packed, else right-padded.
+    """Batch of rows, members first with equally many rows each, on the backbone's device; texts are packed if
+    the model runs packed, else right-padded.
 
     Args:
-        pool: which tokens' features a head reads, as `Head` has it.
+        pool: which tokens' features a head reads, as in `Head`.
     """
     encoder: Inputs = backbone.tokenizer
     lengths = torch.tensor([len(row.tokens) for row in rows])
@@ -235,12 +235,12 @@ def collate(rows: Sequence[Row], backbone: Backbone, num_members: int, pool: str
 
 
 def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:
-    """Pooled features (rows, D) in fp32, which the heads read."""
+    """Pooled features (rows, D) in fp32, the input of the heads."""
     hidden = backbone.lm.base_model(**batch.inputs).last_hidden_state
     if batch.packing:
         hidden = batch.packing.padded(hidden)  # (rows, T, D)
     weights = batch.pooled[:, None].to(hidden.dtype)
     mean = torch.bmm(weights, hidden)[:, 0].float() / batch.pooled.sum(1, keepdim=True)
-    if kind_of(backbone.tokenizer.config) == "audio":  # the head of AST begins with a norm
+    if kind_of(backbone.tokenizer.config) == "audio":  # AST's head begins with a norm
         return F.layer_norm(mean, mean.shape[-1:], eps=backbone.lm.config.layer_norm_eps)
     return mean

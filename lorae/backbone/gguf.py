@@ -1,7 +1,7 @@
-"""GGUF weights to a folder in hub layout, so that every later load takes under a second.
+"""Convert GGUF weights to a folder in hub layout, so that every later load takes under a second.
 
-The header is read with bounds first: the package `gguf` makes an object of every element that a header claims
-to have, for minutes where it lies.
+The header is first read with bounds: the package `gguf` creates an object for every element that a header
+claims to have, which takes minutes if the header lies.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -16,15 +16,15 @@ from typing import Any, BinaryIO
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type of a value -> bytes
 STRING, ARRAY = 8, 9
 VERSIONS = 2, 3
-MAX_ELEMENTS = 2**21  # of all lists: a vocabulary of 256,000 has some 1,300,000
+MAX_ELEMENTS = 2**21  # in all lists: a vocabulary of 256,000 has some 1,300,000
 MAX_TENSORS, MAX_SETTINGS, MAX_DIMENSIONS = 2**16, 2**12, 4
-MAX_STRING_BYTES = 2**20  # a chat template has some thousand
+MAX_STRING_BYTES = 2**20  # a chat template has a few thousand
 
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write config.json, fp32 safetensors and tokenizer of a GGUF file to `folder`.
 
-    The weights keep the values they have after dequantisation: a Q4 file has passed through 4 bits.
+    The weights are the dequantised values: those of a Q4 file have passed through 4 bits.
 
     Raises:
         ValueError: the file is damaged or cut off.
@@ -38,7 +38,7 @@ def convert(gguf: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, trust_remote_code=False
     )
     config: Any = quantised.config
-    del config.quantization_config  # else save_pretrained refuses: the tensors are plain floats by now
+    del config.quantization_config  # or save_pretrained refuses; the tensors are plain floats now
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder)
@@ -50,7 +50,7 @@ def check_header(path: Path) -> None:
     """Refuse a GGUF file whose header claims more than the file holds, or more than any model has.
 
     Raises:
-        ValueError: the file, and what is wrong.
+        ValueError: names the file, and says what is wrong.
     """
     with path.open("rb") as stream:
         try:
@@ -95,7 +95,7 @@ class _Header:
         return self.stream.read(size)
 
     def skip(self, kind: int) -> None:
-        """Pass over a value."""
+        """Skip a value."""
         if kind == ARRAY:
             self.skip_list()
         elif kind == STRING:

@@ -34,10 +34,10 @@ class Backbone:
     """A frozen causal LM or encoder on one device, or partitioned over ranks.
 
     Attributes:
-        tokenizer: of a causal LM; the `Inputs` of an encoder.
+        tokenizer: tokenizer of a causal LM, or the `Inputs` of an encoder.
         ranks: the processes that run it together, each on its share of the rows.
-        gathered: context in which parameters that are partitioned over the ranks are whole.
-        inserted: the adapters of a stack that are in it now.
+        gathered: context in which parameters that are partitioned over the ranks are gathered.
+        inserted: the stack's adapters that are inserted now.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Backbone:
 
     @property
     def num_members(self) -> int:
-        """Members whose rows a batch holds: those of the inserted stack, or the backbone itself."""
+        """Members in a batch: those of the inserted stack, or 1 for the backbone itself."""
         return self.inserted.num_members if self.inserted else 1
 
     @property
@@ -62,7 +62,7 @@ class Backbone:
 
     @property
     def is_encoder(self) -> bool:
-        """Whether members have a classification head of their own on it."""
+        """Whether members train their own classification head on it."""
         return isinstance(self.tokenizer, Inputs)
 
     @property
@@ -72,8 +72,8 @@ class Backbone:
     def hidden(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: Packing | Past
     ) -> torch.Tensor:
-        """Last hidden states (M, S, D) after the final norm, of packed tokens (M, S), or of the next token of
-        S texts."""
+        """Last hidden states (M, S, D) after the final norm, for packed tokens (M, S), or for the next token
+        of S texts."""
         how = {"packing" if isinstance(attention, Packing) else "past": attention}
         return self.lm.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **how
@@ -98,11 +98,11 @@ class Backbone:
         return -nn.functional.cross_entropy(logits_KV, tokens_K, reduction="none")
 
     def vocabulary(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (..., V) of all tokens after hidden states (..., D), in their dtype and not yet `capped`."""
+        """Logits (..., V) of all tokens from hidden states (..., D), in their dtype and not yet `capped`."""
         return self.lm.get_output_embeddings()(hidden)
 
     def capped(self, logits: torch.Tensor) -> torch.Tensor:
-        """The output head's logits as the model caps them."""
+        """The output head's logits, capped if the model caps them."""
         cap = getattr(self.lm.config, "final_logit_softcapping", None)  # Gemma 2
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -112,10 +112,10 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
     """The backbone on `device`, frozen, without dropout.
 
     Args:
-        recompute: compute a layer's activations again in the backward pass instead of keeping them.
+        recompute: recompute a layer's activations in the backward pass instead of keeping them.
     Raises:
-        ValueError: files are missing or damaged or do not hold what the config names, or packed rows do not
-            give its logits (an architecture whose head has a scaling that lorae does not know).
+        ValueError: files are missing, damaged or inconsistent with the config, or packed rows do not give the
+            model's logits (an architecture whose head has a scaling that lorae does not know).
     """
     backbone = read_backbone(source, precision, device, recompute)
     check_packed(backbone)
@@ -125,8 +125,8 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
 
 
 def set_matmul_precision(precision: Precision, device: str) -> None:
-    """Let fp32 products on a GPU use TF32, unless all is to be fp32: those of the adapters beside a bf16
-    backbone."""
+    """Let fp32 products on a GPU (the adapters' with a bf16 backbone) use TF32, unless the precision is
+    fp32."""
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
 
@@ -137,7 +137,7 @@ def read_backbone(source: Source, precision: Precision, device: str, recompute: 
     causal = kind_of(config) == "causal"
     register_attention()
     packs = causal or config["model_type"] in BERT_LIKE
-    # The backward pass of flash attention on a CPU is slower than that of the eager one for short sequences.
+    # On a CPU the backward pass of flash attention is slower than the eager one for short sequences.
     attention = ATTENTION if packs else "eager" if device == "cpu" else "sdpa"
     files = weight_files(folder)
     try:
@@ -149,7 +149,7 @@ def read_backbone(source: Source, precision: Precision, device: str, recompute: 
                 trust_remote_code=False,
                 **LOADING,
             )
-    except KeyError as error:  # of a class that looks its attention up
+    except KeyError as error:  # from a class that looks up its attention by name
         why = f"it cannot be run on packed rows ({error!r})"
         raise unsupported(source.label, config["architectures"][0], why) from error
     if causal:
@@ -165,7 +165,7 @@ def read_backbone(source: Source, precision: Precision, device: str, recompute: 
 
 
 def fuse_kernels(lm: nn.Module) -> None:
-    """Let plain RMS norms, and GPT-2's GELU, be one kernel each, which also keeps less for the backward
+    """Run plain RMS norms, and GPT-2's GELU, as one kernel each, which also keeps less for the backward
     pass."""
     for module in lm.modules():
         if type(module).__name__.endswith("RMSNorm") and is_plain_norm(type(module)):
@@ -176,13 +176,13 @@ def fuse_kernels(lm: nn.Module) -> None:
 
 @functools.cache
 def is_plain_norm(kind: type[nn.Module]) -> bool:
-    """Whether modules of this class compute x / rms(x) * weight, tried on one of them."""
+    """Whether modules of this class compute x / rms(x) * weight, tested on an instance."""
     try:
         norm = kind(8)
         norm.weight.data = torch.linspace(-1, 1, 8)  # type: ignore[union-attr]
         x = torch.arange(16.0).view(2, 8)
         return torch.allclose(norm(x), _rms_norm(norm, x))
-    except (TypeError, AttributeError):  # it takes or has something else
+    except (TypeError, AttributeError):  # other arguments or attributes
         return False
 
 
@@ -191,8 +191,8 @@ def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def recompute_layers(lm: nn.Module) -> None:
-    """Keep of each layer only its input for the backward pass. (The model's own switch acts in training mode
-    only, which would turn its dropout on.)"""
+    """Keep only each layer's input for the backward pass. (The model's own switch works only in training
+    mode, which would turn on its dropout.)"""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for layer in lm.modules():

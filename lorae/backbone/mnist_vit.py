@@ -1,7 +1,7 @@
 """A small ViT pre-trained on MNIST: a vision backbone that needs nothing but the package index.
 
 It is trained on first use, in two to three minutes on one core: 4 layers of width 64 on patches of 7 x 7
-pixels, on the images of `Mnist` that are not its test set, turned, scaled and shifted a little at random.
+pixels, on the images of `Mnist` outside its test set, slightly rotated, scaled and shifted at random.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lorae.tasks.base import Example
 from lorae.tasks.mnist import DIGITS, Mnist
 
 EPOCHS, BATCH, LR, WEIGHT_DECAY, WARMUP_FRAC = 40, 100, 1.5e-3, 0.05, 0.1
-TURN, SCALE, SHIFT = math.radians(15), 0.1, 1 / 7  # at most; half the image's width is 1
+TURN, SCALE, SHIFT = math.radians(15), 0.1, 1 / 7  # maxima; half the image's width is 1
 
 
 def pretrain(folder: Path) -> float:
     """Write config.json, safetensors and the image processor's settings to `folder`.
 
     Returns:
-        Accuracy on the test images of `Mnist`, which were not trained on.
+        Accuracy on the test images of `Mnist`, which are not trained on.
     """
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
     from transformers.utils import logging
@@ -88,7 +88,7 @@ def _train(model: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
 
 
 def _moved(images_B: torch.Tensor) -> torch.Tensor:
-    """Each image turned, scaled and shifted at random; beyond its edge there is paper, the value -1."""
+    """Each image rotated, scaled and shifted at random; beyond its edge it is paper, the value -1."""
     turn_B, scale_B, right_B, down_B = (torch.rand(4, len(images_B)) * 2 - 1).unbind()
     cos_B, sin_B = ((1 + SCALE * scale_B) * f(TURN * turn_B) for f in (torch.cos, torch.sin))
     first = torch.stack([cos_B, -sin_B, SHIFT * right_B], dim=1)

@@ -1,9 +1,9 @@
-"""Rows without padding: the sequences of each member follow one another in one packed row of tokens, and what
-they begin with in common is there once.
+"""Rows without padding: each member's sequences follow one another in one packed row of tokens, with their
+common beginning stored once.
 
-Everything in a transformer but attention treats tokens one by one, so only attention sees sequences: it puts
-its queries, keys and values into padded rows, and the result back. transformers knows it by the name
-`ATTENTION`; models that go through its attention interface run packed as they are.
+Everything in a transformer except attention treats tokens independently, so only attention sees sequences: it
+copies queries, keys and values into padded rows, and the result back. It is registered in transformers as
+`ATTENTION`; models that use transformers' attention interface run packed without changes.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
     from lorae.backbone.past import Past
 
 ATTENTION = "lorae_packed"
-# Not cuDNN's, which plans anew for every shape: 100 ms of each step, on an H200
+# Not cuDNN's, which plans for every new shape: 100 ms of each step, on an H200
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of R sequences lie in the packed rows of M members, and in rows padded to T.
+    """Places of the tokens of R sequences in the packed rows of M members, and in rows padded to T.
 
     Attributes:
         to_padded, to_packed: the two reorderings, between (M * S, ...) and (R * T, ...).
-        rows, places: (M, S) sequence of each token, and its index in that sequence; of shared ones the last.
+        rows, places: (M, S) sequence of each token, and its index in that sequence; for shared tokens, of the
+            last sequence.
         order: place in the packed (M * S) of every token, sequence after sequence.
         ends: (R,) place of each sequence's last token in the packed (M * S).
         shape: R and T.
-        shared: tokens that all sequences begin with, once in the row of each member.
-        visible: (R, T or 1, T) which tokens a token attends to; None = all before it, and itself.
-        positions: (R, T) of padded tokens, from which a sliding window counts; None = their index.
+        shared: number of tokens that all sequences begin with, stored once in each member's row.
+        visible: (R, T or 1, T) which tokens a token attends to; None = itself and all before it.
+        positions: (R, T) positions of padded tokens, for sliding windows; None = their index.
     """
 
     to_padded: Reordering
@@ -55,13 +56,13 @@ class Packing:
 
     @classmethod
     def of(cls, lengths: Sequence[int], num_members: int, device: torch.device, shared: int = 0) -> Packing:
-        """Sequences of these lengths in order, as many of each member, members first; all of them begin with
-        the same `shared` tokens, and go on."""
+        """Packing of sequences with these lengths, in order, members first with equally many each; all
+        sequences begin with the same `shared` tokens, and are longer."""
         length_MB = np.asarray(lengths).reshape(num_members, -1)
         own_MB, longest = length_MB - shared, int(length_MB.max())
         width = shared + int(own_MB.sum(1).max())
         first_MB = np.zeros_like(own_MB) + width * np.arange(num_members)[:, None]  # of each member
-        begin_MB = first_MB + np.cumsum(own_MB, axis=1) - own_MB  # of each sequence, were its beginning there
+        begin_MB = first_MB + np.cumsum(own_MB, axis=1) - own_MB  # of each sequence, had it its own beginning
         row, place = np.nonzero(np.arange(longest) < length_MB.reshape(-1, 1))  # of each token
         packed = place + np.where(place < shared, first_MB.ravel()[row], begin_MB.ravel()[row])
         padded = row * longest + place
@@ -86,26 +87,26 @@ class Packing:
         )
 
     def bidirectional(self) -> Packing:
-        """The same sequences, where a token attends to its whole sequence."""
+        """The same packing, with every token attending to its whole sequence."""
         real = torch.ones(self.shape, dtype=torch.bool, device=self.ends.device)
         real.view(-1).index_fill_(0, self.to_padded.empty, False)
         return replace(self, visible=real[:, None])
 
     def padded(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens (M, S, D) as sequences (R, T, D), zero where these are filled up."""
+        """Tokens (M, S, D) as sequences (R, T, D), zero in the padding."""
         return _Pad.apply(x.flatten(0, 1), self).view(*self.shape, -1)
 
     def shared_of_packed(self, x: torch.Tensor) -> torch.Tensor:
-        """View (M, shared, D) of the shared tokens in packed ones."""
+        """View (M, shared, D) of the shared tokens among packed tokens."""
         return x.view(*self.places.shape, -1)[:, : self.shared]
 
     def shared_of_others(self, x: torch.Tensor) -> torch.Tensor:
-        """View (M, R / M - 1, shared, D) of the shared tokens in padded ones, without each member's last
-        sequence, from which packed ones come."""
+        """View (M, R / M - 1, shared, D) of the shared tokens among padded tokens, without each member's last
+        sequence, which the packed shared tokens come from."""
         return x.view(len(self.places), -1, self.shape[1], x.shape[-1])[:, :-1, : self.shared]
 
     def pack(self, values: Sequence[int]) -> torch.Tensor:
-        """(M, S) values of the tokens, given sequence after sequence; zero where a row is filled up."""
+        """(M, S) values of the tokens, given sequence after sequence; zero in the padding."""
         packed = np.zeros(self.places.numel(), np.int64)
         packed[self.order] = values
         return to_device(packed, self.places.device).view_as(self.places)
@@ -113,7 +114,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Reordering:
-    """Where each place of the result comes from, and the places that nothing comes to: they are zero."""
+    """The source of each place of the result, and the empty places, which become zero."""
 
     index: torch.Tensor
     empty: torch.Tensor
@@ -123,8 +124,8 @@ class Reordering:
 
 
 class _Pad(torch.autograd.Function):
-    """Packed tokens (M * S, D) to padded ones (R * T, D): a shared beginning to every sequence, which sends
-    it a gradient."""
+    """Packed tokens (M * S, D) to padded tokens (R * T, D): a shared beginning is copied to every sequence,
+    and gets the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -141,8 +142,8 @@ class _Pad(torch.autograd.Function):
 
 
 class _Pack(torch.autograd.Function):
-    """Padded tokens (R * T, D) to packed ones (M * S, D): a shared beginning from one sequence of each
-    member."""
+    """Padded tokens (R * T, D) to packed tokens (M * S, D): a shared beginning is taken from one sequence of
+    each member."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -171,11 +172,11 @@ def attention(
     past: Past | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in each sequence, (M, S, heads, d), of packed queries, keys, values (M, heads, S, d); a
-    `past` attends by itself, as it keeps keys and values for further tokens.
+    """Attention within each sequence, (M, S, heads, d), for packed queries, keys, values (M, heads, S, d); a
+    `past` does its own attention, as it keeps keys and values for further tokens.
 
-    On a GPU by scaled_dot_product_attention; on a CPU written out, as the backward pass of flash attention is
-    slower there for the short sequences of classification. Without a packing every row is a sequence.
+    Uses scaled_dot_product_attention on a GPU; written out on a CPU, where the backward pass of flash
+    attention is slower for the short sequences of classification. Without a packing every row is a sequence.
     """
     if past is not None:
         how = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
@@ -190,7 +191,7 @@ def attention(
     if sliding_window is not None and sliding_window < q.shape[2]:
         visible = (_causal(q) if visible is None else visible) & _near(q, packing, sliding_window)
     if q.is_cuda and not softcap:
-        if visible is not None:  # the kernel for masks knows no shared key heads
+        if visible is not None:  # the kernel for masks does not support shared key heads
             k, v = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (k, v))
         shared = q.shape[1] != k.shape[1]
         with sdpa_kernel(KERNELS):
@@ -225,7 +226,7 @@ def _written_out(
     scaling: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """softmax(q k^T) v, (R, T, heads, d); queries that share a key head are one product."""
+    """softmax(q k^T) v, (R, T, heads, d); queries that share a key head are multiplied together."""
     num, heads, length, width = q.shape
     shared = k.shape[1]
     q = q.reshape(num, shared, -1, width)  # (R, key heads, queries * T, d)
@@ -239,7 +240,7 @@ def _written_out(
 
 
 def register_attention() -> None:
-    """Make `ATTENTION` known to transformers."""
+    """Register `ATTENTION` in transformers."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, attention)

@@ -1,9 +1,9 @@
-"""Keys and values of tokens that were read, so that further tokens are computed alone.
+"""Key-value cache: keys and values of earlier tokens, so that only new tokens are computed.
 
-A further token attends to three kinds of columns: the common beginning of a member's prompts, kept once for
-each member; the rest of its own prompt, kept once however many texts continue that prompt; and the tokens
-written since, which each text has for itself. The first two are read in packed rows and never change, so
-many decodings can start from one reading.
+A new token attends to three kinds of columns: the common beginning of a member's prompts, kept once per
+member; the rest of its own prompt, kept once however many texts continue that prompt; and the tokens written
+since, which each text has separately. The first two are read in packed rows and never change, so many
+decodings can start from one reading.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lorae.backbone.packing import Packing
 
 
 class Kept(NamedTuple):
-    """Keys, or values, of one layer with H heads of them.
+    """Keys, or values, of one layer with H key-value heads.
 
     Attributes:
         shared: (M, H, P, d) of the common beginning.
-        own: (M * N, H, T, d) of the rest of every prompt, zero where a prompt is filled up.
+        own: (M * N, H, T, d) of the rest of every prompt, zero in the padding.
     """
 
     shared: torch.Tensor
@@ -31,24 +31,24 @@ class Kept(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What one layer's attention keeps."""
+    """Keys and values kept for one layer."""
 
     keys: Kept
     values: Kept
 
 
 class Reading:
-    """Attention within packed prompts that keeps their keys and values; some prompts after others.
+    """Attention within packed prompts that keeps their keys and values; prompts are read part by part.
 
     Args:
         lengths: tokens of each of N prompts.
         num_members: M members that read them.
-        shared: tokens that all prompts begin with, and go on.
+        shared: number of tokens that all prompts begin with; every prompt is longer.
 
     Attributes:
-        layers: what each module of attention keeps.
+        layers: attention module -> its keys and values.
         lengths: (M * N,) tokens of each prompt.
-        packing: of the prompts that are read next, those from the `first`-th on.
+        packing: packing of the prompts that are read next, from the `first`-th on.
     """
 
     def __init__(self, lengths: Sequence[int], num_members: int, shared: int, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class Reading:
         self.packing: Packing | None = None
 
     def read_next(self, first: int, lengths: Sequence[int]) -> Packing:
-        """How the prompts from the `first`-th on are packed that are read next."""
+        """Packing of the prompts that are read next, from the `first`-th on."""
         of_all = [*lengths] * self.num_members
         self.first = first
         self.packing = Packing.of(of_all, self.num_members, self.lengths.device, self.shared)
@@ -68,7 +68,7 @@ class Reading:
     def attend(
         self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **how: Any
     ) -> torch.Tensor:
-        """As `lorae.backbone.packing.attention`, with its arguments."""
+        """Like `lorae.backbone.packing.attention`, with the same arguments."""
         assert self.packing, "read_next() comes first"
         if module not in self.layers:
             self.layers[module] = Layer(self._room(key), self._room(value))
@@ -77,13 +77,13 @@ class Reading:
         return packing.attention(module, query, key, value, None, packing=self.packing, **how)[0]
 
     def _room(self, x: torch.Tensor) -> Kept:
-        """For keys or values like the packed ones (M, H, S, d)."""
+        """Allocate memory for keys or values, given packed ones (M, H, S, d)."""
         num_members, heads, _, width = x.shape
         own = x.new_zeros(len(self.lengths), heads, self.longest - self.shared, width)
         return Kept(x.new_empty(num_members, heads, self.shared, width), own)
 
     def _keep(self, x: torch.Tensor, kept: Kept, packing: Packing) -> None:
-        """Packed keys or values (M, H, S, d)."""
+        """Keep packed keys or values (M, H, S, d)."""
         num_members, heads, _, width = x.shape
         padded = packing.padded(x.transpose(1, 2).flatten(2))  # (M * N', P + T', H * d)
         padded = padded.view(num_members, -1, packing.shape[1], heads, width).transpose(2, 3)
@@ -97,12 +97,12 @@ class Continuation:
     """Attention of the next token of every text to all tokens before it.
 
     Args:
-        reading: of N prompts of each of M members.
+        reading: the reading of N prompts by each of M members.
         draws: K texts that continue each prompt.
-        room: tokens that each text may get.
+        room: most tokens of each text.
 
     Attributes:
-        written: tokens that each text has before those that are computed next.
+        written: tokens of each text before the ones that are computed next.
     """
 
     def __init__(self, reading: Reading, draws: int, room: int) -> None:
@@ -116,16 +116,16 @@ class Continuation:
 
     @property
     def positions(self) -> torch.Tensor:
-        """(M * N * K,) of the tokens that are computed next."""
+        """Positions (M * N * K,) of the tokens that are computed next."""
         return (self.lengths + self.written).repeat_interleave(self.draws)
 
     def advance(self) -> None:
-        """Every text has one more token."""
+        """Count one more token for every text."""
         self.written += 1
         self._hidden.clear()
 
     def keep(self, prompts: torch.Tensor) -> None:
-        """Go on with the texts of some of the M * N prompts, as many of each member."""
+        """Continue only the texts of some of the M * N prompts, equally many of each member."""
         draws = torch.arange(self.draws, device=prompts.device)
         texts = (prompts[:, None] * self.draws + draws).flatten()
         self.lengths = self.lengths[prompts]
@@ -145,7 +145,7 @@ class Continuation:
         sliding_window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """Attention (M, S, heads, d) of queries (M, heads, S, d), one for each of the S = N * K texts."""
+        """Attention (M, S, heads, d) for queries (M, heads, S, d), one for each of the S = N * K texts."""
         (num_members, heads, _, width), num_heads = query.shape, key.shape[1]
         split = num_members, num_heads, heads // num_heads, -1, self.draws, width  # (M, H, G, N, K, d)
         q = query.reshape(split).permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(0, 1)  # (M * N, H, K * G, d)
@@ -167,7 +167,7 @@ class Continuation:
         return out.transpose(2, 3).reshape(num_members, -1, heads, out.shape[-1])
 
     def _with(self, module: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (S', H, written + 1, d) of all texts' own tokens, those computed now included."""
+        """Keys and values (S', H, written + 1, d) of all texts' own tokens, including those computed now."""
         now = [x.transpose(1, 2).flatten(0, 1) for x in (key, value)]  # (M * N * K, H, d)
         if module not in self.new:
             keys, values = (x.new_empty(*x.shape[:2], self.room, x.shape[2]) for x in now)
@@ -178,8 +178,8 @@ class Continuation:
         return keys, values
 
     def _out_of_sight(self, window: int | None, num_own: int) -> torch.Tensor:
-        """(M * N, 1, 1, P + T + written + 1) which columns a prompt's texts do not attend to: those that are
-        filled up, and those `window` positions away."""
+        """(M * N, 1, 1, P + T + written + 1) columns that a prompt's texts do not attend to: padding, and
+        columns at least `window` positions away."""
         if window not in self._hidden:
             lengths = self.lengths[:, None]
             columns = torch.arange(self.num_shared + num_own, device=lengths.device).expand(len(lengths), -1)
@@ -191,7 +191,7 @@ class Continuation:
             self._hidden[window] = hidden[:, None, None]
         return self._hidden[window]
 
-    # Rows are prompts, (M * N, H, K * G, C); what columns are common to decides how they are multiplied
+    # Rows are prompts, (M * N, H, K * G, C); they are regrouped by what the columns are common to
 
     def _by_member(self, x: torch.Tensor, num_members: int) -> torch.Tensor:  # (M, H, N * K * G, C)
         return x.unflatten(0, (num_members, -1)).transpose(1, 2).flatten(2, 3)

@@ -1,5 +1,5 @@
-"""The processes that train one stack together: shares of rows, sums over all, what one does for
-all."""
+"""The processes that train one stack together: shares of rows, sums over ranks, and work that one rank does
+for all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among `size` processes; every one of them makes the same calls in the same order.
+    """This process's rank among `size` processes; all of them make the same calls in the same order.
 
-    They hold one backbone together and split each member's batch by rows. Losses stay means over the
-    member's whole batch, so a member does not depend on how many processes trained it. With one process
-    nothing here does anything.
+    They hold one backbone together and split each member's batch by rows. Losses stay means over the member's
+    whole batch, so a member does not depend on how many processes trained it. With one process there is
+    nothing to share or send.
     """
 
     rank: int = 0
@@ -29,8 +29,8 @@ class Ranks:
     def parts(self, num: int, most: int | None = None) -> Iterator[tuple[list[int], int]]:
         """This rank's share of `num` rows, every `size`-th, in parts of at most `most` rows.
 
-        Yields positions and how many of them count. What follows those repeats the last row, so that every
-        rank has the same parts: each forward pass gathers a partitioned backbone, and needs all ranks.
+        Yields positions and how many of them count. The remaining positions repeat the last row, so that all
+        ranks have the same parts: each forward pass gathers a partitioned backbone and needs all ranks.
         """
         share = range(self.rank, self.size * -(-num // self.size), self.size)
         most = most or len(share)
@@ -39,20 +39,20 @@ class Ranks:
             yield [min(n, num - 1) for n in part], sum(n < num for n in part)
 
     def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks, to the same bits on all of them."""
+        """Replace each tensor by its sum over the ranks, with the same bits on all ranks."""
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
     def once(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Let rank 0 do something; every rank gets its result.
+        """Run `work` on rank 0; every rank gets its result.
 
-        Between ranks a result travels as JSON and tensors, never as a pickle: nobody who gets at their
-        connection can make a rank run code. So it is made of None, booleans, numbers, text, lists, dicts by
-        text, and tensors on the CPU; a tuple becomes a list on the other ranks.
+        Results are sent as JSON and tensors, never as a pickle, so that nobody with access to the connection
+        can make a rank run code. A result may consist of None, booleans, numbers, text, lists, dicts with
+        text keys, and tensors on the CPU; a tuple becomes a list on the other ranks.
 
         Raises:
-            TypeError: it is made of something else.
+            TypeError: the result contains something else.
         """
         if self.size == 1:
             return work(*arguments)
@@ -63,14 +63,14 @@ class Ranks:
         return _receive()
 
 
-TENSOR = "tensor of dtype, shape"  # the key that stands for one in JSON; the tensors follow in order
+TENSOR = "tensor of dtype, shape"  # key of a tensor's placeholder in JSON; the tensors follow in order
 
 
 def _send(value: Any) -> None:
     tensors: list[torch.Tensor] = []
 
     def described(tensor: Any) -> dict[str, Any]:
-        """Of what JSON does not know."""
+        """Placeholder of a tensor, which JSON does not know."""
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(
                 f"a {type(tensor).__name__} cannot be sent to other ranks; send lists and tensors"
@@ -94,11 +94,11 @@ def _receive() -> Any:
 
     length = int(_broadcast(torch.empty(1, dtype=torch.int64)))
     text = _broadcast(torch.empty(length, dtype=torch.uint8))
-    return json.loads(text.numpy().tobytes(), object_hook=tensor_or_dict)  # calls it in the order of the text
+    return json.loads(text.numpy().tobytes(), object_hook=tensor_or_dict)  # hooks run in text order
 
 
 def _broadcast(tensor: torch.Tensor) -> torch.Tensor:
-    """Of rank 0 to all; the others' is overwritten."""
+    """Rank 0's tensor on all ranks; the others' values are overwritten."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     sent = tensor.to(device).contiguous()
     dist.broadcast(sent.view(-1).view(torch.uint8), 0)

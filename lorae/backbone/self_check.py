@@ -1,5 +1,5 @@
-"""Whether packed rows give what a model itself computes: of the loaded weights, and of an architecture by a
-small random twin, before any weights are read.
+"""Checks that packed rows give what a model itself computes: with the loaded weights, and for an architecture
+with a small random twin, before any weights are read.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ if TYPE_CHECKING:
     from lorae.backbone.loading import Backbone
     from lorae.methods import Method
 
-PATTERN = (0, 1, 2, 3), (0, 5), (0, 2, 1, 0, 5, 6)  # tokens of the rows, which all begin alike
-WINDOW, LONG = 5, 4  # of a twin: its sliding windows, and its long rows, which are longer
+PATTERN = (0, 1, 2, 3), (0, 5), (0, 2, 1, 0, 5, 6)  # tokens of the rows, with a common beginning
+WINDOW, LONG = 5, 4  # of a twin: its sliding window, and how often its long rows repeat
 MAX_PARAMETERS, MAX_LAYERS = 2e7, 6  # of a twin
-PRECISE = {"dtype": torch.float64, "experts_implementation": "eager"}  # rounding shall not hide a difference
+PRECISE = {"dtype": torch.float64, "experts_implementation": "eager"}  # rounding must not hide a difference
 
 
-# What a model may raise that is run on packed rows and does not know how
+# Errors that a model may raise if it does not support packed rows
 FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
 @torch.no_grad()
 def check_packed(backbone: Backbone, times: int = 1) -> None:
-    """Compare packed rows with the model itself, row by row: `answer_logits` with a causal LM's logits, an
-    encoder's hidden states with its own. A model that does not run packed has nothing to compare.
+    """Compare packed rows with the model itself, row by row: `answer_logits` with a causal LM's logits, or an
+    encoder's hidden states. A model that does not run packed has nothing to compare.
 
-    In bf16 a model of many layers differs from itself, by how much its own two attentions tell.
+    In bf16 a deep model differs even from itself; the difference between its own two attentions sets the
+    tolerance.
 
     Args:
-        times: how many times as long as the shortest probes the rows are.
+        times: length of the rows, in multiples of the shortest probes.
     Raises:
-        ValueError: they differ, or the model cannot be run so.
+        ValueError: they differ, or the model cannot run packed.
     """
     lm = backbone.lm
     if lm.config._attn_implementation != ATTENTION:
@@ -66,8 +67,8 @@ def check_packed(backbone: Backbone, times: int = 1) -> None:
 
 
 def _by_itself(backbone: Backbone, rows: list[list[int]], attention: str) -> torch.Tensor:
-    """What the model computes of each row alone, with an attention of its own: a causal LM its logits of the
-    first tokens, an encoder its hidden state."""
+    """The model's output for each row alone, with its own attention: a causal LM's logits of the first
+    tokens, or an encoder's hidden state."""
     each = [torch.tensor([row], device=backbone.device) for row in rows]
     with _own_attention(backbone.lm, attention) as lm:
         if backbone.is_encoder:
@@ -79,7 +80,7 @@ def _by_itself(backbone: Backbone, rows: list[list[int]], attention: str) -> tor
 
 @contextlib.contextmanager
 def _own_attention(lm: Any, attention: str) -> Iterator[Any]:
-    """The model with an attention that transformers knows."""
+    """The model with one of transformers' own attentions."""
     packed = lm.config._attn_implementation
     lm.set_attn_implementation(attention)
     yield lm
@@ -96,10 +97,10 @@ def unsupported(name: str, architecture: str, why: str) -> ValueError:
 
 @torch.no_grad()
 def check_pooled(backbone: Backbone) -> None:
-    """Refuse an encoder of texts whose first token, which `Head("cls")` reads, does not see the others.
+    """Refuse a text encoder whose first token, which `Head("cls")` reads, does not attend to the others.
 
     Raises:
-        ValueError: its attention is that of a causal LM.
+        ValueError: its attention is causal.
     """
     row = probes(backbone.lm.config.vocab_size)[0]
     ids = torch.tensor([row, [*row[:-1], row[0]]], device=backbone.device)
@@ -113,14 +114,14 @@ def check_pooled(backbone: Backbone) -> None:
 
 
 def probes(vocabulary: int, times: int = 1) -> list[list[int]]:
-    """Rows of tokens within a vocabulary that begin alike, `times` times as long. They are not the first
-    tokens: activations of special ones are so large that rounding shows."""
+    """Rows of tokens of a vocabulary with a common beginning, repeated `times` times. The first tokens of the
+    vocabulary are avoided: special tokens have such large activations that rounding shows."""
     low = min(31, vocabulary // 2)
     return [[low + token % (vocabulary - low) for token in row * times] for row in PATTERN]
 
 
 def _last_hidden(backbone: Backbone, rows_of_members: Sequence[list[list[int]]]) -> torch.Tensor:
-    """Hidden state of every row's last token, packed, as many rows of each member."""
+    """Hidden state of every row's last token, computed packed, with equally many rows of each member."""
     rows = [row for of_member in rows_of_members for row in of_member]
     causal = not backbone.is_encoder
     packing = Packing.of([len(row) for row in rows], len(rows_of_members), backbone.device, int(causal))
@@ -137,14 +138,14 @@ def _last_hidden(backbone: Backbone, rows_of_members: Sequence[list[list[int]]])
 
 @torch.no_grad()
 def check_architecture(config: dict[str, Any], name: str, methods: Sequence[Method] = ()) -> None:
-    """Try a causal LM's architecture on a small random model of it: rows packed, beyond sliding windows, and
-    members that `methods` adapt in a stack and alone, one with short rows, one with long ones.
+    """Test a causal LM's architecture on a small random model: packed rows, longer than its sliding windows,
+    and members adapted by `methods`, in a stack and alone, one with short rows and one with long rows.
 
     Args:
-        config: its config.json.
-        name: the backbone's, for the message.
+        config: the backbone's config.json.
+        name: the backbone's name, for the message.
     Raises:
-        ValueError: it cannot be run packed, or gives something else; a member depends on the others.
+        ValueError: it cannot run packed, its packed results differ, or a member depends on the others.
     """
     from lorae.backbone.loading import Backbone
 
@@ -162,8 +163,8 @@ def check_architecture(config: dict[str, Any], name: str, methods: Sequence[Meth
 
 
 def make_twin(config: dict[str, Any]) -> Any:
-    """A random causal LM with the same settings, but small and with short windows; None if they allow none
-    that is small."""
+    """A random causal LM with the same settings, but small and with short windows; None if the settings do
+    not allow a small one."""
     from lorae.backbone.loading import Backbone
 
     register_attention()
@@ -177,16 +178,16 @@ def make_twin(config: dict[str, Any]) -> Any:
             torch.manual_seed(0)
             lm = auto_class(config).from_config(small, attn_implementation=ATTENTION, **PRECISE)
             for parameter in lm.parameters():
-                if parameter.dim() > 1:  # as large as that of a trained one, so that differences show
+                if parameter.dim() > 1:  # as large as trained weights, so that differences show
                     torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
             _by_itself(Backbone("twin", lm.eval(), None), probes(small.vocab_size), "eager")
         return lm.requires_grad_(False)
     except (*FAILURES, ValueError):
-        return None  # its sizes depend on each other in a way of their own
+        return None  # its sizes depend on each other in an unknown way
 
 
 def _shrunk(config: Any) -> Any:
-    """A config of transformers with small sizes, as they are called in common, and short windows."""
+    """A transformers config with small sizes (under their common names) and short windows."""
     small = copy.deepcopy(config)
     heads, key_value = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -1,4 +1,4 @@
-"""A backbone's tokenizer: the one that its tokenizer.json describes, whose ids its model embeds."""
+"""A backbone's tokenizer: as its tokenizer.json describes it, with ids that the model embeds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lorae.shards import listed
 
 LOG = logging.getLogger("lorae")
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-# Where tokenizers differ: case, accents composed or not, digits, runs of spaces, lines, contractions, other
-# scripts, widths, marks and code
+# Texts on which tokenizers differ: case, composed and combining accents, digits, runs of spaces, lines,
+# contractions, other scripts, widths, marks and code
 PROBES = (
     "The Quick brown fox doesn't JUMP over 13 lazy dogs, does it?",
     " leading,  two and   three spaces\tand a tab\n\nA new line: \n- yes\n- no",
@@ -23,17 +23,17 @@ PROBES = (
     " \U0001f642\U0001f44d\U0001f3fd",
     "def f(x):\n    return x**2 != y_0  # snake_case camelCase",
 )
-NUM_PIECES = 64  # of the vocabulary, of which further probes are made
+NUM_PIECES = 64  # pieces of the vocabulary that make up further probes
 
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder in hub layout.
 
-    transformers chooses a class by names in the config; where that reads other ids than tokenizer.json says,
-    the file is taken as it is.
+    transformers chooses a class by names in the config; if that class gives other ids than tokenizer.json,
+    tokenizer.json is read directly.
 
     Raises:
-        ValueError: there is none, or it cannot be read, or nothing reads the ids of tokenizer.json.
+        ValueError: there is no tokenizer, it cannot be read, or no reader gives the ids of tokenizer.json.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -61,16 +61,16 @@ def read_tokenizer(folder: Path) -> Any:
 def _read(kind: Any, folder: Path) -> Any:
     try:
         return kind.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # `tokenizers` raises plain ones
+    except Exception as error:  # `tokenizers` raises plain Exceptions
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder} has no tokenizer that can be read ({first}); copy it there") from error
 
 
 def check_ids(tokenizer: Any, folder: Path, texts: Sequence[str]) -> None:
-    """Refuse a tokenizer that reads texts as other ids than its folder's tokenizer.json does.
+    """Refuse a tokenizer that gives other ids for these texts than its folder's tokenizer.json.
 
     Raises:
-        ValueError: the text.
+        ValueError: names the text.
     """
     if (folder / FILE).is_file() and (text := _difference(tokenizer, folder, texts)):
         raise ValueError(
@@ -80,7 +80,7 @@ def check_ids(tokenizer: Any, folder: Path, texts: Sequence[str]) -> None:
 
 
 def _difference(tokenizer: Any, folder: Path, texts: Sequence[str]) -> str | None:
-    """The first text with other ids, if any."""
+    """The first text with different ids, if any."""
     ours, theirs = tokenizer(list(texts))["input_ids"], _from_file(folder).encode_batch(list(texts))
     return next((t for t, ids, encoding in zip(texts, ours, theirs) if ids != encoding.ids), None)
 
@@ -95,7 +95,7 @@ def _from_file(folder: Path) -> Any:
 
 
 def _probes(folder: Path) -> list[str]:
-    """`PROBES`, and texts of pieces of the vocabulary, as most words are unknown to a small one."""
+    """`PROBES`, and texts made of vocabulary pieces, as a small vocabulary lacks most words."""
     raw = _from_file(folder)
     size = raw.get_vocab_size()
     pieces = [raw.id_to_token(number) or "" for number in range(0, size, max(1, size // NUM_PIECES))]
@@ -104,11 +104,11 @@ def _probes(folder: Path) -> list[str]:
 
 
 def check_embedded(tokenizer: Any, num_embedded: int, folder: Path, texts: Iterable[str] = ()) -> None:
-    """Refuse a tokenizer whose ids lie beyond what its model embeds; special tokens, which some models have
-    for other uses, only where a text holds them.
+    """Refuse a tokenizer with ids beyond the model's embeddings; unembedded special tokens, which some models
+    have for other uses, are refused only if a text contains them.
 
     Raises:
-        ValueError: both sizes, and what to do.
+        ValueError: says both sizes, and what to do.
     """
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= num_embedded}
     if not beyond:
@@ -128,8 +128,8 @@ def _special(tokenizer: Any) -> set[str]:
 
 
 def end_tokens(lm: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end a text: those of the model's generation_config.json, or of its config.json where that
-    names none, and the tokenizer's."""
+    """Tokens that end a text: from the model's generation_config.json, or from its config.json if that names
+    none, and the tokenizer's."""
     generation = getattr(lm, "generation_config", None)
     own = getattr(generation, "eos_token_id", None)
     found: set[int] = set()

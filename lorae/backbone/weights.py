@@ -1,6 +1,6 @@
-"""The weights in a backbone's folder: one complete set of sound files, which hold what its config names.
+"""Checks of the weights in a backbone's folder: one complete set of sound files that match its config.
 
-Only headers are read here; torch is loaded where a model is built without weights, to ask for its names.
+Only headers are read here; torch is loaded only to build a model without weights and ask for its names.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from lorae.files import check_whole, read_json
 from lorae.shapes import auto_class, kind_of
 from lorae.shards import PART, check_one_set, listed
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # which transformers looks for
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # as in transformers
 WEIGHT_MAP = {"weight_map": {str: str}}  # of INDEX: tensor -> file
 _NUMBERED = re.compile(r"(layers?|h|blocks?)\.\d+\.")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that are a folder's weights.
+    """The safetensors files with a folder's weights.
 
     Raises:
-        ValueError: there are none, or more than one set; a part is missing, damaged or no weights at all; an
-            adapter lies beside them.
+        ValueError: there are no weights, or several sets; a part is missing, damaged or not a weights file;
+            an adapter lies beside them.
     """
     if adapters := sorted(p.name for p in folder.glob("adapter_*") if p.suffix in (".json", ".safetensors")):
         raise ValueError(
@@ -76,7 +76,7 @@ def stored_names(path: Path) -> list[str]:
     """Names of the tensors in a safetensors file, from its header.
 
     Raises:
-        ValueError: it is no whole file of that format.
+        ValueError: the file is not a complete safetensors file.
     """
     check_whole(path)
     try:
@@ -86,12 +86,12 @@ def stored_names(path: Path) -> list[str]:
         raise ValueError(f"{path} is damaged or cut off ({error}); copy the file again") from error
 
 
-# What `check_loaded` needs of `from_pretrained`; no shape is ignored
+# Arguments of `from_pretrained` that `check_loaded` needs, which refuses every mismatched shape
 LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> Any:
-    """The backbone on torch's meta device, without values, if its files hold every tensor that it has.
+    """The backbone on torch's meta device, without values, if its files hold all its tensors.
 
     Raises:
         ValueError: as `weight_files` and `check_loaded`.
@@ -110,17 +110,17 @@ def check_weights(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def check_loaded(lm: Any, info: dict[str, Any], files: list[Path], *, is_encoder: bool) -> None:
-    """Refuse a backbone of which a part is random, or of whose files a part was left out.
+    """Refuse a backbone with randomly initialised tensors, or with tensors in its files that were not loaded.
 
-    A causal LM needs every tensor, and no other may be there. Of an encoder that counts for the body: its own
-    classifier, pooler or language model's head may be missing or there.
+    A causal LM needs exactly its own tensors. For an encoder this applies to the body: its classifier, pooler
+    or language model's head may be missing or present.
 
     Args:
-        lm: loaded; of an encoder its body alone.
-        info: what transformers found, by `LOADING`.
-        files: its weights.
+        lm: the loaded model; for an encoder, only its body.
+        info: loading info from transformers, see `LOADING`.
+        files: the weights.
     Raises:
-        ValueError: the names.
+        ValueError: names the tensors.
     """
     folder, prefix = files[0].parent, f"{lm.base_model_prefix}."
     names = {name for path in files for name in stored_names(path)}
@@ -149,7 +149,7 @@ def check_loaded(lm: Any, info: dict[str, Any], files: list[Path], *, is_encoder
 
 
 def _is_body(lm: Any, name: str) -> bool:
-    """Whether a tensor's name is that of a part of an encoder's body, in this or in another layout."""
+    """Whether a tensor's name belongs to an encoder's body, in this or another layout."""
     inner = name.removeprefix(f"{lm.base_model_prefix}.")
     if inner.startswith("pooler."):
         return False
@@ -163,7 +163,7 @@ def _names(names: set[str]) -> str:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """What transformers says of a checkpoint is left out: its faults are errors here."""
+    """Silence transformers' messages about a checkpoint: its faults are errors here."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

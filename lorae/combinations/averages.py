@@ -1,4 +1,4 @@
-"""Averages of the members' predictions, and of their weights."""
+"""Averages of the members' predictions or weights."""
 
 from __future__ import annotations
 
