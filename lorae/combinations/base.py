@@ -1,4 +1,4 @@
-"""What every combination says of itself; what it leaves out, it has from here."""
+"""What every combination declares, and the defaults."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lorae.metrics import Rule
 class Combination:
     """How the members of an ensemble become one prediction.
 
-    A combination is a class with a file of its own and a place in `lorae.combinations.AnyCombination`. Its
-    module needs numpy only. A soup is one that makes one model of the members, which predicts in their place
-    and is stored as an entry of its own.
+    A combination is a class in its own file, listed in `lorae.combinations.AnyCombination`. Its module needs
+    only numpy. A soup merges the members into one model, which predicts in their place and is stored as an
+    entry of its own.
 
     Attributes:
-        name: what a trial and a row call it.
-        rule: by which the stored logits are combined, see `lorae.metrics.combine`; "weights" of a soup.
-        soup: what tables call the one model; None = the members themselves predict.
-        record: shape of what a soup's record has beside its members and cost, see `lorae.untrusted.check`.
+        name: name in a trial and a row.
+        rule: how the stored logits are combined, see `lorae.metrics.combine`; "weights" for a soup.
+        soup: name of the merged model in tables; None = the members themselves predict.
+        record: expected fields of a soup's record besides members and cost, see `lorae.untrusted.check`.
     """
 
     name: ClassVar[str]
@@ -29,22 +29,22 @@ class Combination:
     record: ClassVar[Mapping[str, Any]] = {}
 
     def entry_id(self, member_ids: Sequence[str]) -> str:
-        """Of a soup that is made of these members, whatever their order."""
+        """Identity of the soup of these members, whatever their order."""
         return digest([self.name, *sorted(member_ids)])
 
     def choose(self, member_ids: Sequence[str], nll: Callable[[Sequence[str]], float]) -> dict[str, Any]:
-        """What a soup's record says beside its members and cost: which of them are in it.
+        """Fields of a soup's record besides its members and cost: which members are in the soup.
 
         Args:
-            nll: of the mean weights of some members on the validation examples, in nats.
+            nll: members -> NLL of their mean weights on the validation examples, in nats.
         """
         return {}
 
     def chosen(self, record: Mapping[str, Any]) -> list[str]:
-        """The members that are in a soup, by its record.
+        """The members that are in a soup, according to its record.
 
         Raises:
-            ValueError: they are none of its members.
+            ValueError: they are not among its members.
         """
         return list(record["members"])
 
@@ -52,6 +52,6 @@ class Combination:
         """What is wrong with a soup's record, in words.
 
         Args:
-            nll: of one of its members, or of all that are in it, on the validation examples, in nats.
+            nll: validation NLL of one member, or of all members that are in the soup, in nats.
         """
         return iter(())

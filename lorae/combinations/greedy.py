@@ -1,4 +1,4 @@
-"""Greedy soup: the mean weights of those members that do not raise its validation NLL (Wortsman et al. 2022,
+"""Greedy soup: the mean weights of the members that do not raise its validation NLL (Wortsman et al. 2022,
 arXiv:2203.05482, recipe 1)."""
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 from lorae.combinations.base import Combination
 from lorae.untrusted import number
 
-SAME_NLL = 1e-3  # nats between equal computations, which round differently on another device
+SAME_NLL = 1e-3  # tolerance in nats: equal computations round differently on another device
 
 
 class Greedy(Combination):
-    """Members join by rising validation NLL, the best one first, each if the soup with it has no higher
-    validation NLL than the soup without it. Source: Wortsman et al. 2022, recipe 1, which goes by accuracy.
+    """Members are tried by rising validation NLL, the best first; each joins if the soup's validation NLL
+    does not rise. Source: Wortsman et al. 2022, recipe 1, which uses accuracy.
 
-    A soup's record has "ingredients", the members that are in it, in this order, and "validation_nlls" of the
-    soup that each of them made.
+    A soup's record has "ingredients", the members in the soup in this order, and "validation_nlls", the NLL
+    of the soup after each of them joined.
     """
 
     name = "greedy"

@@ -1,4 +1,4 @@
-"""Several predictions of one trained member, which its training does not depend on, one file for each kind.
+"""Draws: several predictions of one trained member, independent of its training; one file for each kind.
 
 To add a kind, write its file and name it in `AnyDraws`.
 """
@@ -39,8 +39,8 @@ DRAWS: tuple[type[Draws], ...] = get_args(AnyDraws)
 
 
 def read_draws(label: str) -> AnyDraws | None:
-    """The draws that a row of a table names; None for those that a member has by its training alone, and for
-    a label of no draws."""
+    """The draws that a table row names; None for draws that result from training alone, and for a label that
+    names no draws."""
     kind, _, size = label.partition("-")
     found = next((draws for draws in get_args(AnyDraws) if draws.kind == kind), None)
     try:
@@ -50,7 +50,7 @@ def read_draws(label: str) -> AnyDraws | None:
 
 
 def drawn_set(eval_set: str, draws: Draws | None) -> str:
-    """Name of a prediction set with these draws beside the plain one, `<task>__<split>__<hash>`."""
+    """Name of a prediction set with these draws; `eval_set` is the plain one, `<task>__<split>__<hash>`."""
     return eval_set if draws is None else f"{eval_set}-{draws.label}"
 
 

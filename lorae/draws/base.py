@@ -1,4 +1,4 @@
-"""What every kind of draws says of itself; what it leaves out, it has from here."""
+"""What every kind of draws declares, and the defaults."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class Draws:
-    """Several predictions of one trained member, which its training does not depend on.
+    """Several predictions of one trained member, independent of its training.
 
-    Draws are a frozen dataclass with a file of its own and a place in `lorae.draws.AnyDraws`. Its module
-    needs numpy only; what gets tensors imports torch itself, if it needs it.
+    Draws are a frozen dataclass in its own file, listed in `lorae.draws.AnyDraws`. Its module needs only
+    numpy; code that uses torch imports it itself.
 
     Attributes:
-        kind: what its label begins with, before the first "-".
-        note: in one sentence, where it departs from its source; None = nowhere. For below a table.
+        kind: prefix of the label, before the first "-".
+        note: one sentence, printed below a table, on where it departs from its source; None = nowhere.
     """
 
     kind: ClassVar[str]
@@ -31,20 +31,20 @@ class Draws:
 
     @property
     def label(self) -> str:
-        """Its name in a row and in a prediction set's name: `kind`, "-" and what `from_label` reads."""
+        """Name in a row and in a prediction set's name: `kind`, "-" and what `from_label` reads."""
         return f"{self.kind}-{self.num_draws}"
 
     @property
     def title(self) -> str:
-        """Its name in tables, with its setting."""
+        """Name in tables, with its setting."""
         raise NotImplementedError  # abstract: all draws define it
 
     @classmethod
     def from_label(cls, size: str) -> Self:
-        """The draws with this label, without `kind` and "-".
+        """The draws with this label, given without `kind` and "-".
 
         Raises:
-            ValueError: there are none.
+            ValueError: no draws have this label.
         """
         return cls(int(size))  # type: ignore[call-arg]
 
@@ -54,14 +54,15 @@ class Draws:
         raise NotImplementedError  # abstract: all draws define it
 
     def num_passes(self, num_classes: int) -> int:
-        """Forward passes of one member for a prediction, and backward passes, which take as long."""
+        """Forward passes of one member for a prediction, plus backward passes, which take as long."""
         return self.num_draws
 
     def check(self, trial: Trial) -> None:
-        """Refuse a trial whose members cannot predict so; ValueError says what to write."""
+        """Refuse a trial whose members cannot predict with these draws; ValueError says what to write."""
 
     def unfit(self, method: Method, regularizers: Iterable[Regularizer]) -> str | None:
-        """Why stored members of a recipe cannot predict so, None if they can: what they "were" or "did"."""
+        """Why stored members of a recipe cannot predict with these draws, such as "were trained without
+        AdapterDropout"; None if they can."""
         return None
 
 
@@ -87,7 +88,8 @@ class Sampled(Draws):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the memory of draws depends on: bytes of a number, tokens of the longest row, classes of a row."""
+    """Sizes that the memory of draws depends on: bytes per number, tokens of the longest row, classes per
+    row."""
 
     number: int
     tokens: int
@@ -96,12 +98,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Fitted(Sampled):
-    """Draws that are fitted to trained members by their training examples.
+    """Draws that are fitted to trained members on their training examples.
 
-    A member's fit is stored with it: its numbers as `<label>.json`, its tensors as `<label>.safetensors`.
+    A member's fit is stored with it: scalars as `<label>.json`, tensors as `<label>.safetensors`.
 
     Attributes:
-        record: shape of the numbers that a sampler's `fit` finds, see `lorae.untrusted.check`.
+        record: expected scalars of a sampler's `fit`, see `lorae.untrusted.check`.
     """
 
     record: ClassVar[Mapping[str, Any]] = {}
@@ -116,27 +118,28 @@ class Fitted(Sampled):
 
     def passes_to_fit(self, num_classes: int) -> int:
         """Passes of one member over each example that its draws are fitted on."""
-        raise NotImplementedError  # abstract: all that are fitted define it
+        raise NotImplementedError  # abstract: all fitted draws define it
 
     def fitted_on(self, train: Sequence[T]) -> list[T]:
-        """The training examples that they are fitted on."""
+        """The training examples that the draws are fitted on."""
         return list(train)
 
     def fitted_at_once(self, rows: int, num_classes: int) -> int:
-        """Examples of each member in one pass with gradients, where training has `rows`."""
+        """Examples per member in one pass with gradients, where training uses `rows`."""
         return rows
 
     def fitting_bytes(
         self, method: Method, layers: Mapping[str, tuple[int, int]], num_members: int, rows: int, sizes: Sizes
     ) -> int | None:
-        """Of a stack's fitting and predicting, beside a pass with gradients; None = a plain prediction's.
+        """Bytes that fitting and predicting with a stack need beyond a pass with gradients; None = as much as
+        a plain prediction.
 
         Args:
-            layers: those adapted, name -> (d_in, d_out).
-            rows: examples of each member that are trained on at once.
+            layers: the adapted layers, name -> (d_in, d_out).
+            rows: examples per member that are trained on at once.
         """
         return None
 
     def sampler(self) -> type[Sampler[Any]]:
-        """What fits and draws."""
-        raise NotImplementedError  # abstract: all that are fitted define it
+        """The class that fits and draws."""
+        raise NotImplementedError  # abstract: all fitted draws define it

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MCDropout(Draws):
-    """Predicts with dropout active, several times; the passes are draws of the member's predictions.
+    """Predicts several times with dropout active; the passes are draws of the member's predictions.
 
-    Needs `AdapterDropout` in the recipe. The trained member is the one that predicts without dropout, too.
+    Needs `AdapterDropout` in the recipe. The same trained member also predicts without dropout.
 
     Args:
         passes: number of draws, >= 1.

@@ -1,4 +1,4 @@
-"""Samples of learned distributions of weights."""
+"""Samples from learned weight distributions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Posterior(Sampled):
-    """Samples of the weights that a Bayesian member (`Blob`, `Rank1BNN`) has learned a distribution of. The
-    trained member is the one that predicts with their mean, too.
+    """Samples from the weight distribution that a Bayesian member (`Blob`, `Rank1BNN`) has learned. The same
+    trained member also predicts with the mean.
 
     Args:
         samples: number of draws, >= 1.

@@ -1,4 +1,4 @@
-"""How draws that are fitted to trained members are fitted and drawn."""
+"""Fitting draws to trained members, and sampling them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What one member's draws are drawn by.
+    """The fit that one member's draws are sampled from.
 
     Attributes:
-        record: its numbers, among them the member's share of the search's "search_seconds" and
+        record: scalars, among them the member's share of the search's "search_seconds" and
             "search_process_seconds", and its "search_flops".
-        tensors: what else there is.
+        tensors: the fit's tensors.
     """
 
     record: dict[str, float]
@@ -38,17 +38,17 @@ class Sampler(ABC, Generic[F]):
     """Draws of the members of a stack.
 
     Args:
-        adapters: hold the members, and hold them again after each call.
+        adapters: adapters that hold the members, and hold them again after each call.
         states: the members' parameters.
-        member_ids: name the streams of their noise.
-        spec: how they are drawn.
-        rows_at_once: examples of each member in one pass with gradients.
+        member_ids: the members' identities, which name their noise streams.
+        spec: how to draw.
+        rows_at_once: examples per member in one pass with gradients.
         on_rows: as for `lorae.engine.prediction.predict`.
-        trial, members: what the members are of, and their indices; needed to fit draws by more training.
+        trial, members: the trial, and the indices of the members; needed to fit draws by further training.
 
     Attributes:
-        fits: each member's; to be fitted or set.
-        search_seconds: what `fit` took.
+        fits: the fit of each member; set by `fit` or by the caller.
+        search_seconds: duration of `fit`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Sampler(ABC, Generic[F]):
         self.search_seconds = 0.0
 
     def fit(self, train: Sequence[Row]) -> None:
-        """Fit the members' draws to them, all members at once, each by itself."""
+        """Fit the members' draws, all members at once but each independently."""
         from lorae.engine.clock import Stopwatch
 
         backbone, rows = self.adapters.backbone, self.spec.fitted_on(train)
@@ -85,12 +85,12 @@ class Sampler(ABC, Generic[F]):
         self.fits = [Fit(fit.record | cost, fit.tensors) for fit in found]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors of a fit."""
+        """Shapes of the tensors of a fit, by name."""
         return {}
 
     @abstractmethod
     def _fitted(self, rows: Sequence[Row]) -> list[Fit]:
-        """What `fit` finds on the rows that it takes, without the seconds."""
+        """The fits on the rows that `fit` selects, without their cost."""
 
     @abstractmethod
     def predict(self, rows: Sequence[Row]) -> np.ndarray:

@@ -28,19 +28,19 @@ FP64, FP32 = 8, 4  # bytes of a number
 
 @dataclass(frozen=True)
 class SWAG(Fitted):
-    """Samples of a Gaussian around a member's parameters, N(mean, (S + D D^T / (rank - 1)) / 2): S is the
-    diagonal covariance of the parameters at several steps of more training, D has their last `rank`
-    deviations from the running mean as columns.
+    """Samples from a Gaussian around a member's parameters, N(mean, (S + D D^T / (rank - 1)) / 2): S is the
+    diagonal covariance of the parameters at several steps of further training, and the columns of D are
+    their last `rank` deviations from the running mean.
 
-    The training of a member goes on at a constant learning rate, with its loss, its regularisers (without
-    early stopping), the next epochs of its data order, and a new AdamW. Its parameters are collected at
-    `collected` equally distant steps, a classification head's too.
+    Training of the member continues at a constant learning rate, with its loss, its regularisers (without
+    early stopping), the next epochs of its data order, and a new AdamW. Its parameters, including a
+    classification head, are collected at `collected` equally spaced steps.
 
     Args:
         samples: number of draws, >= 1.
-        rank: deviations that are kept, >= 2.
+        rank: number of deviations to keep, >= 2.
         lr: learning rate, > 0.
-        epochs: of more training, >= 1.
+        epochs: epochs of further training, >= 1.
         collected: times that the parameters are collected, >= rank, and at most the steps of these epochs.
     Source: Maddox et al. 2019, arXiv:1902.02476, equation 1 and algorithm 1.
     """
@@ -93,8 +93,8 @@ class SWAG(Fitted):
     def fitting_bytes(
         self, method: Method, layers: Mapping[str, tuple[int, int]], num_members: int, rows: int, sizes: Sizes
     ) -> int:
-        """The members' own parameters, beside those that are trained on; mean, square mean and deviations,
-        which are in the host's memory."""
+        """The members' original parameters, beside the copy in training; mean, mean square and deviations are
+        in host memory."""
         numbers = num_members * sum(method.num_parameters(*shape) for shape in layers.values())
         return numbers * (FP32 + FP64 * (2 + self.rank + 1))
 
@@ -102,10 +102,10 @@ class SWAG(Fitted):
         return Samples
 
     def longer(self, trial: Trial, num_train: int) -> tuple[Trial, range]:
-        """The recipe to train on with, and its steps after those of `trial`.
+        """The recipe of the further training, and its steps after those of `trial`.
 
         Raises:
-            ValueError: these are fewer than are collected.
+            ValueError: there are fewer steps than parameters are collected.
         """
         begin, more = trial.budget.num_steps(num_train), self.epochs * trial.budget.steps_per_epoch(num_train)
         if more < self.collected:
@@ -124,7 +124,7 @@ class SWAG(Fitted):
 
 
 class Samples(Sampler[SWAG]):
-    """Samples of the members of a stack, each by its own moments."""
+    """Samples of the members of a stack, each member from its own moments."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
@@ -169,7 +169,7 @@ class Samples(Sampler[SWAG]):
         return TrainingData(rows, (), predict(self.adapters.backbone, rows)[0] if needed else None)
 
     def _moments(self, steps: range) -> Moments:
-        """To be collected from a training that begins with the members as they are."""
+        """Moments to collect from a training that starts from the members' current parameters."""
         from lorae.engine.checkpoints import checkpoint
         from lorae.engine.training import MemberRun, make_optimizer
 
@@ -211,12 +211,12 @@ class Samples(Sampler[SWAG]):
 
 
 class Moments:
-    """Mean, square mean and last deviations of the members' parameters, collected where a training would save
-    its checkpoints; a member that fails has NaN.
+    """Mean, mean square and last deviations of the members' parameters, collected where a training would save
+    its checkpoints; NaN for a member that fails.
 
     Args:
-        start: the checkpoint that the training begins from.
-        steps: of the training.
+        start: the checkpoint that the training starts from.
+        steps: steps of the training.
     """
 
     def __init__(self, start: tuple[State, dict[str, Any]], steps: range, spec: SWAG) -> None:
@@ -238,7 +238,7 @@ class Moments:
         return self.done in self.at
 
     def save(self, tensors: State, header: dict[str, Any]) -> None:
-        """Collect once, as in algorithm 1: a deviation is from the mean that has it already."""
+        """Collect once, as in algorithm 1: a deviation is from the mean that already includes it."""
         import torch
 
         self.num += 1
@@ -256,7 +256,7 @@ class Moments:
             self.deviations[name] = kept[-self.spec.rank :]
 
     def fits(self) -> list[Fit]:
-        """What was collected of each member."""
+        """What was collected for each member."""
         num_members = len(self.start[1]["runs"])
         return [Fit({"collected": self.num}, self._of_member(m)) for m in range(num_members)]
 

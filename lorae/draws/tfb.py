@@ -1,8 +1,8 @@
 """TFB: training-free Bayesianisation of LoRA members (Shi et al. 2024, arXiv:2412.05723).
 
-A sample replaces A by A + sigma (B^T B)^(-1/2) E, so that B A gets the noise sigma Q E, where Q has the
-directions of B as orthonormal columns: the U of `TFB`, but for a rotation that E does not notice, and without
-its arbitrary signs. Source: equations 4 to 8. `TFB` says where the search departs from the authors' code.
+A sample replaces A by A + sigma (B^T B)^(-1/2) E, so that B A gets the noise sigma Q E, where the orthonormal
+columns of Q span the directions of B: Q is the U of `TFB` up to a rotation, to which E is invariant, and
+without arbitrary signs. Source: equations 4 to 8. `TFB` says where the search departs from the authors' code.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ANCHORS = 256  # training examples that sigma is searched on
-SIGMAS = 1e-4, 1.0  # between which
+SIGMAS = 1e-4, 1.0  # bounds of the search
 SEARCH_STEPS = 7  # of bisection on a log scale, to 7 %
-NO_DIRECTION = 1e-5  # singular values of B, relative to its largest one, that are rounding
+NO_DIRECTION = 1e-5  # singular values of B at most this, relative to the largest, are rounding errors
 
 
 @dataclass(frozen=True)
 class TFB(Fitted):
-    """Training-free Bayesianisation: samples of a Gaussian around a trained LoRA member, whose noise on the
-    update is of equal size in all directions that B has: W0 + scale (B A + sigma U E), with U the left
-    singular vectors of B and E (rank x d_in) standard normal.
+    """Training-free Bayesianisation: samples from a Gaussian around a trained LoRA member, with equally large
+    noise in all directions of B: W0 + scale (B A + sigma U E), where U are the left singular vectors of B and
+    E (rank x d_in) is standard normal.
 
-    sigma is one number for all layers of a member: the largest for which the NLL of the samples' mean
-    probability on training examples differs from the member's own by at most `tolerance` of it.
+    sigma is one number for all layers of a member: the largest sigma for which the NLL of the samples' mean
+    probability on training examples differs from the member's own NLL by at most the fraction `tolerance`.
 
-    The authors' code (Wang-ML-Lab/bayesian-peft, bc6a4a7) searches otherwise. Its labels are the member's own
-    most probable classes on 500 training examples; here they are the true ones of at most 256. It divides the
-    relative difference once more by the number of examples, and so tolerates 500 times as much. Its scripts
-    halve [0.001, 0.015] five times and take the last sigma that was too large, 0.015 if none was; here
-    [1e-4, 1] is halved seven times on a log scale, and the largest tolerable one taken.
+    The authors' code (Wang-ML-Lab/bayesian-peft, bc6a4a7) searches differently. Its labels are the member's
+    most probable classes on 500 training examples; here they are the true labels of at most 256 examples. It
+    divides the relative difference once more by the number of examples, and so tolerates 500 times as much.
+    Its scripts halve [0.001, 0.015] five times and take the last sigma that was too large, 0.015 if none was;
+    here [1e-4, 1] is halved seven times on a log scale, and the largest tolerable sigma is taken.
 
     Args:
-        samples: number of draws, >= 1; as many are taken in the search for sigma.
-        tolerance: of the NLL, relative, > 0.
+        samples: number of draws, >= 1; the search for sigma takes as many.
+        tolerance: relative tolerance of the NLL, > 0.
     Source: Shi et al. 2024, arXiv:2412.05723.
     """
 
@@ -85,7 +85,7 @@ class TFB(Fitted):
         return SEARCH_STEPS * self.samples
 
     def fitted_on(self, train: Sequence[T]) -> list[T]:
-        """Training examples that sigma is searched on, from everywhere in their order."""
+        """Training examples that sigma is searched on, evenly spaced in their order."""
         chosen = np.linspace(0, len(train) - 1, min(ANCHORS, len(train))).astype(int)
         return [train[n] for n in chosen]
 
@@ -94,11 +94,11 @@ class TFB(Fitted):
 
 
 class Samples(Sampler[TFB]):
-    """Samples of the members of a stack, each as wide as its "sigma"."""
+    """Samples of the members of a stack, with the noise scaled by each member's "sigma"."""
 
     @functools.cached_property
     def spreads(self) -> list[State]:
-        """Of each member and layer what gives the noise its directions and equal sizes."""
+        """For each member and layer, the `inverse_root` of B, which shapes the noise."""
         layers = self.adapters.layers
         return [{layer: inverse_root(state[f"{layer}.B"]) for layer in layers} for state in self.states]
 
@@ -106,7 +106,7 @@ class Samples(Sampler[TFB]):
         return self._predict(rows, np.array([fit.record["sigma"] for fit in self.fits]))
 
     def _predict(self, rows: Sequence[Row], sigma_M: np.ndarray) -> np.ndarray:
-        """The same with these widths; at each width of a member its noise is the same but for its size."""
+        """`predict` with these sigmas; for every sigma a member's noise is the same up to its scale."""
         from lorae.engine.prediction import predict
 
         logits = []
@@ -117,7 +117,7 @@ class Samples(Sampler[TFB]):
         return np.stack(logits, axis=1)
 
     def _fitted(self, rows: Sequence[Row]) -> list[Fit]:
-        """Each member's sigma, see `TFB`: by bisection, all members at once, each by its own NLL."""
+        """Each member's sigma, see `TFB`, by bisection: all members at once, each with its own NLL."""
         from lorae.engine.prediction import predict
 
         own_M = _nll(predict(self.adapters.backbone, rows)[:, None], rows)
@@ -143,7 +143,7 @@ class Samples(Sampler[TFB]):
 
 
 def inverse_root(B_ER: torch.Tensor) -> torch.Tensor:
-    """(B^T B)^(-1/2), (R, R) in fp64, on the directions that B has; NaN where B is not finite."""
+    """(B^T B)^(-1/2), (R, R) in fp64, on the span of B's directions; NaN if B is not finite."""
     import torch
 
     gram_RR = B_ER.double().T @ B_ER.double()
@@ -155,7 +155,7 @@ def inverse_root(B_ER: torch.Tensor) -> torch.Tensor:
 
 
 def _nll(logits_MKNC: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
-    """Each member's NLL (M,) by the mean probability of its draws; NaN where one has none."""
+    """NLL (M,) of the mean probability of each member's draws; NaN for a member without one."""
     from lorae.engine.prediction import draws_nll
 
     labels_N = np.array([row.label for row in rows])

@@ -1,10 +1,10 @@
-"""The trained parts of M members on one frozen backbone: every frozen GEMM runs once for all, each low-rank
-branch is batched.
+"""The trained parts of M members on one frozen backbone: every frozen GEMM runs once for all members, and the
+low-rank branches are batched.
 
 Each member's tokens are one row of a batch, (M, S, D). An adapted layer adds its members' branches as batched
-products over M; the frozen weight is never copied. A head of each member's own is one more batched product.
-Only where members are fine-tuned in full are they computed one by one. Sources: LoRA arXiv:2106.09685, VeRA
-arXiv:2310.11454, BatchEnsemble arXiv:2002.06715.
+products over M; the frozen weight is never copied. The members' own heads are one more batched product. Only
+fully fine-tuned members are computed one by one. Sources: LoRA arXiv:2106.09685, VeRA arXiv:2310.11454,
+BatchEnsemble arXiv:2002.06715.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ HEAD_STD = 0.02  # `initializer_range` of transformers' ViT, DeiT, AST, BERT and
 
 
 class Stacked(nn.Module):
-    """Layer `layer`, the `number`-th adapted one, with what the members of a stack add to it: what a method's
-    `forward` computes with.
+    """Layer `layer`, the `number`-th adapted layer, with the parameters of a stack's members, for a method's
+    `forward`.
 
     Attributes:
         base: the frozen layer.
@@ -50,29 +50,28 @@ class Stacked(nn.Module):
 
     @property
     def frozen(self) -> tuple[torch.Tensor, ...]:
-        """What the method's `draw_frozen` drew, members leading, in the backbone's dtype."""
+        """The tensors from the method's `draw_frozen`, members leading, in the backbone's dtype."""
         return self.adapters.frozen
 
     @property
     def noise(self) -> Noise | None:
-        """The members' noise; None in a soup, and where there is none."""
+        """The members' noise; None in a soup, and without noise."""
         return self.adapters.noise
 
     def read(self, x: torch.Tensor) -> torch.Tensor:
-        """What the members' trained parts read, (M, S, D): x with the noise that is set."""
+        """Input of the members' trained parts, (M, S, D): x with the current noise."""
         return self.adapters.noisy(x, self.number).reshape(len(self.factors()[0]), -1, x.shape[-1])
 
 
 class Adapters:
-    """The trained parts of some members, inserted into a backbone; a context manager that takes them out
-    again.
+    """The trained parts of some members, inserted into a backbone; a context manager that removes them again.
 
     Args:
         backbone: receives one stacked module in place of each adapted linear layer.
         method: what is trained.
         init_keys: one init stream key for each member, in order.
-        noise: on what the trained parts read, while it is set.
-        answer_ids: tokens of the classes, whose rows of the language model's head `LastLayer` trains; on an
+        noise: noise on the inputs of the trained parts, while it is set.
+        answer_ids: tokens of the classes, whose rows of the language model's head `LastLayer` trains; for an
             encoder, where every method trains a classification head, the classes.
 
     Attributes:
@@ -96,7 +95,7 @@ class Adapters:
         drawn = [self._drawn(key, answer_ids) for key in init_keys]
         for name in drawn[0]:
             self.parameters[name] = nn.Parameter(torch.stack([s[name] for s in drawn]).to(backbone.device))
-        self.only: int | None = None  # the one member that is computed now, by `one_by_one`
+        self.only: int | None = None  # the one member that `one_by_one` computes now
         self.hooks: list[Any] = []
         frozen = zip(*(frozen_tensors(method, self.layers, key) for key in init_keys))
         self.frozen = tuple(torch.stack(parts).to(backbone.device, backbone.dtype) for parts in frozen)
@@ -129,7 +128,7 @@ class Adapters:
 
     @contextlib.contextmanager
     def removed(self) -> Iterator[None]:
-        """The backbone without the members, for a while."""
+        """Context in which the members are removed from the backbone."""
         self.__exit__()
         try:
             yield
@@ -140,12 +139,12 @@ class Adapters:
         return lambda linear, inputs: self.noisy(inputs[0], number)
 
     def noisy(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
-        """What a trained part reads, (M, S, D) of tokens or (M*B, D) of rows, with the noise that is set."""
+        """Input of a trained part, tokens (M, S, D) or rows (M*B, D), with the current noise."""
         return self.noise(x, layer) if self.noise else x
 
     @property
     def has_head(self) -> bool:
-        """Whether every member has a head of its own."""
+        """Whether every member has its own head."""
         return HEAD[0] in self.parameters
 
     def head_logits(self, features: torch.Tensor) -> torch.Tensor:  # (M*B, D) -> (M*B, C)
@@ -158,7 +157,7 @@ class Adapters:
         return logits.flatten(0, 1)
 
     def one_by_one(self, function: Callable[[Any], torch.Tensor], parts: Sequence[Any]) -> torch.Tensor:
-        """`function` of each member's part with the member's own weights in the backbone, concatenated."""
+        """`function` of each member's part, with the member's own weights in the backbone, concatenated."""
         call = _Call(self.backbone.lm, function)
         weights = {n: p.to(self.backbone.dtype).unbind() for n, p in self.parameters.items() if n not in HEAD}
         results = []
@@ -173,7 +172,7 @@ class Adapters:
         return torch.cat(results)
 
     def _own(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The parameter of the member that is computed now, or of all."""
+        """The parameter of the member that is computed now, or of all members."""
         return parameter if self.only is None else parameter[self.only : self.only + 1]
 
     def factors(self, layer: str) -> list[nn.Parameter]:
@@ -185,7 +184,7 @@ class Adapters:
         return len(next(iter(self.parameters.values())))
 
     def zero_initialised(self) -> Iterator[str]:
-        """Names of the factors that start at zero: B of LoRA, b of VeRA. `DecayB` decays these."""
+        """Names of the factors that start at zero and that `DecayB` decays: B of LoRA, b of VeRA."""
         zero = self.method.zero_factor
         return (name for name in self.parameters if zero and name.endswith(f".{zero}"))
 
@@ -202,7 +201,7 @@ class Adapters:
         """Set the members' parameters.
 
         Raises:
-            ValueError: a state lacks a parameter or has another shape.
+            ValueError: a state lacks a parameter or has one of another shape.
         """
         for name, parameter in self.parameters.items():
             expected, shapes = parameter.shape[1:], [s[name].shape if name in s else None for s in states]
@@ -215,8 +214,8 @@ class Adapters:
         return torch.stack(values)
 
     def keep(self, members: Sequence[int]) -> None:
-        """Drop all other members: parameters become new, smaller ones; later batches have rows of these
-        only."""
+        """Drop all other members: parameters are replaced by smaller ones; later batches have rows only of
+        these members."""
         index = torch.as_tensor(members, dtype=torch.long, device=self.backbone.device)
         self.parameters = {name: nn.Parameter(p.detach()[index]) for name, p in self.parameters.items()}
         self.frozen = tuple(part[index] for part in self.frozen)
@@ -225,13 +224,13 @@ class Adapters:
 
 
 class Soup(Adapters):
-    """Some members as the one model that has their mean weights, W0 + 1/M sum_m B_m A_m and the mean head: a
-    batch holds its rows alone.
+    """Some members as the one model with their mean weights, W0 + 1/M sum_m B_m A_m and the mean head: a
+    batch has the rows of one model.
 
     Args:
         states: the members' parameters, in the order of `init_keys`.
     Raises:
-        ValueError: a state lacks a parameter or has another shape.
+        ValueError: a state lacks a parameter or has one of another shape.
 
     Source: Wortsman et al. 2022, arXiv:2203.05482 ("uniform soup").
     """
@@ -244,7 +243,7 @@ class Soup(Adapters):
         states: Sequence[State],
         answer_ids: Sequence[int],
     ) -> None:
-        keys = init_keys if method.factors else init_keys[:1]  # all else has a mean at once
+        keys = init_keys if method.factors else init_keys[:1]  # other parameters are averaged directly
         super().__init__(backbone, method, keys, answer_ids=answer_ids)
         for name in set(HEAD) & self.parameters.keys():
             self.parameters[name] = nn.Parameter(self.parameters[name].detach()[:1])
@@ -267,8 +266,8 @@ class Soup(Adapters):
 
 
 class _Mean(nn.Module):
-    """The mean over members of what their stacked layer makes of one input, as that of a layer with their
-    mean weights: both are linear."""
+    """The mean over members of their stacked layer's output for one input; as layers are linear, this is the
+    output of a layer with their mean weights."""
 
     def __init__(self, stacked: Stacked, num_members: int) -> None:
         super().__init__()
@@ -295,7 +294,7 @@ class _Call(nn.Module):
 
 
 def initial_head(num_classes: int, width: int, key: seeds.Key) -> State:
-    """A member's classification head as transformers begins one: N(0, 0.02^2), and no bias."""
+    """A member's initial classification head, as in transformers: N(0, 0.02^2), and zero bias."""
     drawn = seeds.stream(*key, "head").normal(0.0, HEAD_STD, (num_classes, width)).astype(np.float32)
     return {HEAD[0]: torch.from_numpy(drawn), HEAD[1]: torch.zeros(num_classes)}
 

@@ -1,7 +1,7 @@
 """Rows of members as one batch, and the class logits of a batch.
 
-How a scoring's rows are laid out and read is its own affair (`lorae.tasks.scoring`): one row per example of
-packed texts, or an encoder's inputs.
+The scoring decides how its rows are laid out and read (`lorae.tasks.scoring`): one row per example of packed
+texts, or an encoder's inputs.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ class Batch:
         return self.packing.rows, self.packing.places
 
     def by_class(self, values: Sequence[Sequence[Any]], dtype: str, fill: Any) -> torch.Tensor:
-        """Values of each row's classes (rows, C); `fill` where a row does not have the class."""
+        """Values of each row's classes (rows, C); `fill` where a row lacks the class."""
         padded = np.full(self.class_mask.shape, fill, dtype)
         for n, of_row in enumerate(values):
             padded[n, : len(of_row)] = of_row
         return to_device(padded, self.class_mask.device)
 
     def masked(self, logits: torch.Tensor) -> torch.Tensor:
-        """Class logits (rows, C), -inf where a row does not have the class."""
+        """Class logits (rows, C), -inf where a row lacks the class."""
         return logits.masked_fill(~self.class_mask, float("-inf"))
 
 
 def collate(
     rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int = 1, share: bool = True
 ) -> Batch | EncoderBatch:
-    """Rows of so many members, members first and as many of each, on the backbone's device; what a member's
-    rows begin with in common is there once, unless `share` is false."""
+    """Batch of rows, members first with equally many rows each, on the backbone's device; the common
+    beginning of a member's rows is stored once, unless `share` is false."""
     return rows[0].scoring.collate(rows, num_classes, backbone, num_members, share)
 
 
 def packed(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int, share: bool) -> Batch:
-    """The rows' tokens as one batch; arguments as those of `collate`."""
+    """The rows' tokens as one batch; arguments as for `collate`."""
     noise = backbone.inserted and backbone.inserted.noise
-    noisy = noise is not None and noise.of_rows is not None  # then what a row begins with is its own
+    noisy = noise is not None and noise.of_rows is not None  # each row then has its own beginning
     shared = common_beginning(rows) if share and not noisy else 0
     packing = Packing.of([len(r.tokens) for r in rows], num_members, backbone.device, shared)
     exists = np.arange(num_classes) < np.array([[r.num_classes] for r in rows])
@@ -81,20 +81,20 @@ def packed(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_member
 
 
 def common_beginning(rows: Sequence[Row]) -> int:
-    """Tokens that all rows' prompts begin with, see `beginning`."""
+    """Number of tokens that all rows' prompts begin with, see `beginning`."""
     return beginning([r.tokens[: r.segments.count(-1)] if r.segments else r.tokens for r in rows])
 
 
 def beginning(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all prompts begin with, the last one of each left out: every row goes on by itself."""
-    low, high = min(prompts), max(prompts)  # what these two have in common, all have
+    """Number of tokens that all prompts begin with, but never a whole prompt: each keeps its last token."""
+    low, high = min(prompts), max(prompts)  # a prefix common to these two is common to all
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high))
     return min(len(list(same)), min(map(len, prompts)) - 1)
 
 
 def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> torch.Tensor:
-    """Class logits (rows, C) of the inserted stack, each member's rows together; one forward pass of all, or
-    of each member where all weights are its own; of the heads alone where rows have features."""
+    """Class logits (rows, C) of the inserted stack, each member's rows together: one forward pass for all, or
+    one per member if members have all weights of their own; only the heads if rows have features."""
     inserted = backbone.inserted
     if inserted and rows[0].features is not None:
         features_ND = to_device(np.array([row.features for row in rows]), backbone.device)
@@ -113,7 +113,7 @@ def stack_losses(
     regularizers: Sequence[Regularizer] = (),
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`Scoring.losses` (rows, 3) of the inserted stack; rows and passes as those of `stack_logits`."""
+    """`Scoring.losses` (rows, 3) of the inserted stack; rows and passes as for `stack_logits`."""
     inserted, scoring = backbone.inserted, rows[0].scoring
     labels = to_device(np.array([row.label for row in rows]), backbone.device)
     if inserted and rows[0].features is not None:
@@ -132,8 +132,8 @@ def stack_losses(
 
 
 def features(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
-    """Hidden state (rows, D) of each row's last token, or of an encoder's pooled ones, from which its class
-    logits are read."""
+    """Features (rows, D) from which class logits are read: the hidden state of each row's last token, or an
+    encoder's pooled features."""
     if isinstance(batch, EncoderBatch):
         return encoders.features(backbone, batch)
     return hidden(backbone, batch)[batch.packing.ends]
@@ -145,12 +145,12 @@ def hidden(backbone: Backbone, batch: Batch) -> torch.Tensor:
 
 
 def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
-    """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
+    """Class logits (rows, C) in fp32; -inf for classes that a row lacks."""
     _locate(backbone, batch)
     return batch.scoring.class_logits(backbone, batch)
 
 
 def _locate(backbone: Backbone, batch: Batch | EncoderBatch) -> None:
-    """Tell the members' noise where the batch's tokens belong."""
+    """Set the row and place of the batch's tokens in the members' noise."""
     if backbone.inserted and backbone.inserted.noise:
         backbone.inserted.noise.locate(*batch.places)

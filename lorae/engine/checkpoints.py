@@ -1,4 +1,4 @@
-"""The state of a running stack: what a checkpoint holds of it, and the file in which it is stored."""
+"""Checkpoints of a running stack: their content, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from lorae.engine.training import MemberRun
 
 LOG = logging.getLogger("lorae")
-# Of the header, what is relied on; older ones have the records of the curve in it, not their number
+# The fields of the header that are relied on; older headers have the curve's records, not their number
 CHECKPOINT = {"step": count, "active": [count], "runs": [{"member": int, "curve": count}]}
 
-COUNTED_LATER = "process_seconds", "train_flops", "shared_flops"  # which older checkpoints lack
+COUNTED_LATER = "process_seconds", "train_flops", "shared_flops"  # lacking in older checkpoints
 
-IN_TENSORS = "snapshots", "path", "curve"  # lists of a member; safetensors reads 100 MB of a header at most
-SPLITS = "train", "validation"  # of a curve's records; a tensor has their places
-MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of what AdamW keeps of a parameter's gradients
+IN_TENSORS = "snapshots", "path", "curve"  # a member's lists; safetensors reads headers of at most 100 MB
+SPLITS = "train", "validation"  # of a curve's records; a tensor has their indices
+MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of AdamW's moments of a parameter's gradients
 
 
 class Checkpoints(Protocol):
@@ -48,7 +48,7 @@ class Checkpoints(Protocol):
 
 
 def keep_members(adapters: Adapters, optimizer: torch.optim.AdamW, staying: list[int]) -> None:
-    """Shrink parameters and optimiser state to the members that go on."""
+    """Shrink parameters and optimiser state to the staying members."""
     before = list(adapters.parameters.values())
     adapters.keep(staying)
     smaller = dict(zip(before, adapters.parameters.values()))
@@ -66,7 +66,7 @@ def checkpoint(
     tensors: dict[str, torch.Tensor] = {}
     for name, p in adapters.parameters.items():
         tensors[f"parameter/{name}"] = p.detach()
-        for moment in MOMENTS:  # a weight that the class logits do not depend on has none
+        for moment in MOMENTS:  # none for a weight that class logits do not depend on
             tensors |= {f"{moment}/{name}": optimizer.state[p][moment]} if optimizer.state[p] else {}
     for position, run in enumerate(runs):
         numbered = [*_numbered("snapshot", run.snapshots), *_numbered("path", run.path)]
@@ -84,8 +84,8 @@ def checkpoint(
 def load_fitting(
     checkpoints: Checkpoints, runs: list[MemberRun], adapters: Adapters
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """What was saved of these members and adapters; what does not fit them is set aside, and the stack starts
-    anew."""
+    """The checkpoint of these members and adapters, None if there is none; a checkpoint that does not fit
+    them is set aside, and the stack restarts."""
     saved = checkpoints.load()
     if saved and (fault := _misfit(*saved, runs, adapters)):
         checkpoints.set_aside(fault)
@@ -96,7 +96,7 @@ def load_fitting(
 def _misfit(
     tensors: dict[str, torch.Tensor], header: dict[str, Any], runs: list[MemberRun], adapters: Adapters
 ) -> str | None:
-    """Why `restore` cannot go on from a checkpoint, or None."""
+    """Why `restore` cannot continue from a checkpoint, or None."""
     members, active = [run.member for run in runs], header["active"]
     if (found := [saved["member"] for saved in header["runs"]]) != members:
         return f"it is of members {found}, not {members}"
@@ -178,7 +178,7 @@ def _numbered(name: str, states: list[State]) -> list[tuple[str, State]]:
 
 
 def _curve_tensor(curve: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """Columns of a curve, those of CURVE, in fp64, which has each of their numbers exactly."""
+    """A curve's columns, as in CURVE, in fp64, which represents all their numbers exactly."""
 
     def column(name: str) -> np.ndarray:
         values = (SPLITS.index(r[name]) if name == "split" else r[name] for r in curve)
@@ -196,7 +196,7 @@ def _curve_records(columns: torch.Tensor) -> list[dict[str, Any]]:
 
 
 class StackCheckpoints:
-    """The one checkpoint of a running stack, replaced when due: safetensors, then the SHA-256 of it."""
+    """The only checkpoint of a running stack, replaced when due: safetensors, followed by its SHA-256."""
 
     def __init__(
         self, storage: Storage, stack_id: str, seconds: float, should_stop: Callable[[], bool]
@@ -209,8 +209,8 @@ class StackCheckpoints:
         return self.should_stop() or time.monotonic() - self.saved >= self.seconds
 
     def save(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-        """Save; a storage or format that refuses costs the checkpoint, never the training. Stops if that was
-        asked."""
+        """Save; if the storage or format refuses, only the checkpoint is lost, not the training. Raises
+        Stopped if the stack was asked to stop."""
         contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
         try:
             metadata = {"header": json.dumps(header), ownership.OWNER: self.stack_id}
@@ -236,7 +236,7 @@ class StackCheckpoints:
         if hashlib.sha256(content).digest() != checksum:
             raise ValueError("it differs from its checksum")
         try:
-            tensors = safetensors.torch.load(content)  # checks the size of the header, too
+            tensors = safetensors.torch.load(content)  # also checks the header's size
             metadata = untrusted.safetensors_header(content, self.name).get("__metadata__")
             if not isinstance(metadata, dict):
                 raise ValueError("it is no checkpoint: it has no metadata")
@@ -248,7 +248,7 @@ class StackCheckpoints:
             raise ValueError(f"it is no checkpoint: {error}") from error
 
     def set_aside(self, why: str) -> None:
-        """Put the file that is no checkpoint of this stack out of the way."""
+        """Move away a file that is no checkpoint of this stack."""
         LOG.warning(
             "%s is no checkpoint of this stack (%s); it is set aside as %s, and the stack starts anew",
             self.name,

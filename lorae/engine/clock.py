@@ -1,4 +1,4 @@
-"""How long something takes, also without what other work on the machine adds to it."""
+"""Wall time, and time without the influence of other work on the machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 
 class Stopwatch:
     """Wall seconds, and process seconds: on a CPU the CPU time of all threads of this process, on a GPU the
-    time between two points of its stream. It runs until `stop`.
+    time between two events on its stream. It runs until `stop`.
 
     Args:
-        num_processes: that do the same at once, each on a device of its own; their process seconds are added.
+        num_processes: processes that do the same in parallel, each on its own device; their process seconds
+            are added.
     """
 
     def __init__(self, device: torch.device, num_processes: int = 1) -> None:
@@ -28,13 +29,13 @@ class Stopwatch:
         return event
 
     def stop(self) -> Stopwatch:
-        """Without waiting for the device."""
+        """Stop, without waiting for the device."""
         self.seconds, self._end = time.perf_counter() - self._started, self._mark()
         return self
 
     @property
     def process_seconds(self) -> float:
-        """Known when the device has come so far."""
+        """Process seconds; on a GPU, waits until the device has reached the end."""
         if not self._cuda:
             return self.num_processes * (self._end - self._begin)
         self._end.synchronize()

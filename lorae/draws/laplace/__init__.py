@@ -16,23 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Laplace(Fitted):
-    """Linearised Laplace approximation around a trained LoRA member ("Laplace-LoRA"): its weights are
-    Gaussian, with the curvature of the training NLL (generalised Gauss-Newton, in Kronecker factors) and a
-    prior as precision; its logits are drawn from the Gaussian that follows where they are linear in the
+    """Linearised Laplace approximation around a trained LoRA member ("Laplace-LoRA"): the weights are
+    Gaussian, with the curvature of the training NLL (generalised Gauss-Newton, Kronecker-factored) plus a
+    prior as precision; the logits are drawn from the Gaussian that results from linearising them in the
     weights.
 
-    The prior's precision is one number for all layers of a member, and maximises the marginal likelihood of
-    the training examples. A draw takes no further pass of the backbone: the logits' covariance is found by a
-    backward pass for each class. A classification head stays as it is.
+    The prior precision is one number for all layers of a member, and maximises the marginal likelihood of the
+    training examples. A draw takes no further pass of the backbone: one backward pass per class gives the
+    covariance of the logits. A classification head is not sampled.
 
-    Both Kronecker factors are sums over tokens, as in the authors' code: tokens count as if they were
-    examples of their own. The curvature's trace is about as many times that of the exact Gauss-Newton matrix
-    as a row has tokens (on a tiny Llama 5 times for 5 tokens, 9 for 10, 35 for 60), so variances are as many
-    times too small where the data, not the prior, determine them; and the prior is found with that matrix.
+    Both Kronecker factors are sums over tokens, as in the authors' code, which treats tokens as separate
+    examples. The trace of the curvature exceeds the trace of the exact Gauss-Newton matrix by about the
+    number of tokens of a row (on a tiny Llama 5 times for 5 tokens, 9 for 10, 35 for 60), so variances are
+    too small by that factor where the data, not the prior, determine them; the prior precision is fitted with
+    the same matrix.
 
     Args:
         samples: number of draws, >= 1.
-        rank: eigenvalues that are kept of those factors that are as wide as a layer, >= 1.
+        rank: number of eigenvalues to keep of the factors that are as wide as a layer, >= 1.
     Source: Yang et al. 2023, arXiv:2308.13111.
     """
 
@@ -66,7 +67,7 @@ class Laplace(Fitted):
 
     @property
     def columns(self) -> int:
-        """Of the random matrix by whose products the kept eigenvalues are found."""
+        """Columns of the random matrix whose products give the kept eigenvalues."""
         return 4 * self.rank
 
     def num_passes(self, num_classes: int) -> int:
@@ -76,14 +77,14 @@ class Laplace(Fitted):
         return self.num_passes(num_classes)
 
     def fitted_at_once(self, rows: int, num_classes: int) -> int:
-        """Fewer: the graph is kept for the Jacobian of every class."""
+        """Fewer rows, as the graph is kept for the Jacobian of every class."""
         return max(1, rows // num_classes)
 
     def fitting_bytes(
         self, method: Method, layers: Mapping[str, tuple[int, int]], num_members: int, rows: int, sizes: Sizes
     ) -> int:
-        """The members' products with a random matrix, and that, in fp64; what the adapted layers read, in
-        fp32, and give and are sent back; and the Jacobians of the classes."""
+        """The members' products with a random matrix, and the matrix, in fp64; the inputs of the adapted
+        layers, in fp32, their outputs and output gradients; and the Jacobians of the classes."""
         rows, shapes = num_members * self.fitted_at_once(rows, sizes.classes), layers.values()
         curvature = 2 * 8 * self.columns * sum(sum(shape) for shape in shapes)
         of_token = sum(4 * (d_in + method.rank) + 2 * sizes.number * d_out for d_in, d_out in shapes)

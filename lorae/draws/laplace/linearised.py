@@ -1,16 +1,16 @@
 """The linearised Laplace approximation around trained LoRA members.
 
-A member's weights theta get the Gaussian N(theta, (H + lambda I)^-1), and its logits the one that follows
-where they are linear in the weights, N(f(x), J(x) (H + lambda I)^-1 J(x)^T). H, the generalised Gauss-Newton
-matrix of the training NLL, is taken for each A and each B by itself, as the Kronecker product of two sums
-over tokens: of what the factor reads and, over classes, of what is sent back to it (K-FAC, Martens and Grosse
-2015, arXiv:1503.05671). One of them is as small as LoRA's rank; the other is as wide as a layer, and its
+A member's weights theta get the Gaussian N(theta, (H + lambda I)^-1), and its logits, linearised in the
+weights, get N(f(x), J(x) (H + lambda I)^-1 J(x)^T). H, the generalised Gauss-Newton matrix of the training
+NLL, is block-diagonal over the factors A and B; each block is the Kronecker product of two sums over tokens:
+of the factor's inputs and, over classes too, of its output gradients (K-FAC, Martens and Grosse 2015,
+arXiv:1503.05671). One of the two has the size of LoRA's rank; the other is as wide as a layer, and its
 largest eigenvalues are kept. Source: Yang et al. 2023, arXiv:2308.13111; the sums, and the mean over examples
-of one of them, are those of the authors' code (adamxyang/laplace-lora, c59665d, by way of ASDL). They treat
-the tokens of a row as examples of their own, so the trace of H is about as many times the exact matrix's as a
-row has tokens. Where they update a truncated SVD by every batch, here one product with a random matrix is
-summed (Nystrom's approximation, Tropp et al. 2017, arXiv:1706.05736): it depends neither on the batches nor
-on the members beside.
+in one of them, follow the authors' code (adamxyang/laplace-lora, c59665d, via ASDL). They treat the tokens of
+a row as separate examples, so the trace of H exceeds the exact matrix's by about the number of tokens of a
+row. The authors update a truncated SVD with every batch; here one product with a random matrix is summed
+(Nystrom approximation, Tropp et al. 2017, arXiv:1706.05736), which depends neither on the batches nor on the
+other members.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from lorae.engine.adapters import Adapters, State
 from lorae.engine.batches import class_logits, collate
 from lorae.tasks.encoding import Row
 
-PRECISIONS = 1e-8, 1e12  # between which the prior's is searched
+PRECISIONS = 1e-8, 1e12  # bounds of the search for the prior precision
 
 
 class Linearised(Sampler[Laplace]):
-    """Draws of the logits of the members of a stack, which are linear in the weights."""
+    """Draws of the logits of a stack's members, linearised in the weights."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         found: dict[str, tuple[int, ...]] = {}
@@ -80,8 +80,8 @@ class Linearised(Sampler[Laplace]):
         return self._drawn(rows, mean_MNC.cpu().numpy(), covariance_MNCC.cpu().numpy())
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, int]]:
-        """Indices of this rank's rows, those of equal length together, in parts whose Jacobians are not too
-        large; and how many of them count."""
+        """Indices of this rank's rows, ordered by length, in parts whose Jacobians are not too large; and how
+        many of the indices count."""
         ranks, num_classes = self.adapters.backbone.ranks, max(row.num_classes for row in rows)
         longest_first = np.argsort([-len(row.tokens) for row in rows], kind="stable")
         for part, real in ranks.parts(len(rows), self.spec.fitted_at_once(self.rows_at_once, num_classes)):
@@ -101,7 +101,7 @@ class Linearised(Sampler[Laplace]):
         return _Posterior(stacked("wide"), stacked("narrow"), stacked("curvature").double(), prior_M)
 
     def _drawn(self, rows: Sequence[Row], mean_MNC: np.ndarray, covariance_MNCC: np.ndarray) -> np.ndarray:
-        """Logits (M, K, N, C) with this mean and covariance, by each member's and example's own noise."""
+        """Logits (M, K, N, C) with this mean and covariance; each member and example has its own noise."""
         num_draws, sound_MN11 = self.spec.num_draws, np.isfinite(covariance_MNCC.sum((2, 3), keepdims=True))
         values, vectors = np.linalg.eigh(np.where(sound_MN11, covariance_MNCC, 0.0))
         roots = (vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ np.swapaxes(vectors, 2, 3)
@@ -115,11 +115,11 @@ class Linearised(Sampler[Laplace]):
 
 
 class _Pass:
-    """One forward pass of rows of each member, which gradients can be sent back through.
+    """One forward pass over rows of each member, with its graph kept for backward passes.
 
     Attributes:
         logits: (M, B, C) of the rows that count.
-        inputs: by layer what A reads (M, B, T, D), and B (M, B, T, R), fp32; zero where there is no token.
+        inputs: layer -> inputs of A (M, B, T, D) and of B (M, B, T, R), fp32; zero where there is no token.
     """
 
     def __init__(self, adapters: Adapters, rows: Sequence[Row], real: int, num_classes: int) -> None:
@@ -135,7 +135,7 @@ class _Pass:
             self.inputs[layer] = of_rows, of_rows @ A_MRD[:, None].mT
 
     def _forward(self) -> dict[str, torch.Tensor]:
-        """By layer what it reads; what it gives is kept with the graph from there to the logits."""
+        """Layer -> its input; its output is kept with the graph from there to the logits."""
         backbone, self.outputs = self.adapters.backbone, dict[str, torch.Tensor]()
         read: dict[str, torch.Tensor] = {}
 
@@ -153,7 +153,7 @@ class _Pass:
     def gradients(
         self, cotangent_MBC: torch.Tensor
     ) -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:
-        """By layer what is sent back to what A gives (M, B, T, R), and B (M, B, T, E), by these gradients of
+        """Layer -> gradients of the outputs of A (M, B, T, R) and of B (M, B, T, E), for these gradients of
         the logits."""
         if not self.outputs:
             self._forward()
@@ -170,7 +170,7 @@ class _Pass:
             yield layer, (to_y @ B_MER[:, None], to_y)
 
     def _of_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens of the rows that count (M, B, T, D), zero where there is none, from those of a layer."""
+        """A layer's tokens as (M, B, T, D), for the rows that count; zero where there is no token."""
         if self.batch.packing:
             x = self.batch.packing.padded(x)
         elif isinstance(self.batch, EncoderBatch) and "attention_mask" in self.batch.inputs:
@@ -182,8 +182,8 @@ class _Curvature:
     """Sums over tokens for the Kronecker factors of every A and B.
 
     Attributes:
-        wide: of the factor as wide as a layer, which is what A reads, and what B is sent back.
-        narrow: (M, R, R) of what A is sent back, and what B reads.
+        wide: sums for the factor as wide as a layer: inputs of A, output gradients of B.
+        narrow: (M, R, R) sums of A's output gradients and of B's inputs.
     """
 
     def __init__(self, adapters: Adapters, spec: Laplace) -> None:
@@ -194,8 +194,8 @@ class _Curvature:
             self.narrow[name] = self.wide[name].sums.new_zeros(adapters.num_members, rank, rank)
 
     def add(self, read: _Pass) -> None:
-        """Add those of some rows: the exact Fisher information, class by class, by the rows of a root of the
-        softmax's Hessian."""
+        """Add the sums of some rows: the exact Fisher information, class by class, from the rows of a root of
+        the softmax's Hessian."""
         for layer, (x, h) in read.inputs.items():
             self.wide[f"{layer}.A"].add(x)
             self.narrow[f"{layer}.B"] += _gram(h)
@@ -206,11 +206,11 @@ class _Curvature:
                 self.wide[f"{layer}.B"].add(to_y)
 
     def sums(self) -> list[torch.Tensor]:
-        """All of them, to be summed over ranks."""
+        """All sums, to be summed over ranks."""
         return [*(products.sums for products in self.wide.values()), *self.narrow.values()]
 
     def of_member(self, member: int, num_examples: int) -> State:
-        """Of each A and B what `_Posterior` has of one member but the prior."""
+        """The tensors of one member's `_Posterior` for each A and B, without the prior."""
         found: State = {}
         for name, products in self.wide.items():
             wide_K, found[f"{name}.wide"] = products.largest(member)
@@ -235,8 +235,8 @@ def _gaussian(read: _Pass, posterior: dict[str, _Posterior]) -> tuple[torch.Tens
 
 
 class Products:
-    """The sum of the outer products of tokens' vectors, by its products with a random matrix, or whole where
-    that is no larger."""
+    """The sum of the outer products of the tokens' vectors, stored as its product with a random matrix, or
+    exactly where that is no larger."""
 
     def __init__(self, num_members: int, width: int, spec: Laplace, name: str, device: torch.device) -> None:
         self.rank, probe = min(spec.rank, width), np.eye(width)
@@ -246,12 +246,12 @@ class Products:
         self.sums = torch.zeros(num_members, *probe.shape, dtype=torch.float64, device=device)
 
     def add(self, x: torch.Tensor) -> None:  # (M, B, T, W)
-        """Add those of these vectors."""
+        """Add the outer products of these vectors."""
         vectors = x.flatten(1, 2).double()
         self.sums += vectors.mT @ (vectors @ self.probe)
 
     def largest(self, member: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest eigenvalues (K,) of one member's, and their eigenvectors (K, W)."""
+        """The largest eigenvalues (K,) of one member's sum, and their eigenvectors (K, W)."""
         sums = self.sums[member]
         values_K, vectors_KW = sums.new_zeros(self.rank), sums.new_zeros(self.rank, len(sums))
         if not sums.isfinite().all():
@@ -267,12 +267,12 @@ class Products:
 
 @dataclass(frozen=True)
 class _Posterior:
-    """The Gaussian of the A, or of the B, of one layer of each member.
+    """The Gaussian of each member's A, or B, in one layer.
 
     Attributes:
         wide: (M, K, W) eigenvectors of the wide factor.
-        narrow: (M, R, R) all of those of the other one, in columns.
-        curvature: (M, K, R) eigenvalues of both together.
+        narrow: (M, R, R) all eigenvectors of the narrow factor, in columns.
+        curvature: (M, K, R) eigenvalues of their Kronecker product.
         prior: (M,) precision.
     """
 
@@ -282,7 +282,7 @@ class _Posterior:
     prior: torch.Tensor
 
     def covariance(self, jacobian: torch.Tensor) -> torch.Tensor:
-        """What it adds to the logits' covariance (M, B, C, C), by their Jacobian (M, B, C, R, W)."""
+        """Its contribution (M, B, C, C) to the logits' covariance, from their Jacobian (M, B, C, R, W)."""
         seen = self.narrow[:, None, None].mT @ jacobian @ self.wide[:, None, None].mT  # (M, B, C, R, K)
         unseen = jacobian - self.narrow[:, None, None] @ seen @ self.wide[:, None, None]
         precision_MRK = (self.curvature + self.prior[:, None, None]).mT
@@ -292,9 +292,10 @@ class _Posterior:
 
 
 def prior_precision(curvature: np.ndarray, square_norm: float) -> float:
-    """The prior's precision lambda that maximises the Laplace approximation of the marginal likelihood: there
-    lambda times the squared norm of the weights is the number of directions that the data determine, the sum
-    of h / (h + lambda) over the curvatures h. It is unique. NaN where a curvature is not finite.
+    """The prior precision lambda that maximises the Laplace approximation of the marginal likelihood: at the
+    maximum, lambda times the squared norm of the weights equals the number of directions that the data
+    determine, the sum of h / (h + lambda) over the curvatures h. It is unique. NaN if a curvature is not
+    finite.
 
     Source: MacKay 1992, "The evidence framework applied to classification networks".
     """
@@ -324,7 +325,7 @@ def _gram(x: torch.Tensor) -> torch.Tensor:
 
 
 def _eigen(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues (R,), none below zero, and eigenvectors (R, R) in columns; NaN where it is not finite."""
+    """Eigenvalues (R,), clamped to >= 0, and eigenvectors (R, R) in columns; NaN if not finite."""
     if not matrix.isfinite().all():
         return matrix[0] * math.nan, matrix * math.nan
     values, vectors = torch.linalg.eigh(matrix)
