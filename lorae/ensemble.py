@@ -1,7 +1,7 @@
 """Ensembles as views over a pool of members' stored logits: sizes, subsets, temperatures, selection.
 
-A selection is learned from the validation split's logits and then applied to the test split's. Temperatures
-are cross-fitted on the split that they scale: see `cross_fitted`.
+A selection is learned on the logits of the validation split and applied to those of the test split.
+Temperatures are cross-fitted on the split that they scale: see `cross_fitted`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ __all__ = [
 
 # Bounds of a temperature: a member that is right, or wrong, on all examples has no finite optimum.
 COLDEST, HOTTEST = 0.05, 20.0
-# Factor up and down that a temperature's 95 % interval may span for its predictions to be used: at 2 the fit
-# alone costs about 0.02 nats, as much as ensembles gain.
+# Scaled predictions are usable if the temperature's 95 % interval spans at most this factor up and down: at 2
+# the fit alone costs about 0.02 nats, as much as ensembles gain.
 WIDEST = 2.0
 
 
 def subsets(pool_size: int, members: int, max_subsets: int = 50, seed: int = 0) -> list[tuple[int, ...]]:
     """Different sets of `members` indices into the pool, in lexicographic order.
 
-    All of them if there are at most `max_subsets`, else that many, drawn uniformly without replacement.
+    All sets if there are at most `max_subsets`, else that many, drawn uniformly without replacement.
 
     Raises:
         ValueError: members is not in [1, pool_size].
@@ -58,11 +58,11 @@ def subsets(pool_size: int, members: int, max_subsets: int = 50, seed: int = 0) 
 def fit_temperature(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Temperature T in [1/20, 20] that minimises the NLL of softmax(logp / T); T > 1 softens.
 
-    The NLL is convex in 1/T. Where its optimum lies beyond a bound, T is that bound exactly; where no T is
-    better, as of predictions that are uniform, T = 1, so the NLL never gets worse.
+    The NLL is convex in 1/T. If its optimum lies beyond a bound, T is exactly that bound; if no T is better,
+    as for uniform predictions, T = 1, so the NLL never gets worse.
 
     Args:
-        logp_NC: log-probabilities of one member or pooled (logits minus their log-sum-exp).
+        logp_NC: log-probabilities of one member, or pooled (logits minus their log-sum-exp).
         labels_N: gold class in [0, C).
     Raises:
         Undefined: a gold class has probability 0, at every temperature.
@@ -73,15 +73,15 @@ def fit_temperature(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """Predictions scaled by temperatures that were each fitted on other examples: no label is scored by a
+    """Predictions scaled by temperatures that were fitted on other examples: no label is scored with a
     temperature that it helped to fit.
 
     Attributes:
         logp_NC: the scaled predictions, in the order of the examples.
-        temperature_K: of each fold, fitted on the examples of all others.
+        temperature_K: temperature of each fold, fitted on the examples of all other folds.
         fold_N: fold of each example, see `folds`.
-        log_se: standard error of log T of a fit on all examples, robust to predictions that no temperature
-            calibrates ("sandwich"); infinite where that fit is at a bound, or flat.
+        log_se: standard error of log T for a fit on all examples, robust to predictions that no temperature
+            calibrates ("sandwich"); infinite if that fit is at a bound, or flat.
     """
 
     logp_NC: np.ndarray
@@ -91,13 +91,13 @@ class CrossFit:
 
     @property
     def temperature(self) -> float:
-        """The folds' geometric mean."""
+        """Geometric mean of the folds' temperatures."""
         return float(np.exp(np.log(self.temperature_K).mean()))
 
     @property
     def flag(self) -> str | None:
-        """Why the scaled predictions say little, None if they are usable: the temperature of a fold is at its
-        bound, or its 95 % interval is wider than a factor of `WIDEST` up and down."""
+        """Why the scaled predictions are not usable, None if they are: the temperature of a fold is at a
+        bound, or the 95 % interval is wider than a factor of `WIDEST` up and down."""
         num_folds, num_examples = len(self.temperature_K), len(self.fold_N)
         for bound in (COLDEST, HOTTEST):
             if at_bound := int((self.temperature_K == bound).sum()):
@@ -110,10 +110,10 @@ class CrossFit:
 
 
 def cross_fitted(logp_NC: np.ndarray, labels_N: np.ndarray, num_folds: int = 5) -> CrossFit:
-    """Temperature scaling without data of its own: each fold of the examples is scaled by the temperature
-    that `fit_temperature` finds on the others.
+    """Temperature scaling without a separate data set: each fold of the examples is scaled by the temperature
+    that `fit_temperature` finds on the other folds.
 
-    What is left to scale is neither seen by training, early stopping or tuning, nor by its own temperature.
+    The scaled examples were seen neither by training, early stopping or tuning, nor by their own temperature.
 
     Args:
         logp_NC: log-probabilities of one member, or of the pooled prediction.
@@ -132,13 +132,13 @@ def cross_fitted(logp_NC: np.ndarray, labels_N: np.ndarray, num_folds: int = 5) 
 def cross_fitted_members(
     logits_MNC: np.ndarray, labels_N: np.ndarray, num_draws: int = 1, rule: Rule = "probs"
 ) -> list[CrossFit]:
-    """`cross_fitted` of each member by itself, on the same folds; to be pooled by `combine`, in any subset.
+    """`cross_fitted` for each member separately, on the same folds; pool any subset with `combine`.
 
-    A member of several draws is their pooled prediction. Of a single member this is `cross_fitted` of the
-    ensemble: calibrating before and after pooling differ from two members on.
+    A member with several draws is their pooled prediction. For a single member this equals `cross_fitted` of
+    the ensemble; with two or more, calibrating before and after pooling differ.
 
     Args:
-        logits_MNC: class scores of the members' draws, those of a member side by side.
+        logits_MNC: class scores of the members' draws, all draws of a member adjacent.
     Source: Rahaman and Thiery 2021, arXiv:2007.08792, who compare both orders.
     """
     pools = np.asarray(logits_MNC).reshape(-1, num_draws, *np.shape(logits_MNC)[1:])
@@ -146,15 +146,15 @@ def cross_fitted_members(
 
 
 def folds(num_examples: int, num_folds: int = 5) -> np.ndarray:
-    """Fold (N,) of each example by its position alone, so that all rows of a test set have the same ones."""
-    rng = np.random.RandomState(0)  # its stream is frozen (NEP 19): any numpy finds the same folds
+    """Fold (N,) of each example, from its position alone, so that all rows on a test set share the folds."""
+    rng = np.random.RandomState(0)  # its stream is frozen (NEP 19): every numpy gives the same folds
     fold_N = np.empty(num_examples, np.intp)
     fold_N[rng.permutation(num_examples)] = np.arange(num_examples) % num_folds
     return fold_N
 
 
 def scale(logp_NC: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
-    """Log-probabilities at a temperature, or at one for each example (N, 1): log_softmax(logp / T)."""
+    """Log-probabilities at one temperature, or one per example (N, 1): log_softmax(logp / T)."""
     return log_softmax(np.asarray(logp_NC) / temperature)
 
 
@@ -163,8 +163,8 @@ class _Sharpened:
     """The NLL of some predictions as a function of b = 1/T: log sum_c exp(b z_c) - b z_gold.
 
     Attributes:
-        z_CN: log-probabilities minus each example's largest; hugely negative for a class that it lacks.
-        gold_N: those of the gold class.
+        z_CN: log-probabilities minus each example's largest; -1e100 for a class that the example lacks.
+        gold_N: z of the gold class.
     """
 
     z_CN: np.ndarray
@@ -188,7 +188,7 @@ class _Sharpened:
         return _Sharpened(self.z_CN[:, which_N], self.gold_N[which_N])
 
     def derivatives(self, b: float) -> tuple[np.ndarray, np.ndarray]:
-        """Of each example (N,): E_p z - z_gold and Var_p z, with p = softmax(b z)."""
+        """E_p z - z_gold and Var_p z of each example, (N,), with p = softmax(b z)."""
         p_CN = np.exp(b * self.z_CN)
         total_N = p_CN.sum(axis=0)
         mean_N = np.einsum("cn,cn->n", p_CN, self.z_CN) / total_N
@@ -197,8 +197,8 @@ class _Sharpened:
         return mean_N - self.gold_N, np.maximum(square_N - mean_N**2, 0.0)
 
     def temperature(self) -> float:
-        """Where the mean NLL is smallest, by Newton's method on log b from T = 1; by halves of the bracket
-        that the slope's signs give where a step leaves it."""
+        """The T with the smallest mean NLL, by Newton's method on log b from T = 1; a step that would leave
+        the bracket of the slope's signs bisects it instead."""
         coldest, hottest = -math.log(COLDEST), -math.log(HOTTEST)
         low, high, at, inside = hottest, coldest, 0.0, False
         for iteration in range(100):
@@ -212,7 +212,7 @@ class _Sharpened:
                     return 1.0 if rises and falls else HOTTEST if rises else COLDEST
                 inside = True
             at = at + step if low < at + step < high else (low + high) / 2
-            if abs(step) < 1e-6 or high - low < 1e-12:  # the next step would be of the size of its square
+            if abs(step) < 1e-6 or high - low < 1e-12:  # the next step would be about its square
                 break
         return math.exp(-at)
 
@@ -220,8 +220,8 @@ class _Sharpened:
         return float(self.derivatives(math.exp(log_b))[0].mean())
 
     def log_se(self, temperature: float) -> float:
-        """Standard error of the optimum's log T: sqrt(sum slope_n^2) / (b sum curvature_n), by the delta
-        method; infinite at a bound or where all temperatures are the same."""
+        """Standard error of log T at the optimum: sqrt(sum slope_n^2) / (b sum curvature_n), by the delta
+        method; infinite at a bound, or if the NLL does not depend on the temperature."""
         slope_N, curvature_N = self.derivatives(1 / temperature)
         if temperature in (COLDEST, HOTTEST) or not curvature_N.sum() > 0 or self.num < 2:
             return math.inf
@@ -232,8 +232,8 @@ class _Sharpened:
 def greedy_selection(logits_MNC: np.ndarray, labels_N: np.ndarray, picks: int) -> list[int]:
     """Members chosen one by one, each to minimise the NLL of the mean probability on validation.
 
-    With replacement: a member may be picked again, which weighs it more. The first k picks are the selection
-    of size k; the lowest index wins a tie. Apply with `combine(logits_MNC[selection])`.
+    With replacement: a member may be picked again, which gives it more weight. The first k picks are the
+    selection of size k; the lowest index wins a tie. Apply with `combine(logits_MNC[selection])`.
 
     Source: Caruana et al. 2004, ICML, section 2.
     """

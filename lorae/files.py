@@ -1,4 +1,4 @@
-"""Files of models and data that are what their names say: there, whole, and no pointer to something else."""
+"""Checks that a model or data file is present and not empty, and is no Git LFS pointer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def check_whole(path: Path) -> None:
-    """Refuse a file that is missing or empty, or the pointer that Git leaves where Git LFS is not installed.
+    """Refuse a missing or empty file, or the pointer that Git leaves if Git LFS is not installed.
 
     Raises:
-        ValueError: the file, and how to get it.
+        ValueError: names the file, and says how to get it.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy it there")
@@ -32,12 +32,12 @@ def check_whole(path: Path) -> None:
 
 
 def read_json(path: Path, shape: Shape = EMPTY) -> dict[str, Any]:
-    """The object in a JSON file of a model.
+    """The object in a model's JSON file.
 
     Args:
         shape: see `lorae.untrusted.json_object`.
     Raises:
-        ValueError: it is missing, cut off, too large or too deep, or no object of that shape.
+        ValueError: the file is missing, cut off, too large, nested too deeply, or no object of that shape.
     """
     check_whole(path)
     with path.open("rb") as stream:

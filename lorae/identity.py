@@ -11,19 +11,19 @@ from typing import Any, get_args
 
 # Enters every member_id: raise it when the meaning of a recipe or the training procedure changes
 SCHEMA_VERSION = 1
-# Metadata of a field that was added to a spec when members were stored already: its default is in no identity
+# Metadata of a field that was added to a spec after members had been stored: its default is not hashed
 IF_SET = {"default_identity": False}
 
 
 def canonical(value: Any) -> Any:
-    """JSON value that is equal for equal specs and refuses everything it cannot represent.
+    """JSON value that is equal for equal specs; everything that it cannot represent is refused.
 
-    A dataclass becomes {"type": class name, field: value, ...} of the fields that are not marked
-    `identity=False`; if it defines `fingerprint()`, that is its value instead. Tuples and lists become lists,
-    integral floats ints (1.0 and 1 are one setting).
+    A dataclass becomes {"type": class name, field: value, ...} with the fields that are not marked
+    `identity=False`; if it defines `fingerprint()`, the fingerprint is used instead. Tuples and lists become
+    lists, integral floats become ints (1.0 and 1 are the same setting).
 
     Raises:
-        TypeError: a type that has no canonical form (set, array, function, ...).
+        TypeError: a type without a canonical form (set, array, function, ...).
         ValueError: a NaN or infinite number.
     """
     if value is None or isinstance(value, (bool, int, str)):
@@ -51,7 +51,7 @@ def spec_of(value: Any, types: Sequence[type]) -> Any:
     """Inverse of `canonical` for dataclasses of these types and plain values; lists become tuples.
 
     Raises:
-        ValueError: another type, or fields that it does not have or refuses.
+        ValueError: another type, or fields that the type lacks or refuses.
     """
     if isinstance(value, list):
         return tuple(spec_of(v, types) for v in value)
@@ -68,11 +68,11 @@ def spec_of(value: Any, types: Sequence[type]) -> Any:
 
 
 def fields_of(spec: Any, base: type | None = None) -> dict[str, Any]:
-    """Canonical values of a dataclass's fields, without those declared with `metadata={"identity": False}`,
-    and without those declared with `IF_SET` that have their default.
+    """Canonical values of a dataclass's fields, without fields declared with `metadata={"identity": False}`,
+    and without fields declared with `IF_SET` that have their default.
 
     Args:
-        base: a dataclass that `spec` is derived from, whose fields are left out.
+        base: a base dataclass of `spec`, whose fields are left out.
     """
     inherited = {f.name for f in dataclasses.fields(base)} if base else ()
     values = ((f, getattr(spec, f.name)) for f in dataclasses.fields(spec) if f.name not in inherited)
@@ -85,11 +85,11 @@ def fields_of(spec: Any, base: type | None = None) -> dict[str, Any]:
 
 
 def check_kind(name: str, value: Any, union: Any) -> None:
-    """Refuse a spec of a class outside a union, such as a subclass of the user's own: it would be part of the
-    identity, and never applied.
+    """Refuse a spec whose class is not in a union, such as a user's subclass: it would be part of the
+    identity but never applied.
 
     Raises:
-        ValueError: it is outside.
+        ValueError: the class is not in the union.
     """
     known = get_args(union) or (union,)
     if type(value) not in known:

@@ -1,7 +1,7 @@
-"""The content of one example that is no text: an image or a piece of audio, decoded when it is asked for.
+"""The image or audio clip of one example, decoded on demand.
 
-Content may come from anywhere, so it is decoded with a bound on its size, and only images in the file formats
-that datasets use.
+Content may come from anywhere, so it is decoded with a size limit, and images only in the file formats that
+datasets use.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as Picture
 
-MAX_PIXELS = 2**26  # 192 MiB decoded; the largest photographs of cameras
+MAX_PIXELS = 2**26  # 192 MiB decoded; the largest camera photographs
 MAX_SAMPLES = 2**26  # 256 MiB decoded; 25 minutes at 44.1 kHz
-SAMPLING_RATES = range(1_000, 192_001)  # of a file's header; the resampling filter is as long as 20 of them
+SAMPLING_RATES = range(1_000, 192_001)  # of a file's header; the resampling filter is 20 times as long
 IMAGE_FORMATS = ("PNG", "JPEG")
 ORIENTATION = 0x0112  # EXIF tag
 _GREY_OR_COLOUR = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
@@ -31,8 +31,8 @@ class Image:
     """One image.
 
     Args:
-        data: a PNG or JPEG file; or the pixels of a raw image, row by row.
-        shape: (H, W) or (H, W, 3) of a raw uint8 image, see `Image.raw`; None: `data` is a file.
+        data: a PNG or JPEG file, or the pixels of a raw image, row by row.
+        shape: (H, W) or (H, W, 3) of a raw uint8 image, see `Image.raw`; None = `data` is a file.
     """
 
     data: bytes = field(repr=False)
@@ -45,7 +45,7 @@ class Image:
 
     @classmethod
     def raw(cls, pixels: np.ndarray) -> Self:
-        """An image from an array of uint8, (H, W) grey or (H, W, 3) RGB."""
+        """An image from a uint8 array, (H, W) grey or (H, W, 3) RGB."""
         if pixels.dtype.name != "uint8":
             raise ValueError(f"an image of {pixels.dtype}; must be uint8, 0 to 255")
         return cls(pixels.tobytes(), pixels.shape)
@@ -57,17 +57,17 @@ class Image:
 
     @functools.cached_property
     def digest(self) -> str:
-        """64 hex digits that name the content: images of one digest are the same file, or the same pixels."""
+        """64 hex digits that identify the content: images with equal digests are the same file or pixels."""
         return _digest(self.data, *(self.shape or ()))
 
     def pixels(self) -> np.ndarray:
         """The image as uint8 RGB, (H, W, 3).
 
-        Grey and palette images become RGB, the camera's rotation (EXIF) is undone, an alpha channel that is
-        opaque everywhere is left out.
+        Grey and palette images become RGB, the camera's rotation (EXIF) is undone, and a fully opaque alpha
+        channel is dropped.
 
         Raises:
-            ValueError: no intact PNG or JPEG, other channels (CMYK, 16 bits, transparent), or too large.
+            ValueError: not an intact PNG or JPEG, other channels (CMYK, 16 bits, transparent), or too large.
         """
         import numpy as np
 
@@ -88,7 +88,7 @@ def _decoded(data: bytes) -> Picture:
             return _upright(opened)
     except _Refused:
         raise
-    except Exception as error:  # of damaged files Pillow raises ten types, SyntaxError and struct.error too
+    except Exception as error:  # Pillow raises ten types for damaged files, even SyntaxError and struct.error
         reason = "" if isinstance(error, Pillow.UnidentifiedImageError) else f" ({error})"
         raise ValueError(
             f"the image ({len(data):,} bytes) is no intact {' or '.join(IMAGE_FORMATS)}{reason}"
@@ -96,12 +96,12 @@ def _decoded(data: bytes) -> Picture:
 
 
 class _Refused(ValueError):
-    """Why an intact image is not read."""
+    """An intact image is not read; says why."""
 
 
 def _upright(image: Picture) -> Picture:
-    """The image as the camera's orientation says. (Pillow's `exif_transpose` also writes all other tags anew,
-    which fails where one of them is odd.)"""
+    """The image turned upright by its EXIF orientation. (Pillow's `exif_transpose` also rewrites all other
+    tags, which fails if one of them is malformed.)"""
     from PIL.Image import Transpose
 
     turned: dict[Any, Transpose] = {
@@ -141,12 +141,12 @@ def _rgb(image: Picture) -> Picture:
 
 @dataclass(frozen=True)
 class Audio:
-    """One piece of audio.
+    """One audio clip.
 
     Args:
-        data: a WAV, FLAC or OGG file; or the samples of raw audio, see `Audio.raw`.
-        raw_rate: samples per second of raw audio; None: `data` is a file.
-        resample: it may be converted to another sampling rate; else asking for one is an error.
+        data: a WAV, FLAC or OGG file, or the samples of raw audio, see `Audio.raw`.
+        raw_rate: samples per second of raw audio; None = `data` is a file.
+        resample: allow conversion to another sampling rate; otherwise asking for one is an error.
     """
 
     data: bytes = field(repr=False)
@@ -169,15 +169,15 @@ class Audio:
 
     @functools.cached_property
     def digest(self) -> str:
-        """64 hex digits that name the content."""
+        """64 hex digits that identify the content."""
         return _digest(self.data, *((self.raw_rate,) if self.raw_rate else ()))
 
     def waveform(self, sampling_rate: int) -> np.ndarray:
-        """Mono samples (n,) in [-1, 1], float32, at this many per second; channels are averaged.
+        """Mono samples (n,) in [-1, 1], float32, at this sampling rate (per second); channels are averaged.
 
         Raises:
-            ValueError: no intact audio file, no samples, too many, or another sampling rate without
-                `resample`.
+            ValueError: not an intact audio file, no samples, too many samples, or another sampling rate
+                without `resample`.
         """
         import numpy as np
 
@@ -203,7 +203,7 @@ class Audio:
             return np.frombuffer(self.data, "<f4"), self.raw_rate
         import soundfile
 
-        end = 8 + int.from_bytes(self.data[4:8], "little")  # of a RIFF file; libsndfile reads what there is
+        end = 8 + int.from_bytes(self.data[4:8], "little")  # of a RIFF file; libsndfile would read a cut one
         if self.data[:4] == b"RIFF" and len(self.data) < end < 2**32:  # a stream's header says 2**32 - 1
             raise ValueError(f"the audio is cut off: {len(self.data):,} of {end:,} bytes")
         try:

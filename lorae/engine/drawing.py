@@ -1,4 +1,4 @@
-"""What the members of a stack predict, plainly or by draws."""
+"""Predictions of the members of a stack, plain or with draws."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lorae.trial import Trial
 
 
 class Drawing:
-    """Predictions of the members that are in a backbone.
+    """Predictions of the members inserted into a backbone.
 
     Args:
         adapters, states, member_ids, rows_at_once, on_rows, trial, members: as for `Sampler`.
-        stored: gives the stored fits of those members that have some, by id.
-        train: gives the training rows, for what is to be fitted.
+        stored: returns the stored fits, by member id, of the members that have one.
+        train: returns the training rows, to fit draws on.
 
     Attributes:
-        samplers: by what was drawn.
+        samplers: draws -> their sampler.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Drawing:
         """Logits (M, K, N, C) of K draws of each member.
 
         Raises:
-            ValueError: a stored fit has other tensors than it must.
+            ValueError: a stored fit has unexpected tensors.
         """
         if not isinstance(draws, Fitted):
             return predict_draws(self.adapters.backbone, rows, draws, self.on_rows)
@@ -61,10 +61,10 @@ class Drawing:
         return self.samplers[draws].predict(rows)
 
     def _sampler(self, draws: Fitted) -> Sampler[Any]:
-        """With the fits that are stored, all others fitted now.
+        """Sampler with the stored fits; all missing fits are made now.
 
         Raises:
-            ValueError: a stored one has other tensors than it must.
+            ValueError: a stored fit has unexpected tensors.
         """
         make, ids = draws.sampler(), self.member_ids
         how = self.rows_at_once, self.on_rows, self.trial, self.members
@@ -83,16 +83,16 @@ class Drawing:
 
     @property
     def search_seconds(self) -> float:
-        """What all fitting took."""
+        """Duration of all fitting."""
         return sum(sampler.search_seconds for sampler in self.samplers.values())
 
     def fits(self, member: int) -> dict[Fitted, Fit]:
-        """What one member's draws were drawn by."""
+        """The fits of one member's draws."""
         return {draws: sampler.fits[member] for draws, sampler in self.samplers.items()}
 
 
 def fit_files(draws: Fitted, fit: Fit) -> dict[str, bytes]:
-    """A member's files of a fit."""
+    """A member's files for a fit."""
     files = {fit_file(draws): json.dumps(fit.record).encode()}
     return files | ({fit_file(draws, tensors=True): state_bytes(fit.tensors)} if fit.tensors else {})
 
@@ -101,7 +101,7 @@ def read_fit(store: Store, member_id: str, draws: Fitted) -> Fit:
     """A member's fit.
 
     Raises:
-        ValueError: it was not fitted, or a file is damaged or has not its shape.
+        ValueError: there is no fit, or a file is damaged or has another shape.
     """
     record, name = store.fit_record(member_id, draws), fit_file(draws, tensors=True)
     has_tensors = name in store.files(member_folder(member_id))

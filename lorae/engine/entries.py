@@ -1,4 +1,4 @@
-"""Entries of predictions alone: the backbone's own, and those of soups."""
+"""Entries with only predictions: the backbone's, and those of soups."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from lorae.tasks.encoding import Row
 
 
 def ensure_reference(job: Job) -> None:
-    """Store the backbone's own predictions, if it has any, once for all stacks; a stack that comes second
-    waits for the first."""
+    """Store the backbone's own predictions, if it has any, once for all stacks; a second stack waits for the
+    first."""
     folder, sets = reference_folder(job.stack.trial.reference_id()), job.stack.reference_sets()
     if not sets:
         return
@@ -48,12 +48,12 @@ def ensure_reference(job: Job) -> None:
 
 
 def ensure_soup(job: Job, name: str) -> None:
-    """Store what the soup of the stack's members predicts, once for all stacks.
+    """Store the predictions of the soup of the stack's members, once for all stacks.
 
     Args:
-        name: of the combination that makes it.
+        name: name of the combination that makes the soup.
     Raises:
-        ValueError: a member is not stored, or damaged.
+        ValueError: a member is not stored, or is damaged.
     """
     sets, ids = job.stack.eval_sets(), job.stack.member_ids()
     folder, combination = soup_folder(ids, name), COMBINATIONS[name]
@@ -74,14 +74,14 @@ def ensure_soup(job: Job, name: str) -> None:
 
 
 def _soup_record(job: Job, name: str) -> dict[str, Any] | None:
-    """What says which members are in a soup; None if it is not stored."""
+    """A soup's record, which says which members are in it; None if not stored."""
     ids = job.stack.member_ids()
     found = SOUP_RECORD in job.store.files(soup_folder(ids, name))
     return job.store.soup_record(ids, name) if found else None
 
 
 def _chosen(job: Job, combination: Combination, states: Mapping[str, State]) -> dict[str, Any]:
-    """The record of a soup that is made now, but for its cost."""
+    """The record, without the cost, of a soup that is made now."""
     trial, ids = job.stack.trial, [*states]
     split = trial.eval_set(trial.task, "validation")
     rows = job.trained_rows(trial.task, "validation")
@@ -126,8 +126,8 @@ def _missing_sets(
     locks: contextlib.ExitStack,
     soup: str | None = None,
 ) -> list[str]:
-    """Lock an entry of predictions alone; those of the sets that are not stored. One that is damaged, or a
-    soup of members that were trained again, is none."""
+    """Lock an entry with only predictions; returns the sets that are not stored. A damaged entry, or a soup
+    of members that were trained again, counts as not stored."""
     locks.enter_context(job.store.storage.lock(entry_lock(folder), wait=True))
     job.store.set_damaged_aside([folder])
     if soup and job.store.is_of_others(job.stack.member_ids(), soup):
@@ -138,7 +138,7 @@ def _missing_sets(
 def _write_predictions(
     job: Job, folder: str, logits: dict[str, np.ndarray], soup: dict[str, Any] | None = None
 ) -> None:
-    """Store an entry of predictions alone; a soup's record is that of its first ones."""
+    """Store an entry with only predictions; a soup's record is written with its first predictions."""
     files = prediction_files(job, folder.rpartition("/")[2], logits)
     if soup and SOUP_RECORD not in job.store.files(folder):
         files[SOUP_RECORD] = json.dumps(soup, indent=1).encode()

@@ -1,4 +1,4 @@
-"""In-context learning: what a member reads before every question, and its class logits."""
+"""In-context learning: the text that a member reads before every question, and its class logits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lorae.tasks.base import Example, Split, Task
 from lorae.tasks.encoding import encode
 from lorae.trial import Trial
 
-# Members are stored that were made with these: a change of one needs another `InContext.label`
+# Stored members were made with these: changing one requires another `InContext.label`
 SEPARATOR = "\n\n"  # after each demonstration
 NOTHING = "N/A"  # a content-free question
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a member reads before every question.
+    """The text that a member reads before every question.
 
     Args:
         demonstrations: ids of the training examples, in order.
@@ -39,7 +39,7 @@ def draw_context(tokenizer: Any, trial: Trial, member: int) -> Context:
     """The demonstrations of member `member` of an `InContext` trial, from its own stream.
 
     Raises:
-        ValueError: fewer training examples fit `max_tokens` than it has shots.
+        ValueError: fewer training examples fit `max_tokens` than there are shots.
     """
     shots, examples = trial.method.shots, trial.task.examples("train")
     order = seeds.stream(*trial.member_key(member)["demonstrations"]).permutation(len(examples))
@@ -56,16 +56,16 @@ def draw_context(tokenizer: Any, trial: Trial, member: int) -> Context:
 
 
 def _fitting(tokenizer: Any, trial: Trial, examples: Sequence[Example]) -> Iterator[Example]:
-    """The examples that are no longer than `max_tokens` as demonstrations; only those asked for are read."""
+    """The examples with at most `max_tokens` as demonstrations, tokenised lazily."""
     for example in examples:
-        # The separator comes first: behind other text it has the same tokens, which it may not have at an end
+        # The separator comes first: after other text its tokens are the same, but at the end they may differ
         text = SEPARATOR + demonstration(trial.task, example).removesuffix(SEPARATOR)
         if len(tokenizer(text)["input_ids"]) <= trial.budget.max_tokens:
             yield example
 
 
 def demonstration(task: Task, example: Example) -> str:
-    """An example's prompt with its right answer, and what parts it from the next one."""
+    """An example's prompt with its right answer and the separator."""
     prompt = task.prompt(example)
     assert example.label is not None, "training examples have labels"
     return prompt.text + prompt.answers[example.label] + SEPARATOR
@@ -83,8 +83,8 @@ def predict_in_context(
     """Class logits (N, C) of the untouched backbone on a split after a member's demonstrations.
 
     Args:
-        context: the text of the demonstrations, which is whole.
-        max_tokens: of a question with its template; a longer one loses its middle.
+        context: the text of the demonstrations, which is never cut.
+        max_tokens: limit for a question with its template; a longer one loses its middle.
         on_rows: as for `lorae.engine.prediction.predict`.
     """
 
@@ -102,20 +102,20 @@ def predict_in_context(
 
 
 def content_free(task: Task, example: Example) -> Example:
-    """The example without a question, and without options where the prompt lists them; equal for examples
-    with as many options, or with the same ones."""
+    """The example without its question, and without its options if the prompt lists them; equal for examples
+    with equally many options, or with the same options if they are not listed."""
     options = (NOTHING,) * len(example.options) if task.scoring.lists_options else example.options
     return Example("content-free", NOTHING, options, None)
 
 
 def contextually_calibrated(logits_NC: np.ndarray, free_NC: np.ndarray) -> np.ndarray:
-    """logits - log p_cf, whose softmax is that of the logits divided by p_cf and normalised. Classes that an
-    example lacks stay -inf.
+    """logits - log p_cf; its softmax is the softmax of the logits divided by p_cf and normalised. Classes
+    that an example lacks stay -inf.
 
     Args:
         free_NC: logits of each example's content-free question, of the same classes; p_cf is their softmax.
-    Source: Zhao et al. 2021, arXiv:2102.09690, section 5: W = diag(p_cf)^-1, b = 0. Of its content-free
-        inputs it is only "N/A".
+    Source: Zhao et al. 2021, arXiv:2102.09690, section 5: W = diag(p_cf)^-1, b = 0. Of the paper's
+        content-free inputs only "N/A" is used.
     """
     log_p_NC = free_NC - np.logaddexp.reduce(free_NC, axis=1, keepdims=True)
     return np.subtract(logits_NC, log_p_NC, out=logits_NC.copy(), where=np.isfinite(logits_NC))

@@ -1,4 +1,4 @@
-"""What the parts of one running stack share."""
+"""The state that the phases of one running stack share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lorae.tasks.encoding import Row, encode, head_classes
 
 @dataclass(frozen=True)
 class Job:
-    """What the phases of one running stack share."""
+    """The state that the phases of one running stack share."""
 
     stack: Stack
     store: Store
@@ -40,7 +40,7 @@ class Job:
             raise Stopped
 
     def counted(self, tokens: int) -> OnRows:
-        """To be told of rows that were predicted: reports their share of so many tokens, stops if asked."""
+        """Callback for predicted rows: reports their share of `tokens`, and stops if asked."""
         done = 0
 
         def on_rows(rows: Sequence[Row]) -> None:
@@ -62,13 +62,13 @@ class Job:
         return self.rows[name]
 
     def context(self, member: int) -> Context:
-        """What a member of in-context learning reads before every question, drawn once per stack."""
+        """Context of a member of in-context learning, drawn once per stack."""
         if member not in self.contexts:
             self.contexts[member] = draw_context(self.backbone.tokenizer, self.stack.trial, member)
         return self.contexts[member]
 
     def trained_rows(self, task: Task, split: Split) -> list[Row]:
-        """The same, with the backbone's features where members are trained on those alone."""
+        """`encoded` rows, with the backbone's features if members are trained on features."""
         name, rows = task.eval_set(split), self.encoded(task, split)
         if self.stack.trial.method.regime == "features" and rows[0].features is None:
             watch = Stopwatch(self.backbone.device, self.ranks.size)
@@ -78,10 +78,10 @@ class Job:
 
 
 def num_tokens(rows: Sequence[Row]) -> int:
-    """Tokens of rows; an image or sound counts as one."""
-    return sum(max(1, len(row.tokens)) for row in rows)  # images and sounds have none
+    """Number of tokens of rows, at least one per row."""
+    return sum(max(1, len(row.tokens)) for row in rows)
 
 
 def num_classes(rows: Sequence[Row]) -> int:
-    """The most classes that a row has."""
+    """The largest number of classes of a row."""
     return max(row.num_classes for row in rows)

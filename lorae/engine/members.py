@@ -1,4 +1,4 @@
-"""Members that a running stack makes: trained together, or prompted, predicted with and stored."""
+"""The members that a running stack makes: trained together or prompted, then predicted with and stored."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from lorae.tasks.encoding import head_answers, head_classes, shared_options
 
 
 def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
-    """Train members together, predict, store; returns member id -> reason of those that failed."""
+    """Train members together, predict and store; returns failed member id -> reason."""
     trial, backbone = job.stack.trial, job.backbone
     job.on_progress(Progress("train"))
     train, validation = job.trained_rows(trial.task, "train"), job.trained_rows(trial.task, "validation")
@@ -50,7 +50,7 @@ def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
         feature_seconds=sum(watch.seconds for watch in job.feature_watches),
         feature_process_seconds=sum(watch.process_seconds for watch in job.feature_watches),
     )
-    job.feature_watches.clear()  # they are part of one training's cost
+    job.feature_watches.clear()  # count them in only one training's cost
     if trial.stores_reference:
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(lambda: torch.tensor(job.store.predictions(folders, name).logits_MNC[0]))
@@ -88,8 +88,8 @@ def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
 
 
 def prompt_members(job: Job, members: Sequence[int]) -> dict[str, str]:
-    """Predict with members that train nothing, and store each at once: a run that is killed goes on with the
-    next one. Returns member id -> reason of those that failed."""
+    """Predict with members that train nothing, and store each immediately: a killed run continues with the
+    next member. Returns failed member id -> reason."""
     wanted, failed = {m: job.stack.eval_sets(m) for m in members}, {}
     on_rows = job.counted(tokens_prompted(job, wanted))
     for m, of_member in wanted.items():
@@ -100,14 +100,14 @@ def prompt_members(job: Job, members: Sequence[int]) -> dict[str, str]:
 
 
 def _close(job: Job, failed: dict[str, str], stack_id: str) -> None:
-    """Remember the members that failed; nothing is left to resume."""
+    """Record the failed members, and close the stack: nothing is left to resume."""
     for member_id, reason in failed.items():
         job.store.write_failure(member_id, reason)
     job.store.end(stack_id)
 
 
 def _store_members(job: Job, runs: list[MemberRun], predicted: Predicted) -> dict[str, str]:
-    """Store trained members with their predictions; returns member id -> reason of those that failed."""
+    """Store trained members with their predictions; returns failed member id -> reason."""
     trial = job.stack.trial
     layers = trial.method.adapted_layers(job.backbone.linears, job.backbone.name)
     by_id = {trial.member_id(run.member): run for run in runs}

@@ -1,4 +1,4 @@
-"""The order in which a member sees its training examples, with length bucketing inside that order."""
+"""The order in which a member sees its training examples, with length bucketing within that order."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 from lorae import seeds
 
-WINDOW = 8  # batches among which examples are sorted by length
+WINDOW = 8  # batches within which examples are sorted by length
 
 
 class DataOrder:
-    """Batches of one member: a function of its order stream and the examples' lengths only.
+    """Batches of one member: a function only of its order stream, the seed and the examples' lengths.
 
-    An epoch is a permutation from the member's stream. Each window of 8 batches of it is sorted by length and
-    cut into batches. The batches of a window are visited in an order of lengths that depends on the seed only
+    An epoch is a permutation from the member's stream. Each window of 8 batches is sorted by length and cut
+    into batches. The batches of a window are visited in an order of lengths that depends only on the seed
     (`pace`), so that the members of a stack have batches of similar length at the same step and little
-    padding, without knowing of each other. The epoch's last batch holds what is left over.
+    padding, without depending on each other. The epoch's last batch holds the remaining examples.
 
     Args:
         key: the member's order stream.
-        seed: of the trial; names the stream of the order of lengths.
+        seed: the trial's seed; names the stream of the order of lengths.
         lengths: tokens of each training example.
         batch_size: examples per step.
     """

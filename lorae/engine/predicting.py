@@ -1,4 +1,4 @@
-"""What members of a running stack predict, and the files of it."""
+"""Predictions of the members of a running stack, and their files."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lorae.store.store import Store
 
 @dataclass
 class Predicted:
-    """What some members predict.
+    """Predictions of some members.
 
     Attributes:
-        logits: each member's (K, N, C) by evaluation set, of K draws.
-        fits: what each member's draws were fitted by, where they were.
-        seconds: of the predictions; the fitting is not among them.
+        logits: per member, evaluation set -> logits (K, N, C) of K draws.
+        fits: per member, the fits of its draws, if they are fitted.
+        seconds: duration of the predictions, without fitting.
     """
 
     logits: list[dict[str, np.ndarray]]
@@ -46,11 +46,11 @@ class Predicted:
 def predict_sets(
     job: Job, wanted: dict[int, dict[str, EvalSet]], stages: Sequence[Sequence[State]]
 ) -> Predicted:
-    """Predict with some members, together those that want the same evaluation sets.
+    """Predict with some members; members that predict the same evaluation sets do so together.
 
     Args:
-        wanted: the members with the sets that each predicts.
-        stages: the members' parameters at each of their snapshots, the last one at the end.
+        wanted: member -> the sets that it predicts.
+        stages: the members' parameters at each of their snapshots, the final parameters last.
     """
     started, trial, searched = time.perf_counter(), job.stack.trial, 0.0
     if not trial.method.trains:
@@ -58,7 +58,7 @@ def predict_sets(
     found = Predicted([{} for _ in wanted], [{} for _ in wanted], 0.0)
     answer_ids = job.encoded(trial.task, "test")[0].answer_ids
     sets = {name: s for of_member in wanted.values() for name, s in of_member.items()}
-    together: dict[tuple[int, ...], list[str]] = {}  # by their positions among the members
+    together: dict[tuple[int, ...], list[str]] = {}  # keys: positions among the members
     for name in sets:
         who = tuple(position for position, of_member in enumerate(wanted.values()) if name in of_member)
         together.setdefault(who, []).append(name)
@@ -86,7 +86,7 @@ def predict_sets(
 
 
 def predict_prompted(job: Job, wanted: dict[int, dict[str, EvalSet]], on_rows: OnRows) -> Predicted:
-    """The same with members that differ in what they read before a question, each by itself."""
+    """`predict_sets` for prompted members, which differ in their context, one member at a time."""
     started, trial, backbone = time.perf_counter(), job.stack.trial, job.backbone
     found = Predicted([], [{} for _ in wanted], 0.0)
     for m, of_member in wanted.items():
@@ -109,7 +109,7 @@ def tokens_prompted(job: Job, wanted: dict[int, dict[str, EvalSet]]) -> int:
 
 
 def _tokens_to_predict(job: Job, wanted: dict[int, dict[str, EvalSet]], num_stages: int) -> int:
-    """Tokens of all forward passes for the sets that members want, and to fit their draws."""
+    """Tokens of all forward passes to predict the members' sets and to fit their draws."""
     trial, total = job.stack.trial, 0
     for s in {name: s for of_member in wanted.values() for name, s in of_member.items()}.values():
         rows = job.trained_rows(s.task, s.split)
@@ -127,7 +127,7 @@ def _tokens_to_predict(job: Job, wanted: dict[int, dict[str, EvalSet]], num_stag
 def _drawing(
     job: Job, adapters: Adapters, states: Sequence[State], members: Sequence[int], on_rows: OnRows
 ) -> Drawing:
-    """Predictions of members by the fits that are stored, or else are made now."""
+    """A `Drawing` of members that uses stored fits, and makes missing fits."""
     trial = job.stack.trial
     return Drawing(
         adapters,
@@ -143,7 +143,7 @@ def _drawing(
 
 
 def _stored_fits(job: Job, ids: Sequence[str], spec: Fitted) -> dict[str, Fit]:
-    """The fits of those members that have some, in order."""
+    """The fits of the members that have one, in order."""
 
     def stored() -> dict[str, list[Any]]:
         found = {m: read_fit(job.store, m, spec) for m in _fitted(job.store, ids, spec)}
@@ -153,12 +153,12 @@ def _stored_fits(job: Job, ids: Sequence[str], spec: Fitted) -> dict[str, Fit]:
 
 
 def _fitted(store: Store, ids: Sequence[str], spec: Fitted) -> list[str]:
-    """Members to which these draws are fitted."""
+    """Members that have a stored fit of these draws."""
     return [m for m in ids if fit_file(spec) in store.files(member_folder(m))]
 
 
 def predict_stored(job: Job, members: Sequence[int]) -> dict[str, str]:
-    """Predict the missing evaluation sets of members that are already stored, in one pass."""
+    """Predict the missing evaluation sets of stored members, in one pass."""
     trial = job.stack.trial
     ids = [trial.member_id(m) for m in members]
     stages = job.ranks.once(read_stages, job.store, ids)
@@ -175,8 +175,8 @@ def lacking_sets(job: Job, member: int) -> dict[str, EvalSet]:
 
 
 def _add_predictions(job: Job, ids: Sequence[str], predicted: Predicted) -> dict[str, str]:
-    """Store predictions of stored members, with their cost where tuning had left out all but validation;
-    returns member id -> reason of those that failed."""
+    """Store predictions of stored members, with their cost if tuning had predicted only validation; returns
+    failed member id -> reason."""
     found, failed = files_by_member(job, ids, predicted)
     test = prediction_file(job.stack.trial.task.eval_set("test")).removesuffix(".parquet")
     later = json.dumps({"cost": {"predict_seconds": predicted.seconds / len(ids)}}).encode()
@@ -192,7 +192,7 @@ def _add_predictions(job: Job, ids: Sequence[str], predicted: Predicted) -> dict
 def files_by_member(
     job: Job, ids: Sequence[str], predicted: Predicted
 ) -> tuple[dict[str, dict[str, bytes]], dict[str, str]]:
-    """Prediction files of each member, with what its draws were fitted by; and why some have none."""
+    """Files of each member's predictions and of its draws' fits; and failed member id -> reason."""
     found, failed = {}, {}
     for position, member_id in enumerate(ids):
         try:
@@ -206,7 +206,7 @@ def files_by_member(
 
 
 def prediction_files(job: Job, entry_id: str, logits: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """Prediction files of one entry from logits (K, N, C) by evaluation set."""
+    """Prediction files of one entry, from evaluation set -> logits (K, N, C)."""
     sets, files = job.stack.reference_sets() | job.stack.eval_sets(), {}
     for name, logits_KNC in logits.items():
         rows = job.encoded(sets[name].task, sets[name].split)

@@ -29,16 +29,16 @@ def predict(
     set_noise: Callable[[Sequence[str]], None] | None = None,
     on_rows: OnRows = lambda rows: None,
 ) -> np.ndarray:
-    """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are
-    none. Of texts N counts the tokens of their references, see `Scoring.predicted_rows`.
+    """Logits (M, N, C) of the members inserted into the backbone, or of the backbone itself if there are
+    none. For texts, N counts the tokens of their references, see `Scoring.predicted_rows`.
 
-    Classes that a row does not have are -inf. Rows keep their order. Each rank predicts its share of a batch,
-    `batch_tokens` of it at once, and has all logits in the end.
+    Classes that a row lacks are -inf. Rows keep their order. Each rank predicts its share of a batch,
+    `batch_tokens` at once, and has all logits at the end.
 
     Args:
-        batch_tokens: members' tokens of one forward pass; None = PREDICT_TOKENS.
-        set_noise: called with the ids of the examples of each forward pass, before it.
-        on_rows: called with the rows of each forward pass, after it.
+        batch_tokens: tokens of one forward pass, over all members; None = PREDICT_TOKENS.
+        set_noise: called before each forward pass with the ids of its examples.
+        on_rows: called after each forward pass with its rows.
     """
     num_members = backbone.num_members
     num_classes = max(r.num_classes for r in rows)
@@ -56,7 +56,7 @@ def predict(
 
 
 def labels(rows: Sequence[Row]) -> np.ndarray:
-    """Labels (N,) of what is predicted of the rows."""
+    """Labels (N,) of the rows' predictions."""
     return np.array([row.label for row in rows[0].scoring.predicted_rows(rows)])
 
 
@@ -66,8 +66,8 @@ def predict_draws(
     draws: Draws | None = None,
     on_rows: OnRows = lambda rows: None,
 ) -> np.ndarray:
-    """Logits (M, K, N, C) of K draws of each member: one, the passes of MC dropout, samples of its weights,
-    or one for each mask.
+    """Logits (M, K, N, C) of K draws of each member: a plain prediction, the passes of MC dropout, samples of
+    its weights, or one for each mask.
 
     Args:
         on_rows: as for `predict`.
@@ -85,8 +85,8 @@ def predict_draws(
 
 
 def pooled_draws(logits_MKNC: np.ndarray) -> np.ndarray:
-    """Logits (M, N, C) of each member: its only draw's, or the log of its draws' mean probability; NaN where
-    a draw has none."""
+    """Logits (M, N, C) of each member: of its only draw, or the log of its draws' mean probability; NaN if a
+    draw has no probabilities."""
     if logits_MKNC.shape[1] == 1:
         return logits_MKNC[:, 0]
     nothing = np.full(logits_MKNC.shape[2:], np.nan)
@@ -96,14 +96,14 @@ def pooled_draws(logits_MKNC: np.ndarray) -> np.ndarray:
 
 
 def draws_nll(logits_KNC: np.ndarray, labels_N: np.ndarray) -> float:
-    """NLL (nats) of the mean probability of some draws; NaN where one of them has none."""
+    """NLL (nats) of the mean probability of some draws; NaN if a draw has no probabilities."""
     if not have_probabilities(logits_KNC):
         return math.nan
     return metrics.ensemble_nll(metrics.combine(logits_KNC, "probs"), labels_N)
 
 
 def have_probabilities(logits: np.ndarray) -> bool:
-    """Whether every example has: no logit (..., C) is NaN or +inf, and not all are -inf."""
+    """Whether every example has probabilities: no logit (..., C) is NaN or +inf, and not all are -inf."""
     return bool(np.isfinite(logits.max(axis=-1)).all())
 
 
@@ -112,7 +112,7 @@ def with_features(backbone: Backbone, rows: Sequence[Row]) -> list[Row]:
     """The rows with the frozen backbone's features, computed once for all members that train on them.
 
     Raises:
-        ValueError: two examples have different answer tokens: a head has the same classes for all.
+        ValueError: two examples have different answer tokens; a head has the same classes for all examples.
     """
     if other := next((row for row in rows if row.answer_ids != rows[0].answer_ids), None):
         raise ValueError(
@@ -131,7 +131,7 @@ def with_features(backbone: Backbone, rows: Sequence[Row]) -> list[Row]:
 def _batches(
     backbone: Backbone, rows: Sequence[Row], num_members: int = 1, batch_tokens: int | None = None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Indices of this rank's rows of each batch of all ranks, and how many of them count."""
+    """Indices of this rank's rows in each batch of all ranks, and how many of them count."""
     tokens = backbone.ranks.size * (batch_tokens or PREDICT_TOKENS[backbone.device.type]) // num_members
     for indices in length_batches([len(r.tokens) for r in rows], max(1, tokens)):
         for part, real in backbone.ranks.parts(len(indices)):
@@ -139,8 +139,8 @@ def _batches(
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
-    """Indices sorted by length and cut so that no batch has more than `batch_tokens`."""
-    longest_first = np.argsort(lengths, kind="stable")[::-1]  # memory peaks at once, not at the end
+    """Indices sorted by length, the longest first, and cut into batches of at most `batch_tokens` tokens."""
+    longest_first = np.argsort(lengths, kind="stable")[::-1]  # memory peaks at the start, not at the end
     batches: list[list[int]] = []
     room = 0
     for n in longest_first:

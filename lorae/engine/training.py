@@ -1,4 +1,4 @@
-"""Training the members of a stack together, each exactly as if it were trained alone."""
+"""Trains the members of a stack together, each exactly as if it were trained alone."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from lorae.regularizers import EarlyStopping, Regularizer
 from lorae.tasks.encoding import Row
 from lorae.trial import AdamW, Trial
 
-PATH_PARTS = 5  # of the training, between which a member's path has points
+PATH_PARTS = 5  # of the training; a member's path has a point after each
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded training and validation rows; for `LastLayer` with features.
+    """Encoded training and validation rows; with features for `LastLayer`.
 
     Attributes:
         reference_logits_NC: for KL, the backbone's class logits on the training rows.
-        feature_seconds, feature_process_seconds: what computing the rows' features took, which belongs to the
+        feature_seconds, feature_process_seconds: time to compute the rows' features, which counts as
             training.
     """
 
@@ -50,10 +50,11 @@ class TrainingData:
 
     @property
     def reference_NC(self) -> np.ndarray:
-        """`reference_logits_NC` as wide as the members' logits; classes of validation alone are -inf.
+        """`reference_logits_NC` padded to the members' number of classes with -inf, for classes that occur
+        only in validation.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are no reference logits.
         """
         if self.reference_logits_NC is None:
             raise ValueError("KL needs the backbone's logits on the training rows; give reference_logits_NC")
@@ -63,23 +64,24 @@ class TrainingData:
 
 @dataclass
 class MemberRun:
-    """What training made of one member.
+    """The training of one member.
 
     Attributes:
-        state: its parameters; of the best step under early stopping, else of the last one.
-        snapshots: under a cyclic schedule those at the ends of the cycles before the last.
-        path: class logits {"logits": (N, C)} on the validation rows at the steps that were asked for.
-        error: None, or why it failed, with the step and, in training, the example ids.
-        best_step: number of optimiser steps behind `state`.
+        state: parameters; of the best step under early stopping, otherwise of the last step.
+        snapshots: under a cyclic schedule, parameters at the end of every cycle but the last.
+        path: class logits {"logits": (N, C)} on the validation rows at the steps of the path.
+        error: None, or why the member failed, with the step and, in training, the example ids.
+        best_step: optimiser steps done to reach `state`.
         curve: one record for each step and evaluation: step, split, loss, nll, acc, lr, grad_norm, seconds.
-        train_tokens: non-padding tokens that the backbone read; with `LastLayer` each row's once.
-        train_seconds: its equal share of the stack's wall time.
-        process_seconds: the same of the time that other work on the machine does not lengthen, see
-            `Stopwatch`; of ranks their sum, as if all were like the first.
-        train_flops: operations of its training, see `lorae.planning.flops`, evaluations for early stopping
-            included.
-        shared_flops: those among them that an ensemble does once for all members: the features of
-            `LastLayer`. NaN, like the two before, of a training that began in a lorae that did not count.
+        train_tokens: non-padding tokens that the backbone read; with `LastLayer` each row counts once.
+        train_seconds: equal share of the stack's wall time.
+        process_seconds: equal share of the time that other work on the machine does not affect, see
+            `Stopwatch`; summed over ranks, as if all were like the first.
+        train_flops: operations of the training, see `lorae.planning.flops`, including evaluations for early
+            stopping.
+        shared_flops: the part of `train_flops` that an ensemble does once for all members: the features of
+            `LastLayer`. NaN, like the two above, if the training began in a version of lorae that did not
+            count them.
     """
 
     member: int
@@ -113,23 +115,23 @@ def train_stack(
 ) -> list[MemberRun]:
     """Train members `members` of `trial` together and return their parameters, curves and costs, in order.
 
-    The stack's loss is the sum of the members' own mean losses, so no member sees another. A member whose
+    The stack's loss is the sum of the members' own mean losses, so no member affects another. A member whose
     loss, gradient or validation NLL is not finite fails alone; a member that stops early leaves, and the
-    stack gets cheaper. Where several ranks hold the backbone, each computes its share of every member's
-    batch; all then have the same gradients and take the same steps and decisions.
+    stack gets cheaper. If several ranks hold the backbone, each computes its share of every member's batch;
+    all ranks then have the same gradients and take the same steps and decisions.
 
     Args:
         members: indices that name the members' random streams.
-        micro_batch: examples of each member per forward pass; None = the whole batch, or rank's share of it.
-            Results depend on it by rounding only.
-        checkpoints: continue from the last one, and save when due; only rank 0 touches them.
+        micro_batch: examples per member and forward pass; None = the whole batch, or the rank's share of it.
+            Results depend on it only by rounding.
+        checkpoints: continue from the last checkpoint, and save when due; only rank 0 reads or writes them.
         on_step: called after each step with the steps done and their total.
-        evaluate_every: steps between calls of `on_evaluation`, the last step left out; None = no calls.
+        evaluate_every: steps between calls of `on_evaluation`, except after the last step; None = no calls.
         on_evaluation: called with the steps done, their total and the validation NLL of the ensemble, while
-            it is finite and no member has left: what remains is not compared with whole ensembles. A search
-            may end the stack there: it has been checkpointed.
+            the NLL is finite and no member has left: a partial ensemble is not compared with whole ones. A
+            search may end the stack there, as it has been checkpointed.
         path: record the members' predictions on the validation rows, before the first step and after each
-            fifth of them.
+            fifth of the steps.
     """
     keys = [trial.member_key(m) for m in members]
     regularizers, stopping = trial.regularizers, trial.regularizer(EarlyStopping)
@@ -146,9 +148,9 @@ def train_stack(
     orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
     seconds = data.feature_seconds / len(members), data.feature_process_seconds / len(members)
     runs = [MemberRun(m, train_seconds=seconds[0], process_seconds=seconds[1]) for m in members]
-    step_tokens_N = lengths  # that a step reads
+    step_tokens_N = lengths  # tokens that a step reads
     on_features = trial.method.regime == "features"
-    if on_features:  # they have been read, by no step
+    if on_features:  # read once before, not by steps
         step_tokens_N = np.zeros_like(lengths)
         for run in runs:
             run.train_tokens = int(lengths.sum())
@@ -169,7 +171,7 @@ def train_stack(
         step = 0
         if checkpoints and (saved := ranks.once(load_fitting, checkpoints, runs, adapters)):
             step, active = restore(*saved, runs, adapters, optimizer)
-            path = path and bool(runs[0].path)  # half a path is none
+            path = path and bool(runs[0].path)  # a partial path is useless
             for run in () if path else runs:
                 run.path = []
         elif path:
@@ -185,8 +187,8 @@ def train_stack(
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
 
-            # Forward and backward of this rank's rows; a member's loss is the mean over its batch, the
-            # stack's their sum
+            # Forward and backward of this rank's rows; a member's loss is the mean over its batch, and the
+            # stack's loss is the sum over members
             num, losses_M = chosen_MB.shape[1], torch.zeros(len(active), device=backbone.device)
             nll_M, correct_M = torch.zeros_like(losses_M), torch.zeros_like(losses_M)
             for part, real in ranks.parts(num, micro_batch):
@@ -213,14 +215,14 @@ def train_stack(
             now = Step(step, num_steps, len(data.train), batch_size, lr / trial.optimizer.lr)
             trial.method.before_clip(adapters, now)
 
-            # Each member's own gradient norm; what is not finite stays in its own member
+            # Each member's own gradient norm; a non-finite gradient stays in its own member
             norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
             optimizer.step()
             trial.method.after_step(adapters, now)
             step += 1
 
-            # Records, each member's share of the time. A step is read when the next one has begun, so that a
-            # GPU always has work, or at once where something depends on it; then failed members leave
+            # Records and each member's share of the time. A step is read after the next one has begun, so
+            # that a GPU always has work, or at once if something depends on it; then failed members leave
             validating = every and (step % every == 0 or step == num_steps)
             evaluating = evaluate_every and step % evaluate_every == 0 and step < num_steps
             saving = checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due())
@@ -255,16 +257,16 @@ def train_stack(
                     if run.bad_evaluations >= stopping.patience:
                         stopped.append(i)
 
-            # A cycle of the learning rate ends
+            # Snapshots at the end of a learning-rate cycle
             if step in snapshot_steps:
                 for i, m in enumerate(active):
                     runs[m].snapshots.append(adapters.state(i))
 
-            # A point of each member's way through function space
+            # A point of each member's path in function space
             if path and step in path_steps:
                 record_path(backbone, data.validation, [runs[m] for m in active])
 
-            # Members that failed or stopped leave; the rest goes on
+            # Members that failed or stopped leave; the others continue
             if leaving := {*failed, *stopped}:
                 staying = [i for i in range(len(active)) if i not in leaving]
                 active = [active[i] for i in staying]
@@ -286,12 +288,12 @@ def train_stack(
 
 @dataclass
 class StepDone:
-    """An optimiser step whose numbers are on their way to the CPU.
+    """An optimiser step whose numbers are being copied to the CPU.
 
     Attributes:
-        runs, chosen_MB: the members that made it, and the rows of each one's batch.
+        runs, chosen_MB: the members that took the step, and the rows of each member's batch.
         numbers: (M, 4) loss, NLL, accuracy and gradient norm.
-        watch: of the step, which its members share equally.
+        watch: stopwatch of the step, whose time its members share equally.
     """
 
     step: int
@@ -309,8 +311,8 @@ def record(
     step_tokens_N: np.ndarray,
     step_flops_N: np.ndarray,
 ) -> None:
-    """Wait for steps and write them into their members' curves and costs; one whose loss or gradient is not
-    finite has failed. The last step takes until then."""
+    """Wait for steps and add them to their members' curves and costs; a member whose loss or gradient is not
+    finite has failed. The last step's time ends after the wait."""
     numbers = [done.numbers.tolist() for done in read]
     last.watch.stop()
     for done, numbers_M4 in zip(read, numbers):
@@ -318,7 +320,7 @@ def record(
             total / len(done.runs) for total in (done.watch.seconds, done.watch.process_seconds)
         )
         for run, chosen_B, (loss, nll, acc, norm) in zip(done.runs, done.chosen_MB, numbers_M4):
-            if run.error:  # in the step before
+            if run.error:  # failed in the previous step
                 continue
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 ids = ", ".join(train[n].id for n in chosen_B)
@@ -331,7 +333,7 @@ def record(
 
 
 def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then decay to zero at `num_steps`, or at the end
+    """Learning rate of step `step` (from 0): linear warm-up, then decay to zero at `num_steps` or at the end
     of each cycle."""
     warmup = optimizer.warmup_steps(num_steps)
     if step < warmup:
@@ -349,8 +351,8 @@ def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
 
 
 def make_optimizer(adapters: Adapters, spec: AdamW, decay_zero_factor: float) -> torch.optim.AdamW:
-    """AdamW on the stacked factors; its element-wise update couples no members. The zero-initialised factor
-    may have more decay than the others."""
+    """AdamW on the stacked factors; its element-wise update does not couple members. The zero-initialised
+    factor may have more decay than the others."""
     zero = set(adapters.zero_initialised())
     groups = [
         {
@@ -368,7 +370,7 @@ def make_optimizer(adapters: Adapters, spec: AdamW, decay_zero_factor: float) ->
 
 def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
     """Scale each member's gradient to at most `max_norm` by its own global norm; returns the norms (M,)
-    before."""
+    before scaling."""
     grads = adapters.gradients()
     norms_M = torch.linalg.vector_norm(
         torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]), dim=0
@@ -383,15 +385,15 @@ def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
 def class_weights(
     regularizers: Sequence[Regularizer], labels_N: np.ndarray, num_classes: int
 ) -> torch.Tensor | None:
-    """Weight (C,) of each class in the loss, by all regularisers together; None = 1."""
+    """Weight (C,) of each class in the loss, the product over all regularisers; None = 1."""
     given = (r.class_weights(labels_N.tolist(), num_classes) for r in regularizers)
     found = [weight_C for weight_C in given if weight_C is not None]
     return torch.from_numpy(np.prod(found, axis=0).astype(np.float32)) if found else None
 
 
 def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """Mean NLL (nats) and accuracy of each member of the inserted stack; NaN of texts, whose tokens are
-    neither right nor wrong."""
+    """Mean NLL (nats) and accuracy of each member of the inserted stack; the accuracy is NaN for texts, whose
+    tokens are neither right nor wrong."""
     logits_MNC = torch.from_numpy(pooled_draws(predict_draws(backbone, rows)))
     labels_N = torch.from_numpy(labels(rows))
     accs = (logits_MNC.argmax(2) == labels_N).float().mean(1).tolist()
@@ -401,13 +403,13 @@ def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float
 
 
 def validation_nll(backbone: Backbone, rows: Sequence[Row]) -> float:
-    """NLL (nats) of the mean probability of the inserted stack's members; NaN where one of them has none."""
+    """NLL (nats) of the mean probability of the inserted stack's members; NaN if a member has none."""
     logits_MKNC = predict_draws(backbone, rows)
     return draws_nll(logits_MKNC.reshape(-1, *logits_MKNC.shape[2:]), labels(rows))
 
 
 def record_path(backbone: Backbone, rows: Sequence[Row], runs: Sequence[MemberRun]) -> None:
-    """Add a point to the paths of the members that are in the backbone."""
+    """Add a point to the paths of the inserted members."""
     for run, logits_NC in zip(runs, pooled_draws(predict_draws(backbone, rows))):
         run.path.append({"logits": torch.from_numpy(logits_NC)})
 

@@ -51,5 +51,5 @@ METHODS: tuple[type[Method], ...] = get_args(AnyMethod)
 
 
 def method_named(name: object) -> type[Method] | None:
-    """The method whose class has this name, as records have it; None = none of this lorae."""
+    """The method whose class has this name, as stored in records; None if this version of lorae has none."""
     return next((kind for kind in METHODS if kind.__name__ == name), None)

@@ -1,4 +1,4 @@
-"""What every method says of itself; what it leaves out, it has from here."""
+"""What every method declares, and the defaults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Regime = Literal["together", "features", "alone", "prompted"]
 Linears = Mapping[str, tuple[int, int]]  # name of a linear layer -> (d_in, d_out)
 Factors = tuple[np.ndarray, np.ndarray]  # B (d_out, R) and A (R, d_in) of an update B A
 
-# What the query, key, value and output projections of attention are called in transformers' models
+# Names of the query, key, value and output projections of attention in transformers' models
 ROLES = {
     "q": ("q_proj", "query", "query_proj", "q_lin"),
     "k": ("k_proj", "key", "key_proj", "k_lin"),
@@ -35,14 +35,14 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Step:
-    """Where a training is when a method's hook is called.
+    """The training step at which a method's hook is called.
 
     Args:
         number: optimiser steps done before this one.
-        num_steps: of the training.
+        num_steps: optimiser steps of the whole training.
         num_train: training examples.
         batch_size: examples per step and member.
-        lr_frac: learning rate of this step over the peak one, in [0, 1].
+        lr_frac: learning rate of this step over the peak learning rate, in [0, 1].
     """
 
     number: int
@@ -55,29 +55,29 @@ class Step:
 class Method:
     """How a member differs from the frozen backbone.
 
-    A method is a frozen dataclass with a file of its own and a place in `lorae.methods.AnyMethod`. Its module
-    needs numpy only; a hook that gets tensors imports torch itself, if it needs it.
+    A method is a frozen dataclass in its own file, listed in `lorae.methods.AnyMethod`. Its module needs
+    only numpy; a hook that uses torch imports it itself.
 
     Attributes:
-        label: its name in a row.
-        names: what tables call a single member of it, and an ensemble.
+        label: name of the method in a row.
+        names: what tables call a single member and an ensemble.
         regime: how the members of a stack run: "together" in one pass through the backbone, on the backbone's
-            "features" that are computed once, each "alone" with all weights its own, or "prompted", where
-            nothing is trained.
-        rank, targets: as tables print them.
-        shots, calibrated: of what is prompted, see `InContext`.
+            "features", which are computed once, "alone" with a full set of weights each, or "prompted",
+            without training.
+        rank, targets: as printed in tables.
+        shots, calibrated: settings of prompted methods, see `InContext`.
         factors: names of the trained factors of an adapted layer, in the order of `draw`.
-        zero_factor: of those the one that starts at zero, so that members start as the backbone; `DecayB`
-            decays it.
-        streams: random streams that members have of their own, beside "init" and "order": name in a member's
-            record -> name of the stream.
-        is_bayesian: members learn a distribution of their weights, of which `Posterior` draws.
-        is_low_rank: what a member adds is `scale` times B A, around which draws can be fitted.
-        has_update: what a stored member adds to a weight is a matrix, which `update_reader` finds.
-        scales_inputs: it changes what the frozen weight itself reads.
-        peft_type: of PEFT's adapter that a member is stored as; None = stored under our own names.
-        peft_names: factor -> PEFT's name of it. Other factors are stored in a file of their own.
-        peft_frozen: PEFT's names of what `draw_frozen` draws.
+        zero_factor: the factor that starts at zero, so that members start as the backbone; `DecayB` decays
+            it.
+        streams: each member's own random streams besides "init" and "order": name in a member's record ->
+            name of the stream.
+        is_bayesian: members learn a distribution over their weights, which `Posterior` samples.
+        is_low_rank: a member's update is `scale` times B A, and draws can be fitted around it.
+        has_update: a stored member's update of a weight is a matrix, which `update_reader` returns.
+        scales_inputs: the method changes the input of the frozen weight itself.
+        peft_type: type of the PEFT adapter that a member is stored as; None = stored under our own names.
+        peft_names: factor -> PEFT's name for it. Other factors are stored in a separate file.
+        peft_frozen: PEFT's names for what `draw_frozen` draws.
     """
 
     label: ClassVar[str]
@@ -98,21 +98,21 @@ class Method:
     peft_names: ClassVar[Mapping[str, str]] = {}
     peft_frozen: ClassVar[tuple[str, ...]] = ()
 
-    # What it is called, and what it refuses
+    # Names, and what the method refuses
 
     @property
     def init_label(self) -> str:
-        """How its trained parts begin, in tables."""
+        """Name of the initialisation in tables."""
         raise NotImplementedError  # abstract: every method defines it
 
     @property
     def effective_alpha(self) -> float:
-        """LoRA's alpha, by which B A x / rank is multiplied; 0 where there is no such thing."""
+        """LoRA's alpha, which multiplies B A x / rank; 0 for methods without one."""
         return 0.0
 
     @property
     def scale(self) -> float:
-        """What B A x is multiplied by, where it `is_low_rank`."""
+        """Factor that multiplies B A x, if the method `is_low_rank`."""
         return 1.0
 
     @property
@@ -122,14 +122,14 @@ class Method:
 
     @property
     def starts_apart(self) -> bool:
-        """Whether members differ by their init streams."""
+        """Whether different init streams give different members."""
         return True
 
     def check(self, trial: Trial) -> None:
-        """Refuse a trial that it makes no sense in; ValueError says what to write."""
+        """Refuse a trial in which the method makes no sense; ValueError says what to write."""
 
     def check_backbone(self, trial: Trial, ood: Sequence[Task], config: Mapping[str, Any]) -> None:
-        """Refuse a backbone or examples that it cannot work on; ValueError says what to write.
+        """Refuse a backbone or examples that the method cannot handle; ValueError says what to write.
 
         Args:
             ood: tasks that members also predict.
@@ -137,13 +137,13 @@ class Method:
         """
 
     def times(self, factor: int) -> Method | None:
-        """The same with `factor` times as many parameters; None where it has no size to match."""
+        """The method with `factor` times as many parameters; None if it has no size to change."""
         return None
 
     # What is trained
 
     def adapted_layers(self, linears: Linears, backbone: str) -> dict[str, tuple[int, int]]:
-        """The linear layers that it adapts, name -> (d_in, d_out), in the backbone's order.
+        """The adapted linear layers, name -> (d_in, d_out), in the backbone's order.
 
         Raises:
             ValueError: a target matches nothing, or the rank exceeds a layer's smaller side.
@@ -151,15 +151,15 @@ class Method:
         return {}
 
     def num_parameters(self, d_in: int, d_out: int) -> int:
-        """Trained numbers of one member in one adapted layer."""
+        """Trained parameters of one member in one adapted layer."""
         return 0
 
     def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, ...]:
         """The factors of one member in one layer before the first step; `key` names its init stream."""
-        raise NotImplementedError  # of adapters: each defines it
+        raise NotImplementedError  # every adapter defines it
 
     def draw_frozen(self, layers: Linears, key: seeds.Key) -> tuple[np.ndarray, ...]:
-        """What a member has that is drawn, shared by its layers and never trained."""
+        """A member's frozen random matrices, shared by its layers."""
         return ()
 
     def initial_state(
@@ -171,11 +171,11 @@ class Method:
     # What it computes
 
     def forward(self, layer: Stacked, x: torch.Tensor) -> torch.Tensor:
-        """What an adapted layer of a stack gives, (M, S, D) -> (M, S, E); `layer` has all that it needs."""
-        raise NotImplementedError  # of adapters: each defines it
+        """Output of an adapted layer of a stack, (M, S, D) -> (M, S, E); `layer` holds the parameters."""
+        raise NotImplementedError  # every adapter defines it
 
     def make_noise(self, streams: Sequence[Mapping[str, seeds.Key]]) -> Noise | None:
-        """Noise of its own that members train and draw with; None = that of a regulariser, if any.
+        """The method's own noise, for training and draws; None = the noise of a regulariser, if any.
 
         Args:
             streams: each member's named random streams.
@@ -183,7 +183,7 @@ class Method:
         return None
 
     def before_clip(self, adapters: Adapters, step: Step) -> None:
-        """Change the gradients of the stack's mean loss, before they are clipped."""
+        """Change the gradients of the stack's mean loss before they are clipped."""
 
     def after_step(self, adapters: Adapters, step: Step) -> None:
         """Change the parameters after the optimiser's step."""
@@ -191,20 +191,20 @@ class Method:
     # What it costs
 
     def num_trained(self, config: Mapping[str, Any], layers: Linears) -> int:
-        """Trained numbers of one member without its head."""
+        """Trained parameters of one member without its head."""
         return sum(self.num_parameters(*shape) for shape in layers.values())
 
     def frozen_bytes(self, layers: Linears, size: int) -> int:
-        """Of what one member has besides, with numbers of `size` bytes."""
+        """Bytes of one member's further tensors, with `size` bytes per number."""
         return 0
 
     def kept_beside(self, d_in: int, d_out: int) -> int:
-        """Numbers that autograd keeps of a branch for each token, beside what it reads and A x."""
+        """Numbers per token that autograd keeps for a branch, besides its input and A x."""
         return 0
 
     def kept_bytes(self, layers: Linears, size: int, noisy: bool) -> int:
-        """Bytes that autograd keeps of the branches for each token: their inputs (one for layers that read
-        the same, each its own with a mask under noise), A x, and what is beside."""
+        """Bytes per token that autograd keeps for the branches: their inputs (shared by layers with the same
+        input; under noise each layer keeps its own and a mask), A x, and `kept_beside`."""
         beside = sum(self.kept_beside(*shape) for shape in layers.values())
         if noisy:
             masked = sum((size + 1) * d_in + size * self.rank for d_in, _ in layers.values())
@@ -216,18 +216,17 @@ class Method:
         return size * (sum(inputs.values()) + self.rank * len(layers) + beside)
 
     def branch_flops(self, d_in: int, d_out: int) -> int:
-        """Operations of a member's branch at one layer for each token; multiplying by vectors is not
-        counted."""
+        """FLOPs per token of a member's branch at one layer, without multiplications by vectors."""
         return 0
 
     def branch_backward_flops(self, d_in: int, d_out: int, reads: bool) -> int:
-        """Of the branch's own gradients, and of those of what it reads if that has one."""
+        """FLOPs per token of the branch's own gradients, and of its input's gradient if `reads`."""
         return 0
 
     # How it is stored
 
     def peft_settings(self) -> dict[str, Any]:
-        """What PEFT's config of its type has beside rank and targets."""
+        """Fields of PEFT's config for this type, besides rank and targets."""
         return {}
 
     @classmethod
@@ -238,15 +237,15 @@ class Method:
         parameters: Mapping[str, np.ndarray],
         d_in: Callable[[str], int] | None,
     ) -> Callable[[str], Factors]:
-        """Gives layer -> the member's update there from a stored PEFT adapter.
+        """Returns a function layer -> the member's update there, read from a stored PEFT adapter.
 
         Args:
-            settings: of adapter_config.json.
-            tensors: of adapter_model.safetensors by their names there.
-            parameters: the trained ones among them by ours, "<layer>.<factor>".
+            settings: contents of adapter_config.json.
+            tensors: contents of adapter_model.safetensors, by their names there.
+            parameters: the trained tensors among them, by our names, "<layer>.<factor>".
             d_in: layer -> width of its input; None = not known.
         Raises:
-            ValueError: it has no low-rank update, or that needs `d_in`.
+            ValueError: the adapter has no low-rank update, or the update needs `d_in`.
         """
         raise ValueError(
             f"an adapter of type {cls.peft_type} has no low-rank update; allowed are LORA and VERA"
@@ -254,7 +253,7 @@ class Method:
 
 
 class Adapter(Method):
-    """A method that changes some linear layers: those whose path ends in one of its `targets`.
+    """A method that changes the linear layers whose path ends in one of its `targets`.
 
     "q", "k", "v" and "o" are the projections of attention, whatever an architecture calls them. The output
     head is never adapted.
@@ -294,14 +293,14 @@ def drawn_state(method: Method, layers: Linears, key: seeds.Key) -> State:
 
 
 def frozen_tensors(method: Method, layers: Linears, key: seeds.Key) -> tuple[torch.Tensor, ...]:
-    """What `draw_frozen` draws of one member, fp32."""
+    """What `draw_frozen` draws for one member, fp32."""
     import torch
 
     return tuple(torch.from_numpy(part.astype(np.float32)) for part in method.draw_frozen(layers, key))
 
 
 def target_modules(method: Method, layers: Iterable[str]) -> list[str]:
-    """The targets as other libraries know them: of a role, the names that `layers` have."""
+    """The targets as other libraries know them: a role becomes the names that occur in `layers`."""
     dotted = [f".{name}" for name in layers]
     known = [name for target in method.targets for name in (target, *ROLES.get(target, ()))]
     return [name for name in known if any(layer.endswith(f".{name}") for layer in dotted)]
@@ -318,7 +317,7 @@ def check_rank(method: Any) -> None:
 
 
 def check_positive(spec: Any, *names: str) -> None:
-    """Refuse a spec whose numbers of these names are not above 0."""
+    """Refuse a spec in which one of these fields is not above 0."""
     for name in names:
         if not (value := getattr(spec, name)) > 0:
             kind = type(spec)
@@ -327,7 +326,7 @@ def check_positive(spec: Any, *names: str) -> None:
 
 
 def check_not_negative(spec: Any, name: str) -> None:
-    """Refuse a spec whose number of this name is below 0."""
+    """Refuse a spec in which this field is below 0."""
     if (value := getattr(spec, name)) < 0:
         raise ValueError(
             f"{name}={value}: must be >= 0; write {type(spec).__name__}({name}=0) to start as the backbone"
