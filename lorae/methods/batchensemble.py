@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchEnsemble(Adapter):
-    """y = (W (x * r)) * s + bias: W and bias are the backbone's and frozen, the vectors r and s are trained.
+    """y = (W (x * r)) * s + bias: W and bias are the backbone's and frozen; the vectors r and s are trained.
 
-    Wen et al. 2020, arXiv:2002.06715, equation 5, on layers that are pre-trained. With r = s = 1 it is the
-    backbone; any other start disturbs it.
+    Wen et al. 2020, arXiv:2002.06715, equation 5, applied to pre-trained layers. r = s = 1 is the backbone;
+    any other start perturbs it.
 
     Args:
         targets: as for `Lora`.
         init: "signs" draws r and s as random signs, "normal" from N(1, std^2).
-        std: of "normal"; 0 starts every member as the backbone.
+        std: standard deviation of "normal"; 0 starts every member as the backbone.
     """
 
     label = "batchensemble"

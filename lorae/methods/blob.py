@@ -1,4 +1,4 @@
-"""BLoB: LoRA whose A is a Gaussian (Wang et al. 2024, arXiv:2406.11675)."""
+"""BLoB: LoRA with a Gaussian A (Wang et al. 2024, arXiv:2406.11675)."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Blob(Lora):
-    """LoRA whose A is a Gaussian, A ~ N(mean, (G * G)^2) element by element; mean, G and B are trained.
+    """LoRA with a Gaussian A ~ N(mean, (G * G)^2), element-wise; mean, G and B are trained.
 
-    Every training example has a sample of its own, by random signs of one for each step (Flipout, Wen et al.
-    2018, arXiv:1803.04386). After each step of the optimizer on their NLL, gradient descent takes one on the
-    KL divergence from the prior N(0, prior_std^2), of size kl_lr times the schedule of the learning rate
-    times the weight of the step. A member predicts with the mean, or by `lorae.draws.Posterior`.
+    Each step draws one sample, and every training example gets its own by random signs (Flipout, Wen et al.
+    2018, arXiv:1803.04386). After each optimiser step on the NLL, gradient descent takes a step on the KL
+    divergence from the prior N(0, prior_std^2); its size is kl_lr times the learning-rate schedule times the
+    weight of the step. A member predicts with the mean, or by `lorae.draws.Posterior`.
 
     Args:
-        rank, alpha, targets, init, b_std: as for `Lora`; `init` is of the mean.
-        std_root: G begins uniform in [std_root / sqrt(2), std_root]; > 0.
+        rank, alpha, targets, init, b_std: as for `Lora`; `init` applies to the mean.
+        std_root: G starts uniform in [std_root / sqrt(2), std_root]; > 0.
         prior_std: > 0.
         kl_lr: step size of the KL divergence, > 0; kl_lr < 2 prior_std^2, or the mean oscillates.
-        gamma: the steps' weights grow over cycles of 100 N^(pi / gamma) / batch_size steps, of N training
-            examples; > 0.
+        gamma: the weights of the steps grow over cycles of 100 N^(pi / gamma) / batch_size steps, for N
+            training examples; > 0.
 
-    Source: Wang et al. 2024, arXiv:2406.11675; the order of the steps, the cycles and the weights are those
-    of the authors' code, which draws signs for each token, not for each example.
+    Source: Wang et al. 2024, arXiv:2406.11675; the order of the steps, the cycles and the weights follow the
+    authors' code, which draws signs for each token, not for each example.
     """
 
     label = "blob"
@@ -83,7 +83,7 @@ class Blob(Lora):
         return WeightNoise([s["posterior"] for s in streams], flipout=True)
 
     def lowered(self, layer: Stacked, x: torch.Tensor) -> torch.Tensor:
-        """The same with a sample of A_m."""
+        """A_m x with a sample of A_m."""
         h_MSR, noise = super().lowered(layer, x), layer.noise
         if noise is None:  # in a soup
             return h_MSR
@@ -92,7 +92,7 @@ class Blob(Lora):
         return h_MSR + noise.added(x, G_MRD**2, layer.number)
 
     def after_step(self, adapters: Adapters, step: Step) -> None:
-        """A step of gradient descent on KL(N(A, G^4) || N(0, prior_std^2))."""
+        """Take a step of gradient descent on KL(N(A, G^4) || N(0, prior_std^2))."""
         import torch
 
         weight = self.kl_weight(step.number, step.num_train, step.batch_size) * step.lr_frac
@@ -105,8 +105,8 @@ class Blob(Lora):
                 G -= size * std_gradient(std, self.prior_std) * 2 * G
 
     def kl_weight(self, step: int, num_train: int, batch_size: int) -> float:
-        """Weight of the KL divergence after step `step` (from 0): it doubles from step to step of a cycle,
-        and its sum over one is almost 1."""
+        """Weight of the KL divergence after step `step` (from 0): it doubles with every step of a cycle, and
+        sums to almost 1 over a cycle."""
         cycle = max(1, int(100 * num_train ** (math.pi / self.gamma) / batch_size))
         return 2.0 ** (step % cycle - cycle) / (1 - 2.0 ** -(cycle + 1))
 
@@ -115,7 +115,7 @@ class Blob(Lora):
         return (4 + size) * self.rank * sum(d_in for d_in, _ in layers.values())
 
     def kept_beside(self, d_in: int, d_out: int) -> int:
-        """Its signs, and inputs with these."""
+        """The signs, and the inputs times the signs."""
         return 2 * d_in + self.rank
 
     def branch_flops(self, d_in: int, d_out: int) -> int:

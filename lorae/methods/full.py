@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the backbone is the member's own."""
+"""Full fine-tuning: every member has its own copy of all backbone weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from lorae.tasks.base import Task
     from lorae.trial import Trial
 
-# Weights, gradients and two moments of the members that a stack fine-tunes in full, where a device's memory
-# is not known; a single member that needs more is refused everywhere.
+# Limit on weights, gradients and two moments of the members that a stack fine-tunes in full, where the
+# device's memory is not known; a single member that needs more is always refused.
 MAX_FULL_BYTES = 16 * 2**30
 
 
 @dataclass(frozen=True)
 class Full(Method):
-    """Trains every weight of the backbone: full fine-tuning, and with several members the explicit ensemble.
+    """Trains every weight of the backbone: full fine-tuning, or an explicit ensemble with several members.
 
-    Each member has all weights of its own, and a forward pass of its own: nothing is shared in a stack.
+    Each member has its own weights and its own forward pass: nothing is shared in a stack.
     """
 
     label, init_label = "full", "backbone"  # type: ignore[assignment]
@@ -44,7 +44,7 @@ class Full(Method):
     def initial_state(
         self, backbone: Backbone, layers: Linears, answer_ids: Sequence[int], key: seeds.Key
     ) -> State:
-        """Every weight of the backbone by its name, tied ones once."""
+        """Every weight of the backbone by its name, tied weights once."""
         return {name: p.detach().float() for name, p in backbone.lm.named_parameters()}
 
     def num_trained(self, config: Mapping[str, Any], layers: Linears) -> int:
@@ -52,5 +52,5 @@ class Full(Method):
 
 
 def full_member_bytes(config: Mapping[str, Any]) -> int:
-    """Weights, gradients and two moments in fp32 of one member that is fine-tuned in full."""
+    """Bytes of one fully fine-tuned member: weights, gradients and two moments in fp32."""
     return 16 * num_backbone_parameters(dict(config))

@@ -1,8 +1,8 @@
-"""What methods share that learn Gaussians of their weights: samples by named streams, and the KL divergence
-from a prior in closed form.
+"""Shared by methods that learn Gaussian weights: samples from named streams, and the KL divergence from a
+prior in closed form.
 
-KL(N(m, s^2) || N(m0, s0^2)) has the gradient (m - m0) / s0^2 by m and s / s0^2 - 1 / s by s. Each element's
-is its own, so no member sees another.
+KL(N(m, s^2) || N(m0, s0^2)) has the gradient (m - m0) / s0^2 with respect to m, and s / s0^2 - 1 / s with
+respect to s. The gradient is element-wise, so no member affects another.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from lorae.trial import Trial
 
-FLOOR = 1e-6  # of a standard deviation, so that 1 / s is finite
+FLOOR = 1e-6  # added to a standard deviation, so that 1 / s is finite
 
 
 def std_gradient(std: torch.Tensor, prior_std: float) -> torch.Tensor:
-    """Gradient of the divergence by the standard deviation."""
+    """Gradient of the divergence with respect to the standard deviation."""
     return std / prior_std**2 - 1 / (std + FLOOR)
 
 
 class WeightNoise(Noise):
-    """Samples of Gaussian weights: one of each member for a training step, and one for a draw.
+    """Samples of Gaussian weights: one per member for a training step, and one per member for a draw.
 
     Args:
         keys: the posterior stream of each member.
-        flipout: every row of a training step has a sample of its own, by random signs of the step's (Wen et
-            al. 2018, arXiv:1803.04386).
+        flipout: every row of a training step gets its own sample, the step's sample with random signs (Wen
+            et al. 2018, arXiv:1803.04386).
     """
 
     def __init__(self, keys: Sequence[seeds.Key], flipout: bool) -> None:
@@ -41,13 +41,13 @@ class WeightNoise(Noise):
         self.sample_keys: torch.Tensor | None = None  # int32 (M,); None = the means
 
     def train(self, step: int, rows: Sequence[int]) -> None:
-        """A sample for a training step, and signs of these rows of each member's batch."""
+        """Set the sample of a training step, and the signs for these rows of each member's batch."""
         self.sample_keys = int32([seeds.key32(*key, step) for key in self.keys])
         if self.flipout:
             self.of_rows = int32([seeds.key32(*key, step, b) for key in self.keys for b in rows])
 
     def predict(self, draw: int, example_ids: Sequence[str]) -> None:
-        """The sample of one draw, which all examples have."""
+        """Set the sample of one draw, which all examples share."""
         self.sample_keys, self.of_rows = int32([seeds.key32(*key, "draw", draw) for key in self.keys]), None
 
     def off(self) -> None:
@@ -55,7 +55,7 @@ class WeightNoise(Noise):
         self.sample_keys = None
 
     def sample(self, std_M: torch.Tensor, *name: int | str) -> torch.Tensor:
-        """Noise on the weights of this name, of these standard deviations (M, D) or (M, R, D)."""
+        """Noise for the weights of this name, with standard deviations of shape (M, D) or (M, R, D)."""
         if self.sample_keys is None:
             return std_M.new_zeros(std_M.shape)
         self.sample_keys, width = self.sample_keys.to(std_M.device, non_blocking=True), std_M.shape[-1]
@@ -63,7 +63,7 @@ class WeightNoise(Noise):
         return std_M * seeds.normals(keys, std_M[0].numel() // width, width).view_as(std_M)
 
     def added(self, x: torch.Tensor, std_MRD: torch.Tensor, layer: int) -> torch.Tensor:
-        """What a sample of a layer's weights adds to their means' product with x: (M, S, D) -> (M, S, R)."""
+        """Sampled noise of a layer's weights times x, (M, S, D) -> (M, S, R); added to the means' product."""
         if self.sample_keys is None:
             return x.new_zeros(())
         noise_MDR = self.sample(std_MRD, "layer", layer).to(x.dtype).transpose(1, 2)
@@ -74,7 +74,7 @@ class WeightNoise(Noise):
         return (x * ins).bmm(noise_MDR) * outs
 
     def _signs(self, x: torch.Tensor, width: int, key: int) -> torch.Tensor:
-        """Random signs (M, S, width) of each token of x: its row's."""
+        """Random signs (M, S, width) for each token of x, equal within a row."""
         assert self.of_rows is not None and self.tokens is not None, "locate() comes first"
         self.of_rows = self.of_rows.to(x.device, non_blocking=True)
         keys = self.of_rows ^ key
@@ -83,6 +83,6 @@ class WeightNoise(Noise):
 
 
 def check_no_other_noise(trial: Trial) -> None:
-    """Refuse a member with Gaussian weights whose activations a regulariser gives noise, too."""
+    """Refuse a member with Gaussian weights if a regulariser also adds noise to its activations."""
     if noisy := next((r for r in trial.regularizers if r.is_noise), None):
         raise ValueError(f"{noisy} with {trial.method}: its weights have noise; leave it out")

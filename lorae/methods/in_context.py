@@ -1,4 +1,4 @@
-"""In-context learning: demonstrations before the question, nothing is trained."""
+"""In-context learning: demonstrations before the question, without training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InContext(Method):
-    """Trains nothing: the untouched backbone reads demonstrations, training examples with their right
-    answers, before the question. Several members are an ensemble of prompts.
+    """Trains nothing: before the question, the untouched backbone reads demonstrations, which are training
+    examples with their right answers. Several members are an ensemble of prompts.
 
-    A member draws its demonstrations from a stream of its own, uniformly and without replacement from the
-    training examples that fit `Budget(max_tokens)`, in random order.
+    A member draws its demonstrations from its own stream, uniformly and without replacement from the training
+    examples that fit `Budget(max_tokens)`, in random order.
 
     Args:
-        shots: demonstrations, >= 1; a member's first ones are those of the member with fewer.
+        shots: demonstrations, >= 1; with more shots a member keeps its first demonstrations.
         calibrated: subtract from the class logits the log-probabilities of the classes after the same
-            demonstrations and "N/A" as question: contextual calibration (Zhao et al. 2021, arXiv:2102.09690),
-            whose W is diag(p_cf)^-1.
+            demonstrations and "N/A" as the question: contextual calibration (Zhao et al. 2021,
+            arXiv:2102.09690) with W = diag(p_cf)^-1.
     """
 
     label = "in-context"
@@ -49,7 +49,7 @@ class InContext(Method):
         return f"{self.shots}-shot" + ("+calibrated" if self.calibrated else "")
 
     def check(self, trial: Trial) -> None:
-        """Refuse what belongs to a training, or what demonstrations cannot be given to or calibrate."""
+        """Refuse training settings, and scorings that demonstrations or calibration do not work with."""
         if trial.task.scoring.trains_head:
             raise ValueError(
                 f"{self} with {trial.task.scoring}: an encoder reads no demonstrations; score by Letters(), "

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LastLayer(Method):
-    """Trains only what makes class logits of the frozen backbone's features: the answer tokens' rows of the
-    language model's head, or the classification head of a task that is scored by one.
+    """Trains only the layer from the frozen backbone's features to class logits: the answer tokens' rows of
+    the language model's head, or the task's classification head.
 
     The features are computed once for all members, so all examples must have the same answer tokens.
 
     Args:
-        std: of the Gaussian noise that a member adds to the language model's rows; 0 starts every member as
-            the backbone.
+        std: standard deviation of the Gaussian noise that a member adds to the language model's rows; 0
+            starts every member as the backbone.
     """
 
     label = "last-layer"
@@ -55,8 +55,8 @@ class LastLayer(Method):
     def initial_state(
         self, backbone: Backbone, layers: Linears, answer_ids: Sequence[int], key: seeds.Key
     ) -> State:
-        """Rows of the language model's head for the answers, with the member's noise; and their bias, if
-        any. On an encoder every method trains a head, so it adds none."""
+        """Rows of the language model's head for the answers, with the member's noise, and their bias, if any.
+        Empty for an encoder, where every method trains a head anyway."""
         import torch
 
         if backbone.is_encoder:
@@ -67,7 +67,7 @@ class LastLayer(Method):
         return state if bias_C is None else state | {"head.bias": bias_C.cpu()}
 
     def check_backbone(self, trial: Trial, ood: Sequence[Task], config: Mapping[str, Any]) -> None:
-        """Refuse examples whose answers are not those of one head."""
+        """Refuse examples whose answers do not fit one head."""
         task = trial.task
         if task.scoring.trains_head:
             return

@@ -78,7 +78,7 @@ class Lora(Adapter):
         check_kind("method.init", self.init, Init)
 
     def times(self, factor: int) -> Self:
-        """`factor` times as many parameters, by a rank as much larger, with equal scaling."""
+        """`factor` times as many parameters: `factor` times the rank, with equal scaling."""
         return replace(self, rank=factor * self.rank, alpha=self.alpha and factor * self.alpha)
 
     def adapted_layers(self, linears: Linears, backbone: str) -> dict[str, tuple[int, int]]:

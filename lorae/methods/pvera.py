@@ -1,4 +1,4 @@
-"""PVeRA: VeRA whose latent is a Gaussian of each token (Fillioux et al. 2025, arXiv:2512.07703)."""
+"""PVeRA: VeRA with a Gaussian latent for each token (Fillioux et al. 2025, arXiv:2512.07703)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PVera(Vera):
     """h = W0 x + Lb B z with z ~ N(mean, exp(logvar)) for each token, where mean and logvar are the halves of
-    Ld A x: VeRA with an A and a d of twice as many rows.
+    Ld A x: VeRA with twice as many rows in A and d.
 
-    Every token of every training example has one sample of z for each step. A member predicts with the mean,
-    or by `lorae.draws.Posterior`.
+    Each step draws one sample of z for every token of every training example. A member predicts with the
+    mean, or by `lorae.draws.Posterior`.
 
     The authors add the KL divergence between z and N(0, 1), averaged over tokens and channels and summed over
-    layers, with weights of 1e-6 to 1e-16. It is left out here, as it is in PEFT.
+    layers, with weights of 1e-6 to 1e-16. It is left out here, as in PEFT.
 
     Args:
-        rank, targets, d_init, projection: as for `Vera`; both halves of d begin at `d_init`, as in PEFT. The
-            authors draw its value from [1e-5, 1].
+        rank, targets, d_init, projection: as for `Vera`; both halves of d start at `d_init`, as in PEFT. The
+            authors draw the initial value from [1e-5, 1].
     Source: Fillioux et al. 2025, arXiv:2512.07703.
     """
 
@@ -51,14 +51,14 @@ class PVera(Vera):
 
     @property
     def width(self) -> int:
-        """Of the mean and the log-variance."""
+        """Width of the mean and the log-variance together."""
         return 2 * self.rank
 
     def make_noise(self, streams: Sequence[Mapping[str, seeds.Key]]) -> LatentNoise:
         return LatentNoise([s["posterior"] for s in streams])
 
     def latent(self, layer: Stacked, h: torch.Tensor) -> torch.Tensor:
-        """A sample of each token's z, or its mean: (M, S, 2 R) -> (M, S, R)."""
+        """A sample of each token's z, or the mean: (M, S, 2 R) -> (M, S, R)."""
         mean_MSR, logvar_MSR = h.chunk(2, dim=-1)
         noise = layer.noise
         if noise is None or noise.of_rows is None:
@@ -67,7 +67,7 @@ class PVera(Vera):
         return mean_MSR + (logvar_MSR / 2).exp() * noise.normals_like(mean_MSR, layer.number)
 
     def kept_bytes(self, layers: Linears, size: int, noisy: bool) -> int:
-        """Also the noise, the standard deviation and z."""
+        """As for `Vera`, plus the noise, the standard deviation and z."""
         return super().kept_bytes(layers, size, noisy) + size * 3 * self.rank * len(layers)
 
     def peft_settings(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class PVera(Vera):
         parameters: Mapping[str, np.ndarray],
         d_in: Callable[[str], int] | None,
     ) -> Callable[[str], Factors]:
-        """That of the mean."""
+        """The update of the mean."""
         A = cls.peft_frozen[0]
         means = {name: value[: settings["r"]] for name, value in parameters.items() if name.endswith(".d")}
         tensors = {**tensors, A: tensors[A][: settings["r"]]}
@@ -95,18 +95,18 @@ class PVera(Vera):
 
 
 class LatentNoise(Noise):
-    """Standard normal numbers of each token, a pure function of its row's key, its place and the layer.
+    """Standard normal noise for each token, a pure function of the row's key, the position and the layer.
 
     Args:
         keys: the posterior stream of each member.
     """
 
     def train(self, step: int, rows: Sequence[int]) -> None:
-        """Noise of a training step on these rows of each member's batch."""
+        """Set the noise of a training step on these rows of each member's batch."""
         self.of_rows = int32([seeds.key32(*key, step, b) for key in self.keys for b in rows])
 
     def predict(self, draw: int, example_ids: Sequence[str]) -> None:
-        """Noise of one draw on examples that all members predict."""
+        """Set the noise of one draw on examples that all members predict."""
         streams = [(*key, "draw", draw) for key in self.keys]
         self.of_rows = int32([seeds.key32(*stream, name) for stream in streams for name in example_ids])
 

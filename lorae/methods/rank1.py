@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rank1BNN(BatchEnsemble):
-    """BatchEnsemble whose r and s are Gaussians, N(mean, softplus(rho)^2) element by element; members are the
-    components of a mixture.
+    """BatchEnsemble with Gaussian r and s, N(mean, softplus(rho)^2) element-wise; members are the components
+    of a mixture.
 
-    Trained on the NLL of one sample for each step, plus the KL divergence from the prior N(1, prior_std^2)
-    over the number of training examples, which is annealed: it grows in the first `annealed_frac` of the
-    steps. A member predicts with the means, or by `lorae.draws.Posterior`.
+    The loss is the NLL of one sample per step plus the KL divergence from the prior N(1, prior_std^2) divided
+    by the number of training examples. The KL weight is annealed: it grows during the first `annealed_frac`
+    of the steps. A member predicts with the means, or by `lorae.draws.Posterior`.
 
     Args:
-        targets, init, std: as for `BatchEnsemble`, of the means.
+        targets, init, std: as for `BatchEnsemble`, applied to the means.
         noise_std: softplus(rho) at the start, > 0.
         prior_std: > 0.
         annealed_frac: in [0, 1].
 
-    Source: Dusenberry et al. 2020, arXiv:2005.07186; one sample a step, the prior and the annealing are those
-    of the authors' code, in which W is trained, too. Here it is pre-trained and frozen.
+    Source: Dusenberry et al. 2020, arXiv:2005.07186; one sample per step, the prior and the annealing follow
+    the authors' code, which also trains W. Here W is pre-trained and frozen.
     """
 
     label = "rank-1-bnn"
@@ -69,7 +69,7 @@ class Rank1BNN(BatchEnsemble):
         return 2 * super().num_parameters(d_in, d_out)
 
     def draw(self, layer: str, d_in: int, d_out: int, key: seeds.Key) -> tuple[np.ndarray, ...]:
-        """Means of r (d_in,) and s (d_out,), and their rho."""
+        """Means of r (d_in,) and s (d_out,), then their rhos."""
         rho = math.log(math.expm1(self.noise_std))
         return *super().draw(layer, d_in, d_out, key), np.full(d_in, rho), np.full(d_out, rho)
 

@@ -23,10 +23,11 @@ _SAME_WIDTH = {"q_proj", "k_proj", "v_proj", "query", "key", "value"}  # of an a
 
 @dataclass(frozen=True)
 class Vera(Adapter):
-    """h = W0 x + Lb B Ld A x: A and B random, frozen, shared by all layers; the vectors d and b are trained.
+    """h = W0 x + Lb B Ld A x: A and B are random, frozen and shared by all layers; vectors d, b are trained.
 
     Args:
-        rank: rows of A; VeRA uses large ones (256 to 1024): only rank + d_out numbers a layer are trained.
+        rank: rows of A; VeRA uses large ranks (256 to 1024), as only rank + d_out numbers per layer are
+            trained.
         targets: as for `Lora`.
         d_init: initial value of d; b starts at zero.
         projection: "per_member" draws A and B from each member's init stream; "shared" gives all members
@@ -64,7 +65,7 @@ class Vera(Adapter):
 
     @property
     def width(self) -> int:
-        """Rows of A, and numbers of d."""
+        """Rows of A, and length of d."""
         return self.rank
 
     def num_parameters(self, d_in: int, d_out: int) -> int:
@@ -95,7 +96,7 @@ class Vera(Adapter):
         return y + branch_MSE.view_as(y)
 
     def latent(self, layer: Stacked, h: torch.Tensor) -> torch.Tensor:
-        """What B multiplies, of h = Ld A x: (M, S, W) -> (M, S, R)."""
+        """Input of B from h = Ld A x: (M, S, W) -> (M, S, R)."""
         return h
 
     def frozen_bytes(self, layers: Linears, size: int) -> int:
@@ -103,14 +104,14 @@ class Vera(Adapter):
         return size * (self.width * max(d_ins) + self.rank * max(d_outs))
 
     def kept_bytes(self, layers: Linears, size: int, noisy: bool) -> int:
-        """Its two products; not what it reads, as A is not trained."""
+        """The two products; not the input, as A is not trained."""
         return size * sum(self.width + d_out for _, d_out in layers.values())
 
     def branch_flops(self, d_in: int, d_out: int) -> int:
         return 2 * (self.width * d_in + self.rank * d_out)
 
     def branch_backward_flops(self, d_in: int, d_out: int, reads: bool) -> int:
-        """Of what its products read alone, as A and B are not trained."""
+        """Gradients of the products' inputs only, as A and B are not trained."""
         return 2 * (self.rank * d_out + self.width * d_in * reads)
 
     def peft_settings(self) -> dict[str, Any]:
@@ -129,8 +130,8 @@ class Vera(Adapter):
         parameters: Mapping[str, np.ndarray],
         d_in: Callable[[str], int] | None,
     ) -> Callable[[str], Factors]:
-        """Its layers share one A, which has the largest width, and store none of their own; without `d_in`
-        they are taken to have it all."""
+        """All layers share one A, which has the largest input width, and no layer stores its own width;
+        without `d_in` every layer is assumed to have the largest width."""
         leaves = {name.rpartition(".")[0].rpartition(".")[2] for name in parameters}
         if d_in is None and len(leaves) > 1 and not leaves <= _SAME_WIDTH:
             raise ValueError(

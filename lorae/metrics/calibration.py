@@ -1,6 +1,6 @@
-"""Calibration of the pooled prediction: does a confidence of 0.8 mean right in 80 % of the cases?
+"""Calibration of the pooled prediction: is a prediction with confidence 0.8 right in 80 % of the cases?
 
-Number and kind of bins are in the metric's name: ece15's bins are 15 of equal width, ace15's of
+The metric's name gives the number and kind of bins: ece15 has 15 bins of equal width, ace15 has 15 bins of
 equal mass.
 """
 
@@ -17,7 +17,7 @@ from lorae.metrics.selective import confidence, most_confident_first
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """The bins of a reliability diagram that hold at least one example, in rising order of confidence."""
+    """The non-empty bins of a reliability diagram, by rising confidence."""
 
     lo: np.ndarray  # (bins,) left edge, excluded (but 0 belongs to the first bin)
     hi: np.ndarray  # (bins,) right edge, included
@@ -27,7 +27,7 @@ class ReliabilityBins:
 
 
 def equal_width_bin(probability: np.ndarray, bins: int) -> np.ndarray:
-    """Index of the bin (lo, hi] of each probability; 0 falls in the first."""
+    """Index of the bin (lo, hi] of each probability; 0 falls in the first bin."""
     # exp(log 1/3) is not 1/3 in floating point: the tolerance keeps a value on an edge in the bin below it.
     return np.searchsorted(np.arange(1, bins) / bins + 1e-12, probability)
 
@@ -40,7 +40,7 @@ def reliability_bins(logp_NC: np.ndarray, labels_N: np.ndarray, bins: int = 15) 
         labels_N: gold class in [0, C).
         bins: number of bins that divide [0, 1].
     Raises:
-        ValueError: as `checked`; so do all metrics here.
+        ValueError: as `checked`; the same for all metrics here.
     """
     confidence_N, correct_N = confidence(logp_NC, labels_N), correct(logp_NC, labels_N)
     kept, bin_N, count = np.unique(
@@ -87,7 +87,7 @@ def ace15(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
     As `ece15`, but the examples are sorted by confidence and split into 15 runs whose sizes differ by at most
     1 (N runs if N < 15); tied examples share their group's mean accuracy.
-    Source: Nguyen and O'Connor 2015, arXiv:1508.05154; of the top class only, unlike Nixon et al. 2019,
+    Source: Nguyen and O'Connor 2015, arXiv:1508.05154; for the top class only, unlike Nixon et al. 2019,
     arXiv:1904.01685.
     """
     confidence_N = confidence(logp_NC, labels_N)
@@ -97,15 +97,15 @@ def ace15(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 
 def debiased_ce15(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Root mean square calibration error of the top probability over 15 bins of equal mass, without the bias
-    that chance gives to `ece15`; lower is better.
+    """Root mean square calibration error over 15 bins of equal mass, without bias; lower is better.
 
-    v = sum_b n_b/N (mean of gap_i gap_j over pairs i != j of run b), gap = correct - confidence, whose mean
-    is the squared calibration error whatever the number of examples and however sure the model is. Returned
-    is sqrt(v), or -sqrt(-v) where chance takes v below 0: 0 means "no error that these examples show".
+    v = sum_b n_b/N (mean of gap_i gap_j over pairs i != j of run b), gap = correct - confidence of the top
+    class. The expectation of v is the squared calibration error, for any number of examples and any
+    confidence, without the bias that chance gives to `ece15`. Returns sqrt(v), or -sqrt(-v) if chance takes v
+    below 0: 0 means that these examples show no error.
     Raises:
-        Undefined: no run of two examples or more.
-    Source: Kumar et al. 2019, arXiv:1909.10155, section 4 (there by the variance of labels in a bin).
+        Undefined: no run has two examples or more.
+    Source: Kumar et al. 2019, arXiv:1909.10155, section 4 (there from the variance of labels in a bin).
     """
     runs = gaps_of_runs(logp_NC, labels_N)
     squares = [(gap.sum() ** 2 - np.sum(gap**2)) / (len(gap) - 1) for _, gap in runs]
@@ -114,10 +114,10 @@ def debiased_ce15(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 
 def gaps_of_runs(logp_NC: np.ndarray, labels_N: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Places and gaps, correct minus confidence, of the examples of each of at most 15 runs of rising
+    """Indices and gaps (correct minus confidence) of the examples in each of at most 15 runs, by rising
     confidence.
 
-    Examples of equal confidence are of one run, which makes it longer. Runs of one example are left out.
+    Examples of equal confidence share a run, which may make it longer. Runs of one example are left out.
     """
     confidence_N = confidence(logp_NC, labels_N)
     gap_N, num = correct(logp_NC, labels_N) - confidence_N, len(confidence_N)
@@ -132,14 +132,14 @@ def gaps_of_runs(logp_NC: np.ndarray, labels_N: np.ndarray) -> list[tuple[np.nda
 
 
 def equal_mass_gap(gap: np.ndarray) -> np.ndarray:
-    """1/N sum_b |sum of the gaps in run b| along the last axis, which is cut into at most 15 runs."""
+    """1/N sum_b |sum of the gaps in run b| along the last axis, split into at most 15 runs."""
     num_examples = gap.shape[-1]
     runs = np.array_split(gap, min(15, num_examples), axis=-1)
     return np.sum([np.abs(run.sum(axis=-1)) for run in runs], axis=0) / num_examples
 
 
 def signed_gap(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Mean confidence minus accuracy, in [-1, 1]; positive: over-confident; best is 0."""
+    """Mean confidence minus accuracy, in [-1, 1]; positive means over-confident; 0 is best."""
     return float(np.mean(confidence(logp_NC, labels_N) - correct(logp_NC, labels_N)))
 
 

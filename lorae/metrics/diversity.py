@@ -1,4 +1,4 @@
-"""Diversity of the members in function space. No direction: more is neither better nor worse by itself."""
+"""Diversity of the members in function space. No direction: more is neither better nor worse in itself."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def disagreement(logits_MNC: np.ndarray) -> float:
     """Mean over pairs of members of the fraction of examples that they classify differently, in [0, 1].
 
     Args:
-        logits_MNC: class scores of each member, -inf for a class that an example does not have.
+        logits_MNC: class scores of each member, -inf for a class that an example lacks.
     Raises:
-        Undefined: fewer than two members; so do all metrics here.
+        Undefined: fewer than two members; the same for all metrics here.
     """
     num_members = at_least_two(logits_MNC, "disagreement")
     votes_MN = _votes(logits_MNC)
@@ -31,7 +31,7 @@ def disagreement(logits_MNC: np.ndarray) -> float:
 
 
 def disagreement_per_error(logits_MNC: np.ndarray, labels_N: np.ndarray) -> float:
-    """`disagreement` divided by the members' mean error rate, at most 2: more errors leave more to differ in.
+    """`disagreement` divided by the members' mean error rate, at most 2: more errors allow more disagreement.
 
     Raises:
         Undefined: no member errs.
@@ -54,7 +54,7 @@ def jsd(logits_MNC: np.ndarray) -> float:
 
 
 def _sum_of_jsd(logits_MNC: np.ndarray) -> np.ndarray:
-    """Over pairs of members, of each example (N,)."""
+    """Sum over pairs of members of the divergence on each example, (N,)."""
     logp_MNC = log_softmax(logits_MNC)
     p_MNC, entropy_MN = np.exp(logp_MNC), entropy(logp_MNC)
     total_N = np.zeros(logits_MNC.shape[1])
@@ -75,9 +75,9 @@ def example_mutual_information(logits_MNC: np.ndarray) -> np.ndarray:
 
 
 def mutual_information(logits_MNC: np.ndarray) -> float:
-    """Mean over examples of the information between prediction and member, in nats, in [0, ln M].
+    """Mean over examples of the mutual information between prediction and member, in nats, in [0, ln M].
 
-    1/N sum_n H(1/M sum_m p_m) - 1/M sum_m H(p_m), of the members' probabilities whatever the combination
+    1/N sum_n H(1/M sum_m p_m) - 1/M sum_m H(p_m), from the members' probabilities whatever the combination
     rule.
     Source: Smith and Gal 2018, arXiv:1803.08533, section 2.
     """
@@ -99,7 +99,7 @@ def error_correlation(logits_MNC: np.ndarray, labels_N: np.ndarray) -> float:
 
 
 def _errors(logits_MNC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """1.0 where a member's class is not gold, (M, N)."""
+    """1.0 where a member's class is not the gold class, (M, N)."""
     first_NC = combine(logits_MNC[:1])
     return (_votes(logits_MNC) != checked(first_NC, labels_N)[1]).astype(np.float64)
 

@@ -1,7 +1,7 @@
 """Out-of-distribution detection: a score per example (higher: more likely OOD), and how well it separates.
 
-OOD is the positive class throughout. The score is in the metric's name: `auroc_msp`, `fpr95_energy`. Scores
-are rounded to 12 digits, so that rounding errors do not rank equal examples: they tie.
+OOD is always the positive class. The metric's name includes the score: `auroc_msp`, `fpr95_energy`. Scores
+are rounded to 12 digits, so that equal examples tie despite rounding errors.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from lorae.metrics.diversity import example_mutual_information
 from lorae.metrics.probability import Rule, at_least_two, by_blocks, combine, entropy, log_softmax, logsumexp
 
-DIGITS = 12  # that count
+DIGITS = 12  # that scores are rounded to
 SCORES = ("msp", "entropy", "mutual_information", "energy", "top_prob_variance")
 
 
@@ -35,9 +35,9 @@ def score_mutual_information(logits_MNC: np.ndarray) -> np.ndarray:
 
 def score_energy(logits_MNC: np.ndarray) -> np.ndarray:
     """Mean over members of -log sum_c exp(z_c), (N,), unbounded; classes an example lacks are left out.
-    Its digits count from the largest of the members'.
+    Rounded relative to the largest member's energy.
 
-    Depends on the level of the logits, and grows more negative with the number of classes, so compare tasks
+    Depends on the level of the logits, and becomes more negative with the number of classes, so compare tasks
     with the same number of options. Source: Liu et al. 2020, arXiv:2010.03759, equation 3 (temperature 1).
     """
     energy_MN = by_blocks(_energy, np.asarray(logits_MNC), axis=1)
@@ -51,7 +51,7 @@ def _energy(logits_MNC: np.ndarray) -> np.ndarray:
 
 
 def score_top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
-    """Variance over members of the probability of the class that their mean puts on top, (N,), in [0, 1/4].
+    """Variance over members of the probability of the class that their mean ranks first, (N,), in [0, 1/4].
 
     Divided by M, not M - 1. Raises `Undefined` for fewer than two members.
     """
@@ -66,7 +66,7 @@ def _top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
 
 
 def scores(logits_MNC: np.ndarray, rule: Rule = "probs") -> dict[str, np.ndarray]:
-    """Every score of `SCORES` that these members define (a single member has no disagreement), each (N,)."""
+    """Every score of `SCORES` that is defined for these members (disagreement needs two), each (N,)."""
     logp_NC = combine(logits_MNC, rule)
     pooled = {
         "msp": score_msp(logp_NC),
@@ -86,9 +86,9 @@ def auroc(in_N: np.ndarray, ood_N: np.ndarray) -> float:
 
     Args:
         in_N: scores of the in-distribution examples.
-        ood_N: scores of the OOD examples; another number of them is fine.
+        ood_N: scores of the OOD examples; their number may differ.
     Raises:
-        ValueError: a score is NaN, or one of the sets is empty; so do `aupr` and `fpr95`.
+        ValueError: a score is NaN, or one of the sets is empty; the same for `aupr` and `fpr95`.
     """
     return float(auroc_of_counts(*_counts(in_N, ood_N)))
 
@@ -110,7 +110,7 @@ def fpr95(in_N: np.ndarray, ood_N: np.ndarray) -> float:
 
 
 def score_groups(in_N: np.ndarray, ood_N: np.ndarray) -> np.ndarray:
-    """Group of each example of `in_N` and then `ood_N`: 0 for the highest score, equal for equal scores."""
+    """Group of each example, `in_N` then `ood_N`: 0 for the highest score, equal for equal scores."""
     score = np.concatenate([in_N, ood_N])
     if np.isnan(score).any() or not len(in_N) or not len(ood_N):
         raise ValueError(

@@ -1,7 +1,7 @@
 """From the members' logits to the one probability tensor that all metrics of a row share.
 
-A class that an example does not have (questions differ in their number of options) has the logit -inf in
-every member and so probability 0. Probabilities travel as natural logarithms, `logp_NC`: exact where a
+A class that an example lacks (questions differ in their number of options) has the logit -inf in every
+member, and so probability 0. Probabilities are passed as natural logarithms, `logp_NC`: exact where a
 probability would round to 0.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 Rule = Literal["probs", "logits", "weights"]  # what is averaged over the members
-BLOCK_VALUES = 2**14  # logits that are computed at once: their temporaries stay in a core's cache
+BLOCK_VALUES = 2**14  # logits per block: the temporaries stay in a core's cache
 
 
 class Undefined(ValueError):
@@ -26,7 +26,7 @@ class Undefined(ValueError):
 
 
 class NotLogits(ValueError):
-    """An example without a prediction: `place` is its index in each leading axis, the example's last."""
+    """An example without a prediction: `place` is its index in the leading axes, the example axis last."""
 
     def __init__(self, place: list[int], row: list[float]) -> None:
         super().__init__(
@@ -39,12 +39,12 @@ class NotLogits(ValueError):
 def by_blocks(
     function: Callable[[np.ndarray], np.ndarray], logits_MNC: np.ndarray, axis: int = 0
 ) -> np.ndarray:
-    """What `function` makes of the logits, computed some examples at a time: temporaries do not grow with
-    their number.
+    """`function` of the logits, computed on blocks of examples, so that temporaries do not grow with their
+    number.
 
     Args:
-        function: of logits (M, n, C) in float64; each example's result depends on that example alone.
-        axis: of the examples in its result.
+        function: takes logits (M, n, C) in float64; each example's result depends on that example alone.
+        axis: axis of the examples in its result.
     """
     num_members, num_examples, num_classes = logits_MNC.shape
     size, parts = max(1, BLOCK_VALUES // max(1, num_members * num_classes)), []
@@ -57,10 +57,10 @@ def by_blocks(
 
 
 def at_least_two(per_member: np.ndarray, metric: str) -> int:
-    """The number of members of an array that they lead.
+    """The number of members, the first axis of an array.
 
     Raises:
-        Undefined: fewer than two, and `metric` compares members.
+        Undefined: fewer than two members, and `metric` compares members.
     """
     if len(per_member) < 2:
         raise Undefined(metric, f"it compares members, and there is {len(per_member)}")
@@ -96,10 +96,10 @@ def combine(logits_MNC: np.ndarray, rule: Rule = "probs") -> np.ndarray:
     """The ensemble's log-probabilities, bitwise independent of the order of the members.
 
     "probs": log( 1/M sum_m softmax(z_m) ), the mixture; "logits": log_softmax( 1/M sum_m z_m ), the
-    normalised geometric mean; "weights": of the one model that has the members' mean weights.
+    normalised geometric mean; "weights": log_softmax(z) of the one model with the members' mean weights.
 
     Args:
-        logits_MNC: class scores of each member, -inf for a class that an example does not have.
+        logits_MNC: class scores of each member, -inf for a class that an example lacks.
     Returns:
         logp_NC in nats; each row's probabilities sum to 1.
     Raises:
@@ -124,7 +124,7 @@ def combine(logits_MNC: np.ndarray, rule: Rule = "probs") -> np.ndarray:
     )
 
 
-# A sum in floating point depends on its order; sorted members make ties between classes reproducible.
+# A floating-point sum depends on its order; sorting the members makes ties between classes reproducible.
 
 
 def _mixture(logits_MNC: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def entropy(logp: np.ndarray) -> np.ndarray:
 
 
 def checked(logp_NC: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same predictions as float64 and integers, after making sure that they are predictions.
+    """The predictions as float64 and the labels as integers, after checking that they are valid.
 
     Raises:
         ValueError: no examples, rows that are not log-probabilities, or labels that are not integers in [0,
