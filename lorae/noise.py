@@ -1,6 +1,6 @@
-"""Noise on what the trained parts of a stack's members read, or on their weights: what all kinds share.
+"""Base of all noise on the inputs, or the weights, of the trained parts of a stack's members.
 
-It is off unless rows are set. A row's noise depends on its member and on itself, never on the other rows.
+Noise is off unless rows are set. A row's noise depends only on its member and on the row itself.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class Noise:
-    """Where the rows that noise is set for lie in a batch; without more, no noise.
+    """Tracks where the rows with noise are in a batch; this base class itself adds no noise.
 
     Args:
-        keys: a random stream of each member.
+        keys: one random stream for each member.
 
     Attributes:
-        num_draws: predictions of a member, each with its own noise, whatever a trial's draws; None = as many
-            as those have.
-        of_rows: what each row (M*B,) has, the key of its noise or the number of its mask; None = rows have no
+        num_draws: predictions of a member, each with its own noise, whatever the trial's draws; None = as
+            many as the trial's draws.
+        of_rows: the key of the noise, or the number of the mask, of each row (M*B,); None = rows have no
             noise of their own.
         only: the one member whose rows are computed now; None = all, members first.
         tokens: row and place of each token of the batch, (M, S) each, see `lorae.backbone.packing.Packing`.
@@ -41,23 +41,23 @@ class Noise:
         self.tokens: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def train(self, step: int, rows: Sequence[int]) -> None:
-        """Noise of a training step on these rows of each member's batch."""
+        """Set the noise of a training step on these rows of each member's batch."""
         raise NotImplementedError  # abstract: every kind defines it
 
     def predict(self, draw: int, example_ids: Sequence[str]) -> None:
-        """Noise of one draw on examples that all members predict."""
+        """Set the noise of one draw on examples that all members predict."""
         raise NotImplementedError  # abstract: every kind defines it
 
     def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
-        """x (M, S, D) of tokens, or (rows, D), as the trained parts of a layer read it."""
+        """x, tokens (M, S, D) or rows (rows, D), with the noise for the trained parts of a layer."""
         return x
 
     def locate(self, rows: torch.Tensor, places: torch.Tensor) -> None:
-        """Tell where the tokens of the batch belong that is computed next."""
+        """Set the row and place of each token of the next batch."""
         self.tokens = rows, places
 
     def off(self) -> None:
-        """No noise."""
+        """Turn noise off."""
         self.of_rows = None
 
     def keep(self, members: Sequence[int]) -> None:
@@ -65,7 +65,7 @@ class Noise:
         self.keys = [self.keys[m] for m in members]
 
     def of_tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each row has, for each token of x (M, S, D), or for each row of x (rows, D); and its place."""
+        """`of_rows`, and the place, for each token of x (M, S, D) or each row of x (rows, D)."""
         assert self.of_rows is not None
         of_rows = self.of_rows = self.of_rows.to(x.device, non_blocking=True)
         if self.only is not None:
@@ -80,7 +80,7 @@ class Noise:
 def make_noise(
     method: Method, regularizers: Iterable[Regularizer], streams: Sequence[Mapping[str, seeds.Key]]
 ) -> Noise | None:
-    """The noise that a recipe trains with, of the members with these named streams."""
+    """The noise that a recipe trains with, for members with these named streams."""
     made = (kind.make_noise(streams) for kind in (method, *regularizers))
     return next((noise for noise in made if noise), None)
 

@@ -1,4 +1,4 @@
-"""Accuracy, F1, NLL and Brier score of the pooled prediction, and the mean member's NLL beside it."""
+"""Accuracy, F1, NLL and Brier score of the pooled prediction, and the mean of the members' NLLs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lorae.metrics.probability import checked, combine
 
 
 def correct(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """1.0 for each example whose most probable class (the lowest index of tied ones) is gold, else 0.0."""
+    """1.0 for each example whose most probable class (ties: the lowest index) is gold, else 0.0."""
     logp_NC, labels_N = checked(logp_NC, labels_N)
     return (logp_NC.argmax(axis=1) == labels_N).astype(np.float64)
 
@@ -20,7 +20,7 @@ def acc(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
         logp_NC: log-probabilities of the pooled prediction, from `combine`.
         labels_N: gold class in [0, C).
     Raises:
-        ValueError: as `checked`; so do all metrics here.
+        ValueError: as `checked`; the same for all metrics here.
     """
     return float(correct(logp_NC, labels_N).mean())
 
@@ -28,7 +28,7 @@ def acc(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
 def f1(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Macro F1 in [0, 1], the mean over classes of 2 TP / (2 TP + FP + FN); higher is better.
 
-    A class that is neither gold nor predicted anywhere does not count.
+    A class that is neither gold nor predicted for any example does not count.
     """
     logp_NC, labels_N = checked(logp_NC, labels_N)
     num_classes = logp_NC.shape[1]
@@ -45,7 +45,7 @@ def f1_of_counts(hits: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 def example_nll(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """-log p(gold) of each example in nats, (N,); +inf where the gold class has probability 0."""
+    """-log p(gold) of each example, (N,), in nats; +inf where the gold class has probability 0."""
     logp_NC, labels_N = checked(logp_NC, labels_N)
     return 0.0 - np.take_along_axis(logp_NC, labels_N[:, None], axis=1)[:, 0]
 

@@ -1,7 +1,7 @@
 """Selective prediction: how the error falls when the least confident examples are left unanswered.
 
-Tied examples (confidence equal to 1e-12) share the mean error of their group, the expectation over a random
-order of them, so that no metric depends on the order of the examples.
+Tied examples (equal confidence up to 1e-12) share the mean error of their group, the expectation over a
+random order, so that no metric depends on the order of the examples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def confidence(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
 
 
 def tied_groups(confidence_N: np.ndarray) -> np.ndarray:
-    """Group of each example, (N,): 0 for the most confident ones, equal for ties."""
+    """Group of each example, (N,): 0 for the most confident examples, equal for ties."""
     return np.unique(-np.round(confidence_N, 12), return_inverse=True)[1]
 
 

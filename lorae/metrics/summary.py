@@ -1,4 +1,4 @@
-"""All metrics of one row of a table at once, from one probability tensor; and each metric's direction."""
+"""All metrics of one table row, from one probability tensor, and each metric's direction."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ DIRECTION: dict[str, Direction] = {
 
 
 def summary(logits_MNC: np.ndarray, labels_N: np.ndarray, rule: Rule = "probs") -> dict[str, float | None]:
-    """Every in-distribution metric of an ensemble by name; None where undefined (say, diversity of one).
+    """Every in-distribution metric of an ensemble by name; None if undefined (such as diversity of one).
 
-    A soup, "weights", is one model, whose prediction does not tell its members' NLLs: their mean is None.
-    That of a single member is its own.
+    A soup, "weights", is one model, whose prediction does not determine its members' NLLs, so
+    `mean_member_nll` is None. For a single member it is the member's own NLL.
 
     Args:
-        logits_MNC: class scores of each member, -inf for a class that an example does not have.
+        logits_MNC: class scores of each member, -inf for a class that an example lacks.
         labels_N: gold class in [0, C).
         rule: what is averaged over members for the pooled prediction; diversity does not depend on it.
     Raises:
@@ -71,7 +71,7 @@ def summary(logits_MNC: np.ndarray, labels_N: np.ndarray, rule: Rule = "probs") 
 def ood_summary(
     in_logits_MNC: np.ndarray, ood_logits_MNC: np.ndarray, rule: Rule = "probs"
 ) -> dict[str, float | None]:
-    """auroc, aupr and fpr95 of every score, as `auroc_msp`; None where one member has no such score.
+    """auroc, aupr and fpr95 of every score, named like `auroc_msp`; None if one member has no such score.
 
     Args:
         in_logits_MNC: class scores on the in-distribution examples.

@@ -1,9 +1,9 @@
-"""Members in weight space: how alike their updates are, of what rank, and what is new to the backbone.
+"""Members in weight space: how similar their updates are, their rank, and what is new to the backbone.
 
 A member changes the weight of an adapted layer by dW = B A, given as its factors `B_ER` (with LoRA's
 alpha / rank multiplied in) and `A_RD`; E is d_out, D is d_in. Nothing here forms dW, except that
-`num_intruder_dimensions` adds it to the backbone's weight, which is as large. All is computed in float64,
-except singular vectors of whole weights.
+`num_intruder_dimensions` adds it to the backbone's weight, which is as large. All computations are in
+float64, except singular vectors of whole weights.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from lorae.metrics.probability import Undefined, at_least_two
 
 Factors = tuple[np.ndarray, np.ndarray]  # B_ER, A_RD
-NUM_VECTORS = 10  # in which `num_intruder_dimensions` looks for intruders
+NUM_VECTORS = 10  # singular vectors that `num_intruder_dimensions` checks
 
 
 def update_products(factors: Sequence[Factors]) -> np.ndarray:
     """Frobenius inner products <dW_i, dW_j> of the members' updates of one layer, (M, M).
 
-    tr(dW_i^T dW_j) is the sum over the entries of (B_i^T B_j) * (A_i A_j^T), two products of R x R. Those of
-    a whole model, all layers in one vector, are the sum over its layers; the diagonal has squared norms.
+    tr(dW_i^T dW_j) is the sum over the entries of (B_i^T B_j) * (A_i A_j^T), two R x R matrices. The products
+    for a whole model, all layers in one vector, are the sum over its layers; the diagonal has squared norms.
     """
     wide = [(np.asarray(B_ER, np.float64), np.asarray(A_RD, np.float64)) for B_ER, A_RD in factors]
     products_MM = np.empty((len(wide), len(wide)))
@@ -35,12 +35,12 @@ def update_products(factors: Sequence[Factors]) -> np.ndarray:
 def update_cosine(products_MM: np.ndarray) -> float:
     """Mean over pairs of members of the cosine similarity of their updates, in [-1, 1].
 
-    1 for equal directions, 0 for orthogonal ones.
+    1 for equal directions, 0 for orthogonal directions.
 
     Args:
-        products_MM: inner products of the members' updates, as of `update_products`.
+        products_MM: inner products of the members' updates, from `update_products`.
     Raises:
-        Undefined: fewer than two members, or a member whose update is zero.
+        Undefined: fewer than two members, or a member's update is zero.
     """
     norm_M = np.sqrt(np.diag(products_MM))
     at_least_two(norm_M, "update_cosine")
@@ -51,9 +51,9 @@ def update_cosine(products_MM: np.ndarray) -> float:
 
 
 def singular_values(B_ER: np.ndarray, A_RD: np.ndarray) -> np.ndarray:
-    """The singular values of dW = B A that can differ from zero, falling.
+    """The singular values of dW = B A that can differ from zero, in falling order.
 
-    They are those of the core of at most R x R between the orthonormal factors of B and A^T (QR).
+    They equal those of the core, at most R x R, between the orthonormal factors of B and A^T (QR).
     """
     _, left = np.linalg.qr(np.asarray(B_ER, np.float64))
     _, right = np.linalg.qr(np.asarray(A_RD, np.float64).T)
@@ -103,17 +103,17 @@ def num_intruder_dimensions(
     left_EK: np.ndarray | None = None,
     eps: float = 0.5,
 ) -> int:
-    """How many of the first 10 left singular vectors of W + dW the backbone's weight W does not have.
+    """Number of intruders among the first 10 left singular vectors of W + dW; W is the backbone's weight.
 
     An intruder has an absolute cosine similarity below `eps` with every left singular vector of W.
 
     Args:
-        left_EK: `left_singular_vectors` of W, where several updates of one weight are measured.
+        left_EK: `left_singular_vectors` of W, to reuse when measuring several updates of one weight.
         eps: in (0, 1].
     Source: Shuttleworth et al. 2024, arXiv:2410.21228, algorithm 1; 10 (at most one less than the
-        smaller side of W) and eps are those of PEFT's `reduce_intruder_dimension`.
+        smaller side of W) and eps follow PEFT's `reduce_intruder_dimension`.
     """
-    from scipy.sparse.linalg import svds  # half a second that `import lorae.metrics` need not take
+    from scipy.sparse.linalg import svds  # here, as it would slow `import lorae.metrics` by half a second
 
     left_EK = left_singular_vectors(W_ED) if left_EK is None else left_EK
     tuned_ED = np.asarray(W_ED + B_ER @ A_RD, np.float32)

@@ -18,9 +18,10 @@ def check_recipe(trial: Trial, ood: Sequence[Task], config: dict[str, Any]) -> N
         ood: tasks that its members also predict.
         config: the backbone's config.json.
     Raises:
-        ValueError: a backbone that does not read the task's examples or fit its scoring, targets or a rank
-            that do not fit, a backbone too large for `Full`, examples without common answers for `LastLayer`,
-            more cycles than steps, masks that do not exist, more demonstrations than there are examples.
+        ValueError: the backbone cannot read the task's examples or does not fit its scoring, targets or rank
+            do not fit, the backbone is too large for `Full`, examples lack common answers for `LastLayer`,
+            there are more cycles than steps, the masks do not exist, or there are more demonstrations than
+            examples.
     """
     _check_backbone(trial, config)
     try:

@@ -1,8 +1,8 @@
-"""The choice between the points of a study, from stored predictions on validation alone.
+"""The choice between the points of a study, from stored validation predictions alone.
 
-The lowest mean validation NLL of the single members is chosen, not the ensemble's, so that what is tuned does
-not depend on how many members are compared later. No prediction on a test set is read, and none is made
-before the choice.
+The point with the lowest mean validation NLL of the single members is chosen, not of the ensemble, so that
+tuning does not depend on how many members are compared later. No prediction on a test set is read, and none
+is made before the choice.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ def _text_or_null(value: Any) -> bool:
 
 
 TUNING = {  # the shape of `Choice.record`
-    "axes": {str: {"values": list, "at_end": bool}},  # and "chosen": a value, null where all points failed
-    "points": [  # "validation_nll": mean over single members; null where a member failed
+    "axes": {str: {"values": list, "at_end": bool}},  # and "chosen": a value, null if all points failed
+    "points": [  # "validation_nll": mean over single members; null if a member failed
         {"values": {}, "validation_nll": _number_or_null, "members": count, "member_ids": [str]}
     ],
-    "members": count,  # that judge a point
-    "seed": _count_or_null,  # theirs; null, like the next one, without points
-    "eval_set": _text_or_null,  # their predictions on validation
-    "train_tokens": count,  # of the members of all points that are stored
+    "members": count,  # members that judge a point
+    "seed": _count_or_null,  # their seed; null, like "eval_set", without points
+    "eval_set": _text_or_null,  # their validation predictions
+    "train_tokens": count,  # of all points' stored members
     "train_seconds": number,
-    "reused_members": count,  # of these, those that are the row's own
-    "uneven_tuning": bool,  # the sweep says that its recipes are tuned over unequal numbers of points
+    "reused_members": count,  # those among them that are the row's own members
+    "uneven_tuning": bool,  # the sweep allows tuning its recipes over unequal numbers of points
 }
 _COST = {"cost": {"train_tokens": count, "train_seconds": number}}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a study has found.
+    """The results of a study.
 
     Attributes:
-        nlls: each point's mean validation NLL of single members, in nats per example; infinite where a member
-            failed, None where one is not stored yet.
+        nlls: each point's mean validation NLL of single members, in nats per example; infinite if a member
+            failed, None if one is not stored yet.
     """
 
     study: Study
@@ -73,15 +73,15 @@ class Choice:
 
     @property
     def values(self) -> dict[str, Any] | None:
-        """Those of the lowest NLL, the first of equals; none of a study without points; None while a point is
-        not tried, and if all failed."""
+        """Values of the point with the lowest NLL, the first one on ties; {} for a study without points; None
+        while a point is not tried, and if all failed."""
         if not self.study.points:
             return {}
         return None if self.best_nll == math.inf else self.study.points[self.nlls.index(self.best_nll)].values
 
     @property
     def sound_points(self) -> list[Point]:
-        """Those at which no member has failed."""
+        """Points at which no member has failed."""
         return [p for p, nll in zip(self.study.points, self.nlls, strict=True) if nll != math.inf]
 
     @property
@@ -106,7 +106,7 @@ class Choice:
         return f"at every value of {what} a member failed: {why}"
 
     def record(self, store: Store, member_ids: Sequence[str]) -> dict[str, Any]:
-        """The study as plain data, for a row with these members; of the shape TUNING.
+        """The study as plain data of shape TUNING, for a row with these members.
 
         Raises:
             ValueError: the record of a stored member is damaged.
@@ -153,13 +153,13 @@ class Choice:
 
 
 def choose(store: Store, study: Study) -> Choice:
-    """What the stored predictions say of a study's points."""
+    """The choice between a study's points, from the stored predictions."""
     return Choice(study, tuple(ahead(lambda point: _nll(store, point), study.points)))
 
 
 def _nll(store: Store, point: Point) -> float | None:
-    """A point's entry of `Choice.nlls`; a member that makes several predictions is judged by their mean. One
-    that failed would fail again: it is the same."""
+    """A point's entry in `Choice.nlls`; a member with several predictions is judged by their mean. A failed
+    member is not retried, as it would fail again."""
     name, folders = point.trial.eval_set(point.trial.task, "validation"), map(member_folder, point.member_ids)
     try:
         stored = [store.predictions([folder], name) for folder in folders]
@@ -170,7 +170,7 @@ def _nll(store: Store, point: Point) -> float | None:
 
 
 def _cost(store: Store, point: Point) -> dict[str, float]:
-    """What training a point's members took; those that failed have no record of it."""
+    """Training cost of a point's members; failed members have no record of it."""
     stored = filter(store.is_member, point.member_ids)
     costs = [store.record(member_folder(m), _COST)["cost"] for m in stored]
     shared = point.trial.method.regime == "features"  # its members share the backbone's forward passes

@@ -1,5 +1,5 @@
-"""What is wrong with a sweep, found without the weights of its backbones: data, labels, templates, tokens and
-the fit of each recipe to its backbone. A dry run refuses the first fault, `lorae check` lists all.
+"""Faults of a sweep, found without the weights of its backbones: data, labels, templates, tokens and the fit
+of each recipe to its backbone. A dry run refuses the first fault, `lorae check` lists all.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from lorae.tasks.base import Example, Split, Task
 from lorae.tasks.splits import label_faults, row_faults
 from lorae.trial import Sweep, Trial
 
-TOLD = 3  # examples of a split that cannot be encoded: mostly all cannot, for one reason
-SAMPLED = 8  # examples from the beginning, and longest ones, that are encoded
-OPTION_SETS = 64  # different options that are encoded
-MEDIA_CHUNK = 64  # images or sounds that are decoded at once
+TOLD = 3  # reported examples of a split that cannot be encoded: mostly all fail for one reason
+SAMPLED = 8  # first examples, and longest examples, to encode
+OPTION_SETS = 64  # distinct option sets to encode
+MEDIA_CHUNK = 64  # images or audio clips decoded at once
 
 Evaluated = tuple[Trial, tuple[Task, ...]]  # a trial with its OOD tasks
 
 
 def sweep_faults(sweep: Sweep, data_root: Path | None) -> list[str]:
-    """All that is wrong with a sweep whose sources need not be fixed. What depends on something that is wrong
-    itself is not looked at."""
+    """All faults of a sweep, whose sources need not be resolved yet. Checks that depend on something faulty
+    are skipped."""
     trials = sweep.trials()
     trained = dict.fromkeys(trial.task for trial in trials)
     faults = []
@@ -52,7 +52,7 @@ def sweep_faults(sweep: Sweep, data_root: Path | None) -> list[str]:
 
 @contextlib.contextmanager
 def _noting(faults: list[str]) -> Iterator[None]:
-    """Add to the faults what the block raises of them."""
+    """Add the errors that the block raises to the faults."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -60,7 +60,7 @@ def _noting(faults: list[str]) -> Iterator[None]:
 
 
 def backbone_faults(source: Source, methods: Iterable[Method]) -> list[str]:
-    """What is wrong with a backbone that these methods adapt."""
+    """Faults of a backbone that these methods adapt."""
     faults: list[str] = []
     with _noting(faults):
         faults += inspect_backbone(resolve(source), tuple(methods)).faults
@@ -68,10 +68,11 @@ def backbone_faults(source: Source, methods: Iterable[Method]) -> list[str]:
 
 
 def data_faults(task: Task, data_root: Path | None, *, trained: bool) -> list[str]:
-    """What is wrong with a task's files and rows, each fault with its file and row.
+    """Faults of a task's files and rows, each with its file and row.
 
     Args:
-        trained: it is trained on, and so needs labels; else its test split alone is read, as an OOD set.
+        trained: the task is trained on, so it needs labels; otherwise only its test split is read, as an OOD
+            set.
     """
     faults: list[str] = []
     with _noting(faults):
@@ -92,16 +93,16 @@ def data_faults(task: Task, data_root: Path | None, *, trained: bool) -> list[st
     return faults
 
 
-# Tokens, images and sounds
+# Tokens, images and audio
 # ----------------------------------------------------------------------------------------------------------
 
 
 def input_faults(trials: Sequence[Evaluated], seconds: float = float("inf")) -> list[str]:
-    """Why backbones cannot read the examples of trials and their OOD tasks: of texts a sample is encoded, of
-    images and sounds as many are decoded as time allows.
+    """Why backbones cannot read the examples of trials and their OOD tasks: a sample of texts is encoded, and
+    as many images and audio clips are decoded as time allows.
 
     Args:
-        seconds: for decoding.
+        seconds: time limit for decoding.
     """
     distinct = {_inputs_of(trial, ood): (trial, ood) for trial, ood in trials}
     faults, deadline = [], time.monotonic() + seconds
@@ -145,7 +146,7 @@ def read_tokenizer(source: Source) -> Any:
     """Tokenizer of a causal LM, or the `Inputs` of an encoder, without the weights.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no tokenizer or processor.
     """
     from lorae.backbone import tokens
     from lorae.backbone.encoders import read_inputs
@@ -167,7 +168,7 @@ def _folder_without_weights(source: Source) -> Path:
 
 
 def _sample(examples: Sequence[Example]) -> list[Example]:
-    """The first examples, the longest ones, and one for each of some sets of options."""
+    """The first examples, the longest examples, and one example for each of some option sets."""
     longest = sorted(examples, key=lambda e: len(e.question) + sum(map(len, e.options)))[-SAMPLED:]
     by_options = {e.options: e for e in examples[: 100 * OPTION_SETS]}
     return list(dict.fromkeys([*examples[:SAMPLED], *longest, *[*by_options.values()][:OPTION_SETS]]))
@@ -176,7 +177,7 @@ def _sample(examples: Sequence[Example]) -> list[Example]:
 def _wrong_ids(
     source: Source, task: Task, examples: Sequence[Example], sample: Sequence[Example]
 ) -> list[str]:
-    """Why the tokenizer's ids of a task's texts are not those of its file, or not embedded by the model."""
+    """Why the tokenizer's ids for a task's texts differ from its file's, or are not embedded by the model."""
     from lorae.backbone.tokens import check_embedded, check_ids
 
     tokenizer, folder, faults = read_tokenizer(source), _folder_without_weights(source), []
@@ -203,7 +204,7 @@ def _equal_prompts(task: Task, examples: Sequence[Example]) -> list[str]:
 def _not_encoded(
     tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int, classes: tuple[str, ...] | None
 ) -> list[str]:
-    """Why examples cannot be encoded: each by itself, if not all together can."""
+    """Why examples cannot be encoded: each is tried separately if they cannot be encoded together."""
     from lorae.tasks.encoding import encode
 
     together: list[str] = []

@@ -1,14 +1,15 @@
-"""Floating-point operations of a member's passes, from shapes alone: a cost that neither load nor hardware
-bends.
+"""Floating-point operations of a member's passes, from shapes alone: a cost that depends on neither load nor
+hardware.
 
-A multiplication with its addition is two. A row of T tokens counts as if it were read alone: 2 d_in d_out T
-for each product with a weight, 4 T^2 times the width of attention for its two products in each layer, and
-what the adapters' branches and the heads multiply. Backward every weight takes as much again for the gradient
-of what it reads, down to the first adapted layer, and a trained one as much again for its own: so a step of
-small adapters on a frozen backbone is two forward passes, one of full fine-tuning three.
+A multiply-add counts as two operations. A row of T tokens counts as if it were read alone: 2 d_in d_out T for
+each product with a weight, 4 T^2 times the width of attention for its two products in each layer, and the
+products of the adapters' branches and the heads. In the backward pass every weight costs the same again for
+the gradient of its input, down to the first adapted layer, and a trained weight the same again for its own
+gradient: so a step of small adapters on a frozen backbone costs two forward passes, a step of full
+fine-tuning three.
 
-Left out is what works element by element (norms, softmax, noise, the optimiser), and what is saved or spent
-for memory and speed: padding, a beginning that prompts share, activations that are computed again.
+Not counted are element-wise operations (norms, softmax, noise, the optimiser), and what is saved or spent for
+memory and speed: padding, a shared beginning of prompts, recomputed activations.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ class Flops:
     """Operations of a pass over a row of T tokens.
 
     Attributes:
-        row, token, square: whatever its length, for each token, and for each of T^2 pairs of tokens.
-        class_: for each class whose logit is read from one hidden state.
-        answer: for each token of the options that are scored by the full vocabulary.
+        row, token, square: per row whatever its length, per token, and per each of T^2 pairs of tokens.
+        class_: per class whose logit is read from one hidden state.
+        answer: per token of the options that are scored over the full vocabulary.
     """
 
     row: float = 0.0
@@ -53,7 +54,7 @@ class Flops:
         return Flops(*(factor * value for value in vars(self).values()))
 
     def of(self, rows: Sequence[Row]) -> np.ndarray:
-        """For each of these rows, (N,)."""
+        """Operations for each of these rows, (N,)."""
         return np.array([self._of_row(row) for row in rows])
 
     def _of_row(self, row: Row) -> float:
@@ -79,20 +80,20 @@ class Passes:
     backbone: Flops
 
     def step(self, with_backbone: bool) -> Flops:
-        """Of a training step, in which the backbone may read the rows, too."""
+        """Operations of a training step; `with_backbone` if the frozen backbone also reads the rows."""
         return self.training + self.backbone if with_backbone else self.training
 
     @classmethod
     def of(cls, method: Method, config: dict[str, Any], linears: dict[str, tuple[int, int]]) -> Passes:
-        """Of a member on a backbone.
+        """Passes of a member on a backbone.
 
         Args:
-            config: its config.json, see `with_common_names`.
-            linears: the shapes of its linear layers, see `linear_shapes`.
+            config: the backbone's config.json, see `with_common_names`.
+            linears: the shapes of the backbone's linear layers, see `linear_shapes`.
         """
         features, head = _features(config, linears), _head(config)
         if method.regime == "features":
-            return cls(features, head, head * 2, features + head)  # backward for the head's gradient alone
+            return cls(features, head, head * 2, features + head)  # backward only for the head's gradient
         adapted = method.adapted_layers(linears, "this backbone")
         branches = Flops(token=sum(method.branch_flops(*shape) for shape in adapted.values()))
         forward = features + head + branches
@@ -109,7 +110,7 @@ def _features(config: dict[str, Any], linears: Linears) -> Flops:
 
 
 def _attention(config: dict[str, Any]) -> int:
-    """Of one layer, for each pair of tokens: queries with keys, and weights with values."""
+    """Operations of one layer per pair of tokens: queries with keys, and weights with values."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     return 4 * heads * (config.get("head_dim") or hidden // heads)
 
@@ -120,13 +121,13 @@ def _head(config: dict[str, Any]) -> Flops:
 
 
 def _backward(method: Method, config: dict[str, Any], linears: Linears, adapted: Linears) -> Flops:
-    """From the last hidden states down: of the weights, of attention, and of the branches."""
+    """Operations from the last hidden states down: weights, attention, and branches."""
     token, square, layer, full = 0, 0, None, method.regime == "alone"
-    reads = full  # whether what the layers read has a gradient
+    reads = full  # whether the layers' input has a gradient
     for group in _reading_the_same(linears):
         for name in group:
             d_in, d_out = linears[name]
-            scaled = method.scales_inputs and name in adapted  # what the weight reads
+            scaled = method.scales_inputs and name in adapted  # changes the weight's input
             token += 2 * d_in * d_out * ((reads or scaled) + full)
             token += method.branch_backward_flops(d_in, d_out, reads) if name in adapted else 0
         reads = reads or not adapted.keys().isdisjoint(group)
@@ -137,7 +138,7 @@ def _backward(method: Method, config: dict[str, Any], linears: Linears, adapted:
 
 
 def _reading_the_same(linears: Linears) -> Iterator[list[str]]:
-    """Layers in the model's order, those together that read one tensor."""
+    """Layers in the model's order, grouped by the tensor that they read."""
 
     def what_is_read(name: str) -> tuple[str, str]:
         path, _, leaf = name.rpartition(".")

@@ -1,9 +1,9 @@
 """Peak memory of a stack from the backbone's config alone: neither weights nor torch are loaded.
 
-Counted tensor by tensor for a Llama-like decoder, and for GPT-2 or an encoder with LayerNorm and GELU, frozen
-weights, in which autograd keeps no input of a frozen linear layer and nothing below the first adapted one.
+Counted tensor by tensor for a Llama-like decoder, and for GPT-2 or an encoder with LayerNorm and GELU, with
+frozen weights: autograd keeps no input of a frozen linear layer, and nothing below the first adapted layer.
 Other decoders are counted as if they were Llama-like.
-The attention is that of `lorae.backbone.packing`: written out on a CPU, scaled_dot_product_attention on a
+The attention is the one of `lorae.backbone.packing`: written out on a CPU, scaled_dot_product_attention on a
 GPU.
 """
 
@@ -21,19 +21,19 @@ from lorae.trial import Trial
 
 BYTES = {"fp32": 4, "bf16": 2}
 QK_NORM = ("qwen3", "gemma3_text", "olmo2")
-# Tokens of one forward pass of `predict`, members included; on a CPU as many as its caches like (measured, a
-# tenth faster than 4096). Results depend on it by rounding only
+# Tokens of one forward pass of `predict`, over all members; on a CPU as many as suit its caches (measured: a
+# tenth faster than 4096). Results depend on it only by rounding
 PREDICT_TOKENS = {"cpu": 2048, "cuda": 4096}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes on one device, by what takes them.
+    """Peak bytes on one device, by use.
 
     Attributes:
-        backbone: its weights; under ZeRO-3 a shard, and the layers that are gathered.
+        backbone: its weights; under ZeRO-3 a shard, and the gathered layers.
         adapters: parameters, gradients and two moments in fp32.
-        activations: what autograd keeps and the largest temporaries, in training or in prediction.
+        activations: what autograd keeps, and the largest temporaries, in training or in prediction.
     """
 
     backbone: int
@@ -50,9 +50,9 @@ class Saving:
     """How a run trades GPU memory for time.
 
     Attributes:
-        recompute: of each layer only its input is kept for the backward pass.
-        offload: ZeRO-3's parts of the backbone are in the memory of the machines.
-        hpz: GPUs that hold a second copy of the backbone together, so that less is sent; None = no copy.
+        recompute: keep only each layer's input for the backward pass.
+        offload: keep ZeRO-3's parts of the backbone in host memory.
+        hpz: number of GPUs that together hold a second copy of the backbone, to send less; None = no copy.
     """
 
     recompute: bool = False
@@ -62,9 +62,16 @@ class Saving:
 
 @dataclass(frozen=True)
 class Texts:
-    """Sizes of the longest example in tokens: the whole row (of an image or sound its patches), and of it the
-    answers that are scored by the full vocabulary (0 but for option likelihood and texts); the classes of a
-    head, and those of an example; of how many answers' tokens the logits are there at once (None = all)."""
+    """Sizes of the longest example.
+
+    Attributes:
+        longest: tokens of the row; patches for an image or audio clip.
+        answers: tokens of the answers that are scored over the full vocabulary; 0 except for option
+            likelihood and texts.
+        classes: classes of a head.
+        options: classes of an example.
+        at_once: answer tokens whose logits are in memory at once; None = all.
+    """
 
     longest: int
     answers: int = 0
@@ -73,7 +80,7 @@ class Texts:
     at_once: int | None = None
 
     def scored(self, rows: int) -> int:
-        """Tokens of the answers of some rows whose logits are there at once."""
+        """Answer tokens of some rows whose logits are in memory at once."""
         return min(rows * self.answers, self.at_once or sys.maxsize)
 
 
@@ -90,9 +97,9 @@ def stack_memory(
     """Peak bytes of training and predicting with a stack.
 
     Args:
-        rows: examples of each member in one forward pass on one device.
-        gpus: 0 = on a CPU; from 2 on ZeRO-3 partitions the frozen weights over them, adapters stay whole.
-        draws: in which members predict, too.
+        rows: examples per member in one forward pass on one device.
+        gpus: 0 = on a CPU; with 2 or more, ZeRO-3 partitions the frozen weights over them, not the adapters.
+        draws: fitted draws that the members also predict with.
     """
     method, shape = trial.method, Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
     together = num_members if method.trains else 1
@@ -104,7 +111,7 @@ def stack_memory(
     layers = method.adapted_layers(linear_shapes(config), trial.backbone.label)
     head = texts.classes * (config["hidden_size"] + 1)
     adapters = _adapter_bytes(trial, config, layers, head, num_members, on_cpu=not gpus)
-    if method.regime == "features":  # trained on features, which prediction alone computes
+    if method.regime == "features":  # trained on features, which only prediction computes
         return Memory(backbone, adapters, prediction)
     if method.regime == "alone":
         layers = linear_shapes(config)
@@ -114,10 +121,10 @@ def stack_memory(
     branch_bytes = method.kept_bytes(layers, BYTES[trial.precision], noisy)
 
     def pass_bytes(rows: int) -> int:
-        """Of a forward and backward pass."""
+        """Bytes of a forward and backward pass."""
         tokens = num_members * rows * texts.longest
         kept = num_layers * shape.kept_bytes(tokens, texts.longest) + tokens * branch_bytes
-        if saving.recompute:  # one layer's at a time, and every layer's input
+        if saving.recompute:  # one layer at a time, and every layer's input
             kept = kept // num_layers + num_layers * tokens * shape.hidden * shape.size
         return kept + shape.backward_bytes(tokens, num_members * rows, texts)
 
@@ -131,9 +138,9 @@ def stack_memory(
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a decoder that its activations depend on."""
+    """Sizes of a model that its activations depend on."""
 
-    size: int  # bytes of a number
+    size: int  # bytes per number
     fused: bool  # attention scores are never in memory
     hidden: int
     inner: int
@@ -163,9 +170,9 @@ class Shape:
         )
 
     def kept_bytes(self, tokens: int, length: int) -> int:
-        """What autograd keeps of one layer: two norms' inputs, an RMS norm's in fp32; queries, keys and
-        values; softmax of the scores in fp32 (and cast), or the fused attention's output; the inner
-        activations (gate, SiLU of it, up; or GELU's input)."""
+        """Bytes that autograd keeps for one layer: two norms' inputs, in fp32 for an RMS norm; queries, keys
+        and values; softmax of the scores in fp32 (and its cast), or the fused attention's output; the inner
+        activations (gate, its SiLU, up; or GELU's input)."""
         attention, key_value = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         norms = (self.size if self.layer_norm else 4) * (2 * self.hidden + 2 * self.qk_norm * attention)
         scores = attention * self.size if self.fused else self.heads * length * (4 + 2 * (self.size == 2))
@@ -174,14 +181,14 @@ class Shape:
 
     def backward_bytes(self, tokens: int, rows: int, texts: Texts) -> int:
         """Largest temporaries at the start of the backward pass: gradients of the inner activations, of the
-        scores (when the inner ones are gone), or of the answers' logits."""
+        scores (after the inner gradients are freed), or of the answers' logits."""
         inner = (2 if self.layer_norm else 3) * tokens * self.inner * self.size
         scores = 0 if self.fused else 8 * tokens * self.heads * texts.longest - inner
         logits = 12 * texts.scored(rows) * self.vocabulary
         return max(inner, scores, logits)
 
     def forward_bytes(self, tokens: int, texts: Texts) -> int:
-        """Temporaries of a forward pass without gradients, in the largest of its parts."""
+        """Temporaries of a forward pass without gradients, in its largest part."""
         residual = tokens * self.hidden * (self.size + 4)
         inner = 3 * tokens * self.inner * self.size
         scores = 0 if self.fused else tokens * self.heads * texts.longest * (self.size + 8)
@@ -191,8 +198,8 @@ class Shape:
 
 
 def backbone_bytes(trial: Trial, config: dict[str, Any], shards: int, saving: Saving) -> int:
-    """All weights; or one shard (unless that is elsewhere) and one of a second copy, the layer in use and the
-    next one, and the embedding while it is in use."""
+    """Bytes of all weights; or of one shard (unless offloaded) and one shard of a second copy, plus the
+    current and the next layer, or the embedding while it is in use."""
     whole = num_backbone_parameters(config) * BYTES[trial.precision]
     if shards == 1:
         return whole
@@ -212,9 +219,9 @@ def _adapter_bytes(
     *,
     on_cpu: bool,
 ) -> int:
-    """Parameters, gradients, two moments; early stopping's best state (in host memory), what a method has
-    besides, the cast to bf16. A classification head has `head` parameters; `LastLayer`'s few rows are not
-    counted."""
+    """Bytes of parameters, gradients and two moments; early stopping's best state (in host memory), a
+    method's further tensors, and the cast to bf16. A classification head has `head` parameters; `LastLayer`'s
+    few rows are not counted."""
     size, trained = BYTES[trial.precision], trial.method.num_trained(config, layers)
     copies = 4 + (on_cpu and any(regularizer.keeps_best for regularizer in trial.regularizers))
     casts = size * trained * (size < 4)

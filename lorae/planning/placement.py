@@ -1,4 +1,4 @@
-"""Where each stack runs, and how members are spread over devices."""
+"""Where each stack runs, and how members are distributed over devices."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lorae.planning.memory import Saving
 from lorae.planning.stack import Stack
 from lorae.sources import backbone_config
 
-WORTH_HALVING = 0.9  # of a stack's time, that its longer half takes at most
-USABLE_FRAC = 0.9  # of a GPU's memory; the rest: CUDA's context, workspaces, the allocator's fragments
+WORTH_HALVING = 0.9  # a stack is halved only if its longer half takes at most this share of its time
+USABLE_FRAC = 0.9  # of a GPU's memory; the rest is for CUDA's context, workspaces and fragmentation
 
 
 def place(stack: Stack, devices: Devices, host: Host = "tune") -> Placement:
-    """One device if the stack fits, with the largest micro-batch that does; else ZeRO-3 over as few GPUs of a
-    node as suffice.
+    """One device if the stack fits, with the largest micro-batch that fits; otherwise ZeRO-3 over as few GPUs
+    of a node as suffice.
 
     Raises:
-        ValueError: it fits nowhere, or its backbone cannot be parted; what to do.
+        ValueError: the stack fits nowhere, or its backbone cannot be partitioned; says what to do.
     """
     return _place(typical(stack), devices, host)
 
@@ -72,7 +72,7 @@ def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
 
 
 def _largest_rows(stack: Stack, most: int, usable: float, gpus: int, saving: Saving) -> int:
-    """Most examples of each member per forward pass that fit, 0 if not even one does."""
+    """Most examples per member and forward pass that fit, 0 if not even one fits."""
     low, high = 0, most
     while low < high:
         middle = -(-(low + high) // 2)
@@ -88,8 +88,8 @@ def _gib(num_bytes: int) -> str:
 
 
 def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
-    """The stack, or its halves, or theirs: parts that fit on one GPU if a single member does, else on the
-    GPUs of a node."""
+    """The stack, halved recursively into parts that fit on one GPU if a single member does, else on the GPUs
+    of a node."""
     if len(stack.members) <= 1:
         return [stack]
     if devices.memory_bytes is None:
@@ -105,7 +105,7 @@ def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
 
 
 def _full_bytes(stack: Stack) -> int:
-    """What the weights of members that are fine-tuned in full take, with gradients and moments."""
+    """Bytes of the weights, gradients and moments of fully fine-tuned members; 0 for other methods."""
     if stack.trial.method.regime != "alone":
         return 0
     return len(stack.members) * full_member_bytes(backbone_config(stack.trial.backbone))
@@ -122,7 +122,7 @@ def _least_bytes(stack: Stack, gpus: int, saving: Saving) -> int:
 
 
 def divided(begun: Sequence[Stack], pending: Sequence[Stack], devices: Devices, host: Host) -> list[Stack]:
-    """Stacks in parts that fit, the pending ones spread over the devices."""
+    """Stacks divided into parts that fit, with the pending ones distributed over the devices."""
     begun, pending = (
         [part for stack in stacks for part in _fitting(stack, devices, host)] for stacks in (begun, pending)
     )
@@ -137,10 +137,10 @@ def _halves(stack: Stack) -> list[Stack]:
 def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Host) -> list[Stack]:
     """Halve stacks, the longest first, until no device idles long while another works; members stay exact.
 
-    Those that were begun occupy devices too, and stay whole.
+    Begun stacks also occupy devices, and are not halved.
 
-    A stack on its own is cheapest, so it is halved only while the busiest device has a tenth more to do than
-    the mean, and only where its halves are shorter: the floor of a step is the same for few members.
+    A whole stack is cheapest, so stacks are halved only while the busiest device has over a tenth more work
+    than the mean, and only if the halves are shorter: a step's fixed cost is the same for few members.
     """
     if not stacks:
         return []
@@ -167,7 +167,7 @@ def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Hos
 
 
 def _busiest_seconds(seconds: Iterable[float], num: int) -> float:
-    """Time of the device that finishes last when each takes the longest stack that is left."""
+    """Time of the device that finishes last if each takes the longest remaining stack."""
     loads = [0.0] * num
     for duration in sorted(seconds, reverse=True):
         heapq.heapreplace(loads, loads[0] + duration)

@@ -1,5 +1,5 @@
-"""A stack: members of one recipe that are trained together; the unit that is scheduled, and what its run
-tells."""
+"""A stack: members of one recipe that are trained together, the unit of scheduling, and the reports of its
+run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorae.trial import Trial
 
 @dataclass(frozen=True)
 class EvalSet:
-    """A split of a task that members predict, and how often each does."""
+    """A split of a task that members predict, and their draws."""
 
     task: Task
     split: Split
@@ -28,22 +28,21 @@ class EvalSet:
 
 @dataclass(frozen=True)
 class Stack:
-    """Members of one recipe to train or to predict with; with no members only the backbone's own predictions.
+    """Members of one recipe to train or to predict with; without members, only the backbone's predictions.
 
     Args:
         trial: the recipe and seed; its number of members does not matter.
         members: indices of the members.
         eval_tasks: OOD tasks whose test split the members also predict.
-        micro_batch: examples of each member per forward pass, None = the whole batch; no part of any
-            identity.
-        draws: ways in which each member predicts; None among them = plainly. () = the trial's own.
-        draw_members: how many members predict in each of these ways, those of the lowest indices; () = all.
-        paths: store how each member's predictions on validation change while it is trained.
-        soup: the members are stored, and only their soup predicts, by this combination.
+        micro_batch: examples per member and forward pass, None = the whole batch; not part of any identity.
+        draws: draws that each member predicts with; None among them = a plain prediction. () = the trial's.
+        draw_members: how many members, from the lowest index, predict with each of `draws`; () = all.
+        paths: store how each member's validation predictions change during training.
+        soup: the members are stored, and only their soup, made by this combination, predicts.
         pool: the members are stored, and only write texts together.
-        stored: members that were stored when this was planned, and only predict what they lack; no part of
-            any identity.
-        validation_only: the members are trained to be chosen between, and predict nothing else.
+        stored: members that were already stored at planning time, and only make missing predictions; not part
+            of any identity.
+        validation_only: the members are trained for tuning, and predict only validation.
     """
 
     trial: Trial
@@ -60,19 +59,19 @@ class Stack:
 
     @property
     def to_train(self) -> tuple[int, ...]:
-        """Members that were not stored when this was planned."""
+        """Members that were not stored at planning time."""
         return () if self.soup or self.pool else tuple(m for m in self.members if m not in self.stored)
 
     def eval_sets(self, member: int | None = None) -> dict[str, EvalSet]:
-        """Prediction sets that a member has at the end, by name; None = those of all members."""
+        """Prediction sets that a member has at the end, by name; None = the sets of all members."""
         ways = self.draws or (self.trial.draws,)
         if member is not None and self.draw_members:
             ways = [draws for draws, num in zip(ways, self.draw_members) if member < num]
         return {s.name: s for draws in ways for s in self._splits(draws)}
 
     def reference_sets(self) -> dict[str, EvalSet]:
-        """Prediction sets of the backbone itself; KL adds the training split. None if members have heads: the
-        backbone has no classes then."""
+        """Prediction sets of the backbone itself; KL adds the training split. Empty if members train heads:
+        the backbone then has no classes."""
         if not self.trial.task.scoring.backbone_has_classes:
             return {}
         sets = self._splits()
@@ -81,8 +80,8 @@ class Stack:
         return {s.name: s for s in sets}
 
     def answer_sets(self) -> dict[str, EvalSet]:
-        """Sets that members, the backbone and soups write answers to, by the answers' name; none of other
-        scorings, nor in tuning."""
+        """Sets that members, the backbone and soups write answers to, by the answers' name; empty for other
+        scorings and in tuning."""
         scoring = self.trial.task.scoring
         if not scoring.writes_text or self.validation_only:
             return {}
@@ -93,7 +92,7 @@ class Stack:
         return {*map(prediction_file, self.eval_sets(member)), *map(answers_file, self.answer_sets())}
 
     def reference_files(self) -> set[str]:
-        """The same of the backbone's entry."""
+        """Names of the predictions and answers that the backbone's entry has at the end."""
         sets = self.reference_sets()
         return {*map(prediction_file, sets), *map(answers_file, self.answer_sets() if sets else ())}
 
@@ -108,13 +107,13 @@ class Stack:
 
     @property
     def id(self) -> str:
-        """Name of the stack's checkpoint: its members', whatever their order."""
+        """Name of the stack's checkpoint: a hash of its members, whatever their order."""
         return digest(sorted(self.member_ids()))
 
 
 @dataclass(frozen=True)
 class StackResult:
-    """Members that a run of a stack stored, found stored, and lost (with the reason)."""
+    """Members that a stack's run trained and stored, found stored, and lost (with the reason)."""
 
     trained: tuple[str, ...] = ()
     found: tuple[str, ...] = ()
@@ -123,8 +122,9 @@ class StackResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running stack is: `phase` is "load", "reference", "train", "evaluate", "predict", "write" or
-    "done". In "train" it counts steps, in "predict" per cent of the tokens, in "write" of the examples.
+    """Progress of a running stack: `phase` is "load", "reference", "train", "evaluate", "predict", "write" or
+    "done". In "train" it counts steps, in "predict" per cent of the tokens, in "write" per cent of the
+    examples.
 
     In "evaluate" it has the number of evaluations so far and the ensemble's validation NLL, for a search.
     """
@@ -137,4 +137,4 @@ class Progress:
 
 
 class Stopped(Exception):
-    """A stack was asked to stop; it goes on from its checkpoint when it is run again."""
+    """A stack was asked to stop; it resumes from its checkpoint when run again."""

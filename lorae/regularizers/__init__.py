@@ -1,5 +1,4 @@
-"""Terms and rules added to a member's training; any combination of them, at most one of a kind, one file
-each.
+"""Terms and rules added to a member's training, one file each; they combine freely, at most one of a kind.
 
 The protocol of Wang, Aitchison and Rudolph 2023, arXiv:2310.00035: KL to the pre-trained model, weight decay
 on B only, early stopping, dropout on the adapters. To add a regulariser, write its file and name it in

@@ -1,4 +1,4 @@
-"""What every regulariser says of itself; what it leaves out, it has from here."""
+"""What every regulariser declares, and the defaults."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 class Regularizer:
     """A term or rule added to a member's training.
 
-    A regulariser is a frozen dataclass with a file of its own and a place in
-    `lorae.regularizers.AnyRegularizer`. Its module needs numpy only; a hook that gets tensors imports torch
-    itself, if it needs it.
+    A regulariser is a frozen dataclass in its own file, listed in `lorae.regularizers.AnyRegularizer`. Its
+    module needs only numpy; a hook that uses torch imports it itself.
 
     Attributes:
-        streams: random streams that members have of their own for it: name in a member's record -> name of
+        streams: each member's own random streams for the regulariser: name in a member's record -> name of
             the stream.
-        is_noise: it makes what the trained parts read random, or different from draw to draw.
+        is_noise: it makes the input of the trained parts random, or different from draw to draw.
         needs_reference: it needs the backbone's own class logits on the training examples.
         keeps_best: the parameters of a member's best step are kept beside the current ones.
     """
@@ -38,12 +37,12 @@ class Regularizer:
 
     @property
     def label(self) -> str:
-        """Its name in tables, with its setting."""
+        """Name in tables, with its setting."""
         raise NotImplementedError  # abstract: every regulariser defines it
 
     @property
     def num_draws(self) -> int | None:
-        """Predictions that a member trained with it makes of each example; None = one."""
+        """Number of predictions that a member trained with it makes for each example; None = one."""
         return None
 
     @property
@@ -52,30 +51,30 @@ class Regularizer:
         return 0.0
 
     def check(self, trial: Trial) -> None:
-        """Refuse a trial that it makes no sense in; ValueError says what to write."""
+        """Refuse a trial in which the regulariser makes no sense; ValueError says what to write."""
 
     def check_widths(self, widths: Collection[int]) -> None:
-        """Refuse widths of what trained parts read that it cannot work on; ValueError says what to write."""
+        """Refuse input widths of trained parts that it cannot handle; ValueError says what to write."""
 
     def class_weights(self, labels: Sequence[int], num_classes: int) -> np.ndarray | None:
         """Weight (C,) of the examples of each class in the loss; None = 1.
 
         Args:
-            labels: of the training examples.
+            labels: labels of the training examples.
         """
         return None
 
     def penalty(self, logits: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor | None:
-        """What is added to the loss of each row (rows,), in nats; None = nothing.
+        """Term added to the loss of each row (rows,), in nats; None = nothing.
 
         Args:
-            logits: (rows, C) of the members' rows.
-            reference: (rows, C) of the backbone, if some regulariser `needs_reference`.
+            logits: (rows, C) class logits of the members.
+            reference: (rows, C) class logits of the backbone, if any regulariser `needs_reference`.
         """
         return None
 
     def make_noise(self, streams: Sequence[Mapping[str, seeds.Key]]) -> Noise | None:
-        """Noise on what the members' trained parts read.
+        """Noise on the inputs of the members' trained parts.
 
         Args:
             streams: each member's named random streams.

@@ -1,4 +1,4 @@
-"""Class weights by how rare a class is (Cui et al. 2019, arXiv:1901.05555)."""
+"""Class weights that favour rare classes (Cui et al. 2019, arXiv:1901.05555)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassWeights(Regularizer):
-    """Weighs a training example's loss by how rare its class is: w_c = (1 - beta) / (1 - beta^n_c) for n_c
-    training examples, times a constant that makes the weights' mean 1.
+    """Weights a training example's loss by how rare its class is: w_c = (1 - beta) / (1 - beta^n_c) for n_c
+    training examples, times a constant that makes the mean weight 1.
 
     Args:
-        beta: in [0, 1); 0 weighs all classes alike, near 1 by the inverse of n_c.
+        beta: in [0, 1); 0 weights all classes equally, near 1 the weight is inverse to n_c.
     Source: Cui et al. 2019, arXiv:1901.05555, equation 4.
     """
 
@@ -42,7 +42,7 @@ class ClassWeights(Regularizer):
             )
 
     def class_weights(self, labels: Sequence[int], num_classes: int) -> np.ndarray:
-        """Weight (C,) of each class, by the labels of the training examples; a class without any has 0."""
+        """Weight (C,) of each class, from the training examples' labels; 0 for a class without examples."""
         counts_C = np.bincount(labels, minlength=num_classes)
         found = counts_C > 0
         weight_C = np.where(found, (1 - self.beta) / (1 - self.beta ** np.maximum(counts_C, 1)), 0.0)
