@@ -1,8 +1,8 @@
-"""How a sweep searches its axes instead of running all of them: stop stacks early, or sample continuous axes.
+"""How a sweep searches its axes instead of running the whole grid: stop stacks early, or sample axes.
 
-The objective is always the validation NLL of the ensemble, the mean of its members' probabilities. A search
-never changes what a member is: a sampled value has three significant digits and could have been written in
-the file.
+The objective is always the validation NLL of the ensemble, from the mean of its members' probabilities. A
+search never changes a member's identity: a sampled value has three significant digits and could have been
+written in the file.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lorae.trial import Budget
 
-DIGITS = 3  # of a searched or tuned value: enough for any setting, few enough to read and to meet again
+DIGITS = 3  # of a searched or tuned value: precise enough for any setting, few enough to read and to recur
 
 
 def rounded(value: float) -> float:
-    """A value as it is used: to three significant digits."""
+    """The value rounded to three significant digits."""
     return float(f"{value:.{DIGITS}g}")
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """An axis with every value in [low, high]."""
+    """An axis of all values in [low, high]."""
 
     low: float
     high: float
@@ -33,13 +33,13 @@ class Uniform:
             raise ValueError(f"{self}: low must be < high; write Uniform(0.0, 0.3)")
 
     def rounded(self, value: float) -> float:
-        """A sampled value as it is used: to three significant digits, inside the bounds."""
+        """A sampled value rounded to three significant digits, within the bounds."""
         return min(max(rounded(value), self.low), self.high)
 
 
 @dataclass(frozen=True)
 class LogUniform(Uniform):
-    """An axis with every value in [low, high], sampled evenly on a logarithmic scale."""
+    """An axis of all values in [low, high], sampled uniformly on a logarithmic scale."""
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high:
@@ -48,9 +48,9 @@ class LogUniform(Uniform):
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyEnd:
-    """What the rules that stop stacks early share: when a stack is evaluated and how long it is spared.
+    """Base of the rules that stop stacks early: when a stack is evaluated, and how long it cannot be stopped.
 
-    A stack of which a member has failed is evaluated no more, and is trained to its end.
+    A stack with a failed member is no longer evaluated, and is trained to its end.
 
     Args:
         every: steps between evaluations; None = once per epoch.
@@ -71,10 +71,10 @@ class EarlyEnd:
         return self.every or budget.steps_per_epoch(num_train)
 
     def num_evaluations(self, budget: Budget, num_train: int) -> int:
-        """Evaluations of a stack that is trained to its end; the last one is of the stored members.
+        """Evaluations of a stack that is trained to its end; the last one evaluates the stored members.
 
         Raises:
-            ValueError: the training is over before the stack could be stopped.
+            ValueError: training ends before the stack could be stopped.
         """
         num_steps, every = budget.num_steps(num_train), self.steps_between(budget, num_train)
         if self.grace * every >= num_steps:
@@ -87,7 +87,7 @@ class EarlyEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class ASHA(EarlyEnd):
-    """Asynchronous successive halving: of the stacks at a rung only the best 1 / reduction go on.
+    """Asynchronous successive halving: only the best 1 / reduction of the stacks at a rung continue.
 
     Rungs are at grace, grace * reduction, grace * reduction^2, ... evaluations.
 
@@ -106,10 +106,10 @@ class ASHA(EarlyEnd):
 
 @dataclass(frozen=True, kw_only=True)
 class MedianStopping(EarlyEnd):
-    """Stops a stack whose best NLL so far is above the median of the other stacks' mean NLL up to that point.
+    """Stops a stack if its best NLL so far is above the median of the other stacks' mean NLLs to that point.
 
     Args:
-        min_stacks: others that must have come as far before one is stopped, >= 1.
+        min_stacks: other stacks that must have reached that point before a stack is stopped, >= 1.
     Source: Golovin et al. 2017, Google Vizier, section 3.2.2.
     """
 
@@ -125,14 +125,14 @@ class MedianStopping(EarlyEnd):
 class Optuna:
     """Samples the continuous axes with Optuna's tree-structured Parzen estimator.
 
-    Each combination of the other axes (but members and combine) is tuned on its own, beginning with the
-    base's own values. Points are proposed in rounds, from the results of all earlier rounds: so they depend
-    on nothing but these settings and the stored NLLs, and repeating a search finds its points stored.
+    Each combination of the other axes (except members and combine) is tuned separately, starting from the
+    base's own values. Points are proposed in rounds, from the results of all earlier rounds, so they depend
+    only on these settings and the stored NLLs, and a repeated search finds its points stored.
 
     Args:
-        num_samples: points of each combination, the base's own included.
-        seed: of the sampler.
-        batch: points of each combination in one round; they can be trained at once.
+        num_samples: points per combination, including the base's own.
+        seed: seed of the sampler.
+        batch: points per combination and round; they can be trained in parallel.
     Source: Akiba et al. 2019, arXiv:1907.10902.
     """
 

@@ -1,10 +1,10 @@
-"""Random streams by name: what a member draws depends on its own key only, never on who else exists or drew
-before.
+"""Named random streams: what a member draws depends only on its own key, never on other members or earlier
+draws.
 
 A stream is addressed by a key such as (seed, member, "init", "model.layers.0.self_attn.q_proj").
-Initialisation and data order use NumPy's Philox generator seeded by the key's hash. Dropout needs a mask
-that depends neither on the device nor on padding nor on the other rows of a batch, so it is a pure hash of
-(key, step, row, position, channel).
+Initialisation and data order use NumPy's Philox generator seeded with the key's hash. Dropout needs a mask
+that depends neither on the device nor on padding nor on the other rows of a batch, so the mask is a pure hash
+of (key, step, row, position, channel).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def stream(*key: int | str) -> np.random.Generator:
 
 
 def key32(*key: int | str) -> int:
-    """The key as a signed 32-bit integer, the seed of `uniform_grid`."""
+    """The key's hash as a signed 32-bit integer, a row key for `keep_mask`, `uniforms` and `normals`."""
     return int.from_bytes(_hash(key)[:4], "little", signed=True)
 
 
@@ -39,11 +39,11 @@ def _hash(key: Key) -> bytes:
 def keep_mask(row_keys: torch.Tensor, places: torch.Tensor, width: int, drop: float) -> torch.Tensor:
     """Dropout mask (*tokens, width), True where kept, as a pure function of row key, place and channel.
 
-    Each element is the 32-bit finaliser of MurmurHash3 over (row key, place, channel), so the mask of a row
-    is the same wherever it lies, whatever the other rows of the batch, the micro-batch or the device.
+    Each element is the 32-bit finaliser of MurmurHash3 over (row key, place, channel), so a row's mask does
+    not depend on its position, the other rows of the batch, the micro-batch or the device.
 
     Args:
-        row_keys: int32 (*tokens,), of the row that each token belongs to, see `key32`.
+        row_keys: int32 (*tokens,), key of the row that each token belongs to, see `key32`.
         places: (*tokens,) index of the token in its row.
         width: channels D.
         drop: probability in [0, 1) that an element is dropped.
@@ -77,7 +77,7 @@ def normals(keys: torch.Tensor, num: int, width: int) -> torch.Tensor:
 def normals_at(row_keys: torch.Tensor, places: torch.Tensor, width: int) -> torch.Tensor:
     """Standard normal numbers (*tokens, width), fp32, as a pure function of row key, place and channel.
 
-    By Box and Muller from two hashes like that of `keep_mask`, with its arguments; devices differ by
+    Box-Muller transform of two hashes like the one of `keep_mask`, with the same arguments; devices differ by
     rounding.
     """
     radius, angle = (

@@ -1,5 +1,5 @@
-"""What a backbone is, and the shapes of its linear layers, from its config.json alone, so that a plan needs
-neither weights nor torch."""
+"""The kind of a backbone, and the shapes of its linear layers, from its config.json alone, so that a plan
+needs neither weights nor torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Kind = Literal["causal", "text", "image", "audio"]  # a causal LM, or an encoder
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2")
 VIT_LIKE = {"vit": "vit", "deit": "deit", "audio-spectrogram-transformer": "audio_spectrogram_transformer"}
-# GPT-2's own names, and what they are called in common
+# GPT-2's own names -> the common names
 GPT2_NAMES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -20,7 +20,7 @@ GPT2_NAMES = {
     "n_inner": "intermediate_size",
 }
 BERT_LIKE = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
-SAME_INPUT = {  # layers that read one tensor
+SAME_INPUT = {  # layers that read the same tensor
     **dict.fromkeys(("k_proj", "v_proj"), "q_proj"),
     **dict.fromkeys(("key", "value"), "query"),
     **dict.fromkeys(("k_lin", "v_lin"), "q_lin"),
@@ -29,12 +29,12 @@ SAME_INPUT = {  # layers that read one tensor
 
 
 def _size(value: Any) -> bool:
-    """A positive integer, one for each layer, or nothing."""
+    """A positive integer, a list with one per layer, or nothing."""
     sizes = value if type(value) is list else [] if value is None else [value]
     return all(count(size) and size > 0 for size in sizes)
 
 
-# What is read from a config.json here and elsewhere; a name that its kind of model needs may still be missing
+# What is read from a config.json here and elsewhere; a name that the kind of model needs may still be missing
 CONFIG = {
     "model_type": text_if_any,
     "architectures": lambda value: value is None or (type(value) is list and all(map(text_if_any, value))),
@@ -58,8 +58,8 @@ _HEADS: dict[str, Kind] = {
 
 
 def with_common_names(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with the names that are read here, too, of a model that has others: DistilBERT's `dim` is
-    `hidden_size`. Only those of models that are not written out are asked of transformers."""
+    """A config.json with the common names that are read here added to the model's own: DistilBERT's `dim` is
+    `hidden_size`. transformers is asked only for models that are not written out here."""
     model = config.get("model_type", "")
     if model == "gpt2":
         return {"tie_word_embeddings": True} | {
@@ -74,11 +74,11 @@ def with_common_names(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(config: dict[str, Any]) -> Kind:
-    """Whether a backbone is a causal LM or an encoder, and of what; an architecture that is not written out
-    here is what its checkpoint's class says, and a decoder a causal LM with any head.
+    """Whether a backbone is a causal LM, or an encoder of which modality. For an architecture that is not
+    written out here, the checkpoint's class decides; a decoder with any head is a causal LM.
 
     Raises:
-        ValueError: that class says nothing.
+        ValueError: the class does not tell.
     """
     model = config.get("model_type")
     if model in BERT_LIKE:
@@ -99,8 +99,8 @@ def kind_of(config: dict[str, Any]) -> Kind:
 
 
 def _is_decoder(model_type: str | None) -> bool:
-    """Whether transformers knows a model as a causal LM and never as a masked one: whatever the head of a
-    checkpoint, a token of its texts sees none of the later ones."""
+    """Whether transformers knows a model as a causal LM and not as a masked LM: whatever the checkpoint's
+    head, a token does not attend to later tokens."""
     from transformers.models.auto import modeling_auto as known
 
     masked = known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -111,7 +111,7 @@ def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Path of every linear layer below the output head -> (d_in, d_out), in the model's order.
 
     Llama-like, GPT-NeoX, GPT-2, ViT-like and BERT-like models are written out here; any other model is built
-    without weights on torch's meta device. An encoder's pooler is below no head of ours and is left out.
+    without weights on torch's meta device. An encoder's pooler is left out, as our heads do not use it.
     """
     kind = config.get("model_type")
     if kind in VIT_LIKE:
@@ -193,7 +193,7 @@ def meta_model(config: dict[str, Any]) -> Any:
 
 
 def auto_class(config: dict[str, Any]) -> Any:
-    """The class of transformers that builds a backbone; an encoder's own classifier is not used."""
+    """The transformers class that builds a backbone; an encoder's own classifier is not used."""
     import transformers
 
     return {
@@ -205,8 +205,8 @@ def auto_class(config: dict[str, Any]) -> Any:
 
 
 def linears_of(model: Any) -> dict[str, tuple[int, int]]:
-    """Path of every linear layer of a loaded backbone below its output head -> (d_in, d_out): of every
-    `nn.Linear`, and of GPT-2's `Conv1D`, which is one with its weight transposed."""
+    """Path of every linear layer of a loaded backbone below its output head -> (d_in, d_out): every
+    `nn.Linear`, and GPT-2's `Conv1D`, a linear layer with a transposed weight."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -227,7 +227,7 @@ def has_transposed_weights(config: dict[str, Any]) -> bool:
 
 
 def num_backbone_parameters(config: dict[str, Any]) -> int:
-    """Numbers in the linear layers and the embeddings, and in a causal LM's output head if it is not tied."""
+    """Parameters of the linear layers and embeddings, and of a causal LM's output head if it is not tied."""
     linears = sum(d_in * d_out for d_in, d_out in linear_shapes(config).values())
     kind, hidden = kind_of(config), config["hidden_size"]
     if kind == "causal":
@@ -240,7 +240,7 @@ def num_backbone_parameters(config: dict[str, Any]) -> int:
 
 
 def patch_values(config: dict[str, Any]) -> int:
-    """Numbers in a patch of an image or spectrogram."""
+    """Values in a patch of an image or spectrogram."""
     height, width = _pair(config["patch_size"])
     return height * width * (config.get("num_channels", 3) if kind_of(config) == "image" else 1)
 
@@ -259,8 +259,8 @@ def num_pooled_tokens(config: dict[str, Any]) -> int:
 
 
 def classifier_path(config: dict[str, Any], pool: str) -> str | None:
-    """The linear layer of transformers' class for classification that a member's head is, None if that class
-    computes its logits otherwise."""
+    """The linear layer in transformers' classification class that corresponds to a member's head, None if
+    that class computes its logits differently."""
     if pool != "cls" or config["model_type"] not in VIT_LIKE:
         return None
     if config["model_type"] == "audio-spectrogram-transformer":
@@ -269,7 +269,7 @@ def classifier_path(config: dict[str, Any], pool: str) -> str | None:
 
 
 def num_tokens(config: dict[str, Any]) -> int:
-    """Tokens of every image or spectrogram: its patches and the prefix; 0 for texts, whose lengths differ."""
+    """Tokens of every image or spectrogram: patches and prefix; 0 for texts, whose lengths differ."""
     kind = kind_of(config)
     if kind == "image":
         size, patch = _pair(config["image_size"]), _pair(config["patch_size"])
@@ -283,15 +283,16 @@ def num_tokens(config: dict[str, Any]) -> int:
 
 
 def most_tokens(config: dict[str, Any]) -> int | None:
-    """Tokens of the longest text that a backbone reads, None if its config does not say."""
+    """Tokens of the longest text that a backbone can read, None if its config does not say."""
     longest = config.get("max_position_embeddings")
     limits = [longest and longest - first_position(config), alike_tokens(config)]
     return min(filter(None, limits), default=None)
 
 
 def alike_tokens(config: dict[str, Any]) -> int | None:
-    """Tokens of the longest text that is read alike whatever texts are beside it, None = of any. Beyond,
-    rotary frequencies are those of the longest: LongRoPE (arXiv:2402.13753), dynamic NTK in transformers."""
+    """Tokens of the longest text whose result does not depend on other texts in the batch, None = no limit.
+    Beyond it, the longest text sets the rotary frequencies: LongRoPE (arXiv:2402.13753), dynamic NTK in
+    transformers."""
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
     ropes = [found, *(value for value in found.values() if isinstance(value, dict))]
     kinds = {str(rope.get("rope_type") or rope.get("type")) for rope in ropes}
@@ -305,7 +306,7 @@ def alike_tokens(config: dict[str, Any]) -> int | None:
 
 
 def first_position(config: dict[str, Any]) -> int:
-    """Position of a text's first token; RoBERTa's begin after that of the padding token."""
+    """Position of a text's first token; RoBERTa's positions begin after the padding token's."""
     return config.get("pad_token_id", 1) + 1 if BERT_LIKE.get(config["model_type"]) == "roberta" else 0
 
 

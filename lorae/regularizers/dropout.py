@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterDropout(Regularizer):
-    """Dropout during training on what a member's trained parts read, from the member's own stream.
+    """Dropout during training on the inputs of a member's trained parts, from the member's own stream.
 
-    That is the input of each adapter branch and, where a head is trained, of the head; with
-    `BatchEnsemble` the input of each adapted layer, with `Full` that of every linear layer.
+    These are the inputs of the adapter branches and of the head, if a head is trained; with `BatchEnsemble`
+    the inputs of the adapted layers, with `Full` the inputs of all linear layers.
 
     Args:
         p: probability of dropping an input, in (0, 1).
@@ -50,7 +50,7 @@ class AdapterDropout(Regularizer):
 
 
 class BranchDropout(Noise):
-    """Dropout by masks that are a pure function of a row's key.
+    """Dropout with masks that are a pure function of a row's key.
 
     Args:
         p: probability of dropping an input.
@@ -62,16 +62,16 @@ class BranchDropout(Noise):
         self.p = p
 
     def train(self, step: int, rows: Sequence[int]) -> None:
-        """Noise of a training step on these rows of each member's batch."""
+        """Set the noise of a training step on these rows of each member's batch."""
         self._set([seeds.key32(*key, step, b) for key in self.keys for b in rows])
 
     def predict(self, draw: int, example_ids: Sequence[str]) -> None:
-        """Noise of one draw on examples that all members predict."""
+        """Set the noise of one draw on examples that all members predict."""
         streams = [(*key[:-1], "mc", draw) for key in self.keys]
         self._set([seeds.key32(*stream, name) for stream in streams for name in example_ids])
 
     def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
-        """x (M, S, D) of tokens, or (rows, D), with noise that is a layer's own."""
+        """x, tokens (M, S, D) or rows (rows, D), with the noise of a layer."""
         if self.of_rows is None:
             return x
         keys, places = self.of_tokens(x)

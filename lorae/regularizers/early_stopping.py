@@ -10,11 +10,11 @@ from lorae.regularizers.base import Regularizer
 
 @dataclass(frozen=True)
 class EarlyStopping(Regularizer):
-    """Stops a member when its validation NLL has not improved for `patience` evaluations; its best step is
-    kept.
+    """Stops a member when its validation NLL has not improved for `patience` evaluations, and keeps its best
+    step.
 
     Args:
-        patience: evaluations without improvement after which it stops, >= 1.
+        patience: evaluations without improvement before a member stops, >= 1.
         every: steps between evaluations; None = once per epoch.
     """
 

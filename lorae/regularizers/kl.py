@@ -50,10 +50,10 @@ class KL(Regularizer):
 
 
 def kl_divergence(logits: torch.Tensor, reference: torch.Tensor, direction: str) -> torch.Tensor:
-    """KL (rows,) between class distributions: "reverse" KL(member || backbone), "forward" KL(backbone ||
+    """KL (rows,) between class distributions: "reverse" is KL(member || backbone), "forward" KL(backbone ||
     member).
 
-    Classes that a row does not have are -inf in both and contribute nothing.
+    Classes that a row lacks are -inf in both and contribute nothing.
     """
     log_p, log_q = logits.log_softmax(1), reference.log_softmax(1)
     if direction == "forward":

@@ -20,18 +20,18 @@ MASK_ATTEMPTS = 1000
 
 @dataclass(frozen=True)
 class Masksembles(Regularizer):
-    """Fixed binary masks, instead of random ones, on what `AdapterDropout` acts on.
+    """Fixed binary masks, instead of random masks, on the inputs that `AdapterDropout` acts on.
 
     Row b of the batch of step t is trained with mask (t + b) mod `masks`; a member predicts once with each
-    mask, which gives that many draws. Kept inputs are not rescaled: every mask keeps as many.
+    mask, which gives `masks` draws. Kept inputs are not rescaled: every mask keeps the same number.
 
     Args:
         masks: number of masks K, >= 2.
-        scale: S >= 1, how little they overlap: 1 keeps every input in every mask, a large one makes masks
-            that share almost nothing.
+        scale: S >= 1, how little the masks overlap: 1 keeps every input in every mask, with a large S masks
+            share almost nothing.
     """
 
-    # Another name than "masks", whose members trained each mask on fixed rows of every batch
+    # Not "masks": members with that stream trained each mask on fixed rows of every batch
     streams: ClassVar[Mapping[str, str]] = {"masks": "rotated-masks"}
     is_noise: ClassVar[bool] = True
 
@@ -62,11 +62,12 @@ class Masksembles(Regularizer):
     def generate(self, width: int, rng: np.random.Generator) -> np.ndarray:
         """Masks (K, width), True where kept, each with the same number of ones.
 
-        K times m of floor(m S) positions are chosen, and positions that no mask has are dropped. That leaves
-        m S (1 - (1 - 1/S)^K) of them on average, from which m follows; it is repeated until `width` are left.
+        Each of the K masks chooses m of floor(m S) positions, and positions that no mask chose are dropped.
+        That leaves m S (1 - (1 - 1/S)^K) positions on average, which determines m; masks are redrawn until
+        exactly `width` positions are left.
 
         Raises:
-            ValueError: there are no such masks, or they are too rare.
+            ValueError: such masks do not exist, or are too rare.
         Source: arXiv:2012.08334, section 3.2, and its code's `generate_masks`.
         """
         ones = width / (self.scale * (1 - (1 - 1 / self.scale) ** self.masks))
@@ -85,10 +86,10 @@ class Masksembles(Regularizer):
 
 
 class BranchMasks(Noise):
-    """The fixed masks of Masksembles, drawn for each member and layer when they are first used.
+    """The fixed masks of Masksembles, drawn for each member and layer at first use.
 
     Args:
-        spec: number of masks, and their scale.
+        spec: number of masks and their scale.
         keys: the mask stream of each member.
     """
 
@@ -98,12 +99,12 @@ class BranchMasks(Noise):
         self._masks: dict[tuple[int | str, int], torch.Tensor] = {}  # layer, width -> (M * K, D)
 
     def train(self, step: int, rows: Sequence[int]) -> None:
-        """Masks of a training step on these rows of each member's batch: each is used as often as the others,
-        however few the rows, and on short texts as on long ones, which rows are ordered by."""
+        """Set the masks of a training step on these rows of each member's batch. Over the steps all masks are
+        used equally often, even with few rows, and on long and short texts (rows are ordered by length)."""
         self._set([(step + b) % self.spec.masks for b in rows])
 
     def predict(self, draw: int, example_ids: Sequence[str]) -> None:
-        """The mask of one draw on examples that all members predict."""
+        """Set the mask of one draw on examples that all members predict."""
         self._set([draw] * len(example_ids))
 
     def keep(self, members: Sequence[int]) -> None:
@@ -111,14 +112,14 @@ class BranchMasks(Noise):
         self._masks = {}  # drawn again
 
     def __call__(self, x: torch.Tensor, layer: int | str) -> torch.Tensor:
-        """x (M, S, D) of tokens, or (rows, D), with each row's mask of a layer."""
+        """x, tokens (M, S, D) or rows (rows, D), with each row's mask of a layer."""
         if self.of_rows is None:
             return x
         numbers, _ = self.of_tokens(x)
         return x * self._drawn(layer, x.shape[-1], x.device)[numbers]
 
     def _set(self, masks: list[int]) -> None:
-        """Each member's rows have these of its own masks."""
+        """Set the mask numbers of each member's rows; every member has its own masks."""
         import torch
 
         self.of_rows = torch.tensor([m * self.spec.masks + k for m in range(len(self.keys)) for k in masks])

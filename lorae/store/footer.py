@@ -1,8 +1,8 @@
 """The footer of a Parquet file, read with bounds before pyarrow sees the file.
 
-pyarrow ends the process (`abort`) where it is asked for the sizes of column chunks that lack their metadata:
-one flipped bit ended an audit. What is read here is the compact protocol of Thrift; every list must fit into
-the bytes that are left, so a small file takes little memory.
+pyarrow ends the process (`abort`) if asked for the sizes of column chunks that lack their metadata: one
+flipped bit ended an audit. This module reads Thrift's compact protocol; every list must fit into the
+remaining bytes, so a small file takes little memory.
 
 Source: https://github.com/apache/parquet-format, parquet.thrift; thrift-compact-protocol.md of apache/thrift.
 """
@@ -18,20 +18,20 @@ MAX_FOOTER_BYTES = 2**24
 _MAX_DEPTH = 16
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
 _INTEGERS = (4, 5, 6)
-_ROW_GROUPS, _COLUMNS, _CHUNK_METADATA, _NUM_VALUES, _NUM_BYTES = 4, 1, 3, 5, 6  # numbers of fields
+_ROW_GROUPS, _COLUMNS, _CHUNK_METADATA, _NUM_VALUES, _NUM_BYTES = 4, 1, 3, 5, 6  # field numbers
 
 
 def declared_size(content: bytes) -> tuple[int, int]:
-    """Values and uncompressed bytes of all columns, as the footer of a Parquet file declares them; a negative
-    number must not hide another.
+    """Values and uncompressed bytes of all columns, as declared by the footer of a Parquet file; absolute
+    values are summed, so that a negative number cannot cancel another.
 
     Raises:
-        ValueError: the file does not end in a footer, or a column chunk does not say its size.
+        ValueError: the file does not end in a footer, or a column chunk does not declare its size.
     """
     return _declared(_footer(content))
 
 
-@functools.lru_cache(maxsize=64)  # several look at a file, one after another
+@functools.lru_cache(maxsize=64)  # several readers look at a file in turn
 def _declared(footer: bytes) -> tuple[int, int]:
     parsed = _Reader(footer).struct(0)
     chunks = [chunk for group in _field(parsed, _ROW_GROUPS) for chunk in _field(group, _COLUMNS)]
@@ -41,7 +41,7 @@ def _declared(footer: bytes) -> tuple[int, int]:
 
 
 def _footer(content: bytes) -> bytes:
-    """FileMetaData: the struct before the last 8 bytes, which are its length and the magic number."""
+    """FileMetaData: the struct before the last 8 bytes, which hold its length and the magic number."""
     length = int.from_bytes(content[-8:-4], "little")
     if len(content) < 12 or not content.startswith(MAGIC) or not content.endswith(MAGIC):
         raise ValueError("it does not begin and end as Parquet does")
@@ -85,7 +85,7 @@ class _Reader:
         raise ValueError("its footer has an integer of more than 64 bits")
 
     def integer(self) -> int:
-        """A signed one: 0, -1, 1, -2, ... (zigzag)."""
+        """A signed integer: 0, -1, 1, -2, ... (zigzag)."""
         value = self.varint()
         return (value >> 1) ^ -(value & 1)
 
@@ -104,7 +104,7 @@ class _Reader:
         head = self.take(1)[0]
         size, kind = head >> 4, head & 0x0F
         size = self.varint() if size == 15 else size
-        if size > len(self.content) - self.at:  # an element has a byte at least
+        if size > len(self.content) - self.at:  # an element has at least one byte
             raise ValueError(f"its footer has a list of {size} elements, longer than itself")
         return [self.value(_BYTE if kind in (_TRUE, _FALSE) else kind, depth + 1) for _ in range(size)]
 

@@ -1,5 +1,5 @@
-"""Files below a root folder, none of them reached through a symbolic link: whoever may write to a storage
-must not decide what else its readers and writers touch. The root itself may be a link.
+"""Files below a root folder, never reached through a symbolic link: someone who may write to a storage must
+not control which other files its readers and writers touch. The root itself may be a link.
 
 Every name is walked from the root, one folder at a time by descriptor, so that a link that appears meanwhile
 is not followed either.
@@ -18,15 +18,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-DAY = 86_400.0  # seconds after which a file is taken for a dead process's where no lock tells
-MAX_DEPTH = 4  # folders below a listed one; an entry has one
+DAY = 86_400.0  # seconds after which, without locks, a file's writer is assumed dead
+MAX_DEPTH = 4  # folder levels below a listed folder; an entry has one
 SCRATCH = re.compile(r"\..+\.[a-z0-9_]{8}")  # name of a file that is being written
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
 class LinkError(ValueError):
-    """A name of a storage is a symbolic link, or lies behind one."""
+    """A name in a storage is a symbolic link, or lies behind one."""
 
 
 class NoLocksError(OSError):
@@ -44,7 +44,7 @@ class FileInfo:
 class LocalFiles:
     """Files by their names relative to a root; names are valid (`Storage.path`).
 
-    All methods raise LinkError where a part of the name is a link.
+    All methods raise LinkError if a part of the name is a link.
     """
 
     def __init__(self, root: str) -> None:
@@ -55,7 +55,7 @@ class LocalFiles:
         """Descriptor of a folder; "" is the root.
 
         Args:
-            make: create it, and those above it.
+            make: create the folder and its parents.
         """
         if make:
             os.makedirs(self.root, exist_ok=True)
@@ -92,7 +92,7 @@ class LocalFiles:
         """Descriptor of a regular file.
 
         Raises:
-            ValueError: it is a pipe, device or folder.
+            ValueError: the name is a pipe, device or folder.
         """
         folder, _, file = name.rpartition("/")
         with self.folder(folder, make) as inside:
@@ -119,18 +119,18 @@ class LocalFiles:
         """Content of a file; FileNotFoundError if there is none.
 
         Raises:
-            ValueError: it is larger than `max_bytes`, or no file but a pipe or device.
+            ValueError: the file is larger than `max_bytes`, or a pipe or device.
         """
         try:
             with self.opened(name, os.O_RDONLY) as descriptor:
                 refuse_large(f"{self.root}/{name}", os.fstat(descriptor).st_size, max_bytes)
                 with open(descriptor, "rb", closefd=False) as stream:
                     return stream.read()
-        except NotADirectoryError as error:  # of a part of its path
+        except NotADirectoryError as error:  # a part of the path is a file
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.root}/{name}") from error
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a scratch file and rename it."""
+        """Write a file atomically: write a scratch file and rename it."""
         folder, _, file = name.rpartition("/")
         with self.folder(folder, make=True) as inside:
             scratch, descriptor = _scratch(inside, file)
@@ -147,10 +147,10 @@ class LocalFiles:
                 raise
 
     def sweep(self, folder: str) -> None:
-        """Delete the scratch files in a folder whose writers have died."""
+        """Delete a folder's scratch files whose writers have died."""
         for name in filter(SCRATCH.fullmatch, self.names(folder)):
             path = f"{folder}/{name}" if folder else name
-            with contextlib.suppress(OSError, ValueError):  # it was renamed, or is no file
+            with contextlib.suppress(OSError, ValueError):  # renamed meanwhile, or no file
                 self.delete_unlocked(path)
 
     def delete_unlocked(self, name: str) -> None:
@@ -166,7 +166,7 @@ class LocalFiles:
                 self.delete(name)
 
     def is_file(self, name: str) -> bool:
-        """Whether there is such a regular file."""
+        """Whether the name is a regular file."""
         folder, _, file = name.rpartition("/")
         try:
             with self.folder(folder) as inside:
@@ -175,7 +175,7 @@ class LocalFiles:
             return False
 
     def is_there(self, name: str) -> bool:
-        """Whether there is anything of that name, a link included."""
+        """Whether anything has that name, including a link."""
         folder, _, file = name.rpartition("/")
         try:
             with self.folder(folder) as inside:
@@ -185,7 +185,7 @@ class LocalFiles:
             return False
 
     def names(self, folder: str) -> list[str]:
-        """Names of what lies directly in a folder, hidden ones included; none if it is not there."""
+        """Names directly in a folder, including hidden ones; empty if the folder does not exist."""
         try:
             with self.folder(folder) as inside:
                 return os.listdir(inside)
@@ -201,7 +201,7 @@ class LocalFiles:
             return {}
 
     def has_link(self, folder: str) -> bool:
-        """Whether a folder that is there has a link in it."""
+        """Whether a folder exists and has a link in it."""
         try:
             with self.folder(folder) as inside, os.scandir(inside) as found:
                 return any(item.is_symlink() for item in found)
@@ -222,8 +222,8 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def locked(self, name: str, wait: bool, make: bool = True) -> Iterator[bool]:
-        """Hold the kernel's lock on a file, which is neither written nor emptied; yields False if another
-        process holds it and `wait` is False.
+        """Hold the kernel's lock on a file, without changing its content; yields False if another process
+        holds it and `wait` is False.
 
         Raises:
             NoLocksError: the file system has no locks.
@@ -251,7 +251,7 @@ def refuse_large(path: str, size: int, max_bytes: int) -> None:
 
 
 def _scratch(folder: int, file: str) -> tuple[str, int]:
-    """Name and descriptor of a new scratch file, locked: one that is not is of a dead process (`sweep`)."""
+    """Name and descriptor of a new, locked scratch file: an unlocked one has a dead writer (`sweep`)."""
     while True:
         name = f".{file}.{secrets.token_hex(4)}"
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder)
@@ -261,7 +261,7 @@ def _scratch(folder: int, file: str) -> tuple[str, int]:
         except (BlockingIOError, FileNotFoundError):  # swept up before it was locked
             os.close(descriptor)
             continue
-        except OSError:  # no locks here; it is told by its age
+        except OSError:  # no locks here; its age decides
             pass
         return name, descriptor
 

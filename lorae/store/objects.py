@@ -1,4 +1,4 @@
-"""Bytes under names: a local folder, NFS, or any `pyarrow.fs` URI. Writes appear whole or not at all."""
+"""Bytes under names: a local folder, NFS, or any `pyarrow.fs` URI. Writes are atomic."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from lorae.store.local_files import FileInfo, LocalFiles, refuse_large
 from lorae.uris import remember, shown
 
 LOG = logging.getLogger("lorae")
-OBJECT_STORES = ("s3", "gcs", "abfs")  # have no folders to create
+OBJECT_STORES = ("s3", "gcs", "abfs")  # no folders to create
 MAX_FILE_BYTES = 2**36  # no stored file comes near it
-SAME_READS, MAX_READS = 5, 20  # of a file whose content is refused
-MAX_NAME_BYTES = 200  # of one part; file systems allow 255, a scratch file's name is longer than its target's
+SAME_READS, MAX_READS = 5, 20  # reads of a file whose content is refused
+MAX_NAME_BYTES = 200  # of one path part; file systems allow 255, and a scratch file's name is longer
 SET_ASIDE = "set-aside"  # damaged entries and checkpoints, which nothing reads
 FOLDERS = (
     *("members", "reference", "soups", "pools", "sweeps", "failures"),
     *("checkpoints", "unfinished", "journal", "locks", SET_ASIDE),
-)  # of every storage
+)  # folders of every storage
 T = TypeVar("T")
 
 
 def _from_uri(uri: str) -> tuple[fs.FileSystem, str]:
     if uri.startswith("s3://") and "allow_delayed_open" not in uri:
-        # One request for a small file, not three, and no upload that a kill leaves open
+        # One request for a small file instead of three, and no upload left open if the process is killed
         uri += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
     try:
         return fs.FileSystem.from_uri(uri)
@@ -51,7 +51,7 @@ class Objects:
     Args:
         uri: a path, or a URI that `pyarrow.fs` understands (s3://bucket/folder, gs://..., file:///...).
     Attributes:
-        uri: the same without credentials, to be shown.
+        uri: the URI without credentials, for display.
     Raises:
         ValueError: `pyarrow.fs` does not understand the URI.
     """
@@ -76,7 +76,7 @@ class Objects:
         """Full path of a name, for messages and for readers that take a filesystem.
 
         Raises:
-            ValueError: the name leads out of the root, or no file can have it.
+            ValueError: the name leads out of the root, or is no valid file name.
         """
         parts = name.split("/")
         if (
@@ -91,7 +91,7 @@ class Objects:
         return f"{self.root}/{name}"
 
     def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-        """`read_once`, tried again while the storage refuses; FileNotFoundError alone says "not there".
+        """`read_once`, retried while the storage refuses; only FileNotFoundError means "not there".
 
         Raises:
             OSError: the storage refused for `retry_seconds`.
@@ -99,15 +99,16 @@ class Objects:
         return self._retried(name, lambda: self.read_once(name, max_bytes), (FileNotFoundError,))
 
     def read_as(self, name: str, parse: Callable[[bytes], T], max_bytes: int = MAX_FILE_BYTES) -> T:
-        """What `parse` makes of a file. Content that it refuses by a ValueError is read again, and refused
-        when the same has come `SAME_READS` times: so what is stored is judged, not how it travelled.
+        """`parse` of a file's content. Content that `parse` refuses with a ValueError is read again, and the
+        error is raised once the same bytes have come `SAME_READS` times: this judges the stored bytes, not
+        the transfer.
 
-        An object store's answer may be cut. Arrow does not notice where the answer says that this is all: the
-        bytes that lack are whatever the memory held.
+        An object store's answer may be truncated. Arrow does not notice if the answer claims to be complete:
+        the missing bytes are then uninitialised memory.
 
         Raises:
-            ValueError: of `parse`; or see `read_once`.
-            OSError: the storage refused, or sent something else each time.
+            ValueError: from `parse`, or see `read_once`.
+            OSError: the storage refused, or sent different bytes each time.
         """
         seen: Counter[bytes] = Counter()
         while True:
@@ -130,7 +131,7 @@ class Objects:
         """Content of a file; FileNotFoundError if there is none.
 
         Raises:
-            ValueError: it is larger than `max_bytes`, or no file but a pipe or device.
+            ValueError: the file is larger than `max_bytes`, or a pipe or device.
         """
         path = self.path(name)
         if self.is_local:
@@ -143,11 +144,11 @@ class Objects:
             return content
 
     def write(self, name: str, content: bytes) -> None:
-        """`write_once`, tried again while the storage refuses; OSError when it did so for `retry_seconds`."""
+        """`write_once`, retried while the storage refuses; OSError after `retry_seconds` of refusals."""
         self._retried(name, lambda: self.write_once(name, content))
 
     def write_once(self, name: str, content: bytes) -> None:
-        """Write a file so that a reader, or a crash, sees the old content or the new one."""
+        """Write a file atomically: a reader, or a crash, leaves either the old content or the new."""
         path = self.path(name)
         if self.is_local:
             self.local.write(name, content)
@@ -160,14 +161,14 @@ class Objects:
             stream.write(content)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file; tried again like `read`."""
+        """Whether the file exists; retried like `read`."""
         path = self.path(name)
         if self.is_local:
             return self._retried(name, lambda: self.local.is_file(name))
         return self._retried(name, lambda: self.filesystem.get_file_info(path)).type == fs.FileType.File
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files and folders directly in `folder`, sorted; hidden ones left out."""
+        """Names of the files and folders directly in `folder`, sorted, without hidden ones."""
         self.path(folder)
         if self.is_local:
             found = self._retried(folder, lambda: self.local.names(folder))
@@ -194,7 +195,7 @@ class Objects:
         return self.is_local and self._retried(folder, lambda: self.local.has_link(folder))
 
     def delete(self, name: str) -> None:
-        """Delete a file if it is there; tried again like `write`."""
+        """Delete a file if it exists; retried like `write`."""
         path = self.path(name)
 
         def delete_once() -> None:
@@ -208,12 +209,12 @@ class Objects:
             self._retried(name, delete_once)
 
     def set_aside(self, name: str) -> str:
-        """Move a file, or a folder with all its files, to a new name below SET_ASIDE; returns that."""
+        """Move a file, or a folder with all its files, to a new name below SET_ASIDE; returns that name."""
         number = 1
         while self._is_there(target := f"{SET_ASIDE}/{name.replace('/', '-')}-{number}"):
             number += 1
         if self.is_local:
-            with contextlib.suppress(FileNotFoundError):  # another process has
+            with contextlib.suppress(FileNotFoundError):  # another process moved it
                 self.local.move(name, target)
             return target
         moves = {name: target}
@@ -231,10 +232,10 @@ class Objects:
         return self.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound
 
     def local_path(self, name: str) -> str:
-        """Path of a file or folder for code that opens it itself, such as a database's.
+        """Path of a file or folder for code that opens it itself, such as a database.
 
         Raises:
-            ValueError: it is, or lies behind, a symbolic link, or is a pipe or device.
+            ValueError: the path is or passes through a symbolic link, or is a pipe or device.
         """
         path, parts = self.path(name), name.split("/")
         for depth in range(1, len(parts) + 1):
@@ -248,10 +249,10 @@ class Objects:
         return path
 
     def _retried(self, name: str, action: Callable[[], T], answers: tuple[type[OSError], ...] = ()) -> T:
-        """The result of `action`; one that the storage refuses is tried again after 1, 2, 4, ... seconds.
+        """The result of `action`; if the storage refuses, it is retried after 1, 2, 4, ... seconds.
 
         Args:
-            answers: errors that are no refusal, and are raised at once.
+            answers: errors that are no refusals, and are raised at once.
         """
         deadline, pause = time.monotonic() + self.retry_seconds, 1.0
         while True:
@@ -270,10 +271,10 @@ class Objects:
             pause = min(2 * pause, 30.0)
 
     def check_writable(self) -> None:
-        """Write, read and delete a small file; none of the root's own folders may be a link.
+        """Write, read and delete a small file; none of the storage's own folders may be a link.
 
         Raises:
-            ValueError: what the storage refused.
+            ValueError: says what the storage refused.
         """
         links = [folder for folder in FOLDERS if self.is_local and Path(self.root, folder).is_symlink()]
         if links:

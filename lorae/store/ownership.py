@@ -1,18 +1,18 @@
-"""Whose a stored thing is. A right checksum says that a file's bytes are those that somebody wrote, perhaps
-for another entry: folders are swapped, copied, restored. So every file says whose it is, where its format has
-a place for that, and whoever reads it compares (`check`).
+"""Which entry a stored file belongs to. A correct checksum only says that somebody wrote these bytes, perhaps
+for another entry: folders get swapped, copied, restored. So every file names its owner, if its format has a
+place for that, and every reader compares it (`check`).
 
     DONE.json                  "entry", the folder
     member.json                the recipe and streams whose hash is the member's id
     other records of an entry  "owner"
-    *.safetensors              metadata "lorae_owner"; of a checkpoint its stack
+    *.safetensors              metadata "lorae_owner"; the stack, for a checkpoint
     predictions                the column member_id; metadata "lorae_set"
     curve.parquet              metadata "lorae_owner"
     answers                    metadata "lorae_owner" and "lorae_set"
     checkpoints/<id>.json, journal/<id>.json    the members whose hash is the name
 
-An adapter_config.json is PEFT's and says nothing; nor do files of an older lorae, which are believed unless
-their content tells.
+An adapter_config.json is PEFT's and names no owner; nor do files of older versions of lorae, which are
+accepted unless their content contradicts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ OF_SETS = "predictions", "answers"
 
 
 def marked(folder: str, name: str, content: bytes) -> bytes:
-    """The content of an entry's file that says whose it is, where its format has a place that its maker need
-    not fill; of no other file, or one that is damaged, the same."""
+    """The content of an entry's file with its owner added, if the format has a place for it that the writer
+    does not fill; other or damaged files are unchanged."""
     owner = folder.rpartition("/")[2]
     try:
         if name.endswith(".safetensors"):
@@ -54,13 +54,13 @@ def marked(folder: str, name: str, content: bytes) -> bytes:
 
 
 def check(folder: str, name: str, content: bytes) -> None:
-    """Refuse a file of an entry that is another entry's.
+    """Refuse a file that belongs to another entry.
 
     Args:
-        folder: of the entry, such as members/<id>.
-        name: of the file in it.
+        folder: the entry's folder, such as members/<id>.
+        name: the file's name in the folder.
     Raises:
-        ValueError: whose it is.
+        ValueError: says whose file it is.
     """
     entry = folder.rpartition("/")[2]
     if (owner := owner_of(name, content)) not in (None, entry):
@@ -73,7 +73,7 @@ def check(folder: str, name: str, content: bytes) -> None:
 
 
 def owner_of(name: str, content: bytes) -> str | None:
-    """Whom a file says it belongs to; None if it does not say, or cannot be read, as its reader will tell."""
+    """The owner that a file names; None if it names none, or cannot be read (its reader will report that)."""
     try:
         if name.endswith(".parquet"):
             return _owner_of_table(content)
@@ -93,7 +93,7 @@ def member_identity(record: Mapping[str, Any]) -> str:
 
 
 def tensors_metadata(content: bytes) -> dict[str, str]:
-    """Metadata of a safetensors file; empty if it has none, or is no such file."""
+    """Metadata of a safetensors file; empty if it has none, or is not a safetensors file."""
     size = int.from_bytes(content[:8], "little")
     try:
         header = json.loads(content[8 : 8 + size]) if size <= len(content) - 8 else {}
@@ -104,8 +104,8 @@ def tensors_metadata(content: bytes) -> dict[str, str]:
 
 
 def _owner_of_table(content: bytes) -> str | None:
-    """By a Parquet file's metadata, and by the least and greatest member_id of its rows, which the footer
-    has."""
+    """Owner from a Parquet file's metadata, and from the least and greatest member_id of its rows, which are
+    in the footer."""
     footer = _footer(content)
     if footer is None:
         return None
@@ -126,7 +126,7 @@ def _metadata(content: bytes) -> dict[bytes, bytes]:
 
 def _footer(content: bytes) -> pq.FileMetaData | None:
     try:
-        declared_size(content)  # pyarrow ends the process at some damage
+        declared_size(content)  # some damage makes pyarrow end the process
         return pq.read_metadata(pa.BufferReader(content))
     except (pa.ArrowException, OSError, OverflowError, ValueError):
         return None
