@@ -1,9 +1,9 @@
 """Members as PEFT adapters: the files that `peft.PeftModel.from_pretrained` and vLLM load, and back.
 
-PEFT knows LoRA and VeRA. What other methods train is kept under our own names in the same two files, whose
-adapter_config.json then has no `peft_type`; BLoB is LoRA by its mean, with G in a third file.
+PEFT knows LoRA and VeRA. Parameters of other methods are stored under our own names in the same two files,
+and adapter_config.json then has no `peft_type`; BLoB is stored as LoRA with the mean, and G in a third file.
 
-`read_update` needs no torch, so that an analysis can look at stored weights.
+`read_update` needs no torch, so that an analysis can read stored weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # PEFT's name of a factor -> ours
 _FACTORS = {name: factor for method in METHODS for factor, name in method.peft_names.items()}
 _PREFIX = "base_model.model."
-_HEADS = ("head", f"{_PREFIX}classifier", f"{_PREFIX}classifier.dense")  # where a head may be stored
+_HEADS = ("head", f"{_PREFIX}classifier", f"{_PREFIX}classifier.dense")  # possible paths of a head
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Update:
     """What a member adds to the backbone's weights.
 
     Args:
-        factors: layer -> B (d_out, R) and A (R, d_in), the layer's update dW = B A. They are made when asked
-            for, as VeRA's are as large as the weights.
+        factors: layer -> B (d_out, R) and A (R, d_in), the layer's update dW = B A. They are computed on
+            demand, as VeRA's are as large as the weights.
     """
 
     layers: tuple[str, ...]
@@ -57,15 +57,16 @@ def adapter_files(
     frozen: Sequence[torch.Tensor] = (),
     scoring: Scoring | None = None,
 ) -> dict[str, bytes]:
-    """adapter_config.json and adapter_model.safetensors of one member; of a Bayesian one also
+    """adapter_config.json and adapter_model.safetensors of one member; for a Bayesian member also
     posterior.safetensors.
 
-    A classification head is stored as the classifier of transformers' own class, with which PEFT predicts
-    what we do; where that class computes its logits otherwise (all texts, mean pooling), under "head.".
+    A classification head is stored as the classifier of transformers' own class, with which PEFT makes the
+    same predictions as we do; if that class computes its logits differently (all texts, mean pooling), the
+    head is stored under "head.".
 
     Args:
-        state: its parameters, as `Adapters.state` names them.
-        frozen: what the method's `draw_frozen` drew, which PEFT stores beside.
+        state: the member's parameters, named as by `Adapters.state`.
+        frozen: tensors from the method's `draw_frozen`, which PEFT stores with the adapter.
     """
     if not method.peft_type:
         content = {"lorae_method": canonical(method), **_base(backbone)}
@@ -73,7 +74,7 @@ def adapter_files(
     tensors, layers, classifier = {}, {}, None
     if scoring and scoring.trains_head:
         classifier = scoring.peft_classifier(backbone_config(backbone))
-    others = {}  # that PEFT has no place for
+    others = {}  # parameters that PEFT has no place for
     for name, value in state.items():
         layer, factor = name.rsplit(".", 1)
         if layer == "head":
@@ -85,7 +86,7 @@ def adapter_files(
             others[name] = value
             continue
         tensors[name] = value.contiguous().numpy()
-    if classifier == "classifier.dense":  # of AST, after a norm, which our features have gone through
+    if classifier == "classifier.dense":  # AST's, after a norm that our features already include
         width = state["head.weight"].shape[1]
         for name, value in (("weight", np.ones), ("bias", np.zeros)):
             tensors[f"{_PREFIX}classifier.layernorm.{name}"] = value(width, np.float32)
@@ -104,10 +105,10 @@ def state_bytes(state: State) -> bytes:
 
 
 def read_state(weights: bytes) -> State:
-    """Parameters as `Adapters.state` names them from the content of adapter_model.safetensors.
+    """Parameters, named as by `Adapters.state`, from the content of adapter_model.safetensors.
 
     Raises:
-        ValueError: it is not in that format.
+        ValueError: the content is not in that format.
     """
     import torch
 
@@ -146,10 +147,10 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
     """A member's update from the contents of its adapter_config.json and adapter_model.safetensors.
 
     Args:
-        d_in: layer -> width of its input, asked for VeRA only. Its layers share one A, which has the
-            largest, and store no width; without `d_in` they are taken to have it all.
+        d_in: layer -> width of its input, used only for VeRA. VeRA's layers share one A with the largest
+            width and store no widths; without `d_in` all are assumed to have the largest.
     Raises:
-        ValueError: neither LoRA nor VeRA, or VeRA on layers whose widths may differ, without `d_in`.
+        ValueError: neither LoRA nor VeRA, or VeRA without `d_in` on layers whose widths may differ.
     """
     settings = json_object(config, ADAPTER_CONFIG, {"peft_type": text_if_any})
     if settings.get("peft_type") is None:
@@ -175,12 +176,12 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
 
 
 def read_tensors(weights: bytes, where: str = WEIGHTS) -> dict[str, np.ndarray]:
-    """Every tensor of adapter_model.safetensors by the name that it has there.
+    """Every tensor of adapter_model.safetensors, by its name there.
 
     Args:
         where: the file's name, for the message.
     Raises:
-        ValueError: it is not in that format.
+        ValueError: the content is not in that format.
     """
     try:
         return safetensors.numpy.load(weights)

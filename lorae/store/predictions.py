@@ -31,7 +31,7 @@ PREDICTIONS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),  # -1: unlabelled
-        pa.field("logits", pa.list_(pa.float32()), nullable=False),  # only the classes that the example has
+        pa.field("logits", pa.list_(pa.float32()), nullable=False),  # only of the example's classes
     ],
     metadata=SCHEMA,
 )
@@ -47,7 +47,7 @@ class Predictions:
 
 
 def prediction_file(eval_set: str) -> str:
-    """Of an entry's predictions on an evaluation set."""
+    """File name of an entry's predictions on an evaluation set."""
     return f"predictions/{eval_set}.parquet"
 
 
@@ -69,9 +69,10 @@ def prediction_bytes(
     """Parquet file of the K draws of one member on one evaluation set `<task>__<split>__<hash>[-<draws>]`.
 
     Args:
-        template: of the prompts, kept in the file's metadata: an audit compares those of two sets.
+        template: template of the prompts, kept in the file's metadata, as an audit compares those of two
+            sets.
     Raises:
-        ValueError: a logit of an existing class is not finite, with the example's id.
+        ValueError: a logit of an existing class is not finite; names the example.
     """
     task, split, _ = eval_set.rsplit("__", 2)
     num_draws, num_examples, width = logits_KNC.shape
@@ -109,10 +110,10 @@ def rows_bytes(
 
 
 def template_of(content: bytes, where: str) -> str:
-    """The template of the prompts of a prediction file; "" if it does not say.
+    """The prompt template that a prediction file names; "" if it names none.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     found = (table_schema(content, where).metadata or {}).get(_TEMPLATE.encode(), b"")
     return found.decode(errors="replace")

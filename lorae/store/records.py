@@ -1,4 +1,4 @@
-"""Shapes of what is stored: whatever is read is compared with them."""
+"""Shapes of stored records and tables; everything that is read is checked against them."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ CURVE = pa.schema(
 Shape = Mapping[Any, Any]
 _FILES: Shape = {str: {"sha256": str, "bytes": count}}
 DONE: Shape = {"files": _FILES}
-LEFT_OUT: Shape = {"left_out": _FILES}  # of a copy without weights, see `analysis.archive`
+LEFT_OUT: Shape = {"left_out": _FILES}  # in a copy without weights, see `analysis.archive`
 SOUP: Shape = {"members": {str: str}, "cost": {"predict_seconds": number}}
-# Not counted by an older lorae
+# Not counted by older versions of lorae
 COUNTED = dict.fromkeys(("search_flops", "search_process_seconds"), amount)
-FIT: Shape = {"search_seconds": number, **COUNTED}  # beside the draws' own `record`
+FIT: Shape = {"search_seconds": number, **COUNTED}  # besides the draws' own `record`
 
 
 class OtherSchemaError(ValueError):
-    """An entry was written by a lorae with another schema."""
+    """An entry was written by a version of lorae with another schema."""
 
 
 def checked_done(content: bytes, where: str) -> dict[str, Any]:
     """A DONE.json.
 
     Raises:
-        ValueError: it is damaged.
-        OtherSchemaError: it is of another lorae.
+        ValueError: the file is damaged.
+        OtherSchemaError: it was written with another schema.
     """
     done = untrusted.json_object(content, where, {"schema": int})
     if done["schema"] != SCHEMA_VERSION:

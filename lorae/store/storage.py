@@ -1,4 +1,4 @@
-"""A storage: bytes under names, with locks, and what dead processes left swept up."""
+"""A storage: bytes under names, with locks, and cleaning up after dead processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from lorae.store.local_files import NoLocksError
 from lorae.store.objects import Objects
 
-SINGLE_DRIVER = "locks/single-driver"  # there while the one driver of a storage without locks runs
+SINGLE_DRIVER = "locks/single-driver"  # exists while the only driver of a storage without locks runs
 
 
 class Storage(Objects):
@@ -21,13 +21,13 @@ class Storage(Objects):
     def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
         """Hold the exclusive lock `name`; yields False if another process holds it and `wait` is False.
 
-        The kernel releases the lock of a process that dies. Object stores have no locks: there True is
-        yielded always, and two sweeps that train the same member at once both store it, file by file; where
-        their bytes differ, it may be found damaged, and a repeated sweep trains it again. So it is on a mount
-        without locks while its one driver runs (`driving`).
+        The kernel releases the lock of a process that dies. Object stores have no locks, so True is always
+        yielded: two sweeps that train the same member at once both store it, file by file; if their bytes
+        differ, the member may be found damaged, and a repeated sweep trains it again. The same holds on a
+        mount without locks while its only driver runs (`driving`).
 
         Raises:
-            ValueError: the mount has no locks, and no driver has said that it is the only one.
+            ValueError: the mount has no locks, and no driver has declared that it is the only one.
         """
         file = f"locks/{name}"
         self.path(file)
@@ -49,7 +49,7 @@ class Storage(Objects):
         """Why this storage cannot tell which members other sweeps train, and what to do; None if it can.
 
         Args:
-            make: the lock that is tried; else, where there is none yet, nothing is found.
+            make: create the lock file for the test; otherwise, without a lock file, returns None.
         """
         if not self.is_local:
             return None
@@ -63,13 +63,13 @@ class Storage(Objects):
 
     @contextlib.contextmanager
     def driving(self, single: bool) -> Iterator[None]:
-        """The time in which a driver has stacks trained.
+        """Context in which a driver has stacks trained.
 
         Args:
-            single: the user says that no other driver works on this storage; asked for only where the mount
-                has no locks.
+            single: the user declares that no other driver uses this storage; needed only if the mount has no
+                locks.
         Raises:
-            ValueError: the mount has no locks, and `single` is not set or another single driver is there.
+            ValueError: the mount has no locks, and `single` is not set or another single driver exists.
         """
         if (fault := self.locking_fault()) is None:
             yield
@@ -83,7 +83,7 @@ class Storage(Objects):
             self.delete(SINGLE_DRIVER)
 
     def _claim(self) -> None:
-        """Create SINGLE_DRIVER, in place of that of a driver that has died here."""
+        """Create SINGLE_DRIVER, replacing the file of a driver that died on this machine."""
         owner = {"place": _place(), "pid": os.getpid()}
         created = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         try:
@@ -99,7 +99,7 @@ class Storage(Objects):
             self._claim()
 
     def _has_died(self) -> bool:
-        """Whether SINGLE_DRIVER is of a process that ran here and has ended; only here can that be known."""
+        """Whether SINGLE_DRIVER belongs to a process that ran here and has ended; False if not known."""
         try:
             owner = json.loads(self.read(SINGLE_DRIVER, max_bytes=1000))
             if owner["place"] == _place():
@@ -111,13 +111,13 @@ class Storage(Objects):
         return False
 
     def sweep_entry(self, folder: str) -> None:
-        """Delete the files that killed processes were writing in an entry."""
+        """Delete scratch files that killed processes left in an entry."""
         if self.is_local:
             for inner in (folder, *(f"{folder}/{name}" for name in ("predictions", "answers", "snapshots"))):
                 self.local.sweep(inner)
 
     def sweep(self) -> None:
-        """Delete what killed processes left: files that they were writing, tokens of drivers."""
+        """Delete what killed processes left: scratch files and drivers' tokens."""
         if self.is_local:
             for folder in ("", "checkpoints", "journal", "failures", "locks"):
                 self.local.sweep(folder)
@@ -135,7 +135,7 @@ def _no_locks(storage: Storage, error: OSError) -> str:
 
 
 def _place() -> str:
-    """Where a process's number means that process."""
+    """Machine and PID namespace, in which a process id is unique."""
     try:
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

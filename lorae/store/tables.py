@@ -1,5 +1,5 @@
-"""Bytes to tables. Anyone may have written them, so whatever is wrong with them is a ValueError that names
-the file, and sizes are checked before anything is decoded."""
+"""Bytes to tables. Anyone may have written the bytes, so every fault raises a ValueError that names the file,
+and sizes are checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import pyarrow.parquet as pq
 from lorae.store.footer import declared_size
 from lorae.untrusted import unreadable
 
-MAX_TABLE_BYTES = 2**30  # of a table in memory: some hundred times a prediction set of 10,000 examples
-MAX_VALUES = 2**27  # of all its columns
+MAX_TABLE_BYTES = 2**30  # of a table in memory: about a hundred prediction sets of 10,000 examples
+MAX_VALUES = 2**27  # in all columns of a table
 
 
 def table(content: bytes, where: str, schema: pa.Schema | None = None) -> pa.Table:
     """The table of a Parquet file.
 
-    Strings are decoded as dictionaries first, for one long string that many rows repeat takes no space in a
+    Strings are decoded as dictionaries first, because a long string repeated in many rows takes no space in a
     file. A footer that understates its pages is only noticed once they are decoded.
 
     Args:
-        schema: what its columns must be; None = any.
+        schema: the required columns; None = any.
     Raises:
-        ValueError: it is damaged, has other columns, or is too large for memory.
+        ValueError: the table is damaged, has other columns, or is too large for memory.
     """
     declared = table_schema(content, where)
     if schema is not None and not declared.equals(schema):
@@ -45,7 +45,7 @@ def table_schema(content: bytes, where: str) -> pa.Schema:
     """The columns of a Parquet file.
 
     Raises:
-        ValueError: its footer is damaged, or declares more than is read.
+        ValueError: the footer is damaged, or declares more than the limits.
     """
     try:
         declared = declared_size(content)
@@ -66,7 +66,7 @@ def _arrow_errors(where: str) -> Iterator[None]:
 
 
 def _text_bytes(chunk: pa.Array) -> int:
-    """Bytes of a column's strings when each row has its own."""
+    """Bytes of a column's strings if every row holds its own copy."""
     while pa.types.is_list(chunk.type):
         chunk = chunk.flatten()
     if not pa.types.is_dictionary(chunk.type):

@@ -1,5 +1,5 @@
-"""Tasks that members are trained and evaluated on. To add one, copy `openbookqa.py` and import it here by
-name."""
+"""Tasks that members are trained and evaluated on. To add one, copy `openbookqa.py` and import the new task
+here by name."""
 
 from lorae.tasks.alpaca import Alpaca, MTBench
 from lorae.tasks.arc import ArcChallenge, ArcEasy

@@ -11,14 +11,14 @@ from lorae.tasks.data import DataFiles, jsonl, shared_rows
 
 FILE = "alpaca_data_cleaned.json"
 INSTRUCTION = "### Instruction:\n{question}\n\n### Response:\n"
-OUTPUT_CHARS = 600  # of the longest answer
+OUTPUT_CHARS = 600  # length of the longest answer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alpaca(Task):
     """Instructions that a model wrote and answered, cleaned (Taori et al. 2023): 51,760 rows.
 
-    Answers of more than 600 characters are left out. Of the others about 2 % are test.
+    Rows with answers of more than 600 characters are left out. About 2 % of the others are test.
 
     Source: yahma/alpaca-cleaned on the hub (CC BY 4.0).
     Columns: instruction, input (mostly empty), output.
@@ -53,10 +53,10 @@ def _is_short(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class MTBench(Task):
-    """The first turns of MT-Bench's 80 prompts (Zheng et al. 2023, arXiv:2306.05685), to be answered.
+    """The first turns of MT-Bench's 80 prompts (Zheng et al. 2023, arXiv:2306.05685); only for prediction.
 
-    It is only predicted. Of the 39 prompts with references (mathematics, reasoning, coding) those of at most
-    600 characters are kept; other answers are for judges to compare.
+    39 prompts have references (mathematics, reasoning, coding); references of at most 600 characters are
+    kept. All other answers are for judges to compare.
 
     Source: HuggingFaceH4/mt_bench_prompts on the hub (Apache-2.0).
     Columns: prompt (two turns), prompt_id, category, reference (of both turns, or empty).

@@ -12,7 +12,7 @@ from lorae.tasks.data import parquet
 
 @dataclass(frozen=True, kw_only=True)
 class Arc(Task):
-    """What both sets share (Clark et al. 2018, arXiv:1803.05457); use `ArcEasy` or `ArcChallenge`.
+    """Base of both sets (Clark et al. 2018, arXiv:1803.05457); use `ArcEasy` or `ArcChallenge`.
 
     Source: allenai/ai2_arc on the hub (CC BY-SA 4.0).
     Columns: id, question, choices {text, label}, answerKey. Labels are A to E or 1 to 4; most rows have four

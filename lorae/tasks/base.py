@@ -51,7 +51,7 @@ __all__ = [  # what a task's file imports from here
 Split = Literal["train", "validation", "test"]
 Modality = Literal["text", "image", "audio"]
 
-MEDIA: dict[Modality, type] = {"text": type(None), "image": Image, "audio": Audio}  # of an example
+MEDIA: dict[Modality, type] = {"text": type(None), "image": Image, "audio": Audio}  # type of Example.media
 CONTENT_ID = "sha-"  # prefix of ids that are a hash of the content
 
 
@@ -63,19 +63,19 @@ class Task:
     and define `example(row)`. Validation is carved from train by a hash of the example id, so it is disjoint
     from test, which may be the hub's validation split. An OOD set has `train = None`.
 
-    A task of images or audio has that `modality`, examples with `media`, and is scored by `Head()`.
+    An image or audio task sets `modality`, has examples with `media`, and is scored by `Head()`.
 
-    The template and the fields that a subclass adds are part of what its members are; code is not: raise
-    `prompt_version` when `rows`, `example` or `prompt` begin to make other examples of the same files, or
-    stored members are taken for those of the new ones. Fields that change no example are declared with
-    `metadata={"identity": False}`.
+    The template and the fields that a subclass adds are hashed into its members' identities; code is not.
+    Raise `prompt_version` when `rows`, `example` or `prompt` start to make different examples from the same
+    files, or stored members will be mistaken for members of the new version. Declare fields that change no
+    example with `metadata={"identity": False}`.
 
     Args:
         scoring: how class logits are read from the backbone.
         num_train, num_validation, num_test: sizes of nested subsets chosen by a hash of the id; None = all.
         val_frac: share of the train rows that becomes validation, in (0, 0.5].
         option_seed: shuffle each example's options by this seed and the id; None keeps the dataset's order.
-        source: where the rows are read; None = `home`, or its copy under a data root.
+        source: where the rows are read from; None = `home`, or its copy under a data root.
     """
 
     scoring: Scoring = Letters()
@@ -118,7 +118,7 @@ class Task:
             )
         self.scoring.check_task(self)
         templated = self.scoring.template is None
-        if templated and type(self).prompt is Task.prompt:  # else what fills it is its own affair
+        if templated and type(self).prompt is Task.prompt:  # an overriding `prompt` fills the template itself
             check_template(self.template, self.name)
 
     @property
@@ -147,7 +147,8 @@ class Task:
         """The task with its source fixed: its copy under `data_root` if there is one, else the hub's commit.
 
         Raises:
-            ValueError: there is no copy and the hub cannot be reached; what is needed and how to provide it.
+            ValueError: there is no copy and the hub cannot be reached; says what is needed, and how to
+                provide it.
         """
         check_files(self, {"train": DataFiles | None, "test": DataFiles, "home": DataSource})
         if self.source is not None:
@@ -161,28 +162,28 @@ class Task:
             raise ValueError(f"{self.name} needs {self.test.patterns[0]}, but {error}") from error
 
     def prompt(self, example: Example) -> Prompt:
-        """The prompt of an example and its answers, by the task's scoring.
+        """The prompt of an example and its answers, according to the task's scoring.
 
-        For a head it is the text itself, without template, and the names of the classes.
+        For a head these are the text itself, without a template, and the names of the classes.
         """
         return self.scoring.prompt(self.template, example)
 
     def prompt_template(self) -> str:
-        """The template in use, empty for a head; an OOD task must have the trained task's."""
+        """The template in use, empty for a head; an OOD task must have the trained task's template."""
         return self.template if self.scoring.template is None else self.scoring.template
 
     def splits(self) -> dict[Split, tuple[Example, ...]]:
         """Examples of train, validation and test, checked: unique ids, disjoint splits, labels in range.
 
         Raises:
-            ValueError: what is wrong with the data, with the example's id.
+            ValueError: says what is wrong with the data, with the example's id.
         """
         from lorae.tasks.splits import splits
 
         return splits(self)
 
     def examples(self, split: Split) -> tuple[Example, ...]:
-        """Examples of one split, see `splits`; "test" reads the test files only."""
+        """Examples of one split, see `splits`; "test" reads only the test files."""
         from lorae.tasks.splits import test_examples
 
         return test_examples(self) if split == "test" else self.splits()[split]
@@ -190,7 +191,7 @@ class Task:
     def fingerprint(self) -> dict[str, Any]:
         """What a trained member depends on: data, split rule, training subset, prompt and scoring.
 
-        The size of the test subset is no part of it; the test files are, for train leaves out their texts.
+        The size of the test subset is not included; the test files are, because train leaves out their texts.
         """
         if self.train is None:
             raise ValueError(
@@ -206,7 +207,7 @@ class Task:
 
 @functools.lru_cache(maxsize=1024)
 def _content(task: Task, split: Split) -> dict[str, Any]:
-    """What a split's examples are, once per task and process: the checksums of its files are in it."""
+    """What determines a split's examples, with its files' checksums; computed once per task and process."""
     assert task.source is not None, "call located() first"
     content: dict[str, Any] = {
         "task": task.name,
@@ -237,18 +238,18 @@ def _eval_set(task: Task, split: Split) -> str:
 
 
 def hash_frac(salt: str, key: str) -> float:
-    """A number in [0, 1) that depends on salt and key only; splits and subsets compare it with a fraction."""
+    """A number in [0, 1) that depends only on salt and key; splits and subsets compare it with a fraction."""
     return int.from_bytes(hashlib.sha256(f"{salt}\0{key}".encode()).digest()[:6], "big") / 2**48
 
 
 def content_id(*parts: str) -> str:
-    """Id of an example whose dataset gives none: a hash of its text, or of its media's digest, so the same
+    """Id of an example whose dataset has no ids: a hash of its text, or of its media's digest, so the same
     text has the same id everywhere."""
     return CONTENT_ID + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def media_example(media: Image | Audio, classes: tuple[str, ...], label: int | None) -> Example:
-    """Example of an image or piece of audio whose dataset has no ids."""
+    """Example of an image or audio clip whose dataset has no ids."""
     return Example(content_id(media.digest), "", classes, label, media=media)
 
 
@@ -256,9 +257,9 @@ def text_example(question: str, references: Any, id: str | None = None, group: s
     """Example whose answer is a text; the first of several references is trained on.
 
     Args:
-        references: a text, several, or a struct that has them as "text" (SQuAD) or as "value" and "aliases"
-            (TriviaQA); none for a prompt that is only answered.
-        id: the dataset's own; None = a hash of the question.
+        references: one text, several texts, or a struct with "text" (SQuAD) or "value" and "aliases"
+            (TriviaQA); empty for a prompt without references.
+        id: the dataset's id; None = a hash of the question.
     """
     if isinstance(references, Mapping):
         values = [references[name] for name in ("value", "text", "aliases") if name in references]
@@ -271,7 +272,7 @@ def text_example(question: str, references: Any, id: str | None = None, group: s
 def lettered_example(row: dict[str, Any], question: str) -> Example:
     """Example of a row with `id`, `choices` {text, label} and `answerKey`, the schema of AI2's datasets.
 
-    The labels may be A to E or 1 to 5; rows with three or five options keep them.
+    The labels may be A to E or 1 to 5; rows may have three to five options.
     """
     texts, labels, key = row["choices"]["text"], row["choices"]["label"], row["answerKey"]
     if key not in labels:

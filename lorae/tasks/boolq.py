@@ -15,7 +15,7 @@ class BoolQ(Task):
     """Questions on a Wikipedia passage (Clark et al. 2019, arXiv:1905.10044): 9,427 train, 3,270 test.
 
     The passage follows the question, as in the BLoB protocol; a prompt longer than `Budget(max_tokens=...)`
-    loses the middle of both together, which is of the passage.
+    loses the middle of the two together, which lies in the passage.
 
     Source: google/boolq on the hub (CC BY-SA 3.0). It has no test rows: its validation is our test.
     Columns: question (lower case, no question mark), answer (bool), passage.

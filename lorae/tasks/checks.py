@@ -1,4 +1,4 @@
-"""What is wrong with a task itself, found where it is made."""
+"""Checks of a task itself, made when it is created."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import string
 from collections.abc import Iterator
 from typing import Any
 
-# What a subclass of `Task` may set without it being a field
+# Attributes that a subclass of `Task` may set and that are not fields
 ATTRIBUTES = {"name", "home", "train", "test", "modality", "prompt_version", "template"}
 QUESTION = "{question}"
 
 
 def check_template(template: Any, where: str) -> None:
-    """Refuse a template that is not filled with the question alone.
+    """Refuse a template that has placeholders other than the question.
 
     Raises:
         ValueError: it has no {question}, another placeholder, or a single brace.
@@ -40,7 +40,7 @@ _BRACES = f"write {QUESTION} for the question, and double braces for braces of t
 
 
 def _written(name: str | None, spec: str | None, conversion: str | None) -> str:
-    """A placeholder as it stands in the template."""
+    """A placeholder as written in the template."""
     return "{" + (name or "") + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
 
 
@@ -49,7 +49,7 @@ def check_class(kind: type, base: type) -> None:
     """Refuse a subclass of `Task` whose settings would be ignored.
 
     Raises:
-        ValueError: a class that sets or adds a field without being a dataclass, or without the field's type.
+        ValueError: a class sets or adds a field without being a dataclass, or without the field's type.
     """
     for cls in kind.__mro__[: kind.__mro__.index(base)]:
         bases, written = filter(dataclasses.is_dataclass, cls.__mro__[1:]), inspect.get_annotations(cls)
@@ -71,10 +71,10 @@ _DATACLASS = "@dataclass(frozen=True, kw_only=True)"
 
 
 def check_hashable(task: Any) -> None:
-    """Refuse fields that cannot be compared by their hash, such as a list: a task is looked up by its own.
+    """Refuse unhashable fields, such as a list: a task is looked up by its hash.
 
     Raises:
-        ValueError: the field.
+        ValueError: names the field.
     """
     for field in dataclasses.fields(task):
         try:
@@ -92,10 +92,10 @@ def _fields(annotations: dict[str, Any]) -> Iterator[str]:
 
 
 def check_files(task: Any, kinds: dict[str, Any]) -> None:
-    """Refuse a task that does not say, in attributes of these types, where its rows are.
+    """Refuse a task without attributes of these types, which say where its rows are.
 
     Raises:
-        ValueError: the attribute, and how to write it.
+        ValueError: names the attribute, and says how to write it.
     """
     for name, kind in kinds.items():
         value = getattr(task, name, "nothing")

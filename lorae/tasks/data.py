@@ -27,7 +27,7 @@ class DataFiles:
     Args:
         patterns: globs inside the hub repository, such as "main/test-*.parquet", or file names; read in this
             order, each by its suffix, see `lorae.tasks.readers`.
-        num_rows: rows that the hub's files have, if known. More of them mean swapped files or another
+        num_rows: number of rows in the hub's files, if known. More rows mean swapped files or another
             dataset.
     """
 
@@ -36,12 +36,12 @@ class DataFiles:
 
 
 def parquet(*patterns: str, num_rows: int | None = None) -> DataFiles:
-    """`DataFiles` of hub parquet files, written shortly: `parquet("main/test-*", num_rows=500)`."""
+    """Shorthand for `DataFiles` of hub parquet files: `parquet("main/test-*", num_rows=500)`."""
     return DataFiles(tuple(f"{p}.parquet" for p in patterns), num_rows)
 
 
 def csv(*patterns: str, num_rows: int | None = None) -> DataFiles:
-    """`DataFiles` of CSV or TSV files with a header, whose cells are text, compressed or not:
+    """`DataFiles` of CSV or TSV files, compressed or not, with a header and text cells:
     `csv("train.csv")`."""
     return _of_formats("csv", patterns, num_rows, (".csv", ".tsv"))
 
@@ -73,7 +73,7 @@ def read_rows(source: DataSource, files: DataFiles) -> list[dict[str, Any]]:
     """Rows of the files, each a `FileRow`.
 
     Raises:
-        ValueError: a file is missing, damaged or of another format, and how to provide it.
+        ValueError: a file is missing, damaged or of another format; says how to provide it.
     """
     if isinstance(source, Hub):
         if all(pattern.endswith(".parquet") for pattern in files.patterns):
@@ -92,7 +92,7 @@ def read_array(source: DataSource, files: DataFiles) -> np.ndarray:
     """The array in a .npy file, or the numbers (rows, columns) of a .csv.gz file without header.
 
     Raises:
-        ValueError: the file is missing or damaged, and how to provide it.
+        ValueError: the file is missing or damaged; says how to provide it.
     """
     import numpy as np
 
@@ -108,7 +108,7 @@ def read_array(source: DataSource, files: DataFiles) -> np.ndarray:
 
 
 def data_fingerprint(source: DataSource, files: DataFiles) -> Any:
-    """What the data are, wherever a copy lies: the hub's commit and files, or the checksum of every file."""
+    """Identity of the data, wherever a copy lies: the hub's commit and files, or every file's checksum."""
     if isinstance(source, Hub):
         return source.fingerprint() | {"files": files.patterns}
     if isinstance(source, Wheel):
@@ -164,7 +164,7 @@ def _hub_rows(source: Hub, files: DataFiles) -> list[dict[str, Any]]:
 
 
 def _hub_copy(source: Hub, files: DataFiles) -> Files:
-    """The files in the hub's cache: ours reads text files without guessing types, as `datasets` would."""
+    """The files in the hub's cache, for our own readers: `datasets` would guess the types in text files."""
     from huggingface_hub import snapshot_download
 
     try:

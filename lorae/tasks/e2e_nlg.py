@@ -12,11 +12,11 @@ from lorae.tasks.data import parquet
 
 @dataclass(frozen=True, kw_only=True)
 class E2E(Task):
-    """Meaning to text (Novikova et al. 2017, arXiv:1706.09254): 42,061 pairs of 4,862 meanings in train, 630
+    """Meaning to text (Novikova et al. 2017, arXiv:1706.09254): 42,061 pairs of 4,862 meanings in train; 630
     meanings with 4,693 texts in test.
 
-    In test a meaning is one example with all its references, in train each pair is one, as arXiv:2106.09685
-    trains on it; validation is carved from train by whole meanings.
+    In test, a meaning with all its references is one example; in train, each pair is one example, as in
+    arXiv:2106.09685. Validation is carved from train by whole meanings.
 
     Source: tuetschek/e2e_nlg on the hub, its conversion to parquet (CC BY-SA 4.0).
     Columns: meaning_representation, human_reference.
