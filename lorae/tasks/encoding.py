@@ -1,7 +1,7 @@
-"""Examples as token rows; no torch is needed to make them.
+"""Examples as token rows, made without torch.
 
-A task's scoring makes them (`lorae.tasks.scoring`). Here is what all scorings of prompts share: where an
-answer's tokens begin, what a long prompt loses, and that the first token is there once.
+A task's scoring makes the rows (`lorae.tasks.scoring`). This module has what all scorings of prompts share:
+where an answer's tokens begin, what a long prompt loses, and that the first token occurs only once.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Row:
     """One encoded example.
 
     Args:
-        tokens: the prompt, for option likelihood followed by the options.
+        tokens: the prompt; for option likelihood, followed by the options.
         scoring: how its class logits are read.
         answer_ids: token of each class (letters, label words), or its place in a head; empty for option
             likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
-        norms: what each option's log-probability is divided by; only for option likelihood.
-        truncated: tokens in the middle of the example's own text that were cut out; for a head of the end.
-        media: image or sound; only for a head.
-        features: hidden state (D,) that class logits are read from, where the backbone is not run again
+        norms: divisor of each option's log-probability; only for option likelihood.
+        truncated: tokens cut from the middle of the example's own text; for a head, from its end.
+        media: image or audio; only for a head.
+        features: hidden state (D,) that class logits are read from, if the backbone is not run again
             (`lorae.engine.prediction.with_features`).
     """
 
@@ -61,48 +61,48 @@ def encode(
     classes: tuple[str, ...] | None = None,
     context: str = "",
 ) -> list[Row]:
-    """Rows of the examples; one longer than `max_tokens` loses the middle of the example's own text, with an
-    encoder its end.
+    """Rows of the examples; a row longer than `max_tokens` loses the middle of the example's own text, or its
+    end with an encoder.
 
     Args:
-        tokenizer: of a causal LM, or the `Inputs` of an encoder.
-        classes: names of the head's classes, which every row then has; an example with other classes has no
-            label. None: the examples' own.
-        context: text before every prompt, which is whole and has further tokens.
+        tokenizer: tokenizer of a causal LM, or the `Inputs` of an encoder.
+        classes: names of the head's classes, for every row; an example with other classes has no label.
+            None = the examples' own classes.
+        context: text before every prompt, which is never cut and does not count towards `max_tokens`.
     Raises:
         ValueError: two classes of an example start with the same token, an answer or the template does not
-            fit `max_tokens`, the first token is there twice; a damaged image or sound.
+            fit `max_tokens`, the first token occurs twice, or an image or audio clip is damaged.
     """
     return task.scoring.encode(tokenizer, task, examples, max_tokens, classes, context)
 
 
 def head_classes(task: Task) -> tuple[str, ...] | None:
-    """Names of the classes of heads that are trained on a task; None for other scorings."""
+    """Class names of the heads that are trained on a task; None for other scorings."""
     return task.examples("train")[0].options if task.scoring.trains_head else None
 
 
 def head_answers(method: Method, task: Task) -> tuple[str, ...] | None:
-    """Answers whose rows of the language model's head are trained on a task; None where none are."""
+    """Answers whose rows of the language model's head are trained on a task; None if no rows are trained."""
     if method.regime != "features" or task.scoring.trains_head:
         return None
     return task.prompt(task.examples("train")[0]).answers
 
 
 def shared_options(task: Task) -> tuple[str, ...] | None:
-    """The options that all training examples have, in the order of the labels; None where they differ."""
+    """The options that all training examples share, in the order of the labels; None if they differ."""
     found = {example.options for example in task.examples("train")}
     return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt with the tokens that a tokenizer gives it and its answers.
+    """A prompt with its tokens and its answers' tokens.
 
     Args:
-        row: the prompt, however long, without its answers.
+        row: the prompt, uncut and without its answers.
         answers: tokens of each answer.
-        max_tokens: that prompt and answer may have together.
-        context: text before the prompt, and how many tokens of the row it is.
+        max_tokens: limit on prompt and answer together.
+        context: text before the prompt, and its number of tokens in the row.
     """
 
     tokenizer: Any
@@ -120,7 +120,7 @@ class Asked:
         return f"{self.task.name} {self.example.id}"
 
     def shortened(self, reserved: int = 0) -> Row:
-        """The row, which loses the middle of its example's own text if it does not fit.
+        """The row; if it does not fit, without the middle of its example's own text.
 
         Args:
             reserved: tokens of `max_tokens` that the answers take.
@@ -143,9 +143,9 @@ class Asked:
 def ask(
     tokenizer: Any, task: Task, examples: Sequence[Example], max_tokens: int, context: str
 ) -> Iterator[Asked]:
-    """The examples' prompts; arguments and errors as those of `encode`."""
+    """The examples' prompts; arguments and errors as for `encode`."""
     prompts = [task.prompt(e) for e in examples]
-    # An answer's tokens are what follows the prompt's in the tokenisation of both together.
+    # An answer's tokens are the ones after the prompt's tokens when both are tokenised together.
     texts = [context + p.text for p in prompts]
     heads = tokenizer(texts, return_offsets_mapping=bool(context))
     answered = [text + answer for text, p in zip(texts, prompts) for answer in p.answers]
@@ -176,6 +176,6 @@ def _answer_tokens(head: list[int], whole: list[int], example_id: str) -> tuple[
 
 
 def _context_tokens(spans: Sequence[tuple[int, int]], context: str) -> int:
-    """Tokens of the context that a text begins with, from the characters of each token. (What a tokenizer
-    makes of the context alone may end otherwise: GPT-2's joins newlines where nothing follows.)"""
+    """Number of tokens of the context that a text begins with, from the characters of each token. (Tokenised
+    alone, the context may end differently: GPT-2's tokenizer joins newlines if nothing follows.)"""
     return sum(1 for _ in itertools.takewhile(lambda span: span[1] <= len(context), spans))

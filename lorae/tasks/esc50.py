@@ -1,4 +1,4 @@
-"""ESC-50: which sound of the environment is this?"""
+"""ESC-50: which environmental sound is this?"""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ CLASSES = (
 class ESC50(Task):
     """2,000 recordings of five seconds in 50 classes (Piczak 2015), in five folds of 400.
 
-    The published protocol: one fold is test, the others train, and results are means over the five. A
-    recording lies in one fold with all its clips; validation is carved from train by recordings, too. The
-    files have 44,100 samples per second and are resampled to what the backbone takes. They are held in memory
-    (0.9 GB).
+    The published protocol: one fold is test, the others train, and results are means over the five folds. All
+    clips of a recording are in one fold; validation is also carved from train by whole recordings. The files
+    have 44,100 samples per second and are resampled to the backbone's rate. They are held in memory (0.9 GB).
 
     Source: ashraq/esc50 on the hub (CC BY-NC 3.0).
     Columns: filename, fold (1 to 5), target (0 to 49), category, esc10, src_file, take, audio.
     Example: 1-100032-A-0.wav | 1 | 0 | dog | true | 100032 | A | a WAV file
 
     Args:
-        fold: the fold that is test, 1 to 5.
+        fold: the test fold, 1 to 5.
     """
 
-    fold: int = field(metadata={"identity": False})  # the task's name has it
+    fold: int = field(metadata={"identity": False})  # part of the task's name
     _: KW_ONLY
     scoring: Scoring = Head()
 

@@ -9,16 +9,16 @@ from lorae.media import Audio, Image
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its options or references, or an image or piece of audio with its classes.
+    """One question with its options or references, or an image or audio clip with its classes.
 
     Args:
-        id: the dataset's own id, else `content_id` of its text, or of its media's digest.
-        question: with its context, where the dataset has one; empty for media.
-        options: answer texts, 2 to 8; with a classification head class names, 2 to 1,000; where members write
-            the answer its references, each of them right.
+        id: the dataset's own id, or the `content_id` of the text or of the media's digest.
+        question: with its context, if the dataset has one; empty for media.
+        options: answer texts, 2 to 8; with a classification head, class names, 2 to 1,000; if members write
+            the answer, references, each of them right.
         label: index of the gold option, or of the reference that is trained on; None for unlabelled OOD text.
-        group: validation is carved from train by whole groups (a film); None = every example is its own.
-        media: the image or audio of a task of that modality.
+        group: validation is carved from train by whole groups (a film); None = the example is its own group.
+        media: the image or audio, if the task has that modality.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text up to where the answer begins, and the answer's text for each class (with its leading space)."""
+    """Text before the answer, and the answer's text for each class (with its leading space)."""
 
     text: str
     answers: tuple[str, ...]

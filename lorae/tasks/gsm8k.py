@@ -1,4 +1,4 @@
-"""GSM8K: word problems of grade-school mathematics, answered in steps."""
+"""GSM8K: grade-school maths word problems, answered in steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorae.tasks.data import parquet
 class GSM8K(Task):
     """Word problems with worked answers (Cobbe et al. 2021, arXiv:2110.14168): 7,473 train, 1,319 test.
 
-    The calculator's notes, <<48/2=24>>, are left out of the answers; the last line is "#### 72".
+    The calculator annotations, <<48/2=24>>, are removed from the answers; the last line is "#### 72".
 
     Source: openai/gsm8k on the hub, configuration main (MIT).
     Columns: question, answer.

@@ -25,9 +25,9 @@ CLASSES = (
 class HAM10000(Task):
     """10,015 photographs of 7,470 pigmented skin lesions in seven classes (Tschandl et al. 2018).
 
-    Most are melanocytic nevi. The hub's splits repeat images and share lesions with each other, so they are
-    put together, each image once, and split anew: about 20 % of the lesions are test and 10 % of the others
-    validation, so that no lesion is in two splits. The files are held in memory (4 GB).
+    Most are melanocytic nevi. The hub's splits repeat images and share lesions, so they are merged, with each
+    image once, and split anew: about 20 % of the lesions are test and 10 % of the others validation, so that
+    no lesion is in two splits. The files are held in memory (4 GB).
 
     Source: marmal88/skin_cancer on the hub; the images are CC BY-NC 4.0.
     Columns: image, image_id, lesion_id, dx (the class), dx_type, age, sex, localization.

@@ -13,9 +13,9 @@ from lorae.tasks.data import DataFiles, read_array
 
 @dataclass(frozen=True, kw_only=True)
 class LfwPatches(Task):
-    """200 grey patches of 25 x 25 pixels of photographs: 100 faces of Labeled Faces in the Wild, 100 without.
+    """200 grey patches of photographs, 25 x 25 pixels: 100 faces of Labeled Faces in the Wild, 100 without.
 
-    There are no labels, for none of them is a digit, and no train split.
+    There are no labels, as no patch is a digit, and there is no train split.
 
     Source: the wheel scikit-image 0.26.0 (BSD), `skimage.data.lfw_subset`.
     Example: an array (25, 25) of floats in [0, 1], the first a face.

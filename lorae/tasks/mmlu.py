@@ -44,9 +44,10 @@ SUBJECTS = tuple(subject for group in GROUPS.values() for subject in group)
 
 @dataclass(frozen=True)
 class MMLU(Task):
-    """Questions with four options (Hendrycks et al. 2021, arXiv:2009.03300), at least 100 test a subject.
+    """Questions with four options (Hendrycks et al. 2021, arXiv:2009.03300), at least 100 test per subject.
 
-    Train are the hub's dev and validation rows: a subject has 5, and about a tenth of its test rows.
+    Train are the hub's dev and validation rows: per subject 5 dev rows, and validation rows about a tenth as
+    many as test rows.
 
     Source: cais/mmlu on the hub (MIT), one folder per subject.
     Columns: question, subject, choices, answer (0 to 3).
@@ -57,7 +58,7 @@ class MMLU(Task):
         subject: one of 57 ("college_chemistry"), or a group: "stem", "social_science", "humanities", "other".
     """
 
-    subject: str = field(metadata={"identity": False})  # the task's name has it
+    subject: str = field(metadata={"identity": False})  # part of the task's name
 
     home = Hub("cais/mmlu")
 

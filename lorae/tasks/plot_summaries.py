@@ -1,4 +1,4 @@
-"""Plot summaries: an OOD set from the world of film reviews."""
+"""Plot summaries: an OOD set close to film reviews."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SENTENCE = re.compile(rf"""(.*?{_ABBREVIATED}[.!?]["')]*)(?:\s|$)""", re.DOTALL
 
 @dataclass(frozen=True, kw_only=True)
 class PlotSummaries(Task):
-    """First sentences of 1,026 film summaries: world and prompt of `RottenTomatoes`, but no verdict.
+    """First sentences of 1,026 film summaries: topic and prompt of `RottenTomatoes`, but no verdict.
 
-    Summaries are longer than review sentences (median 503 characters against 108), so that length alone would
-    give them away. Only the first sentence is kept, if it has at most 255 characters, as review sentences
-    have; 71 summaries that are empty or have none are left out. Length alone then tells the two sets apart
-    with an AUROC of 0.57 (0.86 if sentences were added up to 255 characters). There are no labels and no
+    Summaries are longer than review sentences (median 503 characters against 108), so length alone would
+    give them away. Only the first sentence is kept, if it has at most 255 characters, like review sentences;
+    71 summaries that are empty or have no such sentence are left out. Length alone then separates the two
+    sets with an AUROC of 0.57 (0.86 if sentences were added up to 255 characters). There are no labels and no
     train split.
 
     Source: the file of `RottenTomatoes`, category plot; the summaries are from imdb.com.

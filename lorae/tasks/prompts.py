@@ -1,5 +1,5 @@
 """A prompt's text and tokens: which of them are the example's own, what a long prompt loses, and whether the
-tokenizer's first token is there once."""
+tokenizer's first token occurs only once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorae.tasks.base import Example, Task
 
-_MARK = "\x00\x01\x00"  # takes the place of a text, to find where a prompt has it
+_MARK = "\x00\x01\x00"  # replaces a text, to find its place in a prompt
 
 
 @dataclass(frozen=True)
 class Own:
-    """Where a prompt has the example's own text: characters of the text, or tokens.
+    """Where the example's own text is in a prompt, as indices of characters or tokens.
 
     Args:
-        begin, question_end: of the question.
-        end: of its last option, where the prompt lists them.
+        begin, question_end: begin and end of the question.
+        end: end of the last option, if the prompt lists options.
     """
 
     begin: int
@@ -29,13 +29,13 @@ class Own:
 
 
 def own_text(task: Task, example: Example) -> Own:
-    """The example's own characters in its prompt, as the task's prompts of other texts tell. A task whose
-    prompts do not show it has no others."""
+    """The example's own characters in its prompt, found from the task's prompts for other texts. If those do
+    not show it, the whole prompt counts as the example's own."""
     text = task.prompt(example).text
     try:
         asked = task.prompt(replace(example, question=_MARK)).text
         listed = task.prompt(replace(example, question=_MARK, options=(_MARK,) * len(example.options))).text
-    except Exception:  # of a task of the user's own that reads more in its texts
+    except Exception:  # a user's task may parse its texts
         asked = listed = ""
     before, after, last = asked.partition(_MARK)[0], asked.rpartition(_MARK)[2], listed.rpartition(_MARK)[2]
     if _MARK not in asked or not (text.startswith(before) and text.endswith(after) and text.endswith(last)):
@@ -44,7 +44,7 @@ def own_text(task: Task, example: Example) -> Own:
 
 
 def own_tokens(tokenizer: Any, text: str, tokens: Sequence[int], own: Own) -> Own:
-    """The example's own tokens among those of a text. One that spans a border is of what comes behind it."""
+    """The example's own tokens among a text's tokens. A token across a border belongs to what follows it."""
 
     def before(end: int) -> int:
         pairs = zip(tokenizer(text[:end])["input_ids"], tokens)
@@ -56,8 +56,8 @@ def own_tokens(tokenizer: Any, text: str, tokens: Sequence[int], own: Own) -> Ow
 
 
 def without_middle(tokens: tuple[int, ...], own: Own, excess: int) -> tuple[int, ...]:
-    """The tokens without `excess` of them in the middle of the question; where it has not so many, of the
-    question and the options that follow it. What stands before and behind them stays.
+    """The tokens without `excess` of them, cut from the middle of the question or, if the question is too
+    short, from the middle of the question and its options. The tokens before and after stay.
 
     Raises:
         ValueError: nothing of the example would be left.
@@ -74,10 +74,10 @@ def without_middle(tokens: tuple[int, ...], own: Own, excess: int) -> tuple[int,
 
 
 def check_first_token(tokenizer: Any, task: Task, tokens: Sequence[int]) -> None:
-    """Refuse a prompt that has the token which the tokenizer puts before every text a second time.
+    """Refuse a prompt that repeats the token that the tokenizer puts before every text.
 
     Raises:
-        ValueError: the template or the text begins with it, or the template has it elsewhere.
+        ValueError: the template or the text begins with that token, or the template contains it.
     """
     first = tokens[0] if tokens else None
     if first not in (tokenizer.bos_token_id, tokenizer.cls_token_id) or tokens.count(first) < 2:

@@ -1,7 +1,7 @@
 """Rows of a dataset's files: Parquet, Arrow, CSV, TSV, JSON and JSON Lines, the last four also compressed.
 
-Cells of CSV and TSV are text, whatever they look like: nothing is guessed, so an empty cell is "" and 007
-stays 007. The other formats have types.
+Cells of CSV and TSV are always text: no type is guessed, so an empty cell is "" and 007 stays 007. The other
+formats have types.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ BROKEN = (
     OSError,
     EOFError,
     ValueError,
-    RecursionError,  # JSON that is nested too deep
+    RecursionError,  # JSON nested too deeply
     csv.Error,
     zlib.error,
     lzma.LZMAError,
 )  # ArrowInvalid is a ValueError
-LFS = b"version https://git-lfs.github.com/"  # what a pointer of Git LFS begins with
+LFS = b"version https://git-lfs.github.com/"  # first bytes of a Git LFS pointer
 
 
 class Malformed(ValueError):
-    """What is wrong with a line or row of a file that is not cut off."""
+    """A line or row of a file is wrong; the file is not cut off."""
 
 
 class FileRow(dict[str, Any]):
     """A row that knows where it was read.
 
     Attributes:
-        file: path of its file.
+        file: path of the file.
         unit, number: "line" counted from 1, or "row" counted from 0.
     """
 
@@ -58,10 +58,10 @@ class FileRow(dict[str, Any]):
 
 
 def file_format(name: str) -> str:
-    """Suffix by which a file is read: ".csv" of "train.csv.gz".
+    """Suffix that decides how a file is read: ".csv" for "train.csv.gz".
 
     Raises:
-        ValueError: none of the formats that are read.
+        ValueError: not one of the supported formats.
     """
     path = Path(name.lower())
     suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
@@ -78,7 +78,7 @@ def file_rows(path: Path) -> list[FileRow]:
     """Rows of one file.
 
     Raises:
-        ValueError: another format, or a damaged file, with the line where a text file has one.
+        ValueError: another format, or a damaged file; names the line of a text file if possible.
     """
     read = READERS[file_format(path.name)]
     try:
@@ -92,7 +92,7 @@ def file_rows(path: Path) -> list[FileRow]:
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """What to tell of a file that cannot be read."""
+    """The error to raise for a file that cannot be read."""
     with contextlib.suppress(OSError), path.open("rb") as stream:
         if stream.read(len(LFS)) == LFS:
             return ValueError(f"{path} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`")
@@ -109,7 +109,7 @@ def _parquet_rows(path: Path) -> Iterator[FileRow]:
 
 
 def _arrow_rows(path: Path) -> Iterator[FileRow]:
-    """`Dataset.save_to_disk` writes Arrow's streaming format, others its file format."""
+    """Reads Arrow's streaming format, which `Dataset.save_to_disk` writes, and its file format."""
     import pyarrow as pa
 
     with _arrow_errors(path), pa.OSFile(str(path)) as stream:
@@ -122,7 +122,7 @@ def _arrow_rows(path: Path) -> Iterator[FileRow]:
 
 @contextlib.contextmanager
 def _arrow_errors(path: Path) -> Iterator[None]:
-    """Not all of Arrow's errors are a ValueError or OSError."""
+    """Convert Arrow's errors: not all of them are a ValueError or OSError."""
     import pyarrow as pa
 
     try:
@@ -135,7 +135,7 @@ def _csv_rows(path: Path) -> Iterator[FileRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the default of 128 KiB
     delimiter = "\t" if file_format(path.name) == ".tsv" else ","
     with _opened(path, newline="") as stream:
-        # Strict: else a quotation mark that is never closed swallows all rows behind it
+        # Strict: otherwise an unclosed quotation mark swallows all rows after it
         records = csv.reader(stream, delimiter=delimiter, strict=True)
         try:
             yield from _records(path, records)
@@ -200,7 +200,7 @@ def _numbered(path: Path, rows: Sequence[Any]) -> Iterator[FileRow]:
 
 
 def _opened(path: Path, newline: str | None = None) -> TextIO:
-    """A text file that may be compressed; a byte-order mark is no part of it."""
+    """Open a text file, compressed or not; a byte-order mark is skipped."""
     return COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline=newline)
 
 

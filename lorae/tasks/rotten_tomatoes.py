@@ -14,7 +14,7 @@ CORPUS = "rotten_tomatoes_corpus_full.csv.bz2"
 
 @dataclass(frozen=True, kw_only=True)
 class RottenTomatoes(Task):
-    """12,808 sentences of reviews of 508 films, each with its critic's verdict.
+    """12,808 sentences from reviews of 508 films, each with the critic's verdict.
 
     About 30 % of the films are test and 10 % of the others validation, so that no film is in two splits.
 

@@ -1,5 +1,6 @@
-"""What `Task.example` makes of a row, checked once where rows are read: every field has its type, and no text
-holds a null in disguise. Only what has one meaning is converted; all else is refused, with its column.
+"""Checks of the examples that `Task.example` makes, done once when rows are read: every field has its type,
+and no text holds a null in disguise. Only unambiguous values are converted; all others are refused, naming
+the column.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorae.tasks.base import Example
 
-# Where a text may hold the Python form of a cell that an f-string or `str` put there
+# Signs that a text may hold the Python form of a cell, from an f-string or `str`
 _DISGUISED = re.compile(r"None|nan|\[|\{|b['\"]")
 _MARK = "\x00cell\x00"
 
 
 def place_of(row: Mapping[str, Any]) -> str:
-    """Where a row is to be corrected."""
+    """Where to correct a row."""
     return getattr(row, "place", "that row")
 
 
 def typed(example: Example, row: Mapping[str, Any]) -> Example:
-    """The example with fields of their types: text, a tuple of texts, the index of an option.
+    """The example with every field of its type: text, a tuple of texts, the index of an option.
 
-    A whole number becomes text in an id, question or option. A label may be a whole number of any type,
-    digits (all that CSV has), or of two options a truth value.
+    An integer becomes text in an id, question or option. A label may be a whole number of any type, digits
+    (as in CSV), or a bool if there are two options.
 
     Raises:
-        ValueError: another type, with the column that has the value.
+        ValueError: another type; names the column with the value.
     """
     options = _options(example.options, row)
     if example.group is not None and not isinstance(example.group, str):
@@ -49,7 +50,7 @@ def typed(example: Example, row: Mapping[str, Any]) -> Example:
 def _options(value: Any, row: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, (tuple, list)):
         raise _wrong("the options are", value, row, "a tuple of texts")
-    with contextlib.suppress(TypeError):  # an option has no hash, and so is no text
+    with contextlib.suppress(TypeError):  # an unhashable option is not text
         if isinstance(value, tuple) and _are_texts(value):
             return value
     return tuple(_text(f"option {n} is", option, row) for n, option in enumerate(value))
@@ -57,14 +58,14 @@ def _options(value: Any, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _are_texts(options: tuple[Any, ...]) -> bool:
-    """Whether none of these is to be converted or refused: what is printable has no half surrogate pair. Most
-    tasks have the same options for all rows."""
+    """Whether no option has to be converted or refused: printable text has no half surrogate pair. Cached, as
+    most tasks have the same options for all rows."""
     return all(type(option) is str and option.isprintable() for option in options)
 
 
 @functools.lru_cache(maxsize=256)
 def first_blank(options: tuple[str, ...]) -> int | None:
-    """Place of the first option that has only spaces, or None."""
+    """Index of the first option with only whitespace, or None."""
     return next((n for n, option in enumerate(options) if not option.strip()), None)
 
 
@@ -110,7 +111,7 @@ def _wrong(what: str, value: Any, row: Mapping[str, Any], allowed: str) -> Value
 
 
 def _holds(cell: Any, value: Any) -> bool:
-    """Whether a value is a cell, or an item of one that is nested."""
+    """Whether a value is the cell, or an item nested in it."""
     if cell is value:
         return True
     items = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, (list, tuple)) else ()
@@ -118,13 +119,14 @@ def _holds(cell: Any, value: Any) -> bool:
 
 
 def check_disguised(task: Any, row: Mapping[str, Any], example: Example) -> None:
-    """Refuse a text that holds a null, bytes, list or object as Python writes them: f"{row['context']} ..."
-    of a row without context asks about "None".
+    """Refuse a text that holds a null, bytes, list or object as Python prints it: for a row without context,
+    f"{row['context']} ..." asks about "None".
 
-    Whether a cell is in the text is tried with another value in its place, so that words are no nulls.
+    Whether the cell is in the text is tested by replacing its value, so a word "None" is not taken for a
+    null.
 
     Raises:
-        ValueError: the column.
+        ValueError: names the column.
     """
     texts = _texts(example)
     if not _DISGUISED.search(texts):
@@ -148,7 +150,7 @@ def _texts(example: Example) -> str:
 
 
 def _texts_with(task: Any, row: Mapping[str, Any], name: str) -> str:
-    """The texts of the row with another cell; "" if it cannot be read then."""
+    """The texts of the row with one cell replaced; "" if that row cannot be read."""
     try:
         return _texts(task.example(dict(row) | {name: _MARK}))
     except Exception:

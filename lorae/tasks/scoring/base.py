@@ -1,5 +1,5 @@
-"""What a scoring says about itself: whoever depends on how class logits are read asks it, and never which
-one it is."""
+"""What every scoring declares: code that depends on how class logits are read asks the scoring, and never
+checks its type."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 class Scoring:
     """How the class logits of an example are read from a backbone.
 
-    A new scoring is one file of this folder and its name in `AnyScoring`: a frozen dataclass, whose fields
-    are part of a member's identity. The defaults are those of a causal LM that reads prompts; such a scoring
-    defines `label`, `row`, `collate` and `class_logits`. A sweep file imports nothing heavy, so hooks import
-    numpy and torch themselves.
+    A new scoring is one file in this folder, named in `AnyScoring`: a frozen dataclass whose fields are part
+    of a member's identity. The defaults fit a causal LM that reads prompts; such a scoring defines `label`,
+    `row`, `collate` and `class_logits`. A sweep file imports nothing heavy, so hooks import numpy and torch
+    themselves.
 
     Attributes:
-        template: of every task's prompts; None = the task's own.
+        template: template of every task's prompts; None = the task's own.
         num_options: the fewest and the most options of an example.
-        backbones: kinds of backbone that it reads, as `lorae.shapes.kind_of` calls them.
+        backbones: kinds of backbone that it supports, as named by `lorae.shapes.kind_of`.
         lists_options: the prompt lists the options and an answer names one; an option's text is not scored,
             so it may be blank.
-        scores_texts: every token of an answer is scored, by the full vocabulary; answers are then
-            texts, not classes that all examples share.
-        trains_head: every member trains a head of its own, whose outputs are the class logits.
-        writes_text: members write their answer token by token. An example then has references in place of
-            options, and a prediction is of one token of the reference, see `predicted_rows`.
+        scores_texts: every token of an answer is scored over the full vocabulary; answers are then texts, not
+            classes that all examples share.
+        trains_head: every member trains its own head, whose outputs are the class logits.
+        writes_text: members write their answer token by token. An example then has references instead of
+            options, and a prediction is for one token of the reference, see `predicted_rows`.
     """
 
     template: ClassVar[str | None] = None
@@ -51,40 +51,40 @@ class Scoring:
 
     @property
     def label(self) -> str:
-        """Its name in tables."""
+        """Name in tables."""
         raise NotImplementedError  # abstract: every scoring defines it
 
     @property
     def decoding(self) -> str:
-        """Identity of how stored members are decoded, where they write texts."""
+        """Identity of how stored members are decoded, if they write texts."""
         raise NotImplementedError  # abstract: every scoring that `writes_text` defines it
 
     @property
     def backbone_has_classes(self) -> bool:
-        """Whether the untouched backbone has class logits too: zero-shot, as a reference, and for `KL`."""
+        """Whether the untouched backbone has class logits: for zero-shot, as a reference, and for `KL`."""
         return not self.trains_head
 
     # Tasks and examples
 
     def check_task(self, task: Task) -> None:
-        """Refuse settings of a task that it cannot follow.
+        """Refuse settings of a task that the scoring does not support.
 
         Raises:
-            ValueError: the setting, and what to write.
+            ValueError: names the setting, and says what to write.
         """
 
     def check_trial(self, trial: Trial) -> None:
-        """Refuse a trial whose members could not be scored so.
+        """Refuse a trial whose members could not be scored this way.
 
         Raises:
-            ValueError: the setting, and what to write.
+            ValueError: names the setting, and says what to write.
         """
 
     def check_alike(self, example: Example, first: Example) -> None:
-        """Refuse an example that cannot be scored beside the first one of its files.
+        """Refuse an example that cannot be scored together with the first example of its files.
 
         Raises:
-            ValueError: how they differ.
+            ValueError: says how they differ.
         """
 
     def prompt(self, template: str, example: Example) -> Prompt:
@@ -106,7 +106,7 @@ class Scoring:
         classes: tuple[str, ...] | None,
         context: str,
     ) -> list[Row]:
-        """Rows of the examples; arguments and errors as `lorae.tasks.encoding.encode` has them."""
+        """Rows of the examples; arguments and errors as for `lorae.tasks.encoding.encode`."""
         return [self.row(asked) for asked in ask(tokenizer, task, examples, max_tokens, context)]
 
     def row(self, asked: Asked) -> Row:
@@ -116,12 +116,11 @@ class Scoring:
     def collate(
         self, rows: Sequence[Row], num_classes: int, backbone: Backbone, num_members: int, share: bool
     ) -> Any:
-        """One batch of the rows; arguments as `lorae.engine.batches.collate` has them."""
+        """One batch of the rows; arguments as for `lorae.engine.batches.collate`."""
         raise NotImplementedError  # abstract: every scoring defines it
 
     def class_logits(self, backbone: Backbone, batch: Any) -> torch.Tensor:
-        """Class logits (rows, C) of a batch that `collate` made, in fp32; -inf for classes that a row does
-        not have."""
+        """Class logits (rows, C) of a batch from `collate`, in fp32; -inf for classes that a row lacks."""
         raise NotImplementedError  # abstract: every scoring defines it
 
     # Training and predictions
@@ -137,24 +136,24 @@ class Scoring:
         """NLL and penalties of each row in nats, and whether its prediction is right, (rows, 3) in fp32.
 
         Args:
-            labels: (rows,) of the rows.
+            labels: (rows,) gold class of each row.
             reference: (rows, C) class logits of the backbone, if a regulariser needs them.
         """
         return class_losses(self.class_logits(backbone, batch), labels, regularizers, reference)
 
     def predicted_rows(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """What predictions on these rows are of, by id, label and number of classes: N rows make N'."""
+        """The N' rows (id, label and number of classes) that the predictions for N rows belong to."""
         return rows
 
     def predictions(self, logits_MNC: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
-        """Class logits (M, N', C') of `predicted_rows` from what `class_logits` gives of the rows."""
+        """Class logits (M, N', C') of `predicted_rows`, from the `class_logits` of the rows."""
         return logits_MNC
 
     # Stored members
 
     def peft_classifier(self, config: dict[str, Any]) -> str | None:
-        """Path of the classifier of transformers' own class that computes what a member's head does; None =
-        there is none.
+        """Path of the classifier in transformers' model class that computes the same as a member's head; None
+        if there is none.
 
         Args:
             config: the backbone's config.json.
@@ -168,7 +167,7 @@ def class_losses(
     regularizers: Sequence[Regularizer],
     reference: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`Scoring.losses` of class logits (rows, C)."""
+    """`Scoring.losses` from class logits (rows, C)."""
     import torch
 
     nll = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -179,7 +178,7 @@ def class_losses(
 def penalties(
     logits: torch.Tensor, regularizers: Sequence[Regularizer], reference: torch.Tensor | None
 ) -> torch.Tensor:
-    """What all regularisers add to the loss of each row (rows,) together."""
+    """Sum of all regularisers' penalties for each row (rows,)."""
     total = logits.new_zeros(len(logits))
     for regularizer in regularizers:
         if (penalty := regularizer.penalty(logits, reference)) is not None:
