@@ -1,4 +1,4 @@
-"""Examples of a task's files, each row checked, and the splits that are made of them."""
+"""Examples of a task's files, with every row checked, and the splits made from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def splits(task: Task) -> dict[Split, tuple[Example, ...]]:
     test, pool = _checked(task, "test"), _checked(task, "train")
     _check_overlap(task, test, pool)
     test_texts = {_text(e) for e in test}
-    pool = tuple(e for e in pool if _text(e) not in test_texts)  # a text that is in both stays in test only
+    pool = tuple(e for e in pool if _text(e) not in test_texts)  # a text in both stays only in test
     in_validation = {e.id for e in pool if hash_frac("validation", e.group or e.id) < task.val_frac}
     found: dict[Split, tuple[Example, ...]] = {
         "train": _take(task, "train", [e for e in pool if e.id not in in_validation]),
@@ -35,7 +35,7 @@ def splits(task: Task) -> dict[Split, tuple[Example, ...]]:
 
 
 def test_examples(task: Task) -> tuple[Example, ...]:
-    """The test split, without a look at the train files."""
+    """The test split, without reading the train files."""
     examples = _checked(task, "test")
     if not examples:
         raise ValueError(f"{task.name}: the test split is empty; check {', '.join(task.test.patterns[:3])}")
@@ -43,7 +43,7 @@ def test_examples(task: Task) -> tuple[Example, ...]:
 
 
 def row_faults(task: Task, split: Literal["train", "test"]) -> tuple[str, ...]:
-    """What is wrong with the rows of a split's files, each with its row and file.
+    """What is wrong with the rows of a split's files, each fault with its row and file.
 
     Raises:
         ValueError: a file is missing or cannot be read.
@@ -52,7 +52,7 @@ def row_faults(task: Task, split: Literal["train", "test"]) -> tuple[str, ...]:
 
 
 def label_faults(task: Task) -> list[str]:
-    """Rows of the test split without a label: a task that is trained on could not be scored."""
+    """Rows of the test split without a label: members trained on such a task could not be scored."""
     reading = _read(_whole(task), "test")
     places, examples = reading.unlabelled, reading.examples if reading.faults else task.examples("test")
     lacking = [places[e.id] for e in examples if e.label is None]
@@ -91,7 +91,7 @@ def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]
     """Examples of the files of one split, with unique ids.
 
     Raises:
-        ValueError: what is wrong with the first row that is refused.
+        ValueError: says what is wrong with the first refused row.
     """
     reading = _read(_whole(task), split)
     refuse(reading.faults)
@@ -99,7 +99,7 @@ def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]
 
 
 def refuse(faults: Sequence[str]) -> None:
-    """Raise the first of these faults, if there is one, as a ValueError that says how many there are."""
+    """Raise the first fault, if any, as a ValueError that says how many there are."""
     if faults:
         more = len(faults) - 1
         raise ValueError(faults[0] + (f" (and {more} more: see `lorae check`)" if more else ""))
@@ -107,14 +107,14 @@ def refuse(faults: Sequence[str]) -> None:
 
 @dataclass
 class _Reading:
-    """What the rows of one split's files give.
+    """The examples of one split's files, and their faults.
 
-    A repeated text or image is left out of train, so that none is in train and in validation. Test stays
-    whole; there a repeated id gets a number.
+    A repeated text or image is left out of train, so that none is in both train and validation. Test stays
+    complete; there a repeated id gets a number.
 
     Attributes:
         faults: why rows are refused.
-        unlabelled: where the examples without a label are, by id.
+        unlabelled: id -> place of each example without a label.
     """
 
     task: Task
@@ -130,7 +130,7 @@ class _Reading:
         """Add the example of a row.
 
         Raises:
-            ValueError: why it is refused.
+            ValueError: says why the row is refused.
         """
         where = f"{self.task.name} {self.split} row {number}"
         example = _example(self.task, row, where)
@@ -166,7 +166,7 @@ class _Reading:
             self.task.scoring.check_alike(example, self.examples[0])
 
     def number_collisions(self) -> list[str]:
-        """Ids that a copy got although another row has them."""
+        """Faults: ids given to a copy that another row has already."""
         counts = Counter(e.id for e in self.examples)
         return [
             f"{self.task.name} {self.split}: {example_id!r} is the id of a row, and what the copy of another "
@@ -178,7 +178,7 @@ class _Reading:
 
 @functools.lru_cache(maxsize=64)
 def _read(task: Task, split: Literal["train", "test"]) -> _Reading:
-    """Read the files of one split; whatever is wrong with their rows is in `faults`."""
+    """Read the files of one split; everything wrong with their rows goes to `faults`."""
     reading, files = _Reading(task, split), task.test if split == "test" else task.train
     rows = _rows(task, split)
     if files and files.num_rows and len(rows) > files.num_rows:
@@ -193,7 +193,7 @@ def _read(task: Task, split: Literal["train", "test"]) -> _Reading:
         except ValueError as error:
             reading.faults.append(str(error))
     reading.faults += reading.number_collisions()
-    return replace(reading, texts={}, seen=set())  # of use while reading only
+    return replace(reading, texts={}, seen=set())  # needed only while reading
 
 
 def _rows(task: Task, split: Literal["train", "test"]) -> list[dict[str, Any]]:
@@ -201,7 +201,7 @@ def _rows(task: Task, split: Literal["train", "test"]) -> list[dict[str, Any]]:
         return task.rows(split)
     except (ValueError, OSError):
         raise
-    except Exception as error:  # of a task of the user's own
+    except Exception as error:  # from a user's task
         what = f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{task.name}: rows({split!r}) raises {what}; correct {type(task).__name__}"
@@ -209,10 +209,10 @@ def _rows(task: Task, split: Literal["train", "test"]) -> list[dict[str, Any]]:
 
 
 def _example(task: Task, row: dict[str, Any], where: str) -> Example:
-    """The example of a row, with fields of their types."""
+    """The example of a row, with every field of its type."""
     try:
         example = task.example(row)
-    except Exception as error:  # of a task of the user's own, or a row that is not as it expects
+    except Exception as error:  # from a user's task, or a row that the task does not expect
         raise ValueError(
             f"{where} cannot be read ({type(error).__name__}: {error}); it has the columns "
             f"{', '.join(map(str, row))}; check that the files are {task.name}'s, or correct or remove "
@@ -243,7 +243,7 @@ def _check_example(task: Task, example: Example) -> None:
     if not example.id.strip():
         raise ValueError("the id is empty")
     blank = first_blank(example.options)
-    if blank is not None and not task.scoring.lists_options:  # else the letter answers
+    if blank is not None and not task.scoring.lists_options:  # if listed, the letter is the answer
         raise ValueError(f"option {blank} of {example.options} is blank, so nothing of it can be scored")
     if example.label is not None and not 0 <= example.label < num_options:
         hidden = " (-1 often hides it: name a split with labels)" if example.label == -1 else ""
@@ -251,7 +251,7 @@ def _check_example(task: Task, example: Example) -> None:
 
 
 def _check_prompt(task: Task, example: Example) -> None:
-    """Refuse what a `prompt` of the user's own makes of an example, if it cannot be scored."""
+    """Refuse the result of a user's `prompt` for an example if it cannot be scored."""
     kind = type(task).__name__
     try:
         prompt = task.prompt(example)
@@ -268,7 +268,7 @@ def _check_prompt(task: Task, example: Example) -> None:
 
 
 def _text(example: Example) -> tuple[str, ...]:
-    """What makes two examples the same: the question, whatever the order of the options, or the media."""
+    """Equal for equal examples: the question and its options in any order, or the media."""
     if example.media is not None:
         return (example.question, example.media.digest)
     return (example.question, *sorted(example.options))

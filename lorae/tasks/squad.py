@@ -10,25 +10,25 @@ from lorae.sources import Hub
 from lorae.tasks.base import Example, Generate, Scoring, Task, text_example
 from lorae.tasks.data import parquet
 
-CONTEXT_CHARS = 700  # of a paragraph's end that are shown
+CONTEXT_CHARS = 700  # characters shown of a paragraph's end
 
 
 def shown_context(text: str) -> str:
-    """The paragraph, or of a long one the whole words of its end."""
+    """The paragraph or, if it is long, its end, in whole words."""
     return text if len(text) <= CONTEXT_CHARS else text[-CONTEXT_CHARS:].partition(" ")[2]
 
 
 def is_answerable(context: str, references: Iterable[str]) -> bool:
-    """Whether a reference stands in what is shown of the paragraph."""
+    """Whether a reference occurs in the shown part of the paragraph."""
     return any(text in shown_context(context) for text in references)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SQuAD(Task):
-    """Reading comprehension (Rajpurkar et al. 2016, arXiv:1606.05250): 87,599 train, 10,570 test, which is
-    the hub's validation split, with up to five references a question.
+    """Reading comprehension (Rajpurkar et al. 2016, arXiv:1606.05250): 87,599 train, 10,570 test. Test is the
+    hub's validation split, with up to five references per question.
 
-    Questions whose answer does not stand in the last 700 characters of the paragraph are left out.
+    Questions whose answer does not occur in the last 700 characters of the paragraph are left out.
     Validation is carved from train by whole paragraphs.
 
     Source: rajpurkar/squad on the hub, configuration plain_text (CC BY-SA 4.0).

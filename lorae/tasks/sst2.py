@@ -15,8 +15,8 @@ from lorae.tasks.rotten_tomatoes import RottenTomatoes
 class SST2(Task):
     """Sentences of film reviews, positive or negative (Socher et al. 2013): 67,349 train, 872 test.
 
-    Train are phrases of sentences as well as whole ones. Which phrase is of which sentence is not known, so
-    validation, which is carved from train, is easier than test. The prompt is that of `RottenTomatoes`, so
+    Train has whole sentences and phrases. It is not known which phrase comes from which sentence, so
+    validation, which is carved from train, is easier than test. The prompt is the one of `RottenTomatoes`, so
     `PlotSummaries` is an OOD set for both.
 
     Source: stanfordnlp/sst2 on the hub; licence not stated. Its test rows have no labels: its validation is

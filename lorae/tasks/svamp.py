@@ -1,4 +1,4 @@
-"""SVAMP: short word problems of arithmetic, answered by a number."""
+"""SVAMP: short arithmetic word problems, answered with a number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorae.tasks.data import parquet
 
 @dataclass(frozen=True, kw_only=True)
 class SVAMP(Task):
-    """Word problems of one step, varied so that no keyword gives the operation away (Patel et al. 2021,
+    """One-step word problems, varied so that no keyword gives the operation away (Patel et al. 2021,
     arXiv:2103.07191): 700 train, 300 test.
 
     Source: ChilleD/SVAMP on the hub (MIT).

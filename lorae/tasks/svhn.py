@@ -16,7 +16,7 @@ from lorae.tasks.mnist import DIGITS
 class SVHN(Task):
     """Digits of house numbers, cropped to 32 x 32 pixels (Netzer et al. 2011): 73,257 train, 26,032 test.
 
-    The set that models of CIFAR are asked to find out of distribution; it can be trained on, too.
+    The usual OOD set for models trained on CIFAR; it can also be trained on.
 
     Source: ufldl-stanford/svhn on the hub, cropped_digits without its `extra` rows; for non-commercial use.
     Columns: image, label (0 to 9).

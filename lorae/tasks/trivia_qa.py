@@ -12,14 +12,14 @@ from lorae.tasks.data import parquet
 
 @dataclass(frozen=True, kw_only=True)
 class TriviaQA(Task):
-    """Trivia questions without evidence (Joshi et al. 2017, arXiv:1705.03551): 138,384 train, 17,944 test,
-    which is the hub's validation split; the official test split has no answers.
+    """Trivia questions without evidence (Joshi et al. 2017, arXiv:1705.03551): 138,384 train, 17,944 test.
+    Test is the hub's validation split, as the official test split has no answers.
 
-    The answer's `value` is trained on; those of its aliases that differ by more than case and punctuation are
-    right as well.
+    The answer's `value` is trained on; aliases that differ from it by more than case and punctuation are also
+    right.
 
     Source: mandarjoshi/trivia_qa on the hub, configuration rc.nocontext (licence unknown there).
-    Columns: question, question_id, answer {value, aliases, normalized_aliases, ...} and evidence that is
+    Columns: question, question_id, answer {value, aliases, normalized_aliases, ...} and evidence, which is
     empty here.
     Example: "Which American-born Sinclair won the Nobel Prize for Literature in 1930?" | "Sinclair Lewis"
     """

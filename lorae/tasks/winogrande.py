@@ -14,9 +14,9 @@ from lorae.tasks.data import DataFiles, parquet
 class WinoGrande(Task):
     """Two options for a blank (Sakaguchi et al. 2020, arXiv:1907.10641): 640 or 2,558 train, 1,267 test.
 
-    With letters the sentence is the question, blank and all. Otherwise the prompt is the sentence up to the
-    blank and an answer is the option with the rest of the sentence: its likelihood is that of the whole
-    sentence ("full scoring" of Trinh and Le 2018, arXiv:1806.02847), and both options share the prompt.
+    With letters the question is the sentence with its blank. Otherwise the prompt is the sentence up to the
+    blank, and an answer is the option with the rest of the sentence: this scores the whole sentence ("full
+    scoring" of Trinh and Le 2018, arXiv:1806.02847), and both options share the prompt.
 
     Source: allenai/winogrande on the hub (CC BY by its authors). Its test rows have no labels: its validation
     is our test.
@@ -24,7 +24,7 @@ class WinoGrande(Task):
     Example: "Sarah was a much better surgeon than Maria so _ always got the easier cases." | Sarah, Maria | 2
 
     Args:
-        size: which of the nested training sets: "s" has 640 rows, "m" 2,558.
+        size: one of the nested training sets: "s" has 640 rows, "m" 2,558.
     """
 
     size: Literal["s", "m"]

@@ -1,4 +1,4 @@
-"""What is trained and compared: a `Trial` is one row of a table, a `Sweep` a base trial and what varies."""
+"""What is trained and compared: a `Trial` is one row of a table, a `Sweep` is a base trial and its axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Axes of a sweep: dotted paths into a trial, and whether a value fits the field that one leads to."""
+"""Axes of a sweep: dotted paths into a trial, and whether a value fits the field at a path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def value_at(spec: Any, axis: str) -> Any:
-    """What a dotted path leads to, None where there is nothing; a tuple of specs has them by type."""
+    """The value at a dotted path, None if there is none; the specs in a tuple are named by their type."""
     for name in axis.split("."):
         if isinstance(spec, tuple):
             spec = next((part for part in spec if type(part).__name__ == name), None)
@@ -27,8 +27,8 @@ def value_at(spec: Any, axis: str) -> Any:
 def with_values(trial: Trial, point: Mapping[str, Any]) -> Trial:
     """`trial` with the fields at several dotted paths replaced together; see `with_value`.
 
-    Only the result is checked as a trial: a strength that the old learning rate would refuse may go with the
-    new one.
+    Only the result is checked as a trial: a strength that is invalid with the old learning rate may be valid
+    with the new one.
     """
     changed: dict[str, Any] = {}
     for axis, value in point.items():
@@ -39,7 +39,7 @@ def with_values(trial: Trial, point: Mapping[str, Any]) -> Trial:
 def with_value(spec: Any, axis: str, value: Any) -> Any:
     """`spec` with the field at a dotted path replaced, checked against the field's declared type.
 
-    A tuple of specs has them by type: `"regularizers.DecayB.strength"`.
+    The specs in a tuple are named by their type: `"regularizers.DecayB.strength"`.
 
     Raises:
         ValueError: no such field, or a value of the wrong type or out of range.
@@ -57,8 +57,8 @@ def with_value(spec: Any, axis: str, value: Any) -> Any:
 
 
 def _changed(spec: Any, axis: str, value: Any, before: Mapping[str, Any]) -> dict[str, Any]:
-    """The field of `spec` that a dotted path begins with, by its name, as it is with the value; where other
-    axes have changed the field, `before` has it."""
+    """The first field of a dotted path, name -> its new value; `before` holds the fields that other axes have
+    already changed."""
     name, _, rest = axis.partition(".")
     known = [f.name for f in fields(spec)]
     if name not in known:

@@ -11,7 +11,7 @@ from lorae.identity import IF_SET
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW with linear warm-up and a decay to zero; gradients clipped by each member's own norm.
+    """AdamW with linear warm-up and a decay to zero; each member's gradient is clipped by its own norm.
 
     Args:
         lr: peak learning rate.
@@ -20,8 +20,8 @@ class AdamW:
         weight_decay: decoupled decay of every trained factor.
         betas, eps: as in Loshchilov and Hutter, arXiv:1711.05101.
         max_grad_norm: clipping bound on a member's gradient norm; None = no clipping.
-        cycles: of "cyclic", >= 2: a member's snapshots at their ends are draws of its predictions (snapshot
-            ensemble, Huang et al. 2017, arXiv:1704.00109).
+        cycles: number of cycles of "cyclic", >= 2; the snapshots at the ends of the cycles are the draws of a
+            member (snapshot ensemble, Huang et al. 2017, arXiv:1704.00109).
     """
 
     lr: float = 1e-4
@@ -61,7 +61,7 @@ class AdamW:
         return math.ceil(self.warmup_frac * num_steps)
 
     def snapshot_steps(self, num_steps: int) -> list[int]:
-        """Steps done at the ends of all cycles but the last, which are equally long up to rounding.
+        """Steps done at the end of every cycle but the last; cycles are equally long up to rounding.
 
         Raises:
             ValueError: fewer steps than cycles.
@@ -85,7 +85,7 @@ class Budget:
         batch_size: examples per optimiser step and member.
         epochs: passes over the training set, or
         steps: optimiser steps; exactly one of the two.
-        max_tokens: longer prompts lose the middle of the example's own text, with an encoder their end.
+        max_tokens: longer prompts lose the middle of the example's own text, or their end with an encoder.
     """
 
     batch_size: int = 8

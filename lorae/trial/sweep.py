@@ -1,4 +1,4 @@
-"""A Sweep: a base trial and what varies, and the trials that it expands to."""
+"""A Sweep: a base trial, the axes that vary, and the trials that it expands to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lorae.trial.axes import value_at, with_value, with_values
 from lorae.trial.trial import Trial, without_idle_settings
 from lorae.trial.tuning import Times, check_tuning
 
-SHARED = {"backbone", "task", "seed", "precision", "budget"}  # axes of a sweep's rivals, too
+SHARED = {"backbone", "task", "seed", "precision", "budget"}  # axes that also apply to a sweep's rivals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,25 +25,25 @@ class Sweep:
     """A base trial and the axes that vary: their product, in order, the last axis fastest.
 
     Args:
-        base: the trial that axes replace fields of.
-        axes: field of Trial, or dotted path into one (`"method.rank"`, `"regularizers.DecayB.strength"`), to
-            its values, or to the `Uniform` or `LogUniform` range that a search samples.
+        base: the trial whose fields the axes replace.
+        axes: field of Trial, or dotted path into one (`"method.rank"`, `"regularizers.DecayB.strength"`) ->
+            its values, or the `Uniform` or `LogUniform` range that a search samples.
         ood: tasks that the members also predict; their prompt template must be the trained task's.
-        zero_shot: add the backbone itself as a row for each task; it has none where members have heads.
+        zero_shot: add the backbone itself as a row for each task; it has no row where members train heads.
         companions: add the single adapters that every ensemble must beat, see `companions`.
-        rivals: other recipes beside the grid's, with their own number of members; of the axes they have those
-            of `SHARED` and the dotted paths into them. One that is trained k times as long as the base stays
-            so where an axis changes the budget.
-        paths: store the predictions on validation of each ensemble's members along their training, see
+        rivals: other recipes beside the grid's, with their own number of members; only the axes in `SHARED`
+            and dotted paths into them apply to rivals. A rival that is trained k times as long as the base
+            stays k times as long when an axis changes the budget.
+        paths: store the validation predictions of each ensemble's members during training, see
             `analysis.paths`.
         search: sample continuous axes, or stop stacks early; None runs the whole grid.
-        tune: dotted path into a trial (`"optimizer.lr"`) to the values that each recipe is tuned over before
-            it is compared, see `lorae.trial.tuning`: equal for all, or `Times` of its own. The one with the
-            lowest validation NLL is chosen, of several axes their combination; a recipe that lacks an axis
-            is not tuned over it.
+        tune: dotted path into a trial (`"optimizer.lr"`) -> the values that each recipe is tuned over before
+            it is compared, see `lorae.trial.tuning`: the same values for all recipes, or `Times` each
+            recipe's own. The value, or combination of values, with the lowest validation NLL is chosen; a
+            recipe that lacks an axis is not tuned over it.
         tune_members: members that are trained to judge each value, with the recipe's first seed.
-        uneven_tuning: say that recipes which lack an axis may be compared with those that have it, though
-            they were tuned over fewer points; else the audit fails.
+        uneven_tuning: allow comparing recipes that lack an axis with recipes that have it, although they were
+            tuned over fewer points; otherwise the audit fails.
     """
 
     base: Trial
@@ -83,8 +83,8 @@ class Sweep:
         return {axis: values for axis, values in self.axes.items() if isinstance(values, Uniform)}
 
     def trials(self) -> list[Trial]:
-        """Every combination of the axes once, the zero-shot rows first, companions last; what is searched or
-        tuned has the base's value, or the rival's."""
+        """Every combination of the axes once, zero-shot rows first, companions last; searched and tuned
+        fields have the value of the base or the rival."""
         grid = [self.base]
         for axis, values in self.grid.items():
             grid = [with_value(trial, axis, value) for trial in grid for value in values]
@@ -105,10 +105,10 @@ class Sweep:
         return list(dict.fromkeys([*reversed(first_of_reference.values()), *grid, *self._rivals(), *matched]))
 
     def _rivals(self) -> list[Trial]:
-        """The rivals at every point of the axes that they share.
+        """The rivals at every point of the axes in `SHARED`.
 
         Raises:
-            ValueError: an axis of budgets beside a rival whose budget is no multiple of the base's.
+            ValueError: an axis varies the budget, and a rival's budget is no multiple of the base's.
         """
         shared = {axis: values for axis, values in self.grid.items() if axis.split(".")[0] in SHARED}
         ours, found = self.base.budget, []
@@ -129,7 +129,7 @@ class Sweep:
         return found
 
     def space(self, trial: Trial) -> dict[str, Uniform]:
-        """The continuous axes that a trial has: one without `DecayB` has no strength of it to be tuned."""
+        """The continuous axes that a trial has: without `DecayB` it has no `DecayB.strength` to tune."""
         return {axis: values for axis, values in self.continuous.items() if value_at(trial, axis) is not None}
 
     def located(self, data_root: Path | None) -> Sweep:
@@ -153,7 +153,7 @@ class Sweep:
         )
 
     def eval_tasks(self, trial: Trial) -> list[Task]:
-        """The OOD tasks of a trial, scored as its own task is.
+        """The OOD tasks of a trial, scored like its own task.
 
         Raises:
             ValueError: an OOD task's modality or prompt template differs from the trained task's.
@@ -185,10 +185,10 @@ class Sweep:
 def companions(trial: Trial) -> list[Trial]:
     """The single members that an ensemble of M is fairly compared with; none for a single member.
 
-    One of its members, whose row has its temperature-scaled metrics; one trained M times as long, which costs
-    what training the ensemble does, unless nothing is trained; for LoRA one of rank M * r and equal scaling,
-    which has as many parameters (no other method has a size to match), and M samples of the member, which
-    take as many forward passes for a prediction (texts are written by members alone).
+    These are one of its members, whose row includes temperature-scaled metrics; unless nothing is trained, a
+    member trained M times as long, at the training cost of the ensemble; for LoRA, a member of rank M * r and
+    equal scaling, with the parameter count of the ensemble (no other method has a size to match), and M
+    samples around one member, with the forward passes of the ensemble (not for tasks that write text).
     """
     if trial.members < 2:
         return []
@@ -204,7 +204,7 @@ def companions(trial: Trial) -> list[Trial]:
 
 
 def _check_search(sweep: Sweep) -> None:
-    """Refuse a search that its axes do not fit; nothing is trained before that is known."""
+    """Refuse a search that does not fit the axes, before anything is trained."""
     search, continuous = sweep.search, sweep.continuous
     if continuous and not isinstance(search, Optuna):
         axis, values = next(iter(continuous.items()))
@@ -243,7 +243,7 @@ def _check_search(sweep: Sweep) -> None:
 
 
 def _check_ranges(sweep: Sweep) -> None:
-    """Refuse ranges of which an end is no valid setting, or which the search would begin outside of."""
+    """Refuse a range with an end that is no valid setting, or without the value that the search begins at."""
     trained = [trial for trial in sweep.trials() if trial.members] if sweep.continuous else []
     for axis, values in sweep.continuous.items():
         if all(value_at(trial, axis) is None for trial in trained):

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Head(Scoring):
-    """Score by a trained classification head on the encoder's pooled features: a class logit is its output.
+    """Score by a trained classification head on the encoder's pooled features; its outputs are class logits.
 
-    Every example has the same options, which are the classes' names; a text is read without a template.
+    Every example has the same options, the names of the classes; a text is read without a template.
 
     Args:
-        pool: "cls", the features of the first token, or "mean", the mean over the tokens that are no padding.
+        pool: "cls", the features of the first token, or "mean", the mean over all tokens except padding.
     """
 
     pool: Literal["cls", "mean"] = "cls"

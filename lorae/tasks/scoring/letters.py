@@ -16,7 +16,7 @@ LETTERS_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Letters(NextToken):
-    """Score by answer letters: options are listed as `A) ...`, a class logit is that of its letter's
+    """Score by answer letters: options are listed as `A) ...`, and a class logit is the logit of the letter's
     token."""
 
     template = LETTERS_TEMPLATE

@@ -1,6 +1,6 @@
 """Scoring by the likelihood of an option's text.
 
-A row packs the question and all its options: every option attends to the question and to itself only and its
+A row packs the question and all its options: every option attends only to the question and to itself, and its
 positions continue the question's, so the question is computed once.
 """
 
@@ -26,7 +26,7 @@ class OptionLikelihood(Scoring):
     """Score by option likelihood: a class logit is the log-probability of the option given the question.
 
     Args:
-        norm: "sum" of the tokens' log-probabilities, or "chars": that sum over the number of characters.
+        norm: "sum" of the tokens' log-probabilities, or "chars", the sum over the number of characters.
     """
 
     norm: Literal["sum", "chars"] = "sum"
@@ -69,7 +69,7 @@ class OptionLikelihood(Scoring):
         packing, device = batch.packing, backbone.device
         positions, visible, entries = zip(*(_layout(r, packing.shape[1]) for r in rows))
         padded = np.stack([np.pad(p, (0, packing.shape[1] - len(p))) for p in positions])
-        first = np.cumsum([0, *(len(r.tokens) for r in rows)])  # of each row's tokens in packing.order
+        first = np.cumsum([0, *(len(r.tokens) for r in rows)])  # first token's index in packing.order
         scored = [
             (packing.order[first[n] + place], token, n, option)
             for n, of_row in enumerate(entries)

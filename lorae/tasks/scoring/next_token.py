@@ -1,4 +1,4 @@
-"""What `Letters` and `LabelWords` share: a class logit is that of the token with which its answer begins."""
+"""Base of `Letters` and `LabelWords`: a class logit is the logit of the first token of its answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NextToken(Scoring):
-    """One row per example; class logits are read where the next token is predicted, at the prompt's end."""
+    """One row per example; class logits are read at the prompt's end, where the next token is predicted."""
 
     def row(self, asked: Asked) -> Row:
         first = tuple(answer[0] for answer in asked.answers)
