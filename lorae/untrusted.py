@@ -1,5 +1,5 @@
-"""Bytes to JSON of a known shape. Anyone may have written them, so whatever is wrong with them is a
-ValueError that names the file, and sizes are checked before anything is decoded."""
+"""Bytes to JSON of a known shape. Anyone may have written the bytes, so every fault raises a ValueError that
+names the file, and sizes are checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 Shape = Mapping[Any, Any]
 
 MAX_JSON_BYTES = 2**24
-MAX_JSON_VALUES = 2**20  # an object, a list or a string takes some hundred bytes in memory, and 3 in a file
-MAX_HEADER_BYTES, MAX_HEADER_VALUES = 2**25, 2**22  # of safetensors: some 300,000 tensors
-MAX_DEPTH = 40  # of JSON; what walks it later recurses
-HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")  # half a surrogate pair, perhaps
+MAX_JSON_VALUES = 2**20  # an object, list or string takes some hundred bytes in memory, but 3 in a file
+MAX_HEADER_BYTES, MAX_HEADER_VALUES = 2**25, 2**22  # of a safetensors file: some 300,000 tensors
+MAX_DEPTH = 40  # of JSON; code that walks it later recurses
+HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")  # possibly half a surrogate pair
 REPEAT = "delete it and repeat the sweep that made it"
 COPY = "copy the file again"
 
 
 def number(value: Any) -> bool:
-    """A shape: a number in [0, 2^50), whose sums fit into int64."""
+    """A shape: a number in [0, 2^50); sums of them fit into int64."""
     return type(value) in (int, float) and 0 <= value < 2**50
 
 
@@ -30,43 +30,43 @@ def count(value: Any) -> bool:
 
 
 def text_if_any(value: Any) -> bool:
-    """A shape: a text, or nothing."""
+    """A shape: a string, or null."""
     return value is None or type(value) is str
 
 
 def amount(value: Any) -> bool:
-    """A shape: a number in [0, 1e30), or null where it is not known."""
+    """A shape: a number in [0, 1e30), or null if not known."""
     return value is None or (type(value) in (int, float) and 0 <= value < 1e30)
 
 
 def json_object(
     content: bytes, where: str, shape: Shape, remedy: str = REPEAT, *, infinite: bool = False
 ) -> dict[str, Any]:
-    """The JSON object of a file, of a known shape; all records and configs are read by it.
+    """The JSON object of a file, checked for a shape; all records and configs are read with it.
 
     Args:
         where: the file's name, for messages.
         shape: key -> shape of its value; the key `str` stands for all keys. A shape is a mapping, a list of
             one shape, a type, or a predicate. Further keys are allowed.
         remedy: what to do about a file that cannot be read.
-        infinite: Infinity and NaN are numbers, which Python writes and JSON has not.
+        infinite: accept Infinity and NaN, which Python writes and JSON does not have.
     Raises:
-        ValueError: it is no JSON, too large or too deep, or has another shape.
+        ValueError: not JSON, too large, nested too deeply, or of another shape.
     """
     if len(content) > MAX_JSON_BYTES:
         raise unreadable(where, f"{len(content)} bytes of JSON, at most {MAX_JSON_BYTES} are read", remedy)
     return check(_parsed(content, where, remedy, MAX_JSON_VALUES, infinite=infinite), where, shape, remedy)
 
 
-_PLACE: Shape = {"dtype": str, "shape": [count], "data_offsets": [count]}  # of a tensor
+_PLACE: Shape = {"dtype": str, "shape": [count], "data_offsets": [count]}  # one tensor
 
 
 def safetensors_header(content: bytes, where: str, remedy: str = REPEAT) -> dict[str, Any]:
-    """The header of a safetensors file, from its beginning: 8 bytes of length, so long a JSON object of the
-    tensors' places, then the data.
+    """The header of a safetensors file: 8 bytes with the header's length, a JSON object of that length with
+    the tensors' places, then the data.
 
     Raises:
-        ValueError: it is cut off, too large, or no such object.
+        ValueError: the header is cut off, too large, or no such object.
     """
     size = int.from_bytes(content[:8], "little")
     if size > min(len(content) - 8, MAX_HEADER_BYTES):
@@ -78,8 +78,8 @@ def safetensors_header(content: bytes, where: str, remedy: str = REPEAT) -> dict
 
 
 def _parsed(content: bytes, where: str, remedy: str, max_values: int, *, infinite: bool = False) -> Any:
-    """JSON that is neither too much for memory nor too deep for what walks it."""
-    # At least as many as there are: those in texts count, too
+    """JSON that is neither too large for memory nor too deep for recursion."""
+    # An upper bound: characters inside strings also count
     num_values = sum(map(content.count, (b",", b"[", b"{", b":")))
     if num_values > max_values:
         raise unreadable(where, f"{num_values} values of JSON, at most {max_values} are read", remedy)
@@ -98,7 +98,7 @@ def check(value: Any, where: str, shape: Shape, remedy: str = REPEAT) -> dict[st
     """The value, if it has the shape.
 
     Raises:
-        ValueError: what is missing or of another type.
+        ValueError: says what is missing or of another type.
     """
     if fault := _misfit(value, shape, ""):
         raise unreadable(where, fault, remedy)
@@ -138,5 +138,5 @@ def _misfit(value: Any, shape: Any, path: str) -> str | None:
 
 
 def unreadable(where: str, reason: str, remedy: str = REPEAT) -> ValueError:
-    """The error for content that is not what it should be."""
+    """The error to raise for content that is not as expected."""
     return ValueError(f"{where} cannot be read: {reason}; {remedy}")

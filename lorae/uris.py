@@ -1,4 +1,4 @@
-"""URIs as they may be shown: without the credentials in them."""
+"""URIs for display, without their credentials."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from urllib.parse import unquote
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s:@]*:[^\s'\"]*|[^/\s]+)(?=@)")
 _PARAMETERS = re.compile(r"(?<=[?&])(?!(?:region|scheme|endpoint_override)=)([^=&\s]+)=[^&\s'\"]*")
 _PLAIN = ("region", "scheme", "endpoint_override")
-_known: dict[str, str] = {}  # credentials with what stands beside them -> the same without
+_known: dict[str, str] = {}  # credentials with their delimiters -> replacement
 
 
 def remember(uri: str) -> None:
-    """Hide the credentials of a URI that is used from now on, whatever characters they have: where one with
-    spaces or quotes ends, no pattern can tell."""
+    """Hide the credentials of this URI from now on, whatever characters they have: no pattern can tell where
+    credentials with spaces or quotes end."""
     _, scheme, rest = uri.partition("://")
     place, _, query = rest.partition("?")
     user = place.rpartition("@")[0]
@@ -33,7 +33,7 @@ def remember(uri: str) -> None:
 def shown(text: str) -> str:
     """The text with *** in place of user names, passwords and unknown parameters in its URIs.
 
-    Everything that is printed, logged or recorded and may hold a URI passes through here.
+    Any text that may hold a URI passes through here before it is printed, logged or recorded.
     """
     for secret, hidden in sorted(_known.items(), key=lambda pair: -len(pair[0])):
         text = text.replace(secret, hidden)

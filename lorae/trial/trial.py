@@ -27,14 +27,14 @@ class Trial:
     Args:
         backbone: where the frozen model comes from.
         task: what it is fine-tuned on.
-        method, regularizers, optimizer, budget, diversity, precision: the recipe. With "bf16" backbone and
-            activations are bfloat16; adapters and optimiser state are fp32 always.
+        method, regularizers, optimizer, budget, diversity, precision: the recipe. With "bf16" the backbone
+            and activations are bfloat16; adapters and optimiser state are always fp32.
         seed: root of every random stream.
         members: ensemble size M; 0 is the untouched backbone (zero-shot), 1 the single adapter.
         combine: name of one of `lorae.combinations`. "probs" averages the members' probabilities, "logits"
             their logits, "weights" their weights: a soup, one model that predicts once.
-        draws: several predictions of each member that its training does not depend on; None = one. A cyclic
-            schedule and `Masksembles` give their own.
+        draws: how each trained member makes several predictions, independent of its training; None = one
+            prediction. A cyclic schedule and `Masksembles` bring their own draws.
     """
 
     backbone: Source
@@ -81,8 +81,8 @@ class Trial:
             )
 
     def _check_members_differ(self) -> None:
-        """Refuse members that are one under several identities: they share the data order, and draw nothing
-        of their own. (Sharing the init stream, too, they have one identity, and are trained once.)"""
+        """Refuse identical members with different identities: they share the data order and draw nothing of
+        their own. (If they also share the init stream, they have one identity and are trained once.)"""
         if not self.members_differ and self.members > 1:
             raise ValueError(
                 f'members={self.members} of {self.method} with order="shared" would be identical: nothing '
@@ -90,7 +90,7 @@ class Trial:
             )
 
     def _check_draws(self) -> None:
-        """Refuse what would make draws of draws."""
+        """Refuse combinations that would make draws of draws."""
         if self.is_soup and self.num_draws > 1:
             raise ValueError(
                 f'combine="{self.combine}" with draws {self.draws_label}: a soup predicts once; leave these '
@@ -106,22 +106,21 @@ class Trial:
 
     @property
     def members_differ(self) -> bool:
-        """Whether members of different identities differ: they have data orders of their own, or draw
-        something else at random."""
+        """Whether members with different identities differ: each has its own data order, or draws something
+        else at random."""
         drawn = self.method.starts_apart or self.task.scoring.trains_head
         noisy = any(regularizer.is_noise for regularizer in self.regularizers)
         return drawn or noisy or self.diversity != Diversity(order="shared")
 
     @property
     def stores_reference(self) -> bool:
-        """Whether the backbone's class logits on the training examples are stored: a regulariser needs
-        them."""
+        """Whether the backbone's class logits on the training examples are stored, for a regulariser."""
         return self._needs_reference and not self.task.scoring.writes_text
 
     @property
     def rereads_backbone(self) -> bool:
-        """Whether the backbone reads each batch beside the members, as its distributions over the vocabulary
-        are needed, which are too large to be stored."""
+        """Whether the backbone reads each batch alongside the members: a regulariser needs its distributions
+        over the vocabulary, which are too large to store."""
         return self._needs_reference and self.task.scoring.writes_text
 
     @property
@@ -130,13 +129,13 @@ class Trial:
 
     @property
     def soup(self) -> str | None:
-        """Name of the combination that makes one model of several members, by which it predicts; one member
-        is that model itself."""
+        """Name of the combination that merges several members into the one model that predicts; None if
+        there is no soup, or only one member."""
         return self.combine if self.combine in SOUPS and self.members > 1 else None
 
     @property
     def writes_together(self) -> bool:
-        """Whether several members write its answers together."""
+        """Whether several members write the answers together."""
         return self.task.scoring.writes_text and self.members > 1
 
     @property
@@ -151,11 +150,11 @@ class Trial:
 
     @property
     def _drawn_by_training(self) -> AnyRegularizer | None:
-        """The regulariser that gives a member its draws, if any does."""
+        """The regulariser that makes a member predict several times, if any."""
         return next((regularizer for regularizer in self.regularizers if regularizer.num_draws), None)
 
     def num_passes(self, num_classes: int) -> int:
-        """Forward passes of one member for these, and backward passes, which take as long."""
+        """Forward passes of one member for its draws, plus backward passes, which take as long."""
         return self.draws.num_passes(num_classes) if self.draws else self.num_draws
 
     @property
@@ -175,7 +174,7 @@ class Trial:
         return next((r for r in self.regularizers if isinstance(r, kind)), None)
 
     def member_key(self, index: int) -> dict[str, tuple[int | str, ...]]:
-        """Keys of the named streams that member `index` draws from; a stream that is not used is absent."""
+        """Keys of the named streams that member `index` draws from; unused streams are absent."""
         keys: dict[str, tuple[int | str, ...]] = {}
         if self.method.trains:
             init = index if self.diversity.init == "per_member" else "shared"
@@ -192,8 +191,8 @@ class Trial:
         return {"schema": SCHEMA_VERSION} | {k: v for k, v in settings.items() if k in parts}
 
     def member_id(self, index: int) -> str:
-        """Identity of member `index`: 16 hex digits. Equal for equal members, whatever the number of members,
-        the sweep, the stack, the device, the host, the paths or the micro-batch."""
+        """Identity of member `index`: 16 hex digits. Equal members have equal identities, whatever the number
+        of members, the sweep, the stack, the device, the host, the paths or the micro-batch."""
         return self._ids([index])[0]
 
     def member_ids(self) -> list[str]:
@@ -206,15 +205,15 @@ class Trial:
         return [short_hash(f"{before}{key}{after}") for key in keys]
 
     def reference_id(self) -> str:
-        """Identity of the untouched backbone, under which its own predictions are stored; "none" if it has no
-        classes, as every member has a head of its own."""
+        """Identity of the untouched backbone, under which its predictions are stored; "none" if it has no
+        classes because every member trains its own head."""
         if not self.task.scoring.backbone_has_classes:
             return "none"
         return backbone_id(self.backbone, self.precision, self.budget.max_tokens)
 
     def factors(self) -> dict[str, str | int | float]:
-        """Readable columns of the row, flat and in a fixed order; "none" or 0 for what the backbone itself,
-        or what trains nothing, lacks."""
+        """Readable columns of the row, flat and in a fixed order; "none" or 0 where the backbone, or a method
+        that trains nothing, has no value."""
         model = {
             "backbone": self.backbone.label,
             "task": self.task.label,
@@ -255,7 +254,7 @@ class Trial:
 
 
 def _check_kinds(trial: Trial) -> None:
-    """Refuse specs that training would not know."""
+    """Refuse specs of types that training does not know."""
     if not isinstance(trial.regularizers, (tuple, list)):
         raise ValueError(f"regularizers={trial.regularizers!r}: must be a tuple; write regularizers=(KL(),)")
     kinds: list[tuple[str, Any, Any]] = [(name, getattr(trial, name), kind) for name, kind in KINDS.items()]
@@ -286,7 +285,7 @@ def backbone_id(backbone: Source, precision: str, max_tokens: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _around_streams(trial: Trial) -> tuple[str, str]:
-    """Canonical JSON of a recipe, cut where a member's streams belong: large, and equal for all members."""
+    """Canonical JSON of a recipe before and after a member's streams: large, and equal for all members."""
     before, streams, after = canonical_json(trial.recipe() | {"streams": None}).rpartition('"streams":null')
     key = streams.removesuffix("null")
     return before + key, after
@@ -294,10 +293,10 @@ def _around_streams(trial: Trial) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def unchanged(trial: Trial) -> Iterator[None]:
-    """Within it files are read that identities were computed of: they must be the same ones after it.
+    """Check on leaving the context that the files that the identities hash have not changed.
 
     Raises:
-        ValueError: they have changed since this process read them first.
+        ValueError: they have changed since this process first read them.
     """
     plain = _without_members(trial)
     _around_streams(plain)
@@ -310,13 +309,13 @@ def unchanged(trial: Trial) -> Iterator[None]:
 
 
 def _without_members(trial: Trial) -> Trial:
-    """A trial of the same recipe, equal for all that differ in their members alone."""
+    """A trial of the same recipe, equal for all trials that differ only in their members."""
     return replace(trial, seed=0, members=1, diversity=Diversity(), combine="probs", draws=None)
 
 
 def without_idle_settings(trial: Trial) -> Trial:
-    """The trial as it is run: the soup of one member is that member, and what trains nothing has no more
-    than the number of tokens of its budget."""
+    """The trial without settings that have no effect: the soup of one member is that member, and a method
+    that trains nothing uses only `max_tokens` of its budget."""
     if trial.combine in SOUPS and not trial.is_soup:
         return replace(trial, combine="probs")
     if not trial.method.trains:
@@ -331,8 +330,8 @@ def cell_of(trial: Trial) -> Trial:
 
 
 def cells(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:
-    """Distinct recipes with their seed, and the largest number of members that any of its trials needs; a
-    cell of no members is the backbone itself."""
+    """Distinct cells (a recipe and a seed), each with the largest number of members that a trial of it needs;
+    a cell with 0 members is the backbone itself."""
     largest: dict[Trial, int] = {}
     for trial in trials:
         cell = cell_of(trial)

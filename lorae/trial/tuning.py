@@ -1,9 +1,9 @@
 """Tuning before comparing: the points that a sweep tunes each recipe over.
 
 A recipe is what rows that share members have in common, whatever their seed. A few members are trained at
-each of its points, `lorae.planning.choice` picks the best one, and only there the rest of the members is
-trained. A member that is trained for tuning is an ordinary member of the recipe with that value: those at the
-chosen point are reused.
+each of its points, `lorae.planning.choice` picks the best point, and the remaining members are trained only
+there. A member that is trained for tuning is an ordinary member of the recipe with that value, so the members
+at the chosen point are reused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TUNABLE = ("method", "regularizers", "optimizer", "budget")
 
 @dataclass(frozen=True, init=False)
 class Times:
-    """Values of a tuning axis as multiples of each recipe's own, `Times(0.3, 1, 3)`, to three digits."""
+    """Values of a tuning axis as multiples of each recipe's value, `Times(0.3, 1, 3)`, to three digits."""
 
     factors: tuple[float, ...]
 
@@ -34,20 +34,20 @@ class Times:
             raise ValueError(f"{self}: factors must be numbers > 0; write Times(0.3, 1, 3)")
 
     def values(self, own: Any) -> tuple[Any, ...]:
-        """The multiples of a recipe's own value, which itself is not rounded."""
+        """The multiples of a recipe's own value; that value itself is not rounded."""
         return tuple(own if factor == 1 else rounded(factor * own) for factor in self.factors)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A recipe at one value of each of its axes, and the trial of the members that judge it."""
+    """One value of each of a recipe's axes, and the trial whose members judge it."""
 
     values: dict[str, Any]
     trial: Trial
 
     @property
     def member_ids(self) -> list[str]:
-        """Distinct members: those that share every stream are one."""
+        """Distinct members; members that share every stream count once."""
         return list(dict.fromkeys(self.trial.member_ids()))
 
 
@@ -57,7 +57,7 @@ class Study:
 
     Attributes:
         axes: the tuning axes that the recipe has, with their values.
-        points: the product of these, in order, but for combinations that a spec refuses; none where the
+        points: the product of the values, in order, without combinations that a spec refuses; empty if the
             recipe has no axis.
         uneven: the sweep says that its recipes are tuned over unequal numbers of points.
     """
@@ -68,8 +68,8 @@ class Study:
 
 
 def recipe_of(trial: Trial) -> Trial | None:
-    """What rows that are tuned together have in common: equal for trials that share members, and all seeds of
-    them; None of the untouched backbone, and of what trains nothing."""
+    """What rows that are tuned together have in common: equal for trials that share members, and for all
+    their seeds; None for the untouched backbone and for methods that train nothing."""
     if not (trial.members and trial.method.trains):
         return None
     return replace(trial, seed=0, members=1, combine="probs", draws=None)
@@ -81,7 +81,7 @@ def studies(sweep: Sweep) -> dict[Trial, Study]:
     The members at its points have the seed of the recipe's first row, and predict as that row does.
 
     Raises:
-        ValueError: an axis has values that do not fit, or one that is refused with every value of the others.
+        ValueError: an axis has invalid values, or a value that is refused with every value of the other axes.
     """
     firsts: dict[Trial, Trial] = {}
     for trial in sweep.trials():
@@ -98,7 +98,7 @@ def _study(sweep: Sweep, first: Trial) -> Study:
 
 def _points(judged: Trial, axes: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
     """The product of the values, without combinations that a spec refuses: a corner of a grid, such as a
-    learning rate that is too large for the strongest decay. A value that fits no other is an error."""
+    learning rate too large for the strongest decay. A value that every combination refuses is an error."""
     refusals: dict[tuple[str, Any], ValueError] = {}
     fitting: set[tuple[str, Any]] = set()
     for combination in itertools.product(*axes.values()):
@@ -114,7 +114,7 @@ def _points(judged: Trial, axes: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
 
 
 def left_out(axes: Mapping[str, Sequence[Any]], points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The combinations of a study's values that are no points of it."""
+    """The combinations of a study's values that are not among its points."""
     product = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
     return [values for values in product if values not in points] if axes else []
 
@@ -142,10 +142,10 @@ def _at(trial: Trial, values: dict[str, Any]) -> Trial:
 
 
 def check_tuning(sweep: Sweep) -> None:
-    """Refuse tuning that cannot work; nothing is trained before that is known.
+    """Refuse tuning that cannot work, before anything is trained.
 
     Raises:
-        ValueError: what is wrong.
+        ValueError: says what is wrong.
     """
     if sweep.tune_members < 1:
         raise ValueError(f"tune_members={sweep.tune_members}: must be >= 1")
