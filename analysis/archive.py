@@ -130,8 +130,7 @@ def _published_table(store: Store, sweep: str) -> bytes:
 
 
 def _published(text: str) -> str:
-    """A record with a placeless provenance, if any, padded to its old length because rows count stored
-    bytes."""
+    """A record with a placeless provenance, if any, padded to its old length: rows count stored bytes."""
     record = json.loads(text)
     if "provenance" not in record:
         return text
@@ -241,8 +240,7 @@ def _write(store: Store, name: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def opened(storage: str) -> Iterator[str]:
-    """The storage itself, or a folder that an archive is unpacked into and that is deleted after the
-    block."""
+    """The storage itself, or a folder that an archive is unpacked into, deleted after the block."""
     if "://" in storage or not (Path(storage).expanduser() / SUMS).is_file():
         yield storage
         return

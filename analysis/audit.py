@@ -141,7 +141,7 @@ def text(findings: Sequence[Finding]) -> str:
     return "\n".join([*lines, f"{sum(counts.values())} checks: {total}"])
 
 
-# What is looked at -----------------------------------------------------------------------------------------
+# What is checked -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,8 +91,7 @@ def _table_faults(table: pa.Table, entry: str) -> Iterator[Problem]:
 
 def splits_are_disjoint(stored: Stored) -> list[Finding]:
     """No example id of a trial is in two of the test, validation and training splits. Known of the training
-    split are the examples that the backbone predicted (for KL) and the demonstrations of in-context
-    learning."""
+    split are the examples that the backbone predicted (KL) and in-context demonstrations."""
     problems: dict[Problem, None] = {}
     for row in stored.sound:
         sets = {split: eval_sets(row)[split] for split in ("test", "validation")} | {"train": _train_set(row)}
@@ -106,8 +105,7 @@ def splits_are_disjoint(stored: Stored) -> list[Finding]:
 
 
 def ood_prompts_are_the_tests(stored: Stored) -> list[Finding]:
-    """The prompts of a trial's OOD sets use the template of its test set: with another one, a detector would
-    detect the template."""
+    """The prompts of a trial's OOD sets use its test set's template: a detector would detect another one."""
     problems: dict[Problem, None] = {}
     pairs = 0
     for row in stored.sound:

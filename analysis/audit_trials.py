@@ -197,8 +197,7 @@ def factors_come_from_the_recipe(stored: Stored) -> list[Finding]:
 
 
 def _backbone_names(stored: Stored) -> dict[str, set[str]]:
-    """Digest of each backbone -> its names where its members were trained; a folder may hold another backbone
-    by now."""
+    """Digest of each backbone -> its names where members were trained; a folder may hold another by now."""
     names: dict[str, set[str]] = {}
     for record in stored.members.values():
         with contextlib.suppress(ValueError, RuntimeError):  # no source, or a path that leads nowhere here

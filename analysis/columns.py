@@ -197,7 +197,6 @@ def tested_metrics(trials: Trials) -> list[str]:
 
 
 def all_metrics(trials: Trials) -> list[str]:
-    """Every metric column of the sweep's rows, and the debiased calibration error after temperature
-    scaling."""
+    """Every metric column of the sweep's rows, and the temperature-scaled debiased calibration error."""
     ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in OOD_METRICS]
     return [*METRICS, *SCALED, "ts_debiased_ce15", "validation_nll", *ood]

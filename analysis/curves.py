@@ -146,8 +146,7 @@ def _sizes(pool_size: int) -> list[int]:
 
 
 def half_width(estimate: Estimate) -> float:
-    """Half-width of the 95 % interval over new trainings, by Student's t; NaN if it is unknown how they
-    differ."""
+    """Half-width of the 95 % interval over new trainings, by Student's t; NaN if their spread is unknown."""
     moved = estimate.members or estimate.seeds
     if moved is None or estimate.stderr is None:
         return math.nan
@@ -155,8 +154,7 @@ def half_width(estimate: Estimate) -> float:
 
 
 def of_size(cell: Cell, members: int) -> Cell:
-    """The cell as it would be with `members` members, without its rows' metrics, which are of another
-    size."""
+    """The cell with another number of members, without its rows' metrics, which are of another size."""
     own = {*METRICS, *SCALED}
     rows = [
         {name: value for name, value in row.items() if name not in own and OOD_SEPARATOR not in name}

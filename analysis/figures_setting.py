@@ -15,12 +15,11 @@ from analysis.columns import title
 from analysis.data import Trials
 from analysis.plotting import MAX_LINES, Plot, axes_of, backbone_line, legend_above, look, slug, styled
 
-FOLLOWS = {"rank": ("alpha",)}  # alpha / rank is usually fixed, so alpha is no setting of its own
+FOLLOWS = {"rank": ("alpha",)}  # alpha / rank is usually fixed, so alpha is not a separate setting
 
 
 def numeric_settings(trials: Trials) -> list[str]:
-    """Settings with three or more different numbers, such as "rank" or "KL beta"; not the number of
-    members."""
+    """Settings with three or more numbers, such as "rank" or "KL beta"; not the number of members."""
     found: dict[str, set[Any]] = {}
     for cell in trials.cells:
         for name, value in cell.settings.items():

@@ -12,8 +12,7 @@ Problem = tuple[str, str]  # where, what
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding of one check, which has one if it passed or has nothing to look at, else one for each
-    fault."""
+    """A finding of a check, which has one if it passed or has nothing to look at, else one per fault."""
 
     check: str
     status: Status

@@ -65,8 +65,8 @@ def of_squared_error(logp_NC: np.ndarray, labels_N: np.ndarray) -> Measured:
 
 
 def of_separation(in_N: np.ndarray, ood_N: np.ndarray) -> Measured:
-    """AUROC of a score, with contributions of the N_in, then of the N_ood examples. Source: DeLong et al.
-    1988, Biometrics."""
+    """AUROC of a score, with contributions of N_in, then N_ood examples. Source: DeLong et al. 1988,
+    Biometrics."""
     above_in, below_ood = of_mean(1 - _placements(ood_N, in_N)), of_mean(_placements(in_N, ood_N))
     if min(len(in_N), len(ood_N)) < 2:
         return Measured(below_ood.value, np.zeros(0))

@@ -64,7 +64,7 @@ def principal(paths: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def _ensembles(trials: Trials) -> list[Cell]:
-    """Trained cells other than soups that have a member no larger cell has; the largest of each name come
+    """Trained cells other than soups with a member that no larger cell has; the largest of each name
     first."""
     kept: list[tuple[int, Cell]] = []
     shown: set[str] = set()

@@ -221,8 +221,7 @@ def legend_above(figure: Figure, axes: Axes) -> None:
 
 
 def backbone_line(axes: Axes, value: float) -> None:
-    """Draw the untouched backbone's value across the plot; if it is far off, give it in the legend
-    instead."""
+    """Draw the untouched backbone's value across the plot, or give it in the legend if it is far off."""
     lo, hi = axes.get_ylim()
     if lo - (hi - lo) / 2 <= value <= hi + (hi - lo) / 2:
         axes.axhline(value, label="zero-shot", **BACKBONE)

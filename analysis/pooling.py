@@ -253,8 +253,7 @@ def _recipe(row: Row) -> str:
 
 
 def _source(column: str) -> str | None:
-    """The evaluation set of a column whose differences are tested: "test" or an OOD task; None for other
-    columns."""
+    """The evaluation set of a column whose differences are tested, "test" or an OOD task; otherwise None."""
     metric, _, task = column.partition(OOD_SEPARATOR)
     if metric in TESTED or metric in TESTED_SCALED:
         return "test"

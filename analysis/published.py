@@ -115,8 +115,7 @@ def dataset(task: str) -> str:
 
 
 def published_table(rows: Sequence[Published]) -> Table:
-    """A line for each setting, in blocks of one training and test set; lines are not compared, so none is
-    best."""
+    """A line per setting, in blocks of one training and test set; lines are not compared, so none is best."""
     blocks: dict[tuple[str, str], dict[tuple[Any, ...], list[Published]]] = {}
     for row in rows:
         settings = blocks.setdefault((row.trained_on, row.evaluated_on), {})

@@ -53,8 +53,7 @@ class Stored:
         return log_softmax([t["logits"].to_pylist() for t in tables], axis=2), tables[0]["label"].to_numpy()
 
     def pool_of(self, row):
-        """The row with the most members of the same recipe and seed; itself if it has no members or is a
-        soup."""
+        """The row with the most members of the same recipe and seed; a soup or zero-shot row itself."""
         if not row["member_ids"] or (row["combine"] == "weights" and row["members"] > 1):
             return row
         names = ("recipe", "seed", "diversity")

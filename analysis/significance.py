@@ -322,7 +322,7 @@ def _squared_distances(x_KN: np.ndarray) -> np.ndarray:
 
 
 def _table(moves: Sequence[Moves | None]) -> np.ndarray:
-    """Contributions by row, training and what is moved, (K, U, X); NaN where a row lacks a training."""
+    """Contributions by row, training and moved quantity, (K, U, X); NaN where a row lacks a training."""
     units = dict.fromkeys(unit for moved in moves for unit in moved or ())
     width = max((len(row) for moved in moves for row in (moved or {}).values()), default=1)
     found = np.full((len(moves), len(units), width), np.nan)

@@ -65,8 +65,7 @@ def content(trials: Trials) -> Content:
 
 
 def of_one_size(trials: Trials) -> Trials:
-    """The ensembles of the size that most pools have, the largest on ties, because gains grow with the
-    size."""
+    """The ensembles of the size that most pools have, the largest on ties: gains grow with the size."""
     sizes = Counter(row["members"] for row in trials.rows if row["members"] > 1)
     size = max(sizes, key=lambda members: (sizes[members], members), default=None)
     return replace(trials, rows=tuple(row for row in trials.rows if row["members"] == size))
@@ -240,8 +239,7 @@ def _numbers(metric: str, difference: Difference) -> Line:
 
 
 def sweeps_of(names: Sequence[str]) -> list[str]:
-    """The study's sweeps among those of a storage, in the order of FILES: each file's whole sweep, or else
-    its parts."""
+    """The study's sweeps in a storage, in the order of FILES: each file's whole sweep, or else its parts."""
     found: list[str] = []
     for file in FILES:
         parts = [name for name in names if name.startswith(f"{file}-")]

@@ -136,8 +136,7 @@ def _measured(
     targets: tuple[str, ...],
     known: dict[tuple[str, ...], Measures],
 ) -> tuple[Measures, list[str]]:
-    """`ensemble_measures`, without intruder dimensions if the backbone's files lack a layer; and the
-    reason."""
+    """`ensemble_measures`, without intruder dimensions if the backbone's files lack a layer; and why."""
     try:
         return ensemble_measures(store, row, backbone, targets, known), []
     except LacksLayer as error:
@@ -226,8 +225,7 @@ def mean_update(updates: Sequence[Update]) -> Update:
 
 
 def update_measures(update: Update, backbone: BackboneWeights | None) -> Measures:
-    """`OF_UPDATE`: the norm over all layers, and means over the layers; for ranks, over those that
-    changed."""
+    """`OF_UPDATE`: the norm over all layers, means over the layers, and mean ranks of those that changed."""
     spectra, intruders = [], []
     for layer in update.layers:
         B_ER, A_RD = update.factors(layer)

@@ -26,8 +26,7 @@ Resources = dict[str, float]  # as Ray counts them: "CPU", "GPU", "accelerator_t
 
 
 def cluster_nodes() -> list[Resources]:
-    """Resources of each node of the connected cluster; on its head, also of nodes that the autoscaler may
-    start."""
+    """Resources of each node of the connected cluster; on its head, also of nodes that may be autoscaled."""
     config = _autoscaler_config()
     if config is None:
         return [record["Resources"] for record in _alive()]
@@ -49,8 +48,7 @@ def startable_workers(config: dict[str, Any]) -> list[Resources]:
 
 
 def _autoscaler_config() -> dict[str, Any] | None:
-    """The cluster.yaml of this cluster's autoscaler if it runs on this node, as it does under `ray
-    submit`."""
+    """The cluster.yaml of this cluster's autoscaler if it runs on this node, as under `ray submit`."""
     import psutil
     import ray
     import yaml

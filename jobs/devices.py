@@ -97,8 +97,7 @@ def _like_the_least(gpus: Sequence[Seen], devices: Devices) -> Devices:
 
 
 def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this machine's CPUs multiply in bf16 (avx512_bf16, AMX, Arm's bf16); True if Linux does not
-    say."""
+    """Whether this machine's CPUs multiply in bf16 (avx512_bf16, AMX, Arm's bf16); True if unknown."""
     try:
         words = set(Path(cpuinfo).read_text().split())
     except OSError:

@@ -78,7 +78,7 @@ class Exported:
         }
 
     def files(self, number: int) -> dict[str, bytes]:
-        """A member's files, as `AutoPeftModel` opens them; a head that PEFT has no place for gets its own
+        """A member's files, as `AutoPeftModel` opens them; a head without a place in PEFT gets its own
         file."""
         folder = member_folder(self.members[number])
         config = untrusted.json_object(self.store.read(folder, ADAPTER_CONFIG), ADAPTER_CONFIG, {})

@@ -158,8 +158,7 @@ class Experiment:
 
 
 def open_experiment(uri: str, beat: Beat) -> Experiment:
-    """The experiment, created if missing; a sqlite database's artifacts are beside it, even after it was
-    moved."""
+    """The experiment, created if missing; a sqlite database's artifacts are beside it, even after a move."""
     remember(uri)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)

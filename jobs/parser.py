@@ -1,5 +1,4 @@
-"""An argument parser that suggests what was probably meant, and knows which options belong to each
-command."""
+"""An argument parser that suggests what was probably meant, and knows the options of each command."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Searches: Optuna proposes points on the continuous axes; ASHA or the median rule ends stacks of a grid
-early.
+"""Searches: Optuna proposes points on the continuous axes; ASHA or the median rule ends a grid's stacks.
 
 Optuna works in rounds: it proposes points, the host trains the members that the store lacks, and Optuna is
 told the NLLs that the store then has. There is no other state, so a repeated search proposes the same points,
@@ -175,8 +174,7 @@ def _sample(search: Optuna, request: Request, store: Store, local: bool, address
 
 
 def objective(store: Store, rows: Sequence[Trial]) -> float | None:
-    """Validation NLL of the largest ensemble's mean probability; None if some of its members are not
-    stored."""
+    """Validation NLL of the largest ensemble's mean probability; None if a member is not stored."""
     trial = max(rows, key=lambda row: row.members)
     try:
         stored = store.predictions(

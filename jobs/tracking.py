@@ -52,8 +52,7 @@ class TrackingError(ValueError):
 
 @dataclass(frozen=True)
 class Recorded:
-    """Number of trials' runs that were written, found unchanged, and deleted because their row changed or is
-    gone."""
+    """Numbers of trials' runs written, found unchanged, and deleted because their row changed or is gone."""
 
     written: int
     unchanged: int

@@ -135,8 +135,7 @@ def load_partitioned(
 
 
 class Wire:
-    """A Ray actor between a stack's driver and its rank 0: progress goes one way, the request to stop the
-    other."""
+    """A Ray actor between a stack's driver and its rank 0: progress one way, a request to stop the other."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None

@@ -11,8 +11,8 @@ differs in:
 - pre-training: ImageNet-21k; theirs is torchvision's on ImageNet-1k, whose files transformers does not read;
 - augmentation: none; theirs flips and rotates training images at random;
 - inputs: normalised by the model's own processor; theirs are divided by 255;
-- split: no lesion is in two splits, and a tenth of the lesions that are not test is validation; theirs
-  divides images at random, 80 to 20, so that a lesion's other photographs may have been trained on;
+- split: no lesion is in two splits, and a tenth of the non-test lesions is validation; theirs divides images
+  at random, 80 to 20, so that other photographs of a test lesion may be in its training set;
 - loss: the weighted mean divides by the number of images; theirs by the sum of their weights;
 - clipping: each member's own gradient to norm 1; theirs clips the gradient of the mean over all members.
 """

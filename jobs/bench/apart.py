@@ -16,8 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Measured:
-    """What a function returned, its seconds, and the peak resident memory of its process, imports
-    included."""
+    """What a function returned, its seconds, and its process's peak resident memory, imports included."""
 
     result: Any
     seconds: float

@@ -170,8 +170,8 @@ def _machine(device: str) -> str:
 
 
 def random_llama(folder: str, shape: dict[str, Any], precision: str = "bf16", device: str = "cpu") -> Files:
-    """A random Llama with SmolLM2's tokenizer in hub layout, made on `device`; speed does not depend on the
-    values of the weights."""
+    """A random Llama with SmolLM2's tokenizer in hub layout, made on `device`; speed does not depend on
+    weights."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

@@ -83,8 +83,7 @@ class Members:
         return self._found[subset]
 
     def pooled(self, subset: Subset) -> tuple[np.ndarray, np.ndarray | None]:
-        """Log-probabilities of an ensemble, plain and at cross-fitted temperatures; the latter None if
-        flagged."""
+        """Log-probabilities of an ensemble, and at cross-fitted temperatures; None for flagged ones."""
         logp_NC = combine(self.logits_PNC[list(subset)])
         fit = cross_fitted(logp_NC, self.labels_N)
         return logp_NC, None if fit.flag else fit.logp_NC
@@ -118,8 +117,8 @@ class Recipe:
         return self.sharpness * sharpness * (seen_N + self.noise * noise * own_PN)
 
     def expected_nll(self, members: int) -> float:
-        """Expected NLL of ensembles of this size: the mean of 40 on `KNOWN_EXAMPLES` examples, which all
-        recipes share."""
+        """Expected NLL of ensembles of this size: mean of 40, on the `KNOWN_EXAMPLES` that all recipes
+        share."""
         known, rng = _known(), np.random.default_rng(1)
         ensembles = (special.expit(self.log_odds(rng, known.seen_N, members)).mean(axis=0) for _ in range(40))
         return float(np.mean([known.expected_nll(p_N) for p_N in ensembles]))

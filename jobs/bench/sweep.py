@@ -101,8 +101,7 @@ def against_naive(sweep: Sweep, folder: Path, data_root: str | None) -> dict[str
 
 
 def table_row(trial: Trial, store: Store, probabilities: list[list[float]]) -> dict[str, Any]:
-    """One row of both tables; the NLL difference comes with the standard error of its mean over the
-    examples."""
+    """One row of both tables; the NLL difference has the standard error of its mean over the examples."""
     folders = [member_folder(m) for m in trial.member_ids()]
     found = store.predictions(folders, trial.task.eval_set("test"))
     labels_N, ours_NC = found.labels_N, metrics.combine(found.logits_MNC, COMBINATIONS[trial.combine].rule)
@@ -157,8 +156,7 @@ def _size(task: Any, split: Any) -> int:
 
 
 def full_demo(name: str, parts: dict[str, float]) -> float:
-    """Seconds of the full grid, from the measured seconds per example; the naive sweep has no validation
-    set."""
+    """Seconds of the full grid, from measured seconds per example; the naive sweep has no validation set."""
     predicted = FULL_PREDICTED + (FULL_VALIDATION if name == "lorae" else 0)
     trained = FULL_TRAINED * parts["train_seconds_per_example"]
     member = trained + predicted * parts["predict_seconds_per_example"]

@@ -62,7 +62,7 @@ def compare(trial: Trial, device: str, repetitions: int) -> dict[str, Any]:
 
 
 def in_turns(sides: dict[str, Any], repetitions: int) -> dict[str, Any]:
-    """Run the sides (generators, or `Rounds` of them) in turns, one round each; returns medians and
+    """Run the sides (generators, or `Rounds` of them) in turns, round by round; returns medians and
     ratios."""
     what = {name: next(side) for name, side in sides.items()}
     turns: dict[str, list[Any]] = {name: [] for name in sides}
