@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data import Cell, Trials
+from analysis.cells import Cell
+from analysis.data import Trials
 from analysis.plotting import BACKBONE, COLUMN_INCHES, Panel, Plot, axes_of, legend_above, look, styled
 from analysis.rows import eval_sets, rule
 from lorae import metrics

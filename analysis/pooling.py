@@ -31,7 +31,7 @@ from lorae.store.predictions import Predictions
 from lorae.store.store import Store
 
 if TYPE_CHECKING:
-    from analysis.data import Cell
+    from analysis.cells import Cell
 
 NOTHING = np.zeros(0)  # of a number that no test example is known to move
 TESTED = ("acc", "ensemble_nll", "brier", "debiased_ce15")

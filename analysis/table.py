@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.cells import PROMPTED, Cell
 from analysis.columns import COST_COLUMNS, Column, default_metrics, direction, title
-from analysis.data import PROMPTED, Cell, Trials
+from analysis.data import Trials
 from analysis.pooling import SQUARES
 from analysis.rows import provenance
 from analysis.significance import ALPHA, Difference, Estimate, Mark
@@ -62,6 +63,18 @@ class Table:
     columns: tuple[Column, ...]
     blocks: tuple[tuple[Line, ...], ...]
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Markdown."""
+        from analysis.render import markdown
+
+        return markdown(self)
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from analysis.page import notebook_html
+
+        return notebook_html(self)
 
 
 def comparison(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.data import Cell
+from analysis.cells import Cell
 from analysis.rows import Row
 from lorae.trial.tuning import left_out, values_text
 

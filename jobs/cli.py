@@ -4,6 +4,7 @@
     lorae sweep pipelines/demo.py --dry-run        what would be trained, and what is stored already
     lorae sweep pipelines/demo.py                  train it; the same again resumes, and trains nothing twice
     lorae sweep pipelines/demo.py --set members=6  with other values of an axis
+    lorae predict lorae-results --text "..."       what the best stored ensemble says of your own texts
     lorae predict lorae-results --task ArcEasy     add predictions on a task to the stored members
     lorae plan FILE --simulate --gpus 64           time, cost and idle share on GPUs that are not there
     lorae doctor                                   versions, devices, Ray, storage, model and data access
@@ -132,11 +133,29 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=handlers.check)
 
     predict = commands.add_parser(
-        "predict", parents=[data_root, single_driver], help="add predictions on a task to stored members"
+        "predict",
+        parents=[data_root, single_driver, as_json],
+        help="what a stored ensemble says of your texts; or add predictions on a task",
     )
     predict.add_argument("storage", metavar="STORAGE")
-    predict.add_argument("--task", required=True, help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours")
-    predict.add_argument("--sweep", metavar="NAME", help="only the members of this sweep")
+    what = predict.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
+    what.add_argument(
+        "--file", metavar="FILE", help="JSON Lines, CSV or Parquet with a column question, text or sentence"
+    )
+    what.add_argument(
+        "--task",
+        help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours: stored with each member, a column of tables",
+    )
+    what.add_argument("--remove", metavar="TASK", help="undo --task: remove a set that no sweep asked for")
+    predict.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    predict.add_argument("--sweep", metavar="NAME", help="only the trials, or members, of this sweep")
+    predict.add_argument("--out", metavar="FILE", help="write .parquet, .csv or .jsonl instead of printing")
+    predict.add_argument("--column", metavar="NAME", help="of --file: where the text is")
+    predict.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    predict.add_argument(
+        "--coverage", type=float, default=0.9, metavar="P", help="of the conformal sets; default 0.9"
+    )
     predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
     predict.set_defaults(run=handlers.predict)
 

@@ -54,8 +54,37 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Predictions of stored members on one more task."""
-    from jobs.predict import run_predict
+    """Answers to given texts; or predictions of stored members on one more task, or their removal."""
+    if arguments.task or arguments.remove:
+        for name in ("trial", "out", "classes", "column", "json"):
+            if getattr(arguments, name):
+                raise ValueError(f"--{name} belongs to --text and --file; leave it out")
+    if arguments.remove:
+        from jobs.predict import remove_predictions
+
+        for name, num in remove_predictions(arguments.storage, arguments.remove).items():
+            print(f"{name}: removed from {num} entries")
+        return 0
+    if arguments.task:
+        return _predict_task(arguments)
+    from jobs.answers import read_inputs, run_answers
+    from lorae.engine.ensembles import Ensemble
+
+    inputs = arguments.text or read_inputs(arguments.file, arguments.column)
+    classes = arguments.classes.split(",") if arguments.classes else None
+    ensemble = Ensemble.load(
+        arguments.storage,
+        arguments.trial,
+        sweep=arguments.sweep,
+        classes=classes,
+        backbone=arguments.backbone,
+    )
+    run_answers(ensemble, inputs, arguments.out, arguments.coverage, arguments.json)
+    return 0
+
+
+def _predict_task(arguments: argparse.Namespace) -> int:
+    from jobs.predict import read_task, run_predict
 
     num = run_predict(
         arguments.storage,
@@ -65,7 +94,10 @@ def predict(arguments: argparse.Namespace) -> int:
         arguments.backbone,
         arguments.single_driver,
     )
-    print(f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection")
+    print(
+        f"{num} members predicted; see `lorae report {arguments.storage}`: OOD detection; to undo it: "
+        f"lorae predict {arguments.storage} --remove {read_task(arguments.task).name}"
+    )
     return 0
 
 

@@ -40,13 +40,10 @@ def run_table(words: Sequence[str]) -> int:
 def _only_sweep(words: Sequence[str]) -> str:
     """The sweep that is meant where `--sweep` does not say it."""
     from analysis.archive import opened
+    from lorae.lookup import only_sweep
     from lorae.store.store import Store
 
     if any(word.partition("=")[0] == "--sweep" for word in words):
         return "table"
     with opened(words[0]) as storage:
-        names = [*Store(storage).storage.names("sweeps")]
-    if len(names) != 1:
-        found = f"the sweeps {', '.join(sorted(names))}" if names else "no sweep"
-        raise ValueError(f"storage {words[0]} has {found}; write lorae table {words[0]} --sweep NAME")
-    return names[0]
+        return only_sweep(Store(storage))

@@ -19,6 +19,7 @@ from lorae.combinations import COMBINATIONS, SOUPS
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.planning.choice import TUNING, Choice
+from lorae.store.ahead import ahead
 from lorae.store.answers import Answer, answer_set
 from lorae.store.names import (
     LATER_RECORD,
@@ -171,7 +172,17 @@ def trials_table(
         pruned: by member id.
         choices: of the trials that were tuned.
     """
-    rows = [_row(store, sweep, trial, ood, provenance, pruned, choices.get(trial)) for trial, ood in trials]
+    provenance_text = json.dumps(provenance)
+
+    def read(row: tuple[Trial, Sequence[Task]]) -> _Stored:
+        return _stored(store, *row, choices.get(row[0]))
+
+    with store.remembering():
+        stored = ahead(read, trials, size=lambda found: found.num_bytes)
+        rows = [
+            {"sweep": sweep, **found.identity, "provenance": provenance_text} | _outcome(store, found, pruned)
+            for found in stored
+        ]
     names = list(dict.fromkeys(task.name for _, ood in trials for task in ood))
     return pa.Table.from_pylist(rows, schema=trial_schema(names))
 
@@ -231,73 +242,102 @@ def _row_fault(row: dict[str, Any]) -> str | None:
     return None
 
 
-def _row(
-    store: Store,
-    sweep: str,
-    trial: Trial,
-    ood: Sequence[Task],
-    provenance: dict[str, Any],
-    pruned: Mapping[str, Pruned],
-    choice: Choice | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Stored:
+    """What the store has for a row.
+
+    Attributes:
+        identity: columns of the row that are known without the store.
+        predictions: by "test", "validation" and OOD task; none where there is a fault.
+        answers: to the test set, of tasks whose answer is text.
+        columns: of the row, that are not computed from predictions.
+        fault: why the row cannot be computed, or None.
+    """
+
+    trial: Trial
+    ood: Sequence[Task]
+    choice: Choice | None
+    folders: list[str]
+    identity: dict[str, Any]
+    predictions: dict[str, Predictions]
+    answers: tuple[Answer, ...]
+    columns: dict[str, Any]
+    fault: str | None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(found.logits_MNC.nbytes for found in self.predictions.values())
+
+
+def _stored(store: Store, trial: Trial, ood: Sequence[Task], choice: Choice | None) -> _Stored:
     folders = pool_folders(trial.member_ids(), trial.reference_id(), trial.soup)
     splits: tuple[Split, Split] = ("validation", "test")
     eval_sets = {split: trial.eval_set(trial.task, split) for split in splits}
     eval_sets |= {task.name: trial.eval_set(task, "test") for task in ood}
-    row: dict[str, Any] = {
-        "trial_id": trial_id(trial),
-        "sweep": sweep,
-        "status": "done",
-        **trial.factors(),
-        "member_ids": trial.member_ids(),
-        "reference_id": trial.reference_id(),
-        "decoding": trial.task.scoring.decoding if trial.task.scoring.writes_text else None,
-        "eval_sets": json.dumps(eval_sets),
-        "recipe": canonical_json(trial.recipe()),
-        "provenance": json.dumps(provenance),
-    }
-    failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
-    untuned = choice and choice.failure(store)
+    identity, columns, fault = _identity(trial, eval_sets), dict[str, Any](), None
+    predictions, answers = dict[str, Predictions](), ()
     try:
-        row["tuning"] = choice and json.dumps(choice.record(store, trial.member_ids()))
-        if untuned:
+        columns["tuning"] = choice and json.dumps(choice.record(store, trial.member_ids()))
+        if untuned := choice and choice.failure(store):
             raise ValueError(untuned)
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
-        names = [task.name for task in ood]
-        rule = COMBINATIONS[trial.combine].rule
-        of_tokens = trial.task.scoring.writes_text
-        scores: dict[str, Any] = trial_metrics(predictions, names, rule, len(folders), of_tokens)
-        if of_tokens:
-            scores |= text_metrics(row_answers(store, row, eval_sets["test"]))
-        cost = trial_cost(store, trial)
+        if trial.task.scoring.writes_text:
+            answers = row_answers(store, identity, eval_sets["test"])
+        columns |= trial_cost(store, trial)
         if trial.soup and store.is_of_others(trial.member_ids(), trial.soup):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
-        members = [*trial.member_ids(), *(choice.member_ids if choice else ())]
-        store.set_damaged_aside(dict.fromkeys([*folders, *map(member_folder, members)]))
-        if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
-            why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
-            score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}
-            return row | {"status": "pruned", "error": why} | score
-        return row | {"status": "failed", "error": untuned or "; ".join(failures) or str(error)}
-    return row | scores | cost
+        fault = str(error)
+    return _Stored(trial, ood, choice, folders, identity, predictions, answers, columns, fault)
+
+
+def _identity(trial: Trial, eval_sets: Mapping[str, str]) -> dict[str, Any]:
+    scoring = trial.task.scoring
+    return {
+        "trial_id": trial_id(trial),
+        **trial.factors(),
+        "member_ids": trial.member_ids(),
+        "reference_id": trial.reference_id(),
+        "decoding": scoring.decoding if scoring.writes_text else None,
+        "eval_sets": json.dumps(eval_sets),
+        "recipe": canonical_json(trial.recipe()),
+    }
+
+
+def _outcome(store: Store, found: _Stored, pruned: Mapping[str, Pruned]) -> dict[str, Any]:
+    """Status, metrics and costs of a row, or why it has none; what is damaged is set aside."""
+    trial, fault = found.trial, found.fault
+    if fault is None:
+        rule, names = COMBINATIONS[trial.combine].rule, [task.name for task in found.ood]
+        try:
+            if trial.task.scoring.writes_text:
+                scores = token_metrics(found.predictions, rule) | text_metrics(found.answers)
+            else:
+                scores = trial_metrics(found.predictions, names, rule, len(found.folders))
+            return {"status": "done", **found.columns, **scores}
+        except ValueError as error:
+            fault = str(error)
+    members = [*trial.member_ids(), *(found.choice.member_ids if found.choice else ())]
+    texts = [texts_folder(trial.member_ids())] if trial.writes_together else []
+    store.set_damaged_aside(dict.fromkeys([*found.folders, *texts, *map(member_folder, members)]))
+    row = {"tuning": found.columns.get("tuning")}
+    if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
+        why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
+        score = {"pruned_step": stop.step, "validation_nll": stop.validation_nll}
+        return row | {"status": "pruned", "error": why} | score
+    failures = [f"{m}: {reason}" for m in trial.member_ids() if (reason := store.failure(m))]
+    untuned = found.choice and found.choice.failure(store)
+    return row | {"status": "failed", "error": untuned or "; ".join(failures) or fault}
 
 
 def trial_metrics(
-    predictions: dict[str, Predictions],
-    ood: Sequence[str],
-    rule: metrics.Rule,
-    num_entries: int,
-    of_tokens: bool = False,
+    predictions: dict[str, Predictions], ood: Sequence[str], rule: metrics.Rule, num_entries: int
 ) -> dict[str, float | str | None]:
     """All metric columns of a row from its predictions on "test", "validation" and the OOD tasks.
 
     Args:
         num_entries: members, or soups, or the backbone itself, whose draws the predictions are.
-        of_tokens: predictions are of the tokens of texts, which have `token_metrics` alone.
     """
-    if of_tokens:
-        return token_metrics(predictions, rule)
     test, validation = predictions["test"], predictions["validation"]
     pooled_validation = metrics.combine(validation.logits_MNC, rule)
     found: dict[str, float | str | None] = {"num_examples": len(test.labels_N)}

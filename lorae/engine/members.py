@@ -35,7 +35,8 @@ from lorae.store.names import (
 from lorae.store.ownership import OWNER
 from lorae.store.predictions import SCHEMA, parquet_bytes, prediction_file
 from lorae.store.records import CURVE
-from lorae.tasks.encoding import head_answers, head_classes
+from lorae.tasks.base import Task
+from lorae.tasks.encoding import head_answers, head_classes, shared_options
 
 
 def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
@@ -148,6 +149,8 @@ def _member_json(job: Job, run: MemberRun, stacked_with: int, predict_seconds: f
         "prompt_template": trial.task.prompt_template(),
         "classes": head_classes(trial.task),
         "answers": head_answers(trial.method, trial.task),
+        "options": shared_options(trial.task),
+        "own_prompt": type(trial.task).prompt is not Task.prompt,
         "best_step": run.best_step,
         "cost": {
             "train_tokens": run.train_tokens,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorae.metrics import combine, ensemble_nll
+from lorae.store.ahead import ahead
 from lorae.store.names import member_folder
 from lorae.store.store import Store
 from lorae.trial.tuning import Point, Study, left_out, recipe_name, values_text
@@ -153,7 +154,7 @@ class Choice:
 
 def choose(store: Store, study: Study) -> Choice:
     """What the stored predictions say of a study's points."""
-    return Choice(study, tuple(_nll(store, point) for point in study.points))
+    return Choice(study, tuple(ahead(lambda point: _nll(store, point), study.points)))
 
 
 def _nll(store: Store, point: Point) -> float | None:

@@ -10,13 +10,13 @@ from typing import Literal, cast
 from lorae.draws import Fitted
 from lorae.planning.decoding import decoding_memory
 from lorae.planning.flops import Flops, Passes
-from lorae.planning.memory import BYTES, Memory, Saving, Texts, stack_memory
+from lorae.planning.memory import BYTES, PREDICT_TOKENS, Memory, Saving, Texts, stack_memory
 from lorae.planning.stack import Stack
 from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
 from lorae.tasks.base import Generate, Split, Task
 from lorae.tasks.scoring.generate import LOGITS_AT_ONCE
-from lorae.trial import Diversity, Trial
+from lorae.trial import AdamW, Diversity, Trial
 
 Host = Literal["local", "tune", "zero"]
 
@@ -27,6 +27,10 @@ CHARS_PER_TOKEN = 4  # rough, for plans; the tokenizer is not loaded
 CPU_FLOPS = 1.2e11
 SUSTAINED_FRAC, A100_FLOPS = 0.35, 3.12e14
 FP32_SLOWDOWN = {"cpu": 2.5, "cuda": 16.0}  # measured; A100's data sheet, 312 against 19.5 TFLOP/s
+# What launching the kernels of a layer takes the host, forward and backward, however few the tokens (measured
+# with an H200, 48 to 65 ms for 16 layers); on a CPU nothing waits for launches
+FLOOR_SECONDS = {"cpu": 0.0, "cuda": 3.5e-3}
+FORWARD_FRAC = 1 / 3  # of it without a backward pass
 RECOMPUTE_SLOWDOWN = 1.4  # measured 1.38, five members on SmolLM2-135M
 ZERO_BYTES_PER_SECOND = 5e10  # assumed rate at which a rank receives the weights of the others
 
@@ -56,6 +60,10 @@ class Devices:
         """Rough sustained rate of one device."""
         rate = CPU_FLOPS if self.kind == "cpu" else SUSTAINED_FRAC * (self.peak_flops or A100_FLOPS)
         return rate / (FP32_SLOWDOWN[self.kind] if precision == "fp32" else 1.0)
+
+    def floor_seconds(self, num_layers: int) -> float:
+        """Least time of a forward and backward pass."""
+        return FLOOR_SECONDS[self.kind] * num_layers
 
 
 @dataclass(frozen=True)
@@ -118,15 +126,18 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
         predict_flops += sum(of_set.flops(per.features) for of_set in lengths.values())
     predict_flops += writing_flops(stack, per) if stack.answer_sets() else 0.0
     rate = gpus * devices.flops(trial.precision)
-    train_seconds, predict_seconds = train_flops / rate, predict_flops / rate
-    if devices.saving.recompute:
-        train_seconds *= RECOMPUTE_SLOWDOWN
-    rows = where.micro_batch or -(-batch // gpus)
+    rows, floor = where.micro_batch or -(-batch // gpus), devices.floor_seconds(config["num_hidden_layers"])
+    passes = steps * -(-batch // (rows * gpus))
+    train_seconds = train_flops / rate * (RECOMPUTE_SLOWDOWN if devices.saving.recompute else 1.0)
+    if trial.method.regime != "features":  # those train a head alone
+        train_seconds = max(train_seconds, passes * floor)
+    read = sum(ways[n] * lengths[n].total for of_member in each for n in of_member)
+    batches = -(-read // PREDICT_TOKENS[devices.kind])
+    predict_seconds = max(predict_flops / rate, batches * floor * FORWARD_FRAC)
     needs = memory(stack, rows, where.gpus, devices.saving)
     if where.host == "zero":  # every rank receives the others' weights for each forward and backward pass
-        passes = 2 * steps * -(-batch // (rows * gpus))
         received = BYTES[trial.precision] * num_backbone_parameters(config) * (gpus - 1) / gpus
-        train_seconds += passes * received / ZERO_BYTES_PER_SECOND
+        train_seconds += 2 * passes * received / ZERO_BYTES_PER_SECOND
     return Estimate(needs.total, train_tokens, train_seconds, predict_seconds)
 
 
@@ -253,9 +264,10 @@ def answers_bytes(stack: Stack) -> int:
 
 
 def typical(stack: Stack) -> Stack:
-    """The stack without what its memory and time do not depend on: the seed, and which members they are. A
-    soup takes what one of them does."""
-    trial = replace(stack.trial, seed=0, diversity=Diversity())
+    """The stack without what its memory and time do not depend on: the seed, numbers of the optimiser, and
+    which members they are. A soup takes what one of them does."""
+    schedule = AdamW(schedule=stack.trial.optimizer.schedule, cycles=stack.trial.optimizer.cycles)
+    trial = replace(stack.trial, seed=0, diversity=Diversity(), optimizer=schedule)
     members = tuple(range(1 if stack.soup else len(stack.members)))
     drawing = tuple(sum(m < num for m in stack.members) for num in stack.draw_members)
     stored = members[len(stack.to_train) :]

@@ -15,7 +15,8 @@ import scipy.special
 import scipy.stats
 from sweeps import COMMAND, make_sweep, predict_later, tabulate, toy_trials
 
-from analysis.data import Cell, load_trials
+from analysis.cells import Cell
+from analysis.data import load_trials
 from analysis.differences import ensembling
 from analysis.pooling import Estimates
 from analysis.rows import eval_sets, fill_command

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
-from analysis.data import Cell
+from analysis.cells import Cell
 from analysis.estimates import Design, Pool, estimate
 from analysis.influence import Measured, measured, of_mean, of_separation, of_squared_error
 from analysis.pooling import Estimates

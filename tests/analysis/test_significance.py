@@ -10,7 +10,8 @@ from scipy import stats
 
 from analysis.estimates import Design, Pool, estimate
 from analysis.influence import Measured, of_mean
-from analysis.significance import Difference, Estimate, Family, _largest_scores, holm, root_of
+from analysis.significance import Difference, Estimate, Family, holm, root_of
+from analysis.t_scores import largest_scores
 
 
 def untrained(value_N: np.ndarray) -> Estimate:
@@ -258,4 +259,4 @@ def test_the_largest_score_is_exact_for_any_degrees_of_freedom():
     rng, df_P = np.random.default_rng(11), np.array([1, 1.3, 2, 3, 7, 40, 1e6] * 4)
     t_RP = stats.t.rvs(df_P, size=(3000, len(df_P)), random_state=rng)
     expected = stats.norm.isf(stats.t.sf(np.abs(t_RP), df_P)).max(axis=1)
-    assert _largest_scores(t_RP, df_P) == pytest.approx(expected)
+    assert largest_scores(t_RP, df_P) == pytest.approx(expected)

@@ -14,8 +14,9 @@ from scipy import stats
 from sweeps import make_sweep
 
 from analysis import extrapolation
+from analysis.cells import Cell
 from analysis.curves import Curve, curve_of, curves
-from analysis.data import Cell, load_trials
+from analysis.data import load_trials
 from analysis.estimates import Design, Pool, estimate
 from analysis.influence import of_mean
 from analysis.power_law import PowerLaw, fit_power_law

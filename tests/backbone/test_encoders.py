@@ -34,6 +34,7 @@ from lorae import metrics
 from lorae.backbone.loading import Backbone, load_backbone, read_backbone
 from lorae.engine.adapters import HEAD, Adapters, Soup, initial_head
 from lorae.engine.batches import class_logits, collate
+from lorae.engine.ensembles import Ensemble
 from lorae.engine.order import DataOrder
 from lorae.engine.prediction import predict, with_features
 from lorae.engine.run import run_stack
@@ -640,3 +641,39 @@ def test_ood_texts_of_an_encoder_have_the_heads_classes(encoder_trial, data_root
     backbone, _ = prepared(trial)
     rows = encode(backbone.tokenizer, greys, greys.examples("test"), 64, ("a", "b", "c", "d"))
     assert {(r.num_classes, r.label) for r in rows} == {(4, -1)}
+
+
+# Inputs that nobody stored
+
+
+@pytest.mark.parametrize("model", ["vit", AST, "bert"])
+def test_an_ensemble_reads_media_as_its_sweep_did(encoder_trial, tmp_path, model):
+    """Files, their content, arrays and pictures alike."""
+    trial = encoder_trial(model, members=2)
+    run_stack(Stack(trial, (0, 1)), str(tmp_path))
+    store = Store(str(tmp_path))
+    store.write_table("toy", trials_table(store, "toy", [(trial, [])], {}))
+    ensemble, examples = Ensemble.load(str(tmp_path)), trial.task.examples("test")
+    media = [e.media.data if e.media else e.question for e in examples]
+    found = ensemble.predict(media)
+    stored = store.predictions(
+        [member_folder(m) for m in trial.member_ids()], trial.eval_set(trial.task, "test")
+    )
+    expected = np.exp(metrics.log_softmax(stored.logits_MNC))
+    np.testing.assert_allclose(found.member_probabilities, expected, atol=1e-5)
+    assert set(found.labels) <= set(examples[0].options)
+    if model == "vit":
+        picture = PIL.Image.open(io.BytesIO(media[0]))
+        (tmp_path / "image.png").write_bytes(media[0])
+        for same in (picture, np.asarray(picture), tmp_path / "image.png", {"image": {"bytes": media[0]}}):
+            again = ensemble.predict(same)
+            np.testing.assert_allclose(again.probabilities[0], found.probabilities[0], atol=1e-6)
+    if model == AST:
+        samples, rate = soundfile.read(io.BytesIO(media[0]))
+        again = ensemble.predict((samples, rate))
+        np.testing.assert_allclose(again.probabilities[0], found.probabilities[0], atol=1e-3)
+    if model != "bert":
+        with pytest.raises(ValueError, match=r"input 0: nowhere\.png cannot be read"):
+            ensemble.predict("nowhere.png")
+        with pytest.raises(ValueError, match="input 0: float is no "):
+            ensemble.predict([1.5])

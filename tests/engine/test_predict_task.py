@@ -121,9 +121,9 @@ def test_heads_of_the_last_layer_predict_a_task_with_the_same_answers(
             predict_task(store, trial.member_ids(), task.located(data_root))
     assert [store.files(entry) for entry in entries] == files
     calls = []
-    monkeypatch.setattr("lorae.engine.predict_task.STACK_MEMBERS", 1)
+    monkeypatch.setattr("lorae.engine.stored.STACK_MEMBERS", 1)
     monkeypatch.setattr(
-        "lorae.engine.predict_task.with_features", lambda *args: calls.append(1) or with_features(*args)
+        "lorae.engine.stored.with_features", lambda *args: calls.append(1) or with_features(*args)
     )
     assert predict_task(store, trial.member_ids(), Greys().located(data_root)) == 3
     assert len(calls) == 1
@@ -139,9 +139,7 @@ def test_predictions_on_a_gpu_have_the_sweeps_products(tiny_trial, data_root, tm
     """TF32 where the backbone is bf16, as its members were trained."""
     products = SimpleNamespace(allow_tf32=None)
     monkeypatch.setattr(torch.backends.cuda, "matmul", products)
-    monkeypatch.setattr(
-        "lorae.engine.predict_task.load_backbone", lambda *args: load_backbone(*args[:2], "cpu")
-    )
+    monkeypatch.setattr("lorae.engine.stored.load_backbone", lambda *args: load_backbone(*args[:2], "cpu"))
     for precision in ("bf16", "fp32"):
         trial = tiny_trial(precision=precision, budget=Budget(batch_size=4, steps=1))
         run_stack(Stack(trial, (0,)), str(tmp_path))

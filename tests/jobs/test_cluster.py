@@ -37,8 +37,8 @@ AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
 def own_machines() -> dict[str, Any]:
-    """cluster.yaml changed as the README says for machines of one's own."""
-    section = (ROOT / "README.md").read_text().partition("## On a cluster")[2]
+    """cluster.yaml changed as docs/cluster.md says for machines of one's own."""
+    section = (ROOT / "docs" / "cluster.md").read_text()
     changes = yaml.safe_load(re.search(r"```yaml\n(.*?)```", section, re.DOTALL)[1])  # type: ignore[index]
     gone = ("available_node_types", "head_node_type", "max_workers", "initialization_commands")
     return {key: value for key, value in copy.deepcopy(AWS).items() if key not in gone} | changes
@@ -189,7 +189,7 @@ PROGRAM = (
 
 
 def laptop(folder: Path, hosts: list[ssh_hosts.Host], data_root: Path) -> Laptop:
-    """The README's file for one's own machines, for these hosts; what it installs needs no network."""
+    """The file for one's own machines, for these hosts; what it installs needs no network."""
     head, worker = hosts
     config = own_machines() | {
         "cluster_name": folder.name,
@@ -232,7 +232,7 @@ else:
 
 @pytest.mark.slow
 def test_ray_up_submit_and_down_on_two_hosts(two_hosts, tiny_llama, data_root):
-    """The README's commands over ssh; both hosts train, and nothing is left on them at the end."""
+    """The commands of docs/cluster.md over ssh; both hosts train, and nothing is left on them at the end."""
     folder, hosts = two_hosts
     private = hosts[0].private
     (folder / "demo.py").write_text(DEMO.format(backbone=tiny_llama.path))
@@ -266,7 +266,7 @@ def test_ray_up_submit_and_down_on_two_hosts(two_hosts, tiny_llama, data_root):
     stopped = hosts[1].run("~/lorae-env/bin/ray stop")
     assert stopped.returncode == 0, stopped.stdout
     left = [words for host in hosts for words in host.processes().values() if "sshd" not in words]
-    assert not left, "what README says of `ray down` and workers"
+    assert not left, "what docs/cluster.md says of `ray down` and workers"
 
 
 CLOUD = {  # Ray's stand-in for a cloud: its nodes are processes on the head's machine

@@ -10,14 +10,21 @@ import pytest
 from toys import Colours
 
 from jobs.cli import main
+from jobs.labels import spec_of_label
 from jobs.request import load_module, with_override
+from lorae.methods import Vera
+from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Masksembles
 from lorae.sources import Files
+from lorae.tasks import TREC, OptionLikelihood
 from lorae.trial import Budget, Sweep, Trial
 
 GOOD = """
 from lorae.methods import Lora
 from lorae.regularizers import KL
+from lorae.methods import Vera
+from lorae.regularizers import KL, AdapterDropout, DecayB, EarlyStopping, Masksembles
 from lorae.sources import Files
+from lorae.tasks import TREC, OptionLikelihood
 from lorae.trial import AdamW, Budget, Sweep, Trial
 from toys import Colours
 SWEEP = Sweep(
@@ -86,7 +93,9 @@ def test_a_sweep_file_without_error_is_a_module(tmp_path: Path) -> None:
         ("methods.rank=2", "did you mean method.rank?"),
         ("KL.beta=1", "did you mean regularizers.KL.beta?"),
         ("budget.max_token=9", "did you mean budget.max_tokens?"),
-        ("regularizers=kl-0.33", "did you mean kl-0.3? the file gives it the values kl-0.3"),
+        ("regularizers=kl_0.33", "did you mean kl-0.3? the file gives it the values kl-0.3"),
+        ("task=Trec", "did you mean TREC? the file gives it the values colours; others are ArcChallenge"),
+        ("method=vara", "did you mean vera?"),
     ],
 )
 def test_a_name_that_does_not_exist_suggests_the_nearest(
@@ -96,6 +105,31 @@ def test_a_name_that_does_not_exist_suggests_the_nearest(
     assert main(["sweep", str(tmp_path / "sweep.py"), "--dry-run", "--set", override]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"--set {override}: " in line and message in line
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("regularizers=kl-0.5", (KL(0.5),)),
+        ("regularizers=decay_b-50+kl-0.3", (DecayB(50.0), KL(0.3))),
+        ("regularizers=none", ()),
+        ("regularizers=kl-0.3", (KL(0.3),)),
+        ("method=vera", Vera()),
+        ("task=TREC", TREC()),
+        ("task.scoring=likelihood-sum", OptionLikelihood()),
+    ],
+)
+def test_a_label_is_any_that_a_spec_has(override, value):
+    trial = Trial(
+        backbone=Files("/nowhere"), task=Colours(), regularizers=(KL(0.3),), budget=Budget(epochs=1)
+    )
+    axis = override.split("=")[0]
+    assert with_override(Sweep(base=trial, axes={}), override).axes[axis] == [value]
+
+
+def test_every_regulariser_is_made_from_its_own_label():
+    for spec in (KL(0.05), DecayB(1e-05), AdapterDropout(0.1), Masksembles(4, 2.0), EarlyStopping(3)):
+        assert spec_of_label("regularizers", spec.label) == (spec,)
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,12 @@ def test_micro_batch_is_the_largest_that_fits(large_stack):
     assert place(stack, node(160)) == Placement("tune", 1, None, place(stack, node(160)).reason)
 
 
+def test_what_is_longer_than_its_floor_is_divided(large_stack):
+    """A stack of 8B on 8 GPUs, down to single members."""
+    plan = placed(Plan((), (), (), (), pending=(large_stack("Llama-3.1-8B", 8),)), node(80))
+    assert [len(s.members) for s in plan.stacks] == 8 * [1]
+
+
 def test_zero_takes_as_few_gpus_as_suffice(large_stack):
     stack = large_stack("Llama-2-13b", members=1)
     gpus = [place(stack, node(gib)).gpus for gib in (12, 16, 24, 80)]

@@ -32,11 +32,12 @@ from jobs.devices import (
     ray_devices,
     visible_gpus,
 )
+from jobs.hosts import shares
 from jobs.simulate import Simulation, simulate
 from lorae.draws import TFB
 from lorae.engine.run import run_stack
 from lorae.methods import Lora
-from lorae.planning.estimate import Devices, Estimate, Placement, estimate
+from lorae.planning.estimate import FLOOR_SECONDS, Devices, Estimate, Placement, estimate
 from lorae.planning.memory import Saving
 from lorae.planning.placement import place
 from lorae.planning.plan import Plan, make_plan, placed
@@ -58,6 +59,15 @@ PIPELINES = sorted(p.stem for p in (Path(__file__).parents[2] / "pipelines").glo
 
 def sweep(tiny_trial, **axes) -> Sweep:
     return Sweep(base=tiny_trial(), axes=axes)
+
+
+@pytest.fixture
+def no_floor(monkeypatch):
+    """Steps of a tiny model take what they compute, so that its stacks are divided."""
+    monkeypatch.setitem(FLOOR_SECONDS, "cuda", 0.0)
+    lorae.planning.estimate._estimate.cache_clear()
+    yield
+    lorae.planning.estimate._estimate.cache_clear()
 
 
 def test_members_axis_costs_the_largest_only(tiny_trial, tmp_path):
@@ -330,6 +340,17 @@ def test_same_members_are_spread_again_for_other_devices(tiny_trial, tmp_path):
     assert again == make_plan(sweep(tiny_trial, members=[8]), Store(str(tmp_path)), replace(CPU, num=4))
 
 
+def test_what_a_floor_bounds_is_not_divided(tiny_trial, tmp_path):
+    """24 stacks of 5 on 64 GPUs: their halves would take as long, on twice as many GPUs."""
+    gpus = Devices("cuda", 64, 4, 80 * 2**30, 8, GPUS["a100-80"].peak_flops)
+    cells = sweep(tiny_trial, **{"optimizer.lr": [1e-3 * n for n in range(1, 25)], "members": [5]})
+    plan = make_plan(cells, Store(str(tmp_path)), gpus)
+    assert [len(s.members) for s in plan.stacks if s.members] == 24 * [5]
+    steps = cells.base.budget.num_steps(len(cells.base.task.examples("train")))
+    assert plan.estimates[0].train_seconds == pytest.approx(steps * 3 * FLOOR_SECONDS["cuda"])  # 3 layers
+    assert len(make_plan(cells, Store(str(tmp_path)), replace(CPU, num=64)).stacks) > 48, "it has no floor"
+
+
 def simulated(seconds: list[float], gpus: list[int], devices: Devices) -> Simulation:
     places = tuple(Placement("zero" if k > 1 else "tune", k, None, "") for k in gpus)
     estimates = tuple(Estimate(0, 0, s, 0.0) for s in seconds)
@@ -347,6 +368,16 @@ def test_simulation_of_schedules_done_by_hand():
     assert simulated([3600, 3600], [1, 2], nodes).makespan_seconds == 3600
     assert simulated([3600, 3600, 3600], [1, 2, 2], nodes).makespan_seconds == 7200
     assert simulated([], [], nodes) == Simulation(4, 0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 8, 17, 64])
+def test_stacks_of_several_sizes_run_at_once_as_long_as_there_are_gpus(num):
+    """As the simulation has it: not as if all were as wide as the widest."""
+    widths = range(1, num + 1)
+    mark = dict(zip(widths, shares([Placement("zero", k, None, "") for k in widths], num)))
+    for wide in widths:
+        assert mark[wide] + (num - wide) * mark[1] <= 1.0 < mark[wide] + (num - wide + 1) * mark[1]
+    assert shares([Placement("tune", 0, None, "")], num) == [mark[1]], "a share of the CPUs is one device"
 
 
 def test_gpus_by_the_names_that_drivers_and_ray_give_them():
@@ -431,7 +462,9 @@ def test_a_sweep_on_a_cluster_is_planned_for_its_nodes(tiny_llama, data_root, tm
     assert "--address auto\n" in told
 
 
-def test_one_process_trains_a_stack_in_one_piece(tiny_llama, data_root, tmp_path, monkeypatch, capsys):
+def test_one_process_trains_a_stack_in_one_piece(
+    tiny_llama, data_root, tmp_path, monkeypatch, capsys, no_floor
+):
     """Divided members would run one part after another, each as long as all together."""
     monkeypatch.setattr(jobs.devices, "visible_gpus", lambda: 8 * [A100_80])
     file = tmp_path / "sweep.py"
@@ -447,7 +480,7 @@ def test_plan_command_refuses_gpus_that_it_does_not_simulate(capsys):
     assert "add --simulate" in capsys.readouterr().err
 
 
-def test_plan_command_simulates_gpus_that_are_not_there(tiny_llama, data_root, tmp_path, capsys):
+def test_plan_command_simulates_gpus_that_are_not_there(tiny_llama, data_root, tmp_path, capsys, no_floor):
     file = tmp_path / "sweep.py"
     file.write_text(SWEEP_FILE.format(backbone=tiny_llama.path))
     command = ["plan", str(file), "--data-root", str(data_root), "--storage", str(tmp_path / "none")]

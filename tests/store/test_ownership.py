@@ -22,7 +22,7 @@ from toys import Colours
 from victims import contents
 
 from analysis.audit import audit
-from jobs.search import _Record
+from jobs.search_record import SearchRecord
 from lorae.engine.checkpoints import StackCheckpoints
 from lorae.engine.run import run_stack
 from lorae.planning.stack import Stack, Stopped
@@ -406,11 +406,11 @@ def test_the_table_and_the_search_of_another_sweep_are_refused(tmp_path, origina
     shutil.copytree(original / "members", tmp_path / "members")
     shutil.copytree(original / "reference", tmp_path / "reference")
     store.write_table("one", trials_table(store, "one", [(stacks[0].trial, [])], {}))
-    record = _Record(store, "one", ASHA())
+    record = SearchRecord(store, "one", ASHA())
     record.add(stacks[0], {"step": 1, "num_steps": 2, "evaluation": 1, "validation_nll": 0.5}, True)
-    assert _Record(store, "one", ASHA()).ended(stacks[0]) and len(read_trials(store, "one")) == 1
+    assert SearchRecord(store, "one", ASHA()).ended(stacks[0]) and len(read_trials(store, "one")) == 1
     shutil.copytree(tmp_path / "sweeps/one", tmp_path / "sweeps/two")
-    assert not _Record(store, "two", ASHA()).ended(stacks[0])
+    assert not SearchRecord(store, "two", ASHA()).ended(stacks[0])
     with pytest.raises(ValueError, match=r"sweeps/two/trials\.parquet row 0: it is of the sweep one"):
         read_trials(store, "two")
 

@@ -631,12 +631,12 @@ def test_as_much_json_as_is_read_fits_into_memory():
     "content", [b"3", b"[]", b'{"search": 3}', b'{"stacks": {"a": 1}}', b"[" * 9999, b"\xff"]
 )
 def test_a_hostile_record_of_a_search_begins_it_anew(tmp_path, content, caplog):
-    from jobs.search import _Record
+    from jobs.search_record import SearchRecord
     from lorae.search import ASHA
 
     store = Store(str(tmp_path))
     store.storage.write("sweeps/x/search.json", content)
-    assert _Record(store, "x", ASHA()).stacks == {}
+    assert SearchRecord(store, "x", ASHA()).stacks == {}
     assert "sweeps/x/search.json cannot be read" in caplog.text and "begins anew" in caplog.text
 
 
