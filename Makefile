@@ -1,4 +1,4 @@
-# What a new user runs: `make demo`, `make demo-encoders`, `make test`. Everything is installed into .venv.
+# What a new user runs: `make demo`, `make demo-generation`, `make demo-encoders`, `make test`. Everything is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 TWO := -n 2 --dist loadscope --no-loadscope-reorder
@@ -9,7 +9,8 @@ CORRUPTIONS ?= 200
 KILLS ?= 20
 SEED ?= 0
 
-.PHONY: demo demo-generation demo-encoders encoders-tables encoders-report check test test-all coverage soak lint types dry-run
+.PHONY: demo demo-generation demo-encoders encoders-tables encoders-report check test test-all coverage soak
+.PHONY: lint types dry-run
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py

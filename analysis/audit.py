@@ -54,6 +54,7 @@ from analysis.data import load_trials
 from analysis.findings import Finding, Problem, results
 from analysis.rows import Row, is_soup, pool, together
 from lorae import untrusted
+from lorae.near import did_you_mean
 from lorae.results import read_trials
 from lorae.store.names import (
     ADAPTER_CONFIG,
@@ -202,7 +203,9 @@ def _open(storage: str, sweep: str | None) -> Stored:
     store = Store(storage)
     names = store.storage.names("sweeps")
     if sweep is not None and sweep not in names:
-        raise ValueError(f"{store.storage.uri} has no sweep {sweep}; it has: {', '.join(names) or 'none'}")
+        near = did_you_mean(sweep, names)
+        known = ", ".join(names) or "none"
+        raise ValueError(f"{store.storage.uri} has no sweep {sweep}; {near}it has: {known}")
     rows, done, incomplete = [], [], []
     for name in names if sweep is None else [sweep]:
         where = trials_file(name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.cells import Cell
 from analysis.columns import title
-from analysis.data import Cell
 from analysis.figures_scores import thinned
 from analysis.plotting import (
     COLOURS,
@@ -56,7 +56,7 @@ def risk_coverage(texts: Texts, recipe: str) -> Plot:
         f"Risk, 1 minus {title(stored.kind.right)}, of the first member's greedy texts against coverage, by "
         f"scores from one member or {cell.members}. First seed; lower is better."
     )
-    return Plot(f"text-risk-coverage{_suffix(texts, recipe)}", caption, figure)
+    return Plot(f"text-risk-coverage{recipe_suffix(texts, recipe)}", caption, figure)
 
 
 @styled
@@ -80,13 +80,12 @@ def prr_bars(texts: Texts, recipe: str) -> Plot:
     axes.invert_yaxis()
     legend_above(figure, axes)
     caption = "PRR of single members' greedy texts by score and source; bars: standard error over trainings."
-    return Plot(f"prr{_suffix(texts, recipe)}", caption, figure)
+    return Plot(f"prr{recipe_suffix(texts, recipe)}", caption, figure)
 
 
 @styled
-def quality_against_members(texts: Texts) -> Plot:
-    """Quality of the ensemble's one text against its members, of the first recipe with the most sizes."""
-    recipe = max(texts.recipes, key=lambda recipe: len(texts.recipes[recipe]))
+def quality_against_members(texts: Texts, recipe: str) -> Plot:
+    """Quality of the ensemble's one text against its members."""
     largest = texts.largest(recipe)
     figure, axes = axes_of()
     right = texts.of(largest.rows[0]).kind.right
@@ -107,7 +106,7 @@ def quality_against_members(texts: Texts) -> Plot:
     axes.set_ylabel(title(right))
     legend_above(figure, axes)
     caption = f"{title(right)} of one text against the members M; bars: standard error over trainings."
-    return Plot(f"text-quality{_suffix(texts, recipe)}", caption, figure)
+    return Plot(f"text-quality{recipe_suffix(texts, recipe)}", caption, figure)
 
 
 def _but_combine(cell: Cell) -> tuple[object, ...]:
@@ -116,7 +115,7 @@ def _but_combine(cell: Cell) -> tuple[object, ...]:
     return cell.test_set, *factors.items()
 
 
-def _suffix(texts: Texts, recipe: str) -> str:
+def recipe_suffix(texts: Texts, recipe: str) -> str:
     """Of a file name: what tells a recipe from the others; nothing where there is one."""
     if len(texts.recipes) == 1:
         return ""

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.data import Cell, Trials
+from analysis.cells import Cell
+from analysis.data import Trials
 from analysis.estimates import Design, Pool, Subset, estimate
 from analysis.influence import Measured, of_mean
 from analysis.influence_texts import JUDGES, mean_of, of_ratio, of_sums
@@ -188,11 +189,15 @@ class Texts:
         """One column; None where an ensemble does not have it."""
         pools = []
         for row, measure in zip(rows, measures, strict=True):
-            size = len(self.of(row).members)
+            everyone = tuple(range(len(self.of(row).members)))
             if not row["members"]:  # the backbone is one model, which no training moves
                 found = measure((0,)).get(name)
                 return found and Estimate(found.value, found.examples)
-            design = Design(1, (tuple(range(size)),)) if whole else Design.of(size, members, max(2 * size, 8))
+            if whole:
+                design = Design(1, ((),))
+                measure = functools.partial(_of_everyone, measure, everyone)
+            else:
+                design = Design.of(len(everyone), members, max(2 * len(everyone), 8))
             if any(name not in measure(subset) for subset in design.chosen):
                 return None
             # What only whole pools have, such as the entropy of their mean, says nothing of single members
@@ -254,6 +259,11 @@ class Texts:
             answers = self._read(row, split)
             self._pools[key] = PoolTexts(answers, self.scores) if answers else None
         return self._pools[key]
+
+
+def _of_everyone(measure: Callable[[Subset], Columns], everyone: Subset, _: Subset) -> Columns:
+    """Of what all members of a row wrote, whatever is asked for."""
+    return measure(everyone)
 
 
 def _mean_quality(name: str, words: Sequence[str], gold: Sequence[quality.References]) -> Measured:

@@ -14,8 +14,10 @@ from threading import Thread
 from typing import Any
 
 from jobs import tracking
+from jobs.closing import next_commands, table_head
 from jobs.devices import cpu_has_bf16, local_devices, process_devices
 from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tune
+from jobs.parser import coloured
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, num_trained, run_search, search_text
 from jobs.simulate import duration, simulate
@@ -131,6 +133,9 @@ def _run(
     if as_json:
         print(shown(json.dumps(outcome, indent=1)))
     say(outcome_text(outcome, request, found.plan))
+    if not as_json and "done" in status:
+        where = request.storage, request.name
+        say("\n".join(filter(None, [table_head(*where), next_commands(*where)])))
     return 1 if found.failed or incomplete else 0
 
 
@@ -299,7 +304,7 @@ def outcome_text(outcome: dict[str, Any], request: Request, plan: Plan) -> str:
     if outcome["pruned"]:
         lines.append(f"{outcome['pruned']} trials were ended early by the search and are in no table")
     lines += outcome["best"]
-    lines += [f"failed: {what}: {why}" for what, why in outcome["failed"].items()]
+    lines += [f"{coloured('failed:', 'red')} {what}: {why}" for what, why in outcome["failed"].items()]
     if outcome["incomplete"]:
         lines.append(f"{outcome['incomplete']} trials lack predictions")
     if outcome["incomplete"] or outcome["failed"]:

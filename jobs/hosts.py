@@ -223,7 +223,10 @@ def run_tune(
 def shares(placements: Sequence[Placement], num_devices: int) -> list[float]:
     """Of each stack: how much of one mark its trial takes, so that stacks run at once as long as there are
     devices for all of them. Ray counts resources to the fourth digit."""
-    share = math.floor(1e4 / num_devices) / 1e4
+    rays_own = 0.001 * (
+        2 + num_devices // 2
+    )  # of the mark: an actor of Ray Train's beside each stack in parts
+    share = max(1.0, math.floor(1e4 * (1 - rays_own) / num_devices)) / 1e4
     return [round(max(1, place.gpus) * share, 4) for place in placements]
 
 

@@ -8,6 +8,12 @@ from lorae.results import read_trials
 from lorae.store.store import Store
 
 
+def trials_of(store: Store, sweep: str | None = None) -> dict[str, dict[str, Any]]:
+    """Rows of a storage's sweeps, or of one, by their trial's id."""
+    sweeps = [sweep] if sweep else store.storage.names("sweeps")
+    return {row["trial_id"]: row for name in sweeps for row in read_trials(store, name).to_pylist()}
+
+
 def find_trial(store: Store, trial: str | None = None, sweep: str | None = None) -> dict[str, Any]:
     """The row of a trained trial.
 
@@ -18,10 +24,9 @@ def find_trial(store: Store, trial: str | None = None, sweep: str | None = None)
     Raises:
         ValueError: none, or several.
     """
-    sweeps = [sweep] if sweep else store.storage.names("sweeps")
-    if not sweeps:
+    rows = trials_of(store, sweep)
+    if not rows:
         raise ValueError(f"{store.storage.uri} has no sweeps; run one first: lorae sweep FILE --storage ...")
-    rows = {row["trial_id"]: row for name in sweeps for row in read_trials(store, name).to_pylist()}
     trained = {name: row for name, row in rows.items() if row["status"] == "done" and row["members"]}
     if not trained:
         raise ValueError(f"{store.storage.uri} has no trained trial that is done; repeat its sweep")
