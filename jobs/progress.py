@@ -35,7 +35,9 @@ class ProgressLine:
         """A stack's news: its phase, and how far it is in training (steps) or predicting (per cent)."""
         trained = self.estimates[stack].train_seconds / self.estimates[stack].seconds
         within = step / num_steps if num_steps else 0.0
-        shares = {"train": trained * within, "predict": trained + (1 - trained) * within, "done": 1.0}
+        predicted = 0.99 if self.stacks[stack].answer_sets() else 1.0  # before texts are written
+        predicting = min(predicted, trained + (1 - trained) * within)
+        shares = {"train": trained * within, "predict": predicting, "done": 1.0}
         self.fractions[stack] = max(self.fractions[stack], shares.get(phase, 0.0))
         self.phases[stack] = phase
         if num_steps:
