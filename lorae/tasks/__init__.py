@@ -2,10 +2,21 @@
 name."""
 
 from lorae.tasks.arc import ArcChallenge, ArcEasy
-from lorae.tasks.base import Example, Head, LabelWords, Letters, OptionLikelihood, Prompt, Scoring, Task
+from lorae.tasks.base import (
+    Example,
+    Head,
+    LabelWords,
+    Letters,
+    OptionLikelihood,
+    Prompt,
+    Scoring,
+    Task,
+    content_id,
+)
 from lorae.tasks.boolq import BoolQ
 from lorae.tasks.cifar import CIFAR10, CIFAR100
 from lorae.tasks.commonsense_qa import CommonsenseQA
+from lorae.tasks.data import DataFiles
 from lorae.tasks.digits import Digits
 from lorae.tasks.esc50 import ESC50
 from lorae.tasks.flowers102 import Flowers102
@@ -35,6 +46,7 @@ __all__ = [
     "ArcEasy",
     "BoolQ",
     "CommonsenseQA",
+    "DataFiles",
     "Digits",
     "Example",
     "Flowers102",
@@ -52,4 +64,5 @@ __all__ = [
     "SocialIQA",
     "Task",
     "WinoGrande",
+    "content_id",
 ]
