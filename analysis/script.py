@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from analysis.archive import opened
@@ -20,10 +20,11 @@ from analysis.table import Table
 
 @dataclass(frozen=True)
 class Content:
-    """The tables and figures of a paper file, in order."""
+    """The tables and figures of a paper file, in order, and other files by their name."""
 
     tables: Sequence[Table]
     plots: Sequence[Plot]
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | None = None) -> int:
@@ -79,16 +80,19 @@ def _chosen(trials: Trials, content: Content, args: argparse.Namespace) -> Conte
         tables = those_that_have(tables, lambda table: with_columns(table, args.columns))
     if args.rows:
         tables = those_that_have(tables, lambda table: with_rows(table, args.rows))
-    return Content([replace(table, sweep=trials.sweep) for table in tables], content.plots)
+    return replace(content, tables=[replace(table, sweep=trials.sweep) for table in tables])
 
 
 def write(content: Content, out: Path) -> Content:
-    """Print the tables, write them and the figures as files; returns the content."""
+    """Print the tables, write them, the figures and the other files; returns the content."""
     for table in content.tables:
         print(markdown(table))
         save_table(table, out)
     for plot in content.plots:
         save(plot, out)
+    for name, text in content.files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text, encoding="utf-8")
     return content
 
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.cells import PROMPTED, Cell
 from analysis.columns import COST_COLUMNS, Column, default_metrics, direction, title
-from analysis.data import PROMPTED, Cell, Trials
+from analysis.data import Trials
 from analysis.pooling import SQUARES
 from analysis.rows import provenance
 from analysis.significance import ALPHA, Difference, Estimate, Mark

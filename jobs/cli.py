@@ -41,6 +41,7 @@ DEFAULT_STORAGE = "lorae-results"
 BENCHES = {
     "train": "a stack against PEFT one by one, and against the machine's limit",
     "predict": "predictions of five members against PEFT's, and against the machine's limit",
+    "generate": "texts of five members against PEFT's, and against bare runs of the backbone",
     "sweep": "the demo against a naive Ray Tune + PEFT sweep; what a sweep costs beyond training",
     "memory": "peak memory of ten members and of one",
     "growth": "time of a member's step by members and by length, and where it goes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from jobs.request import Request, member_provenance, modules_of
 from jobs.scratch import scratch_folder
 from jobs.zero import MAX_DEATHS, Zero
 from lorae.combinations import COMBINATIONS
-from lorae.planning.estimate import Devices
+from lorae.planning.estimate import Devices, Placement
 from lorae.planning.plan import Plan
 from lorae.planning.stack import Stack, Stopped
 
@@ -149,7 +150,8 @@ def run_tune(
     """Run the stacks as Ray Tune trials; returns what failed, by member or stack.
 
     The trial of a stack on the zero host only drives Ray Train workers, which take the CPUs and GPUs. It
-    takes a mark of the head node itself, so that drivers never hold what their workers wait for.
+    takes a mark of the head node itself, so that drivers never hold what their workers wait for. Where stacks
+    of several sizes run, each trial takes its share of the mark (`shares`).
 
     Args:
         scheduler, callbacks: Tune's, of a search that ends stacks early.
@@ -166,10 +168,13 @@ def run_tune(
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(CREDENTIALS)
     zeros = [request.zero or Zero(place.gpus) if place.host == "zero" else None for place in plan.placements]
     alone = {"CPU": float(devices.cpus_per_stack), "GPU": float(devices.kind == "cuda")}
+    marks = [{"node:__internal_head__": share} for share in shares(plan.placements, devices.num)]
 
     def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        driver = zeros[config["stack"]["number"]]
-        return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001} if driver else alone])
+        number = config["stack"]["number"]
+        if zeros[number]:
+            return tune.PlacementGroupFactory([marks[number]])
+        return tune.PlacementGroupFactory([alone, marks[number]] if any(zeros) else [alone])
 
     stacks = [{"number": n, **columns(stack)} for n, stack in enumerate(plan.stacks)]
     settings = {
@@ -180,7 +185,6 @@ def run_tune(
         "recompute": request.recompute,
         "early_end": request.sweep.search if scheduler else None,
     }
-    at_once = max(1, devices.num // max(1, *(place.gpus for place in plan.placements)))
     line = ProgressLine(plan.stacks, plan.estimates)
     with contextlib.ExitStack() as open_:
         agreed = open_.enter_context(cluster.agreement(request.storage, plan.stacks))
@@ -194,7 +198,7 @@ def run_tune(
             tune.with_resources(trainable, resources),
             param_space={"stack": tune.grid_search(stacks)},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=at_once, reuse_actors=True, scheduler=scheduler
+                max_concurrent_trials=devices.num, reuse_actors=True, scheduler=scheduler
             ),
             run_config=tune.RunConfig(
                 name=request.name,
@@ -214,6 +218,16 @@ def run_tune(
         else:
             failed |= (result.metrics or {}).get("failed", {})
     return failed
+
+
+def shares(placements: Sequence[Placement], num_devices: int) -> list[float]:
+    """Of each stack: how much of one mark its trial takes, so that stacks run at once as long as there are
+    devices for all of them. Ray counts resources to the fourth digit."""
+    rays_own = 0.001 * (
+        2 + num_devices // 2
+    )  # of the mark: an actor of Ray Train's beside each stack in parts
+    share = max(1.0, math.floor(1e4 * (1 - rays_own) / num_devices)) / 1e4
+    return [round(max(1, place.gpus) * share, 4) for place in placements]
 
 
 def _progress_callback(line: ProgressLine) -> Any:
@@ -237,7 +251,8 @@ def columns(stack: Stack) -> dict[str, Any]:
     """Readable columns of a stack in Tune's tables."""
     factors = {k: v for k, v in stack.trial.factors().items() if k not in ("members", "combine")}
     members = ",".join(map(str, stack.members)) or "backbone"
-    return factors | {"members": f"{COMBINATIONS[stack.soup].soup} of {members}" if stack.soup else members}
+    of = COMBINATIONS[stack.soup].soup if stack.soup else "texts" if stack.pool else None
+    return factors | {"members": f"{of} of {members}" if of else members}
 
 
 def stack_name(stack: Stack) -> str:

@@ -4,10 +4,11 @@ with its checksums, while the sweep trains."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lorae.planning.plan import Plan
+from lorae.store.ahead import MAX_AHEAD_BYTES, READERS
 from lorae.store.names import entry_lock, member_folder, reference_folder, soup_folder
 from lorae.store.store import Store
 
@@ -26,12 +27,22 @@ def used_entries(plan: Plan) -> list[str]:
 @contextlib.contextmanager
 def verifying(store: Store, folders: Iterable[str]) -> Iterator[Callable[[], list[str]]]:
     """Read entries meanwhile; the yielded function waits, and returns those that are damaged."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    folders = [*folders]
+    with ThreadPoolExecutor(_num_threads(store, folders)) as pool:
         found = {folder: pool.submit(store.damage, folder) for folder in folders}
         try:
             yield lambda: [folder for folder, damage in found.items() if damage.result()]
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _num_threads(store: Store, folders: Sequence[str]) -> int:
+    """More for an object store, whose answers take long: as many as there is memory for files like those of
+    the first entry."""
+    if store.storage.is_local or not folders:
+        return THREADS
+    largest = max(store.file_bytes(folders[0]).values(), default=1)
+    return max(THREADS, min(READERS, MAX_AHEAD_BYTES // max(1, largest)))
 
 
 def set_rotten_aside(store: Store, folders: Iterable[str]) -> None:

@@ -51,7 +51,7 @@ def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
         feature_process_seconds=sum(watch.process_seconds for watch in job.feature_watches),
     )
     job.feature_watches.clear()  # they are part of one training's cost
-    if any(regularizer.needs_reference for regularizer in trial.regularizers):
+    if trial.stores_reference:
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(lambda: torch.tensor(job.store.predictions(folders, name).logits_MNC[0]))
         data = replace(data, reference_logits_NC=reference.numpy())

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from lorae.metrics.probability import Undefined, at_least_two, checked, combine, entropy, log_softmax
+from lorae.metrics.probability import (
+    Undefined,
+    at_least_two,
+    by_blocks,
+    checked,
+    combine,
+    entropy,
+    log_softmax,
+)
 
 
 def disagreement(logits_MNC: np.ndarray) -> float:
@@ -16,9 +24,8 @@ def disagreement(logits_MNC: np.ndarray) -> float:
         Undefined: fewer than two members; so do all metrics here.
     """
     num_members = at_least_two(logits_MNC, "disagreement")
-    votes_MN = log_softmax(logits_MNC).argmax(axis=2)
-    classes_C = np.arange(np.shape(logits_MNC)[2])
-    count_NC = np.sum(votes_MN[:, :, None] == classes_C, axis=0)
+    votes_MN = _votes(logits_MNC)
+    count_NC = np.stack([np.sum(votes_MN == c, axis=0) for c in range(np.shape(logits_MNC)[2])], axis=1)
     agreeing_N = np.sum(count_NC * (count_NC - 1), axis=1)  # ordered pairs with the same vote
     return float(1 - agreeing_N.mean() / (num_members * (num_members - 1)))
 
@@ -42,21 +49,28 @@ def jsd(logits_MNC: np.ndarray) -> float:
     H((p + q)/2) - (H(p) + H(q))/2. Source: Lin 1991.
     """
     num_members = at_least_two(logits_MNC, "jsd")
+    sum_N = by_blocks(_sum_of_jsd, np.asarray(logits_MNC))
+    return float(sum_N.mean() / (num_members * (num_members - 1) / 2))
+
+
+def _sum_of_jsd(logits_MNC: np.ndarray) -> np.ndarray:
+    """Over pairs of members, of each example (N,)."""
     logp_MNC = log_softmax(logits_MNC)
     p_MNC, entropy_MN = np.exp(logp_MNC), entropy(logp_MNC)
-    total = 0.0
-    for m in range(num_members - 1):
+    total_N = np.zeros(logits_MNC.shape[1])
+    for m in range(len(logits_MNC) - 1):
         mean_p = (p_MNC[m] + p_MNC[m + 1 :]) / 2  # (M-m-1, N, C)
         mean_logp = np.log(np.where(mean_p > 0, mean_p, 1.0))
         divergence = -np.sum(mean_p * mean_logp, axis=-1) - (entropy_MN[m] + entropy_MN[m + 1 :]) / 2
-        total += np.maximum(divergence, 0.0).mean(axis=1).sum()  # rounding may go below 0
-    return float(total / (num_members * (num_members - 1) / 2))
+        total_N += np.maximum(divergence, 0.0).sum(axis=0)  # rounding may go below 0
+    return total_N
 
 
 def example_mutual_information(logits_MNC: np.ndarray) -> np.ndarray:
     """H(mean_m p_m) - mean_m H(p_m) of each example, (N,), in nats, in [0, ln M]."""
     at_least_two(logits_MNC, "mutual_information")
-    information_N = entropy(combine(logits_MNC, "probs")) - entropy(log_softmax(logits_MNC)).mean(axis=0)
+    mean_N = by_blocks(lambda block: entropy(log_softmax(block)).mean(axis=0), np.asarray(logits_MNC))
+    information_N = entropy(combine(logits_MNC, "probs")) - mean_N
     return np.maximum(information_N, 0.0)  # Jensen's inequality, up to rounding
 
 
@@ -86,5 +100,10 @@ def error_correlation(logits_MNC: np.ndarray, labels_N: np.ndarray) -> float:
 
 def _errors(logits_MNC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """1.0 where a member's class is not gold, (M, N)."""
-    logp_MNC = log_softmax(logits_MNC)
-    return (logp_MNC.argmax(axis=2) != checked(logp_MNC[0], labels_N)[1]).astype(np.float64)
+    first_NC = combine(logits_MNC[:1])
+    return (_votes(logits_MNC) != checked(first_NC, labels_N)[1]).astype(np.float64)
+
+
+def _votes(logits_MNC: np.ndarray) -> np.ndarray:
+    """Each member's class (M, N)."""
+    return by_blocks(lambda block: log_softmax(block).argmax(axis=2), np.asarray(logits_MNC), axis=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from lorae.metrics.diversity import example_mutual_information
-from lorae.metrics.probability import Rule, at_least_two, combine, entropy, log_softmax, logsumexp
+from lorae.metrics.probability import Rule, at_least_two, by_blocks, combine, entropy, log_softmax, logsumexp
 
 DIGITS = 12  # that count
 SCORES = ("msp", "entropy", "mutual_information", "energy", "top_prob_variance")
@@ -40,10 +40,14 @@ def score_energy(logits_MNC: np.ndarray) -> np.ndarray:
     Depends on the level of the logits, and grows more negative with the number of classes, so compare tasks
     with the same number of options. Source: Liu et al. 2020, arXiv:2010.03759, equation 3 (temperature 1).
     """
-    log_softmax(logits_MNC)  # for its errors
-    energy_MN = -logsumexp(np.asarray(logits_MNC, dtype=np.float64), axis=2)
+    energy_MN = by_blocks(_energy, np.asarray(logits_MNC), axis=1)
     scale_N = np.ldexp(1.0, np.frexp(np.abs(energy_MN).max(axis=0))[1])  # the power of two above it
     return np.round(energy_MN.mean(axis=0) / scale_N, DIGITS) * scale_N
+
+
+def _energy(logits_MNC: np.ndarray) -> np.ndarray:
+    log_softmax(logits_MNC)  # for its errors
+    return -logsumexp(logits_MNC, axis=2)
 
 
 def score_top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
@@ -52,9 +56,13 @@ def score_top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
     Divided by M, not M - 1. Raises `Undefined` for fewer than two members.
     """
     at_least_two(logits_MNC, "top_prob_variance")
+    return np.round(by_blocks(_top_prob_variance, np.asarray(logits_MNC)), DIGITS)
+
+
+def _top_prob_variance(logits_MNC: np.ndarray) -> np.ndarray:
     top_1N1 = combine(logits_MNC, "probs").argmax(axis=1)[None, :, None]
     top_prob_MN = np.take_along_axis(np.exp(log_softmax(logits_MNC)), top_1N1, axis=2)[:, :, 0]
-    return np.round(top_prob_MN.var(axis=0), DIGITS)
+    return top_prob_MN.var(axis=0)
 
 
 def scores(logits_MNC: np.ndarray, rule: Rule = "probs") -> dict[str, np.ndarray]:

@@ -7,11 +7,13 @@ probability would round to 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
 Rule = Literal["probs", "logits", "weights"]  # what is averaged over the members
+BLOCK_VALUES = 2**14  # logits that are computed at once: their temporaries stay in a core's cache
 
 
 class Undefined(ValueError):
@@ -21,6 +23,37 @@ class Undefined(ValueError):
         super().__init__(f"{metric} is undefined: {reason}")
         self.metric = metric
         self.reason = reason
+
+
+class NotLogits(ValueError):
+    """An example without a prediction: `place` is its index in each leading axis, the example's last."""
+
+    def __init__(self, place: list[int], row: list[float]) -> None:
+        super().__init__(
+            f"logits at {place} are {row}; allowed are finite numbers, and -inf "
+            "for a class that the example does not have; check the stored predictions of that member"
+        )
+        self.place, self.row = place, row
+
+
+def by_blocks(
+    function: Callable[[np.ndarray], np.ndarray], logits_MNC: np.ndarray, axis: int = 0
+) -> np.ndarray:
+    """What `function` makes of the logits, computed some examples at a time: temporaries do not grow with
+    their number.
+
+    Args:
+        function: of logits (M, n, C) in float64; each example's result depends on that example alone.
+        axis: of the examples in its result.
+    """
+    num_members, num_examples, num_classes = logits_MNC.shape
+    size, parts = max(1, BLOCK_VALUES // max(1, num_members * num_classes)), []
+    for start in range(0, max(1, num_examples), size):
+        try:
+            parts.append(function(logits_MNC[:, start : start + size].astype(np.float64)))
+        except NotLogits as error:
+            raise NotLogits([*error.place[:-1], error.place[-1] + start], error.row) from None
+    return np.concatenate(parts, axis=axis)
 
 
 def at_least_two(per_member: np.ndarray, metric: str) -> int:
@@ -55,10 +88,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     total = logsumexp(classes_first, axis=0)
     if not np.isfinite(total).all():
         bad = np.argwhere(~np.isfinite(total))[0].tolist()
-        raise ValueError(
-            f"logits at {bad} are {logits[tuple(bad)].tolist()}; allowed are finite numbers, and -inf "
-            "for a class that the example does not have; check the stored predictions of that member"
-        )
+        raise NotLogits(bad, logits[tuple(bad)].tolist())
     return np.moveaxis(classes_first - total, 0, -1)
 
 
@@ -76,24 +106,34 @@ def combine(logits_MNC: np.ndarray, rule: Rule = "probs") -> np.ndarray:
         ValueError: not three axes, no members, more than one with "weights", or a logit as in `log_softmax`.
     Source: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4 ("probs").
     """
-    logits_MNC = np.asarray(logits_MNC, dtype=np.float64)
+    logits_MNC = np.asarray(logits_MNC)
     if logits_MNC.ndim != 3 or 0 in logits_MNC.shape:
         raise ValueError(
             f"logits of shape {logits_MNC.shape}; must be (members, examples, classes), none of them 0; "
             "for one member write logits[None]"
         )
-    # A sum in floating point depends on its order; sorted members make ties between classes reproducible.
     if rule == "probs":
-        logp_NC = logsumexp(np.sort(log_softmax(logits_MNC), axis=0), axis=0) - np.log(len(logits_MNC))
-        return np.minimum(logp_NC, 0.0)  # rounding may go above
+        return by_blocks(_mixture, logits_MNC)
     if rule == "logits":
-        return log_softmax(np.sort(logits_MNC, axis=0).mean(axis=0))
+        return by_blocks(_geometric_mean, logits_MNC)
     if rule == "weights" and len(logits_MNC) == 1:
-        return log_softmax(logits_MNC[0])
+        return by_blocks(lambda block_1NC: log_softmax(block_1NC[0]), logits_MNC)
     raise ValueError(
         f'rule={rule!r} of {len(logits_MNC)} members; allowed are "probs", "logits", and "weights" of one; '
         'write combine(logits, "probs")'
     )
+
+
+# A sum in floating point depends on its order; sorted members make ties between classes reproducible.
+
+
+def _mixture(logits_MNC: np.ndarray) -> np.ndarray:
+    logp_NC = logsumexp(np.sort(log_softmax(logits_MNC), axis=0), axis=0) - np.log(len(logits_MNC))
+    return np.minimum(logp_NC, 0.0)  # rounding may go above
+
+
+def _geometric_mean(logits_MNC: np.ndarray) -> np.ndarray:
+    return log_softmax(np.sort(logits_MNC, axis=0).mean(axis=0))
 
 
 def entropy(logp: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lorae.metrics.probability import checked, log_softmax
+from lorae.metrics.probability import checked, combine
 
 
 def correct(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def ensemble_nll(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 def mean_member_nll(logits_MNC: np.ndarray, labels_N: np.ndarray) -> float:
     """Mean over members of their own NLL, in nats per example; lower is better; at least `ensemble_nll`."""
-    return float(np.mean([ensemble_nll(logp_NC, labels_N) for logp_NC in log_softmax(logits_MNC)]))
+    return float(np.mean([ensemble_nll(combine(member[None]), labels_N) for member in logits_MNC]))
 
 
 def example_brier(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from lorae.planning.memory import Saving
 from lorae.planning.stack import Stack
 from lorae.sources import backbone_config
 
+WORTH_HALVING = 0.9  # of a stack's time, that its longer half takes at most
 USABLE_FRAC = 0.9  # of a GPU's memory; the rest: CUDA's context, workspaces, the allocator's fragments
 
 
@@ -139,7 +140,7 @@ def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Hos
     Those that were begun occupy devices too, and stay whole.
 
     A stack on its own is cheapest, so it is halved only while the busiest device has a tenth more to do than
-    the mean.
+    the mean, and only where its halves are shorter: the floor of a step is the same for few members.
     """
     if not stacks:
         return []
@@ -147,18 +148,21 @@ def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Hos
     num = max(1, devices.num // max(1, *(p.gpus for p in places)))
     seconds = [estimate(s, devices, p).seconds for s, p in zip(stacks, places)]
     occupied = [estimate(s, devices, place(s, devices, host)).seconds for s in begun]
-    most = len(stacks) + 4 * num
+    most, whole = len(stacks) + 4 * num, set[Stack]()
     while len(stacks) < most:
         loads = [*seconds, *occupied]
         if _busiest_seconds(loads, num) <= 1.1 * sum(loads) / num:
             break
-        divisible = [i for i, s in enumerate(stacks) if len(s.members) > 1]
+        divisible = [i for i, s in enumerate(stacks) if len(s.members) > 1 and s not in whole]
         if not divisible:
             break
         at = max(divisible, key=lambda i: seconds[i])
         parts = _halves(stacks[at])
-        stacks[at : at + 1] = parts
-        seconds[at : at + 1] = [estimate(s, devices, place(s, devices, host)).seconds for s in parts]
+        shorter = [estimate(s, devices, place(s, devices, host)).seconds for s in parts]
+        if max(shorter) > WORTH_HALVING * seconds[at]:
+            whole.add(stacks[at])
+            continue
+        stacks[at : at + 1], seconds[at : at + 1] = parts, shorter
     return stacks
 
 

@@ -16,8 +16,8 @@ from lorae.planning.placement import divided, place
 from lorae.planning.stack import Stack
 from lorae.search import EarlyEnd
 from lorae.sources import backbone_config
-from lorae.store.names import member_folder, reference_folder, soup_folder
-from lorae.store.predictions import prediction_file
+from lorae.store.ahead import ahead
+from lorae.store.names import member_folder, reference_folder, soup_folder, texts_folder
 from lorae.store.store import Store
 from lorae.tasks.base import Task
 from lorae.tasks.splits import label_faults, refuse
@@ -37,7 +37,8 @@ class Plan:
         begun: stacks whose training was interrupted, and goes on as it began.
         stacks: all of these, the pending ones spread over the devices, the longest first.
         placements, estimates: of each of the stacks.
-        soups: those that lack predictions, to be run when their members are stored: see `soups_of`.
+        soups: those that lack predictions, and members that lack texts together, to be run when the members
+            are stored: see `soups_of`.
         whole: no stack is divided: a search that ends stacks early compares ensembles.
         tuning: what is to be run before the values of the trials are known; None = they are. Until then the
             trials have the values that leave most to be trained, and this plan is an upper bound.
@@ -98,16 +99,18 @@ def make_plan(
     Raises:
         ValueError: data, targets, rank, templates or sizes that cannot work.
     """
-    if rows is None and sweep.tune:
-        plan = _tuned(sweep, store)
-    else:
-        plan = _plan(sweep, store, sweep.trials() if rows is None else rows)
+    with store.remembering():
+        if rows is None and sweep.tune:
+            plan = _tuned(sweep, store)
+        else:
+            plan = _plan(sweep, store, sweep.trials() if rows is None else rows)
     return placed(plan, devices, host) if devices else plan
 
 
 def after_tuning(sweep: Sweep, store: Store) -> Plan:
     """The plan of a sweep whose tuning was run, to be placed; a trial without a choice has nothing to run."""
-    return _tuned(sweep, store, ended=True)
+    with store.remembering():
+        return _tuned(sweep, store, ended=True)
 
 
 def _tuned(sweep: Sweep, store: Store, ended: bool = False) -> Plan:
@@ -172,25 +175,25 @@ def _plan(
     for trial, _ in trials:
         of_cell = draws.setdefault(cell_of(trial), {})
         of_cell[trial.draws] = max(trial.members, of_cell.get(trial.draws, 0))
-    for cell, num_members in cells([trial for trial, _ in trials]):
-        members, ood = tuple(range(num_members)), tuple(sweep.eval_tasks(cell))
-        stack = Stack(
+    whole_stacks = [
+        Stack(
             cell,
-            members,
-            ood,
+            tuple(range(num_members)),
+            tuple(sweep.eval_tasks(cell)),
             draws=tuple(draws[cell]),
             draw_members=tuple(draws[cell].values()),
             paths=sweep.paths and (num_members > 1 or validation_only),
             validation_only=validation_only,
         )
-        ids = replace(cell, members=num_members).member_ids()
-        lacking, found, damages = _lacking_members(stack, ids, store, trained)
+        for cell, num_members in cells([trial for trial, _ in trials])
+    ]
+    looked_up = ahead(lambda stack: _lacking_members(stack, store, trained), whole_stacks)
+    for stack, (ids, lacking, found, damages) in zip(whole_stacks, looked_up):
+        cell = stack.trial
         needed |= dict.fromkeys(ids)
         stored |= found
         damaged += damages
-        if lacking or not store.has_predictions(
-            reference_folder(cell.reference_id()), stack.reference_sets()
-        ):
+        if lacking or not stack.reference_files() <= store.files(reference_folder(cell.reference_id())):
             only_predict = tuple(m for m in lacking if ids[m] in found)
             pending.append(replace(stack, members=lacking, stored=only_predict))
     whole = isinstance(sweep.search, EarlyEnd)
@@ -268,34 +271,47 @@ def check_trial(trial: Trial, ood: Sequence[Task]) -> None:
 
 
 def _lacking_members(
-    stack: Stack, ids: Sequence[str], store: Store, trained: Collection[str]
-) -> tuple[tuple[int, ...], set[str], list[str]]:
-    """Members that are not stored or lack predictions (of equal identities only the first), the ids of those
-    that are stored and sound or will have been trained, and what is damaged."""
-    lacking, found, damaged = {}, set(), []
+    stack: Stack, store: Store, trained: Collection[str]
+) -> tuple[list[str], tuple[int, ...], set[str], list[str]]:
+    """The ids of a stack's members, which of them are not stored or lack predictions (of equal identities
+    only the first), the ids of those that are stored and sound or will have been trained, and what is
+    damaged."""
+    ids, lacking, found, damaged = stack.member_ids(), {}, set(), []
     for m, member_id in zip(stack.members, ids):
         files = store.files(member_folder(member_id))
         if damage := store.damage(member_folder(member_id), changed_only=True):
             damaged.append(damage)
         elif member_id in trained or store.is_member(member_id):
             found.add(member_id)
-        if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
+        if member_id not in found or not stack.files(m) <= files:
             lacking.setdefault(member_id, m)
-    return tuple(lacking.values()), found, damaged
+    return ids, tuple(lacking.values()), found, damaged
 
 
 def _lacking_soups(trials: Sequence[tuple[Trial, tuple[Task, ...]]], store: Store) -> dict[Stack, None]:
-    """Stacks of the trials' soups that are not stored, or lack predictions."""
+    """Stacks of the trials' soups that are not stored, or lack predictions or answers; and of the members
+    whose texts together are not stored."""
     found: dict[Stack, None] = {}
     for trial, ood in trials:
+        cell, members = cell_of(trial), tuple(range(trial.members))
+        if trial.writes_together:
+            found[Stack(cell, members, ood, pool=True)] = None
         if trial.soup:
-            soup = Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=trial.soup)
-            folder = soup_folder(trial.member_ids(), trial.soup)
-            lacking = not store.has_predictions(folder, soup.eval_sets())
-            damaged = store.damage(folder, changed_only=True)
-            if lacking or damaged or store.is_of_others(trial.member_ids(), trial.soup):
-                found[soup] = None
-    return found
+            found[Stack(cell, members, ood, soup=trial.soup)] = None
+    lacking = ahead(lambda stack: _lacks(stack, store), found)
+    return {stack: None for stack, lacks in zip(found, lacking) if lacks}
+
+
+def _lacks(stack: Stack, store: Store) -> bool:
+    """Whether a soup, or the texts of members together, are not stored as they are to be."""
+    ids = stack.member_ids()
+    if stack.soup:
+        folder, stale = soup_folder(ids, stack.soup), store.is_of_others(ids, stack.soup)
+        lacking = not stack.files() <= store.files(folder)
+    else:
+        folder, stale = texts_folder(ids), store.texts_are_of_others(ids)
+        lacking = not store.has_answers(folder, stack.answer_sets())
+    return bool(lacking or stale or store.damage(folder, changed_only=True))
 
 
 def _as_begun(stacks: list[Stack], store: Store) -> tuple[list[Stack], list[Stack]]:

@@ -8,8 +8,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -18,6 +18,7 @@ from lorae.combinations import COMBINATIONS
 from lorae.draws import Fitted
 from lorae.identity import SCHEMA_VERSION, digest
 from lorae.store import ownership, tables
+from lorae.store.ahead import ahead
 from lorae.store.names import (
     CURVE_FILE,
     CUT,
@@ -34,10 +35,12 @@ from lorae.store.predictions import (
     prediction_file,
 )
 from lorae.store.records import CURVE, FIT, LEFT_OUT, SOUP, OtherSchemaError, Shape, checked_done, written_at
+from lorae.store.seen import Seen
 from lorae.store.storage import Storage
 from lorae.untrusted import MAX_JSON_BYTES
 
 LOG = logging.getLogger("lorae")
+T = TypeVar("T")
 
 
 class Entries:
@@ -49,13 +52,43 @@ class Entries:
 
     def __init__(self, storage: Storage | str) -> None:
         self.storage = Storage(storage) if isinstance(storage, str) else storage
+        self._seen: Seen | None = None
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[None]:
+        """While the block runs each DONE.json is read once, and none of an entry whose folder was not there
+        when the first of its kind was asked for.
+
+        What this store writes or sets aside is read again, and so is an entry that seems damaged: it may
+        have got more files meanwhile. What other processes store meanwhile may not be seen; whoever trains
+        looks again when it holds the members' locks.
+        """
+        outer, self._seen = self._seen, self._seen or Seen(self.storage)
+        try:
+            yield
+        finally:
+            self._seen = outer
+
+    def _forget(self, folder: str) -> bool:
+        """Read an entry's DONE.json again; whether one was remembered."""
+        return self._seen is not None and self._seen.forget(folder)
+
+    def _judged(self, folder: str, action: Callable[[], T]) -> T:
+        """The result of `action`, which is done again if an entry seems damaged by a remembered
+        DONE.json."""
+        try:
+            return action()
+        except ValueError:
+            if not self._forget(folder):
+                raise
+        return action()
 
     # Members and references: a folder of files under one checksum list
     # ------------------------------------------------
 
     def write_entry(self, folder: str, files: dict[str, bytes]) -> None:
         """Add files to a member or reference; its DONE.json is written last and covers old and new files."""
-        self.storage.write(f"{folder}/DONE.json", self._write_files(folder, files).encode())
+        self._write_done(folder, self._write_files(folder, files))
 
     def write_members(self, members: dict[str, dict[str, bytes]]) -> None:
         """Add the members of a stack, by id: after a crash all of them exist, or none, so that never a part
@@ -74,8 +107,9 @@ class Entries:
         begun, faults = self._begun()
         for name, fault in faults.items():
             self.set_aside(name, fault)
-        for stack_id, members in begun.items():
-            if all(map(self.is_member, members)):
+        complete = ahead(lambda members: all(map(self.is_member, members)), begun.values())
+        for stack_id, is_complete in zip(begun, complete):
+            if is_complete:
                 self.end(stack_id)
 
     def _finish(self, journal: str) -> None:
@@ -98,12 +132,17 @@ class Entries:
         for member_id, (text, record) in written.items():
             folder = member_folder(member_id)
             if self._listed(folder) is None or written_at(record) >= written_at(self._done(folder)):
-                self.storage.write(f"{folder}/DONE.json", text.encode())
+                self._write_done(folder, text)
         self.storage.delete(journal)
+
+    def _write_done(self, folder: str, text: str) -> None:
+        self.storage.write(f"{folder}/DONE.json", text.encode())
+        self._forget(folder)
 
     def _write_files(self, folder: str, files: dict[str, bytes]) -> str:
         """Write an entry's files; returns what its DONE.json is to say of them and of its older files."""
-        listed = self._listed(folder) or {}
+        self._forget(folder)
+        listed = {**(self._listed(folder) or {})}
         self.storage.sweep_entry(folder)
         for name, unmarked in files.items():
             content = ownership.marked(folder, name, unmarked)
@@ -116,23 +155,26 @@ class Entries:
         listed = self._listed(folder) or {}
         gone = [name for name in names if name in listed]
         kept = {name: entry for name, entry in listed.items() if name not in gone}
-        self.storage.write(f"{folder}/DONE.json", _done_json(folder, kept).encode())
+        self._write_done(folder, _done_json(folder, kept))
         for name in gone:
             self.storage.delete(f"{folder}/{name}")
 
     def discard(self, folder: str) -> None:
         """Undo DONE.json, so that the entry no longer exists."""
         self.storage.delete(f"{folder}/DONE.json")
+        self._forget(folder)
 
     def set_aside(self, name: str, why: str) -> None:
         """Move what is damaged out of the way, to be made again."""
         fault, aside = why.partition("; ")[0], self.storage.set_aside(name)
+        self._forget(name)
         LOG.warning("%s; it is set aside as %s and made again", fault, aside)
 
     def set_damaged_aside(self, folders: Iterable[str]) -> None:
         """Set aside those entries that are damaged, even where no date shows it, so that the repeated sweep
         makes them again."""
         for folder in folders:
+            self._forget(folder)
             with contextlib.suppress(OtherSchemaError):  # it is not ours to judge
                 if fault := self.damage(folder):
                     self.set_aside(folder, fault)
@@ -173,19 +215,28 @@ class Entries:
                 or have another size. Enough for a plan: whoever uses a file reads it with its checksum.
         """
         try:
-            files = self._done(folder)["files"]
-            if RECORD in files and (fault := self._cut_otherwise(folder)):
-                return fault
-            unchanged = self._unchanged(folder) if changed_only else {}
-            for name, entry in files.items():
-                if unchanged.get(name) != entry["bytes"]:
-                    self._sound(folder, name, entry)
+            return self._judged(folder, lambda: self._fault(folder, changed_only))
         except FileNotFoundError:
             return f"{folder} has a link in it, and is not whole" if self.storage.has_link(folder) else None
         except OtherSchemaError:
             raise
         except ValueError as error:
             return str(error)
+
+    def _fault(self, folder: str, changed_only: bool) -> str | None:
+        """Why a member cannot be used though its files are whole, or None.
+
+        Raises:
+            FileNotFoundError: it is not stored.
+            ValueError: a file is not whole.
+        """
+        files = self._done(folder)["files"]
+        if RECORD in files and (fault := self._cut_otherwise(folder)):
+            return fault
+        unchanged = self._unchanged(folder) if changed_only else {}
+        for name, entry in files.items():
+            if unchanged.get(name) != entry["bytes"]:
+                self._sound(folder, name, entry)
         return None
 
     def _cut_otherwise(self, folder: str) -> str | None:
@@ -208,6 +259,9 @@ class Entries:
         Raises:
             ValueError: it is missing or damaged.
         """
+        return self._judged(folder, lambda: self._read(folder, name))
+
+    def _read(self, folder: str, name: str) -> bytes:
         listed = self._listed(folder)
         if not listed or name not in listed:
             if name in self.left_out(folder):
@@ -298,6 +352,9 @@ class Entries:
             FileNotFoundError: there is none.
             ValueError: it is damaged, or another entry's.
         """
+        return self._seen.done_of(folder, self._read_done) if self._seen else self._read_done(folder)
+
+    def _read_done(self, folder: str) -> dict[str, Any]:
         name = f"{folder}/DONE.json"
         read = functools.partial(checked_done, where=name)
         done = self.storage.read_as(name, read, MAX_JSON_BYTES)
@@ -309,10 +366,9 @@ class Entries:
 
     def left_out(self, folder: str) -> dict[str, dict[str, Any]]:
         """The files that an entry lacks because it is a copy without weights -> their size and checksum."""
-        name = f"{folder}/DONE.json"
         try:
-            done = untrusted.json_object(self.storage.read(name, MAX_JSON_BYTES), name, {})
-            return untrusted.check(done, name, LEFT_OUT)["left_out"] if "left_out" in done else {}
+            done = self._done(folder)
+            return untrusted.check(done, folder, LEFT_OUT)["left_out"] if "left_out" in done else {}
         except (FileNotFoundError, ValueError):  # `damage` and `files` tell
             return {}
 
@@ -331,25 +387,29 @@ class Entries:
 
     def _begun(self) -> tuple[dict[str, list[str]], dict[str, str]]:
         """Their member ids by stack id; and the files that say nothing, with the reason."""
-        found, faults = {}, {}
-        for file in self.storage.names("checkpoints"):
-            name, stack_id = f"checkpoints/{file}", file.removesuffix(".json")
-            if file == stack_id:
-                continue
-
-            def read(content: bytes, name: str = name, stack_id: str = stack_id) -> list[str]:
-                members = untrusted.json_object(content, name, {"members": [str]})["members"]
-                if digest(sorted(members)) != stack_id:
-                    raise ValueError(f"{name} is of another stack")
-                return members
-
-            try:
-                found[stack_id] = self.storage.read_as(name, read, MAX_JSON_BYTES)
-            except FileNotFoundError:  # another process ends it now
-                continue
-            except ValueError as error:
-                faults[name] = str(error)
+        names = self.storage.names("checkpoints")
+        stacks = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+        read = dict(zip(stacks, ahead(self._members_begun, stacks)))
+        found = {stack_id: members for stack_id, members in read.items() if isinstance(members, list)}
+        faults = {f"checkpoints/{s}.json": fault for s, fault in read.items() if isinstance(fault, str)}
         return found, faults
+
+    def _members_begun(self, stack_id: str) -> list[str] | str | None:
+        """Member ids of a stack that has begun; why its file says nothing; None if it has ended."""
+        name = f"checkpoints/{stack_id}.json"
+
+        def read(content: bytes) -> list[str]:
+            members = untrusted.json_object(content, name, {"members": [str]})["members"]
+            if digest(sorted(members)) != stack_id:
+                raise ValueError(f"{name} is of another stack")
+            return members
+
+        try:
+            return self.storage.read_as(name, read, MAX_JSON_BYTES)
+        except FileNotFoundError:  # another process ends it now
+            return None
+        except ValueError as error:
+            return str(error)
 
 
 def _done_json(folder: str, listed: dict[str, dict[str, Any]]) -> str:

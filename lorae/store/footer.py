@@ -9,6 +9,7 @@ Source: https://github.com/apache/parquet-format, parquet.thrift; thrift-compact
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,20 +28,26 @@ def declared_size(content: bytes) -> tuple[int, int]:
     Raises:
         ValueError: the file does not end in a footer, or a column chunk does not say its size.
     """
-    chunks = [chunk for group in _field(_footer(content), _ROW_GROUPS) for chunk in _field(group, _COLUMNS)]
+    return _declared(_footer(content))
+
+
+@functools.lru_cache(maxsize=64)  # several look at a file, one after another
+def _declared(footer: bytes) -> tuple[int, int]:
+    parsed = _Reader(footer).struct(0)
+    chunks = [chunk for group in _field(parsed, _ROW_GROUPS) for chunk in _field(group, _COLUMNS)]
     sizes = [_field(chunk, _CHUNK_METADATA) for chunk in chunks]
     num_values, num_bytes = ([abs(_number(s, name)) for s in sizes] for name in (_NUM_VALUES, _NUM_BYTES))
     return sum(num_values), sum(num_bytes)
 
 
-def _footer(content: bytes) -> dict[int, Any]:
+def _footer(content: bytes) -> bytes:
     """FileMetaData: the struct before the last 8 bytes, which are its length and the magic number."""
     length = int.from_bytes(content[-8:-4], "little")
     if len(content) < 12 or not content.startswith(MAGIC) or not content.endswith(MAGIC):
         raise ValueError("it does not begin and end as Parquet does")
     if length > min(len(content) - 12, MAX_FOOTER_BYTES):
         raise ValueError(f"its footer has {length} bytes, of {len(content)}")
-    return _Reader(content[-8 - length : -8]).struct(0)
+    return content[-8 - length : -8]
 
 
 def _field(struct: Any, number: int) -> Any:

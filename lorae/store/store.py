@@ -6,9 +6,11 @@ not at all.
                                       what its draws were fitted by (`TFB`, `Laplace`)
     <storage>/reference/<id>/         predictions of the untouched backbone
     <storage>/soups/<id>/             predictions of the mean weights of some members
+    <storage>/pools/<id>/             texts of some members together, see `lorae.store.answers`
     <storage>/failures/<member_id>.json
     <storage>/sweeps/<name>/trials.parquet
     <storage>/checkpoints/            stacks whose training has begun and not ended
+    <storage>/unfinished/             answers of entries that are still written
     <storage>/journal/                members of a stack that are being stored together
     <storage>/set-aside/              what was found damaged, or another's; nothing reads it
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +32,9 @@ from lorae import untrusted
 from lorae.identity import SCHEMA_VERSION
 from lorae.near import did_you_mean
 from lorae.store import tables
+from lorae.store.answers import Answers, answers_file, members_of, read_answers
 from lorae.store.entries import Entries
-from lorae.store.names import PATH_FILE, trials_file
+from lorae.store.names import PATH_FILE, texts_folder, trials_file
 from lorae.store.predictions import (
     PREDICTIONS,
     Predictions,
@@ -104,6 +107,33 @@ class Store(Entries):
         """The template of the prompts of an entry's prediction set; "" if its file does not say."""
         name = prediction_file(eval_set)
         return template_of(self.read(folder, name), f"{folder}/{name}")
+
+    # Answers
+    # ------------------------------------------------------------------------------------------------------
+
+    def answers(self, folder: str, name: str) -> Answers:
+        """The texts of an entry; `name` as `lorae.store.answers.answer_set` makes it.
+
+        Raises:
+            ValueError: they are missing, damaged, or contradict one another.
+        """
+        file = answers_file(name)
+        return read_answers(self.read(folder, file), f"{folder}/{file}")
+
+    def has_answers(self, folder: str, names: Iterable[str]) -> bool:
+        """Whether an entry has all these answers."""
+        return set(map(answers_file, names)) <= self.files(folder)
+
+    def texts_are_of_others(self, member_ids: Sequence[str]) -> bool:
+        """Whether texts of these members together are stored that others of their names wrote: one was
+        trained again since."""
+        folder, now = texts_folder(member_ids), self.weight_checksums(member_ids)
+        try:
+            return any(
+                members_of(self.read(folder, name), f"{folder}/{name}") != now for name in self.files(folder)
+            )
+        except ValueError:  # it is damaged
+            return True
 
     # Failures, sweeps
     # -------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def table(content: bytes, where: str, schema: pa.Schema | None = None) -> pa.Tab
     with _arrow_errors(where):
         stored = pq.ParquetFile(pa.BufferReader(content)).schema
         leaves = [stored.column(i).path for i in range(len(stored))]
-        compact = pq.ParquetFile(pa.BufferReader(content), read_dictionary=leaves).read()
+        compact = pq.ParquetFile(pa.BufferReader(content), read_dictionary=leaves).read(use_threads=False)
         compact.validate(full=True)
         text_bytes = sum(_text_bytes(chunk) for column in compact.columns for chunk in column.chunks)
         _check_size(where, 0, compact.nbytes + text_bytes)
