@@ -31,7 +31,8 @@ def find_trial(store: Store, trial: str | None = None, sweep: str | None = None)
     if not trained:
         raise ValueError(f"{store.storage.uri} has no trained trial that is done; repeat its sweep")
     if trial is None:
-        return min(trained.values(), key=lambda row: row["validation_nll"])
+        judged = [row for row in trained.values() if row["validation_nll"] is not None] or [*trained.values()]
+        return min(judged, key=lambda row: row["validation_nll"] or 0.0)
     found = [row for name, row in trained.items() if name.startswith(trial)]
     if len(found) == 1:
         return found[0]
