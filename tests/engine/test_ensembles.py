@@ -126,10 +126,25 @@ def test_the_numbers_of_a_prediction_belong_together(stored):
     assert np.isnan(single.mutual_information).all()
 
 
-def test_without_a_name_the_lowest_validation_nll_is_loaded(stored):
-    rows = read_trials(Store(stored.storage), "toy").to_pylist()
-    best = min(rows, key=lambda row: row["validation_nll"])
-    assert Ensemble.load(stored.storage).row["trial_id"] == best["trial_id"]
+def test_without_a_name_the_best_ensemble_is_loaded(stored):
+    """By validation; a single member only where there is no other."""
+    store = Store(stored.storage)
+    assert Ensemble.load(stored.storage).row["trial_id"] == trial_id(stored.trials[1])
+    rows = [row | {"members": 2} for row in read_trials(store, "toy").to_pylist() if row["members"]]
+    for best in (0, 1):
+        judged = [row | {"validation_nll": float(n != best)} for n, row in enumerate(rows)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lorae.lookup.trials_of", lambda *where, j=judged: {r["trial_id"]: r for r in j})
+            assert find_trial(store)["trial_id"] == rows[best]["trial_id"]
+
+
+def test_members_that_write_are_no_classifier(tiny_llama, tmp_path):
+    from writers import echo_trial
+
+    trial = echo_trial(tiny_llama, tmp_path)(budget=Budget(batch_size=4, steps=1, max_tokens=64))
+    storage = swept(tmp_path / "store", trial)
+    with pytest.raises(ValueError, match="write texts, which are no classes"):
+        Ensemble.load(storage)
 
 
 def test_names_of_trials_that_do_not_exist_are_refused(stored, tmp_path):
