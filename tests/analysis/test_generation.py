@@ -196,6 +196,7 @@ def test_a_sweep_without_texts_is_refused(trials):
         Texts(trials, lambda row, split: None)
 
 
+@pytest.mark.slow
 def test_long_texts_have_the_metrics_of_corpora_and_no_auroc(trials):
     def long(row, split):
         found = []
