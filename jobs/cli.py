@@ -224,6 +224,7 @@ def _parser() -> Parser:
 
     serve = commands.add_parser("serve", help="a stored ensemble as an HTTP endpoint of this machine")
     serve.add_argument("storage", metavar="STORAGE")
+    serve.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
     serve.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
     serve.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
     serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1, which nobody else reaches")
@@ -236,6 +237,7 @@ def _parser() -> Parser:
     texts = verify.add_mutually_exclusive_group(required=True)
     texts.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
     texts.add_argument("--file", metavar="FILE", help="JSON Lines, CSV or Parquet, as for predict")
+    verify.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
     verify.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
     verify.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
     verify.add_argument(
