@@ -19,7 +19,7 @@ from lorae.tasks.base import (
 from lorae.tasks.boolq import BoolQ
 from lorae.tasks.cifar import CIFAR10, CIFAR100
 from lorae.tasks.commonsense_qa import CommonsenseQA
-from lorae.tasks.data import csv, jsonl, parquet
+from lorae.tasks.data import DataFiles, csv, jsonl, parquet
 from lorae.tasks.digits import Digits
 from lorae.tasks.disfl_qa import DisflQA, UnanswerableQA
 from lorae.tasks.e2e_nlg import E2E
@@ -59,6 +59,7 @@ __all__ = [
     "ArcEasy",
     "BoolQ",
     "CommonsenseQA",
+    "DataFiles",
     "Digits",
     "DisflQA",
     "Example",
