@@ -57,6 +57,8 @@ def test_members_are_the_same_by_either_and_say_by_which(tiny_trial, tmp_path, m
         record = json.loads(store.read(folders[0], "member.json"))
         says[used] = record["provenance"]["fp32_products"]
     for plain, onednn in zip(curves[False], curves[True], strict=True):
-        torch.testing.assert_close(torch.tensor(onednn[:, :2]), torch.tensor(plain[:, :2]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(onednn[:, :2]), torch.tensor(plain[:, :2]), rtol=2e-6, atol=1e-6
+        )
         torch.testing.assert_close(torch.tensor(onednn), torch.tensor(plain), rtol=1e-5, atol=1e-6)
     assert says == {False: "torch's default", True: "oneDNN"}
