@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from analysis.audit_trials import same, trial_name
-from analysis.data import PROMPTED
+from analysis.cells import PROMPTED
 from analysis.findings import Finding, results
 from analysis.rows import Row, eval_sets
 from analysis.tuned import Tuning, tuning_of

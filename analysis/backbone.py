@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from lorae.cache import cache_dir
 from lorae.files import read_json
 from lorae.metrics import left_singular_vectors
 from lorae.shapes import CONFIG, VIT_LIKE, has_transposed_weights
-from lorae.sources import Files, cache_dir
+from lorae.sources import Files
 from lorae.store.storage import Storage
 from lorae.untrusted import COPY, MAX_HEADER_BYTES, safetensors_header
 

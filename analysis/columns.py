@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lorae.metrics import DIRECTION, Direction
 from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED
+from lorae.texts import DIRECTION as TEXT_DIRECTION
 
 if TYPE_CHECKING:
     from analysis.data import Trials
@@ -21,15 +22,51 @@ FEW_TASKS = 2
 SCALINGS = {"members_ts_": " members T-scaled", "ts_": " T-scaled"}
 DIVERSITY_METRICS = ("disagreement", "jsd", "mutual_information", "error_correlation")
 # The largest difference that does not matter, in the metric's own unit
-MARGINS = {"acc": 0.01, "ensemble_nll": 0.005, "brier": 0.005, "debiased_ce15": 0.01, "auroc": 0.01}
+MARGINS = {
+    "acc": 0.01,
+    "ensemble_nll": 0.005,
+    "brier": 0.005,
+    "debiased_ce15": 0.01,
+    "auroc": 0.01,
+    **dict.fromkeys(("exact_match", "token_f1", "number_match"), 0.01),
+    **dict.fromkeys(("rouge_1", "rouge_2", "rouge_l", "rouge_l_e2e"), 0.01),
+    "bleu": 1.0,
+    "reference_nll": 0.005,
+    "aupr_wrong": 0.01,
+    "prr": 0.02,
+    "aurc_wrong": 0.005,
+    "cider": 0.05,
+}
 TITLES = {
     "acc": "accuracy",
     "f1": "macro F1",
     "ensemble_nll": "NLL",
     "mean_member_nll": "mean member's NLL",
     "nll": "NLL",
+    "nll_per_token": "NLL per token",
     "validation_nll": "validation NLL",
     "brier": "Brier",
+    "token_f1": "token F1",
+    "number_match": "right numbers",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "rouge_l_e2e": "ROUGE-L as E2E",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "nist": "NIST",
+    "meteor": "METEOR",
+    "cider": "CIDEr",
+    "reference_nll": "NLL per token of references",
+    "perplexity": "perplexity of references",
+    "auroc_wrong": "AUROC of errors",
+    "aupr_wrong": "AUPR of errors",
+    "prr": "PRR",
+    "aurc_wrong": "AURC",
+    "quality_at_80": "quality at 80 % coverage",
+    "calibrated_ece15": "calibrated ECE-15",
+    "mean_tokens": "tokens",
+    "not_finite": "not finite",
     "classwise_ece15": "classwise ECE-15",
     "debiased_ce15": "debiased CE-15",
     "aurc": "AURC",
@@ -91,7 +128,8 @@ def direction(column: str) -> Direction:
     name = column.split(OOD_SEPARATOR)[0]
     for prefix in SCALINGS:
         name = name.removeprefix(prefix)
-    return DIRECTION.get("ensemble_nll" if name in ("nll", "validation_nll") else name, "none")
+    known = DIRECTION | TEXT_DIRECTION
+    return known.get("ensemble_nll" if name in ("nll", "validation_nll") else name, "none")
 
 
 def margin_name(column: str) -> str:

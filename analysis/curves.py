@@ -22,8 +22,9 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from analysis.cells import Cell
 from analysis.columns import title
-from analysis.data import Cell, Trials
+from analysis.data import Trials
 from analysis.pooling import Estimates
 from analysis.power_law import PowerLaw, fit_power_law
 from analysis.significance import ALPHA, Difference, Estimate, Family, Moves

@@ -18,8 +18,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from analysis.cells import Cell, draws_name
 from analysis.columns import COST_COLUMNS, Column, ood_columns, tested_metrics, title
-from analysis.data import Cell, Trials, draws_name
+from analysis.data import Trials
 from analysis.render import text
 from analysis.significance import ALPHA
 from analysis.table import (

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.cells import Cell
 from analysis.columns import Column, title
 from analysis.curves import LAW_METRIC, MARGIN, Curve, curve_of, curves, half_width, of_size
-from analysis.data import Cell, Trials
+from analysis.data import Trials
 from analysis.figures_size import size_figures
 from analysis.pooling import INDEPENDENT, Estimates
 from analysis.rows import Row

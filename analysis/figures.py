@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.cells import Cell
 from analysis.columns import title
-from analysis.data import Cell, Trials
+from analysis.data import Trials
 from analysis.plotting import (
     BACKBONE,
     COLUMN_INCHES,

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data import Cell, Trials
+from analysis.cells import Cell
+from analysis.data import Trials
 from analysis.plotting import BACKBONE, COLUMN_INCHES, Panel, Plot, axes_of, legend_above, look, styled
 from analysis.rows import eval_sets, rule
 from lorae import metrics
@@ -34,7 +35,7 @@ def risk_coverage(trials: Trials, panel: Panel) -> Plot:
         row = cell.rows[0]
         test = trials.predictions(row)
         logp_NC = metrics.combine(test.logits_MNC, rule(row))
-        coverage, risk = _thinned(*metrics.risk_coverage(logp_NC, test.labels_N))
+        coverage, risk = thinned(*metrics.risk_coverage(logp_NC, test.labels_N))
         axes.plot(coverage, risk, label=label, **style, markevery=0.2)
     axes.set(xlabel="coverage (share of examples answered)", ylabel="risk (error rate)", xlim=(0, 1))
     axes.set_ylim(bottom=0)
@@ -49,7 +50,7 @@ def ood_roc(trials: Trials, panel: Panel, task: str) -> Plot:
     figure, axes = axes_of(height=2.7)
     for (label, cell), style in _featured(panel, task):
         in_N, ood_N = _msp(trials, cell, "test"), _msp(trials, cell, task)
-        flagged_in, flagged_ood = _thinned(*_roc(in_N, ood_N))
+        flagged_in, flagged_ood = thinned(*_roc(in_N, ood_N))
         auroc = cell.rows[0][f"auroc_msp{OOD_SEPARATOR}{task}"]
         axes.plot(flagged_in, flagged_ood, label=f"{label}: {auroc:.3f}", **style, markevery=0.2)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.6)
@@ -119,6 +120,7 @@ def _roc(in_N: np.ndarray, ood_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([[0], flagged_in]), np.concatenate([[0], flagged_ood])
 
 
-def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MAX_POINTS` of a curve's points, its ends among them."""
     keep = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).astype(int))
     return x[keep], y[keep]

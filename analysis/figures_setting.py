@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from analysis.cells import Cell
 from analysis.columns import title
-from analysis.data import Cell, Trials
+from analysis.data import Trials
 from analysis.plotting import MAX_LINES, Plot, axes_of, backbone_line, legend_above, look, slug, styled
 
 FOLLOWS = {"rank": ("alpha",)}  # alpha / rank is usually held, and alpha then no setting of its own

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from analysis.cells import Cell
 from analysis.columns import title
-from analysis.data import Cell, Trials
+from analysis.data import Trials
 from analysis.figures_setting import FOLLOWS
 from analysis.gain import nll_gain
 from analysis.plotting import (

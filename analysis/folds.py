@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from analysis.cells import Cell
 from analysis.columns import COST_COLUMNS, Column
-from analysis.data import Cell, Trials
+from analysis.data import Trials
 from analysis.table import Entry, Line, Table, cell_columns, cell_line, made_by, setting
 
 

@@ -151,6 +151,12 @@ def table_html(table: Table) -> str:
     )
 
 
+def notebook_html(table: Table) -> str:
+    """The table where a notebook's own style surrounds it."""
+    style = ".lorae .room { visibility: hidden } .lorae .words { text-align: left }"
+    return f'<style>{style}</style><div class="lorae">{table_html(table)}</div>'
+
+
 def _unbroken(head: str) -> str:
     """A head that breaks neither before its arrow nor at a hyphen."""
     return re.sub(r" ([↑↓])$", r"&nbsp;\1", html.escape(head)).replace("-", "&#8209;")

@@ -12,7 +12,8 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.data import Cell, Trials
+from analysis.cells import Cell
+from analysis.data import Trials
 from analysis.figures_setting import FOLLOWS
 from analysis.plotting import COLUMN_INCHES, MAX_LINES, Plot, legend_above, look, styled
 from lorae.metrics import log_softmax

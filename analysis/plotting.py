@@ -22,7 +22,8 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
-from analysis.data import METHOD_NAMES, Cell, Trials, is_shared
+from analysis.cells import METHOD_NAMES, Cell
+from analysis.data import Trials, is_shared
 from lorae.combinations import COMBINATIONS, SOUPS
 
 COLUMN_INCHES = 3.25
@@ -66,6 +67,12 @@ class Plot:
     name: str
     caption: str
     figure: Figure
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from analysis.page import figure_html
+
+        return figure_html(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ from lorae.store.predictions import Predictions
 from lorae.store.store import Store
 
 if TYPE_CHECKING:
-    from analysis.data import Cell
+    from analysis.cells import Cell
 
 NOTHING = np.zeros(0)  # of a number that no test example is known to move
 TESTED = ("acc", "ensemble_nll", "brier", "debiased_ce15")
@@ -178,7 +178,9 @@ class Estimates:
         def measure(row: Row, subset: Subset) -> Columns:
             sets = {where: self._ensemble(row, where, subset) for where in eval_sets(row)}
             num_entries = len(subset) or len(pool(row))
-            found = trial_metrics(sets, list(ood_sets(row)), rule_of(row), num_entries)
+            found = trial_metrics(
+                sets, list(ood_sets(row)), rule_of(row), num_entries, row["decoding"] is not None
+            )
             return {n: Measured(float(v), NOTHING) for n, v in found.items() if isinstance(v, (int, float))}
 
         names = [*METRICS, *SCALED, "validation_nll"]

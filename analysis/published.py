@@ -30,7 +30,8 @@ CAPTION = (
     "Published numbers as their sources state them: not computed by lorae, not comparable in seeds, splits "
     "or prompts; never used in our statistics."
 )
-METRICS = ("acc", "ece15", "ece10", "nll")
+OF_TEXTS = ("bleu", "nist", "meteor", "rouge_l_e2e", "cider", "number_match")
+METRICS = ("acc", "ece15", "ece10", "nll", *OF_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Published:
         source: where it was read.
         trained_on, evaluated_on: data sets; those that we have too by their `Task.name`.
         num_members: of an ensemble, or draws of one member.
-        metric: "acc", "ece" (both fractions) or "nll" (nats).
+        metric: "acc", "ece" (both fractions), "nll" (nats), or one of texts in the unit of our column.
         std: over seeds; None = not published.
         ece_bins: equal-width bins of an "ece".
         note: what the source says about its setting.
@@ -63,7 +64,7 @@ class Published:
 
     @property
     def column(self) -> str:
-        """The metric with its binning: "acc", "ece15", "ece10", "nll"."""
+        """The metric with its binning: "acc", "ece15", "ece10", "nll", "bleu"."""
         return f"{self.metric}{self.ece_bins or ''}"
 
     @property

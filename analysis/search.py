@@ -9,8 +9,9 @@ import functools
 import json
 import sys
 
+from analysis.cells import Cell
 from analysis.columns import Column
-from analysis.data import Cell, Trials
+from analysis.data import Trials
 from analysis.figures_setting import metric_against_setting, numeric_settings
 from analysis.script import Content, run
 from analysis.table import Entry, Table, cell_columns, cell_line, comparison, made_by, setting

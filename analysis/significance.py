@@ -24,11 +24,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special, stats
 
+from analysis.t_scores import half_width, largest_scores, normal_score
 from lorae.metrics.summary import Direction
 
 ALPHA = 0.05  # of the simultaneous intervals (1 - ALPHA) and the verdicts
@@ -131,6 +132,7 @@ class Family(Generic[Row]):
         is_share: the metric is a share of right answers. Where few of them differ, their variance is told
             too low to call two rows equivalent; then it is taken to be what it is at the margin, at least
             m - m^2 for a paired difference of 1, 0 or -1 with mean m.
+        pairs: the differences that are asked for, each (row, baseline), if not all: the family is theirs.
     Raises:
         ValueError: the margin is not above 0.
     """
@@ -138,6 +140,7 @@ class Family(Generic[Row]):
     rows: Mapping[Row, Estimate]
     margin: float
     is_share: bool = False
+    pairs: Sequence[tuple[Row, Row]] | None = None
 
     def __post_init__(self) -> None:
         if not self.margin > 0:
@@ -150,7 +153,7 @@ class Family(Generic[Row]):
             return Difference(a.mean - b.mean)
         variances, df = self._sources[:, :, self._place[row], self._place[baseline]]
         square = self._gap(row, baseline)
-        half = _half_width(self._critical, variances, df)
+        half = half_width(self._critical, variances, df)
         ends = (square, square - half, square + half)
         value, lo, hi = (_difference_of_roots(end, a.value + b.value) for end in ends) if a.root else ends
         verdict: Verdict = "undecided"
@@ -158,7 +161,7 @@ class Family(Generic[Row]):
             verdict = "higher" if lo > 0 else "lower"
         elif -self.margin < lo and hi < self.margin and self._is_told_equal(square, variances, df):
             verdict = "equivalent"
-        return Difference(value, lo, hi, self._p_value(_score(square, variances, df)), verdict)
+        return Difference(value, lo, hi, self._p_value(normal_score(square, variances, df)), verdict)
 
     def marks(self, direction: Direction) -> dict[Row, Mark]:
         """Each row against the best of those that can be told: "worse" than it, "equivalent", or "undecided".
@@ -191,7 +194,7 @@ class Family(Generic[Row]):
             return square == 0 or bool(variances.any())
         least = (self.margin - self.margin**2) / df[0]
         at_margin = np.maximum(variances, [least, 0, 0, 0])
-        return abs(square) + _half_width(self._critical, at_margin, df) < self.margin
+        return abs(square) + half_width(self._critical, at_margin, df) < self.margin
 
     def _p_value(self, score: float) -> float:
         """Adjusted for all pairs; it is at most ALPHA where the interval excludes 0."""
@@ -223,9 +226,18 @@ class Family(Generic[Row]):
         df_of_examples = np.full_like(alone, max(examples_KN.shape[1] - 1, 1))
         return np.array([[alone, *variances], [df_of_examples, *df]])
 
+    @cached_property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the rows of each difference of the family."""
+        if self.pairs is None:
+            return np.triu_indices(len(self._place), 1)
+        told = [(self._place[a], self._place[b]) for a, b in self.pairs if {a, b} <= self._place.keys()]
+        first, second = np.array(told, np.intp).reshape(-1, 2).T
+        return first, second
+
     @property
     def _num_pairs(self) -> int:
-        return max(1, len(self._place) * (len(self._place) - 1) // 2)
+        return max(1, len(self._pairs[0]))
 
     @cached_property
     def _critical(self) -> float:
@@ -245,7 +257,7 @@ class Family(Generic[Row]):
         pair apart, with Satterthwaite's degrees of freedom.
         """
         num = len(self._place)
-        first, second = np.triu_indices(num, 1)
+        first, second = self._pairs
         if not len(first):
             return np.zeros(DRAWS)
         variances, df = self._sources[:, :, first, second]
@@ -263,7 +275,7 @@ class Family(Generic[Row]):
             drawn_RK = rng.standard_normal((size, num)) @ root_KK.T
             t_RP = (drawn_RK[:, first] - drawn_RK[:, second]) / error_P
             t_RP = t_RP / np.sqrt(rng.chisquare(df_P, t_RP.shape) / df_P)
-            draws.append(_largest_scores(t_RP, df_P))
+            draws.append(largest_scores(t_RP, df_P))
         return np.concatenate(draws)
 
     def _covariance_root(self) -> np.ndarray:
@@ -300,42 +312,12 @@ def _apart(members: Moves | None) -> Moves | None:
     return members and {(seed, member + 1): row for (seed, member), row in members.items()}
 
 
-def _half_width(score: float, variances: np.ndarray, df: np.ndarray) -> float:
-    """Half-width of the interval whose tails are those of a normal score."""
-    quantiles = special.stdtrit(df, special.ndtr(-score))  # scipy.stats takes forty times as long
-    return float(np.sqrt(quantiles**2 @ variances))
-
-
-def _score(difference: float, variances: np.ndarray, df: np.ndarray) -> float:
-    """The normal score whose half-width the difference is."""
-    if difference == 0:
-        return 0.0
-    top = 8.0  # a tail of 6e-16
-    if abs(difference) >= _half_width(top, variances, df):
-        return top
-    found: Any = optimize.brentq(lambda score: _half_width(score, variances, df) - abs(difference), 0, top)
-    return float(found)
-
-
 def _squared_distances(x_KN: np.ndarray) -> np.ndarray:
     """Sum of squares of the difference of each two rows, (K, K); exactly 0 for equal ones."""
     gram = x_KN @ x_KN.T
     size = np.diag(gram)
     found = size[:, None] + size - 2 * gram
     return np.where(found > 1e-13 * (size[:, None] + size), found, 0.0)
-
-
-def _largest_scores(t_RP: np.ndarray, df_P: np.ndarray) -> np.ndarray:
-    """The largest |z| of each row (R,), where z has the tail of t at df degrees of freedom.
-
-    Exact tails take long: they are computed where Wallace's approximation, which is between 0.84 and 1.03
-    times as large, comes near the row's largest. Source: Wallace 1959, eq. 6.3.
-    """
-    near_RP = np.sqrt(df_P * np.log1p(t_RP**2 / df_P)) * (8 * df_P + 1) / (8 * df_P + 3)
-    row, pair = np.nonzero(near_RP >= 0.8 * near_RP.max(axis=1, keepdims=True))
-    largest_R = np.zeros(len(t_RP))
-    np.maximum.at(largest_R, row, -special.ndtri(special.stdtr(df_P[pair], -np.abs(t_RP[row, pair]))))
-    return largest_R
 
 
 def _table(moves: Sequence[Moves | None]) -> np.ndarray:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.cells import Cell
 from analysis.columns import Column, ood_columns
 from analysis.curves import LAW_METRIC, MARGIN, REACH, Curve, curves
-from analysis.data import Cell, Trials, load_trials
+from analysis.data import Trials, load_trials
 from analysis.figures_size import size_figures
 from analysis.plotting import save
 from analysis.render import markdown, save_table

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.cells import PROMPTED, Cell
 from analysis.columns import COST_COLUMNS, Column, default_metrics, direction, title
-from analysis.data import PROMPTED, Cell, Trials
+from analysis.data import Trials
 from analysis.pooling import SQUARES
 from analysis.rows import provenance
 from analysis.significance import ALPHA, Difference, Estimate, Mark
@@ -54,7 +55,11 @@ Line = dict[str, Entry | Difference]  # column name -> entry
 
 @dataclass(frozen=True)
 class Table:
-    """Blocks of lines; values are compared within a block only. Rendered by `analysis.render`."""
+    """Blocks of lines; values are compared within a block only. Rendered by `analysis.render`.
+
+    Args:
+        sweep: part of the label in LaTeX.
+    """
 
     name: str
     title: str
@@ -62,6 +67,19 @@ class Table:
     columns: tuple[Column, ...]
     blocks: tuple[tuple[Line, ...], ...]
     notes: tuple[str, ...] = ()
+    sweep: str = ""
+
+    def __str__(self) -> str:
+        """Markdown."""
+        from analysis.render import markdown
+
+        return markdown(self)
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from analysis.page import notebook_html
+
+        return notebook_html(self)
 
 
 def comparison(
@@ -104,6 +122,7 @@ def comparison(
             *notes(trials, trials.cells),
             *(f"left out: {what}" for what in trials.pruned),
         ),
+        sweep=trials.sweep,
     )
 
 

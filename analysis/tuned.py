@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.data import Cell
+from analysis.cells import Cell
 from analysis.rows import Row
-from lorae.trial.tuning import values_text
+from lorae.trial.tuning import left_out, values_text
 
 Tuning = dict[str, Any]  # see `lorae.planning.choice.TUNING`
 
@@ -34,8 +34,10 @@ def tuning_notes(cells: Sequence[Cell]) -> list[str]:
         tuning = tuning_of(cell.rows[0])
         if not tuning or not tuning["axes"]:
             continue
-        axes = tuning["axes"]
+        axes, points = tuning["axes"], [point["values"] for point in tuning["points"]]
         grid = "; ".join(f"{axis} over {_listed(of['values'])}" for axis, of in axes.items())
+        if refused := left_out({axis: of["values"] for axis, of in axes.items()}, points):
+            grid += f" (refused, so not tried: {' and '.join(map(values_text, refused))})"
         judged = f"{grid}, by the mean validation NLL of {tuning['members']} single members"
         chosen = {axis: of["chosen"] for axis, of in axes.items()}
         recipe = f"{recipe_name(cell)}: {values_text(chosen)}"

@@ -4,6 +4,7 @@
     lorae sweep pipelines/demo.py --dry-run        what would be trained, and what is stored already
     lorae sweep pipelines/demo.py                  train it; the same again resumes, and trains nothing twice
     lorae sweep pipelines/demo.py --set members=6  with other values of an axis
+    lorae predict lorae-results --text "..."       what the best stored ensemble says of your own texts
     lorae predict lorae-results --task ArcEasy     add predictions on a task to the stored members
     lorae plan FILE --simulate --gpus 64           time, cost and idle share on GPUs that are not there
     lorae doctor                                   versions, devices, Ray, storage, model and data access
@@ -12,7 +13,8 @@
     lorae table lorae-results                      the comparison of its rows; lorae table NAME: an analysis
     lorae report lorae-results --out report        tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results             recreate the MLflow runs from Parquet
-    lorae export MEMBER DIR                        a member as a PEFT adapter
+    lorae export lorae-results TRIAL DIR           an ensemble as PEFT adapters with a model card
+    lorae serve lorae-results                      an HTTP endpoint on 127.0.0.1; lorae verify URL checks it
     lorae bench all                                speed and memory here, beside PEFT and the machine's limit
     lorae bench analysis                           the same of metrics, tables and bootstrap
     lorae bench verdicts                           how often verdicts are wrong, by simulation
@@ -33,11 +35,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs import handlers
+from jobs.parser import Parser, coloured
 
 DEFAULT_STORAGE = "lorae-results"
 BENCHES = {
     "train": "a stack against PEFT one by one, and against the machine's limit",
     "predict": "predictions of five members against PEFT's, and against the machine's limit",
+    "generate": "texts of five members against PEFT's, and against bare runs of the backbone",
     "sweep": "the demo against a naive Ray Tune + PEFT sweep; what a sweep costs beyond training",
     "memory": "peak memory of ten members and of one",
     "growth": "time of a member's step by members and by length, and where it goes",
@@ -54,7 +58,15 @@ def command() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """What the words of a command line ask for; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if words[:1] == ["table"]:  # its own words are an analysis's
+        arguments = argparse.Namespace(run=handlers.table, words=words[1:])
+    else:
+        arguments = parser.read(words)
+    if "run" not in arguments:
+        parser.print_help()
+        return 0
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lorae").setLevel(logging.INFO)
     try:
@@ -62,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         from lorae.uris import shown
 
-        print(f"lorae: {shown(str(error))}", file=sys.stderr)
+        print(f"{coloured('lorae:', 'red')} {shown(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:  # the storage refused for minutes
         from lorae.uris import shown
 
-        print(f"lorae: {shown(str(error))}", file=sys.stderr)
+        print(f"{coloured('lorae:', 'red')} {shown(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -77,11 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _parser() -> Parser:
+    parser = Parser(prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action=_Version, help="print the version and its commit")
+    commands = parser.add_subparsers(metavar="COMMAND")
     axes = _option("--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis")
     storage = _option("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
     single_driver = _option(
@@ -131,11 +142,29 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=handlers.check)
 
     predict = commands.add_parser(
-        "predict", parents=[data_root, single_driver], help="add predictions on a task to stored members"
+        "predict",
+        parents=[data_root, single_driver, as_json],
+        help="what a stored ensemble says of your texts; or add predictions on a task",
     )
     predict.add_argument("storage", metavar="STORAGE")
-    predict.add_argument("--task", required=True, help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours")
-    predict.add_argument("--sweep", metavar="NAME", help="only the members of this sweep")
+    what = predict.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
+    what.add_argument(
+        "--file", metavar="FILE", help="JSON Lines, CSV or Parquet with a column question, text or sentence"
+    )
+    what.add_argument(
+        "--task",
+        help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours: stored with each member, a column of tables",
+    )
+    what.add_argument("--remove", metavar="TASK", help="undo --task: remove a set that no sweep asked for")
+    predict.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    predict.add_argument("--sweep", metavar="NAME", help="only the trials, or members, of this sweep")
+    predict.add_argument("--out", metavar="FILE", help="write .parquet, .csv or .jsonl instead of printing")
+    predict.add_argument("--column", metavar="NAME", help="of --file: where the text is")
+    predict.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    predict.add_argument(
+        "--coverage", type=float, default=0.9, metavar="P", help="of the conformal sets; default 0.9"
+    )
     predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
     predict.set_defaults(run=handlers.predict)
 
@@ -165,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="tables and figures of a sweep as one HTML page and as files")
     report.add_argument("storage", metavar="STORAGE")
-    report.add_argument("--sweep", default="demo", metavar="NAME")
+    report.add_argument("--sweep", metavar="NAME", help="default: the only one")
     report.add_argument("--out", required=True, metavar="DIR")
     report.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     report.add_argument(
@@ -179,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
 
     size = commands.add_parser("size", help="how many members are worth training?")
     size.add_argument("storage", metavar="STORAGE")
-    size.add_argument("--sweep", default="demo", metavar="NAME")
+    size.add_argument("--sweep", metavar="NAME", help="default: the only one")
     size.add_argument(
         "--margin", type=float, default=0.001, metavar="NATS", help="a member that gains less is not worth it"
     )
@@ -187,10 +216,32 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     size.set_defaults(run=handlers.size)
 
-    export = commands.add_parser("export", parents=[storage], help="write a member as a PEFT adapter")
-    export.add_argument("member", help="a member id, or its beginning")
-    export.add_argument("folder", metavar="DIR")
+    export = commands.add_parser("export", help="write an ensemble, or a member, as PEFT adapters")
+    export.add_argument("storage", metavar="STORAGE")
+    export.add_argument("what", metavar="ID", help="of a trial or of a member, or its beginning")
+    export.add_argument("folder", metavar="DIR", help="new or empty")
     export.set_defaults(run=handlers.export)
+
+    serve = commands.add_parser("serve", help="a stored ensemble as an HTTP endpoint of this machine")
+    serve.add_argument("storage", metavar="STORAGE")
+    serve.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    serve.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1, which nobody else reaches")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000")
+    serve.set_defaults(run=handlers.serve)
+
+    verify = commands.add_parser("verify", help="are served probabilities those of the stored members?")
+    verify.add_argument("url", metavar="URL", help="of `lorae serve`")
+    verify.add_argument("storage", metavar="STORAGE")
+    texts = verify.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
+    texts.add_argument("--file", metavar="FILE", help="JSON Lines, CSV or Parquet, as for predict")
+    verify.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    verify.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    verify.add_argument(
+        "--tolerance", type=float, metavar="P", help="of a probability; default 0.005 in fp32"
+    )
+    verify.set_defaults(run=handlers.verify)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     parts = bench.add_subparsers(required=True, metavar="PART")
@@ -216,9 +267,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _option(flag: str, **settings: Any) -> argparse.ArgumentParser:
+class _Version(argparse.Action):
+    """Print the version, that of Python and the commit of a checkout."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        import platform
+
+        from jobs.request import commit
+        from lorae import __version__
+
+        made = commit(Path(__file__).parent)
+        print(f"lorae {__version__} (commit {made}), Python {platform.python_version()}")
+        parser.exit(0)
+
+
+def _option(flag: str, **settings: Any) -> Parser:
     """A parent of the commands that have this option."""
-    parent = argparse.ArgumentParser(add_help=False)
+    parent = Parser(add_help=False)
     parent.add_argument(flag, **settings)
     return parent
 

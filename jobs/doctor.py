@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.devices import local_devices
-from lorae.sources import cache_dir
+from lorae.cache import cache_dir
 from lorae.store.storage import Storage
 from lorae.tasks.readers import READERS
 

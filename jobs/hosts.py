@@ -251,7 +251,8 @@ def columns(stack: Stack) -> dict[str, Any]:
     """Readable columns of a stack in Tune's tables."""
     factors = {k: v for k, v in stack.trial.factors().items() if k not in ("members", "combine")}
     members = ",".join(map(str, stack.members)) or "backbone"
-    return factors | {"members": f"{COMBINATIONS[stack.soup].soup} of {members}" if stack.soup else members}
+    of = COMBINATIONS[stack.soup].soup if stack.soup else "texts" if stack.pool else None
+    return factors | {"members": f"{of} of {members}" if of else members}
 
 
 def stack_name(stack: Stack) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 from jobs.request import load_module
 from lorae import tasks
 from lorae.combinations import SOUPS
 from lorae.draws import Draws, read_draws
+from lorae.near import did_you_mean
 from lorae.results import read_trials
 from lorae.sources import Files
-from lorae.store.names import soup_folder
+from lorae.store.names import entry_lock, soup_folder
+from lorae.store.predictions import prediction_file, prediction_sets
 from lorae.store.store import Store
 from lorae.tasks import Task
 
@@ -55,6 +58,33 @@ def run_predict(
     return num
 
 
+def remove_predictions(storage: str, what: str) -> dict[str, int]:
+    """Remove prediction sets that no sweep asked for, from all entries; returns how many entries had each.
+
+    Args:
+        what: a task's name, or the name of a prediction set.
+    Raises:
+        ValueError: there is none of that name, or a sweep asked for it.
+    """
+    store = Store(storage)
+    tables = (read_trials(store, name).to_pylist() for name in store.storage.names("sweeps"))
+    asked = {name for rows in tables for row in rows for name in json.loads(row["eval_sets"]).values()}
+    kinds = ("members", "reference", "soups")
+    folders = [f"{kind}/{entry}" for kind in kinds for entry in store.storage.names(kind)]
+    stored = {folder: prediction_sets(store.files(folder)) for folder in folders}
+    others = sorted({name for sets in stored.values() for name in sets} - asked)
+    meant = [name for name in others if what in (name, name.split("__")[0])]
+    if not meant:
+        known = ", ".join(others) or "none"
+        used = "; a sweep asked for it" if any(what in (n, n.split("__")[0]) for n in asked) else ""
+        raise ValueError(f"--remove {what}: no such set can be removed{used}; those that can: {known}")
+    for folder, sets in stored.items():
+        if gone := sets.intersection(meant):
+            with store.storage.lock(entry_lock(folder), wait=True):
+                store.remove_files(folder, map(prediction_file, gone))
+    return {name: sum(name in sets for sets in stored.values()) for name in meant}
+
+
 def _members(store: Store, sweep: str | None) -> dict[Draws | None, set[str]]:
     """Ids by the way in which a sweep's trials predict with them; without a sweep all that are stored."""
     if sweep is None:
@@ -96,4 +126,5 @@ def read_task(text: str) -> Task:
     known = [
         n for n, v in vars(source).items() if isinstance(v, type) and issubclass(v, Task) and v is not Task
     ]
-    raise ValueError(f"--task {text}: no such task; {file or 'lorae'} has {', '.join(sorted(known))}")
+    near = did_you_mean(expression.partition("(")[0], known)
+    raise ValueError(f"--task {text}: no such task; {near}{file or 'lorae'} has {', '.join(sorted(known))}")

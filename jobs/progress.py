@@ -39,7 +39,7 @@ class ProgressLine:
         self.fractions[stack] = max(self.fractions[stack], shares.get(phase, 0.0))
         self.phases[stack] = phase
         if num_steps:
-            self.phases[stack] += f" {step} %" if phase == "predict" else f" {step}/{num_steps}"
+            self.phases[stack] += f" {step} %" if phase in ("predict", "write") else f" {step}/{num_steps}"
         if phase == "done":
             self._print(final=True)
         elif self.stream.isatty() or time.monotonic() - self.printed >= PLAIN_SECONDS:
@@ -65,7 +65,7 @@ class ProgressLine:
             for s, phase, f in zip(self.stacks, self.phases, self.fractions)
             if phase not in ("waiting", "done") and f < 1
         ]
-        sizes = [0 if s.soup else len(s.members) for s in self.stacks]
+        sizes = [0 if s.soup or s.pool else len(s.members) for s in self.stacks]
         members = sum(size for size, f in zip(sizes, self.fractions) if f == 1.0)
         counts = f"stacks {done}/{len(self.stacks)}"
         counts += f", members {members}/{sum(sizes)}" if any(sizes) else ""
@@ -93,6 +93,8 @@ def _name(stack: Stack) -> str:
     label = f"{factors['task']} {factors['method']} {factors['regularizers']} seed {factors['seed']}"
     if stack.soup:
         return f"{label} {COMBINATIONS[stack.soup].soup} of {len(stack.members)}"
+    if stack.pool:
+        return f"{label} texts of {len(stack.members)}"
     return f"{label} x{len(stack.members)}" if stack.members else f"{factors['task']} backbone"
 
 

@@ -20,9 +20,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from jobs.labels import forms, spec_of_label
 from jobs.zero import Zero, zero_devices
 from lorae.draws import read_draws
 from lorae.identity import digest
+from lorae.near import did_you_mean
 from lorae.planning.estimate import Devices
 from lorae.planning.memory import Saving
 from lorae.trial import Sweep
@@ -41,6 +43,7 @@ class Request:
     Attributes:
         name: of the sweep: the file's, followed by the axes that were replaced.
         command: the line that repeats it.
+        module: the sweep file; None = a Python program asked, whose own modules workers may lack.
         recompute: trade time for memory, see `lorae.engine.run.run_stack`.
         zero: spread each stack's backbone over several workers; None = one device holds it.
     """
@@ -49,7 +52,7 @@ class Request:
     sweep: Sweep
     storage: str
     command: str
-    module: types.ModuleType
+    module: types.ModuleType | None
     recompute: bool = False
     zero: Zero | None = None
 
@@ -86,8 +89,7 @@ def read_request(
     for override in overrides:
         sweep = with_override(sweep, override)
     name = sweep_name(path.stem, ["smoke", *overrides] if smoke else overrides)
-    remember(storage)
-    storage = storage if "://" in storage else str(Path(storage).expanduser().resolve())
+    storage = absolute(storage)
     words = ["lorae", "sweep", str(path), "--storage", shown(storage)]
     words += ["--data-root", str(Path(data_root).resolve())] if data_root else []
     words += ["--smoke"] if smoke else []
@@ -96,6 +98,12 @@ def read_request(
     words += map(shown, where)
     located = sweep.located(Path(data_root) if data_root else None)
     return Request(name, located, storage, shlex.join(words), module, recompute, zero)
+
+
+def absolute(storage: str) -> str:
+    """A storage as other processes find it; credentials in its URI are hidden from now on."""
+    remember(storage)
+    return storage if "://" in storage else str(Path(storage).expanduser().resolve())
 
 
 @functools.cache
@@ -182,7 +190,13 @@ def _one_line(error: BaseException) -> str:
 
 
 def modules_of(request: Request) -> list[types.ModuleType]:
-    """The sweep file and what it imported from its own folder, which other nodes may lack."""
+    """The sweep file and what it imported from its own folder, which other nodes may lack; of a Python
+    program the modules of its tasks."""
+    if request.module is None:
+        tasks = [task for trial in request.sweep.trials() for task in request.sweep.eval_tasks(trial)]
+        kinds = {kind for task in tasks for kind in type(task).__mro__}
+        names = {kind.__module__ for kind in kinds} - {"__main__", "builtins"}
+        return [sys.modules[name] for name in sorted(names) if name.partition(".")[0] not in INSTALLED]
     assert request.module.__file__
     folder, found = Path(request.module.__file__).parent, [request.module]
     for name, module in sys.modules.copy().items():  # MLflow is imported meanwhile
@@ -200,8 +214,7 @@ def _takes(error: BaseException, module: types.ModuleType) -> str:
     if not found or not is_dataclass(kind):
         return ""
     known = [f.name for f in fields(kind)]
-    near = "".join(f" did you mean {name}?" for name in get_close_matches(found[2], known, n=1))
-    return f";{near} it takes {', '.join(known)}"
+    return f"; {did_you_mean(found[2], known)}it takes {', '.join(known)}"
 
 
 def with_override(sweep: Sweep, override: str) -> Sweep:
@@ -209,7 +222,7 @@ def with_override(sweep: Sweep, override: str) -> Sweep:
     `draws=none,tfb-10x0.003`.
 
     Numbers and words are read by the field's type. A field that holds a spec takes the labels of the values
-    that the file gives for it; draws, whose labels say all of them, any.
+    that the file gives for it, and every label from which its spec can be made: kl-0.5, vera, TREC.
 
     Raises:
         ValueError: no such axis, or a value that it cannot take.
@@ -262,10 +275,15 @@ def _value(axis: str, word: str, declared: Any, given: list[Any]) -> Any:
         return read_draws(word)
     by_label = {_label(v): v for v in given if is_dataclass(v) or isinstance(v, tuple)}
     if by_label:
-        if word not in by_label:
-            near = "".join(f"did you mean {name}? " for name in get_close_matches(word, by_label, n=1))
-            raise ValueError(f"--set {axis}={word}: {near}the file gives it the values {', '.join(by_label)}")
-        return by_label[word]
+        if word in by_label:
+            return by_label[word]
+        if (made := spec_of_label(axis, word)) is not None:
+            return made
+        known = [*by_label, *(form for form in forms(axis) if form not in by_label)]
+        raise ValueError(
+            f"--set {axis}={word}: {did_you_mean(word, known)}the file gives it the values "
+            f"{', '.join(by_label)}; others are {', '.join(known[len(by_label) :]) or 'written in the file'}"
+        )
     kinds = typing.get_args(declared) or (declared,)
     if word in kinds:
         return word

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.devices import process_devices
 from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
 from jobs.request import Request, driver_id
-from lorae.identity import canonical
+from jobs.search_record import OBJECTIVE, TIME, SearchRecord, evaluated_on
 from lorae.metrics import combine, ensemble_nll
 from lorae.planning.estimate import Devices
 from lorae.planning.plan import Plan, make_plan, placed
@@ -35,13 +34,11 @@ from lorae.store.names import member_folder
 from lorae.store.store import Store
 from lorae.trial import Sweep, Trial, cell_of
 from lorae.trial.axes import value_at, with_values
-from lorae.untrusted import MAX_JSON_BYTES, count, json_object
 
 if TYPE_CHECKING:
     import optuna
 
 LOG = logging.getLogger("lorae")
-TIME, OBJECTIVE = "evaluation", "validation_nll"  # in the reports of a stack
 
 
 @dataclass(frozen=True)
@@ -209,72 +206,16 @@ def _best(studies: Sequence[_Study]) -> tuple[str, ...]:
 # Ending stacks early ---------------------------------------------------------------------------------------
 
 
-def _nll(value: Any) -> bool:
-    """A shape: any number, as that of a stack that diverged."""
-    return type(value) in (int, float)
-
-
-_REPORT = {"step": count, "num_steps": count, TIME: count, OBJECTIVE: _nll}
-_STACK = {"evaluated_on": str, "reports": [_REPORT], "ended": bool}
-
-
-class _Record:
-    """What each stack reported and which ones were ended: `sweeps/<name>/search.json`.
-
-    A record of other settings of the search, or one that is damaged, is not taken up.
-    """
-
-    def __init__(self, store: Store, sweep: str, search: EarlyEnd) -> None:
-        self.storage, self.name, self.sweep = store.storage, f"sweeps/{sweep}/search.json", sweep
-        self.search = canonical(search)
-        self.stacks: dict[str, dict[str, Any]] = {}
-        shape = {"search": dict, "stacks": {str: _STACK}}
-
-        def read(content: bytes) -> dict[str, Any]:
-            return json_object(content, self.name, shape, "the search begins anew", infinite=True)
-
-        try:
-            stored = self.storage.read_as(self.name, read, MAX_JSON_BYTES)
-        except FileNotFoundError:
-            return
-        except ValueError as error:
-            LOG.warning("%s", error)
-            return
-        if stored["search"] == self.search and stored.get("owner", sweep) == sweep:
-            self.stacks = stored["stacks"]
-
-    def add(self, stack: Stack, report: dict[str, Any], ended: bool) -> None:
-        """Keep a report; the scheduler `ended` the stack there or let it go on."""
-        entry = self.stacks.setdefault(stack.id, {"evaluated_on": _evaluated_on(stack), "reports": []})
-        entry["reports"].append({name: report[name] for name in ("step", "num_steps", TIME, OBJECTIVE)})
-        entry["ended"] = ended
-        content = {"owner": self.sweep, "search": self.search, "stacks": self.stacks}
-        self.storage.write(self.name, json.dumps(content, indent=1).encode())
-
-    def ended(self, stack: Stack) -> bool:
-        entry = self.stacks.get(stack.id)
-        return bool(entry and entry["ended"] and entry["reports"])
-
-    def pruned(self, stacks: Sequence[Stack]) -> dict[str, Pruned]:
-        """Members of the stacks that were ended, with their stack's last report."""
-        found = {}
-        for stack in filter(self.ended, stacks):
-            last = self.stacks[stack.id]["reports"][-1]
-            stop = Pruned(last["step"], last["num_steps"], last[OBJECTIVE])
-            found |= {stack.trial.member_id(m): stop for m in stack.members}
-        return found
-
-
 def _end_early(search: EarlyEnd, plan: Plan, request: Request, store: Store, address: str | None) -> Found:
     """The stacks of a task compete; one task comes after the other."""
-    record, failed = _Record(store, request.name, search), {}
+    record, failed = SearchRecord(store, request.name, search), {}
     remaining = [stack for stack in plan.pending if not record.ended(stack)]
     if remaining:
         with ray_cluster(address) as found:
             devices = request.on(found)
-            for name in dict.fromkeys(map(_evaluated_on, remaining)):
+            for name in dict.fromkeys(map(evaluated_on, remaining)):
                 group = _on_one_device(
-                    replace(plan, pending=tuple(s for s in remaining if _evaluated_on(s) == name)), devices
+                    replace(plan, pending=tuple(s for s in remaining if evaluated_on(s) == name)), devices
                 )
                 scheduler = _scheduler(search, group.stacks)
                 for stack_id, entry in record.stacks.items():
@@ -282,11 +223,6 @@ def _end_early(search: EarlyEnd, plan: Plan, request: Request, store: Store, add
                         _replay(scheduler, stack_id, entry["reports"])
                 failed |= run_tune(group, request, devices, scheduler, [_recorder(record, group.stacks)])
     return Found(plan, failed, num_trained(store, plan), record.pruned(plan.pending))
-
-
-def _evaluated_on(stack: Stack) -> str:
-    """The examples of the objective; NLLs on others cannot be compared with it."""
-    return stack.trial.task.eval_set("validation")
 
 
 def _on_one_device(plan: Plan, devices: Devices) -> Plan:
@@ -339,7 +275,7 @@ def _replay(scheduler: Any, stack_id: str, reports: Sequence[dict[str, Any]]) ->
         scheduler.on_trial_result(None, past, report)
 
 
-def _recorder(record: _Record, stacks: Sequence[Stack]) -> Any:
+def _recorder(record: SearchRecord, stacks: Sequence[Stack]) -> Any:
     from ray.tune import Callback
 
     class Recorder(Callback):

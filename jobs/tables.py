@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
+
+from lorae.near import did_you_mean
 
 ANALYSES = (
-    *(
-        "archive",
-        "bayesian",
-        "cifar100",
-        "demo",
-        "digits",
-        "efficiency",
-        "encoders",
-        "esc50",
-        "extrapolation",
-    ),
-    *("ham10000", "initialization", "members", "ood", "published", "randomness", "rank", "regularization"),
-    *("search", "sst2", "strength", "study", "weights"),
+    *("archive", "bayesian", "cifar100", "demo", "digits", "e2e", "e2e_small", "efficiency", "encoders"),
+    *("esc50", "extrapolation", "generation", "generation_demo", "ham10000", "initialization", "instruct"),
+    *("members", "ood", "published", "randomness", "rank", "regularization"),
+    *("search", "squad", "sst2", "strength", "study", "weights"),
 )  # modules of analysis with a `main`
 USAGE = f"""usage: lorae table STORAGE [--sweep NAME] [--out DIR] [--allow-missing] [--margin METRIC=X]
+                   [--metric acc,ensemble_nll] [--columns model,acc,ensemble_nll] [--rows ensemble,single]
        lorae table ANALYSIS STORAGE ...
 
 Prints the comparison of a sweep's rows and writes it and the standard figures as files; a storage with one
@@ -40,8 +35,12 @@ def run_table(words: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] in ANALYSES:
         return importlib.import_module(f"analysis.{words[0]}").main(words[1:])
-    from analysis.demo import content
     from analysis.script import run
+    from analysis.standard import content
+
+    if not words[0].startswith("-") and "://" not in words[0] and not Path(words[0]).expanduser().exists():
+        near = did_you_mean(words[0], ANALYSES)
+        raise ValueError(f"{words[0]} is neither a storage nor an analysis; {near}write lorae table STORAGE")
 
     return run(_only_sweep(words), content, words)
 
@@ -49,13 +48,10 @@ def run_table(words: Sequence[str]) -> int:
 def _only_sweep(words: Sequence[str]) -> str:
     """The sweep that is meant where `--sweep` does not say it."""
     from analysis.archive import opened
+    from lorae.lookup import only_sweep
     from lorae.store.store import Store
 
     if any(word.partition("=")[0] == "--sweep" for word in words):
         return "table"
     with opened(words[0]) as storage:
-        names = [*Store(storage).storage.names("sweeps")]
-    if len(names) != 1:
-        found = f"the sweeps {', '.join(sorted(names))}" if names else "no sweep"
-        raise ValueError(f"storage {words[0]} has {found}; write lorae table {words[0]} --sweep NAME")
-    return names[0]
+        return only_sweep(Store(storage))

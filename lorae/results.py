@@ -15,15 +15,25 @@ import numpy as np
 import pyarrow as pa
 
 from lorae import ensemble, metrics, untrusted
-from lorae.combinations import COMBINATIONS
+from lorae.combinations import COMBINATIONS, SOUPS
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
 from lorae.planning.choice import TUNING, Choice
 from lorae.store.ahead import ahead
-from lorae.store.names import LATER_RECORD, member_folder, pool_folders, trials_file
+from lorae.store.answers import Answer, answer_set
+from lorae.store.names import (
+    LATER_RECORD,
+    member_folder,
+    pool_folders,
+    soup_folder,
+    texts_folder,
+    trials_file,
+)
 from lorae.store.predictions import SCHEMA, Predictions
 from lorae.store.store import Store
 from lorae.tasks.base import Split, Task
+from lorae.texts.kinds import NUMBERS, kind_of
+from lorae.texts.quality import EXAMPLE_METRICS
 from lorae.trial import Trial
 
 FACTORS = {
@@ -40,10 +50,13 @@ FACTORS = {
     "combine": pa.string(),
 }
 METRICS = [name for name in metrics.DIRECTION if not name.startswith(("auroc", "aupr", "fpr95"))]
+# Of the answers that a trial writes: in lock-step by the members' mean probability, or alone
+TEXT_METRICS = ("exact_match", "token_f1", "number_match")
 OOD_METRICS = [name for name in metrics.DIRECTION if name.startswith(("auroc", "aupr", "fpr95"))]
 # By cross-fitted temperatures: of the pooled prediction, and of each member before pooling. A flag says why
 # its columns are null
 FLAGS = POOLED_FLAG, MEMBERS_FLAG = "temperature_flag", "members_temperature_flag"
+OF_TOKENS = "predictions are of the tokens of texts"
 OLDER = "fitted on validation by an older lorae; repeat the sweep"
 SCALED = [
     *("temperature", "ts_ensemble_nll", "ts_brier", "ts_ece15"),
@@ -61,7 +74,8 @@ COST = {
     "stored_bytes": pa.int64(),
 }
 LATER = {  # columns that tables of an older lorae lack
-    **dict.fromkeys((*SCALED, *COUNTED, "debiased_ce15"), pa.float64()),
+    **dict.fromkeys((*SCALED, *COUNTED, *TEXT_METRICS, "debiased_ce15"), pa.float64()),
+    "decoding": pa.string(),
     "tuning": pa.string(),
 }
 OOD_SEPARATOR = "__"  # an OOD column is "<metric>__<task>"
@@ -107,7 +121,7 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         ("error", pa.string()),
         *FACTORS.items(),
         ("num_examples", pa.int32()),
-        *((name, pa.float64()) for name in [*METRICS, *SCALED, "validation_nll"]),
+        *((name, pa.float64()) for name in [*METRICS, *TEXT_METRICS, *SCALED, "validation_nll"]),
         *((name, pa.string()) for name in FLAGS),
         ("pruned_step", pa.int32()),  # where a search stopped training; `validation_nll` is of that step
         *((f"{name}{OOD_SEPARATOR}{task}", pa.float64()) for task in ood_tasks for name in OOD_METRICS),
@@ -115,6 +129,7 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         ("member_ids", pa.list_(pa.string())),
         ("reference_id", pa.string()),
         ("eval_sets", pa.string()),  # JSON: "test", "validation" and OOD task names -> prediction set
+        ("decoding", pa.string()),  # in the names of the answers; null where none are written
         ("recipe", pa.string()),  # canonical JSON
         (
             "tuning",
@@ -165,7 +180,7 @@ def trials_table(
     with store.remembering():
         stored = ahead(read, trials, size=lambda found: found.num_bytes)
         rows = [
-            {**_identity(sweep, found), "provenance": provenance_text} | _outcome(store, found, pruned)
+            {"sweep": sweep, **found.identity, "provenance": provenance_text} | _outcome(store, found, pruned)
             for found in stored
         ]
     names = list(dict.fromkeys(task.name for _, ood in trials for task in ood))
@@ -232,8 +247,9 @@ class _Stored:
     """What the store has for a row.
 
     Attributes:
-        eval_sets: names of the prediction sets by "test", "validation" and OOD task.
-        predictions: the sets by the same names; none where there is a fault.
+        identity: columns of the row that are known without the store.
+        predictions: by "test", "validation" and OOD task; none where there is a fault.
+        answers: to the test set, of tasks whose answer is text.
         columns: of the row, that are not computed from predictions.
         fault: why the row cannot be computed, or None.
     """
@@ -242,8 +258,9 @@ class _Stored:
     ood: Sequence[Task]
     choice: Choice | None
     folders: list[str]
-    eval_sets: dict[str, str]
+    identity: dict[str, Any]
     predictions: dict[str, Predictions]
+    answers: tuple[Answer, ...]
     columns: dict[str, Any]
     fault: str | None
 
@@ -257,30 +274,32 @@ def _stored(store: Store, trial: Trial, ood: Sequence[Task], choice: Choice | No
     splits: tuple[Split, Split] = ("validation", "test")
     eval_sets = {split: trial.eval_set(trial.task, split) for split in splits}
     eval_sets |= {task.name: trial.eval_set(task, "test") for task in ood}
-    predictions, columns, fault = dict[str, Predictions](), dict[str, Any](), None
+    identity, columns, fault = _identity(trial, eval_sets), dict[str, Any](), None
+    predictions, answers = dict[str, Predictions](), ()
     try:
         columns["tuning"] = choice and json.dumps(choice.record(store, trial.member_ids()))
         if untuned := choice and choice.failure(store):
             raise ValueError(untuned)
         predictions = {name: store.predictions(folders, s) for name, s in eval_sets.items()}
+        if trial.task.scoring.writes_text:
+            answers = row_answers(store, identity, eval_sets["test"])
         columns |= trial_cost(store, trial)
         if trial.soup and store.is_of_others(trial.member_ids(), trial.soup):
             raise ValueError(f"{folders[0]} is of members that were trained again; repeat the sweep")
     except ValueError as error:
         fault = str(error)
-    return _Stored(trial, ood, choice, folders, eval_sets, predictions, columns, fault)
+    return _Stored(trial, ood, choice, folders, identity, predictions, answers, columns, fault)
 
 
-def _identity(sweep: str, found: _Stored) -> dict[str, Any]:
-    """Columns that are known without the store."""
-    trial = found.trial
+def _identity(trial: Trial, eval_sets: Mapping[str, str]) -> dict[str, Any]:
+    scoring = trial.task.scoring
     return {
         "trial_id": trial_id(trial),
-        "sweep": sweep,
         **trial.factors(),
         "member_ids": trial.member_ids(),
         "reference_id": trial.reference_id(),
-        "eval_sets": json.dumps(found.eval_sets),
+        "decoding": scoring.decoding if scoring.writes_text else None,
+        "eval_sets": json.dumps(eval_sets),
         "recipe": canonical_json(trial.recipe()),
     }
 
@@ -291,12 +310,15 @@ def _outcome(store: Store, found: _Stored, pruned: Mapping[str, Pruned]) -> dict
     if fault is None:
         rule, names = COMBINATIONS[trial.combine].rule, [task.name for task in found.ood]
         try:
-            scores = trial_metrics(found.predictions, names, rule, len(found.folders))
+            of_tokens = trial.task.scoring.writes_text
+            scores = trial_metrics(found.predictions, names, rule, len(found.folders), of_tokens)
+            scores |= text_metrics(found.answers) if of_tokens else {}
             return {"status": "done", **found.columns, **scores}
         except ValueError as error:
             fault = str(error)
     members = [*trial.member_ids(), *(found.choice.member_ids if found.choice else ())]
-    store.set_damaged_aside(dict.fromkeys([*found.folders, *map(member_folder, members)]))
+    texts = [texts_folder(trial.member_ids())] if trial.writes_together else []
+    store.set_damaged_aside(dict.fromkeys([*found.folders, *texts, *map(member_folder, members)]))
     row = {"tuning": found.columns.get("tuning")}
     if stop := next((pruned[m] for m in trial.member_ids() if m in pruned), None):
         why = f"stopped by the search after {stop.step} of {stop.num_steps} steps"
@@ -308,13 +330,20 @@ def _outcome(store: Store, found: _Stored, pruned: Mapping[str, Pruned]) -> dict
 
 
 def trial_metrics(
-    predictions: dict[str, Predictions], ood: Sequence[str], rule: metrics.Rule, num_entries: int
+    predictions: dict[str, Predictions],
+    ood: Sequence[str],
+    rule: metrics.Rule,
+    num_entries: int,
+    of_tokens: bool = False,
 ) -> dict[str, float | str | None]:
     """All metric columns of a row from its predictions on "test", "validation" and the OOD tasks.
 
     Args:
         num_entries: members, or soups, or the backbone itself, whose draws the predictions are.
+        of_tokens: predictions are of the tokens of texts, which have `token_metrics` alone.
     """
+    if of_tokens:
+        return token_metrics(predictions, rule)
     test, validation = predictions["test"], predictions["validation"]
     pooled_validation = metrics.combine(validation.logits_MNC, rule)
     found: dict[str, float | str | None] = {"num_examples": len(test.labels_N)}
@@ -325,6 +354,57 @@ def trial_metrics(
         separated = metrics.ood_summary(test.logits_MNC, predictions[task].logits_MNC, rule)
         found |= {f"{name}{OOD_SEPARATOR}{task}": value for name, value in separated.items()}
     return found
+
+
+def token_metrics(predictions: dict[str, Predictions], rule: metrics.Rule) -> dict[str, float | str | None]:
+    """The metric columns of a row whose predictions are of the tokens of references: NLL per token, whose
+    exponential is the perplexity. A token among all others is no class, so all else is null."""
+    test, validation = predictions["test"], predictions["validation"]
+    found = metrics.summary(test.logits_MNC, test.labels_N, rule)
+    pooled_validation = metrics.combine(validation.logits_MNC, rule)
+    return {
+        "num_examples": len({name.rpartition("#")[0] for name in test.example_ids}),
+        **{name: found[name] for name in ("ensemble_nll", "mean_member_nll")},
+        "validation_nll": metrics.ensemble_nll(pooled_validation, validation.labels_N),
+        **dict.fromkeys(FLAGS, OF_TOKENS),
+    }
+
+
+def row_answers(store: Store, row: Mapping[str, Any], eval_set: str) -> tuple[Answer, ...]:
+    """The stored answers of a row's model or members to a set, with what each says of all; of a soup those of
+    its members, and its own.
+
+    Raises:
+        ValueError: they are missing or damaged, or of members that were trained again.
+    """
+    name, ids = answer_set(eval_set, row["decoding"]), row["member_ids"]
+    if len(ids) < 2:
+        (folder,) = pool_folders(ids, row["reference_id"], None)
+        return store.answers(folder, name).answers
+    found = store.answers(texts_folder(ids), name)
+    if found.members != store.weight_checksums(ids):
+        raise ValueError(f"{texts_folder(ids)} is of members that were trained again; repeat the sweep")
+    if row["combine"] not in SOUPS:
+        return found.answers
+    soup = store.answers(soup_folder(ids, row["combine"]), name).answers
+    return (*found.answers, *(answer for answer in soup if answer.kind == "soup"))
+
+
+def text_metrics(answers: Sequence[Answer]) -> dict[str, float | None]:
+    """TEXT_METRICS of a row's answers, means over the examples with references; null where they are not
+    defined, as the number of an answer in words."""
+    gold: dict[str, list[str]] = {}
+    for answer in answers:
+        if answer.kind == "reference":
+            gold.setdefault(answer.example_id, []).append(answer.text)
+    several = max(answer.source for answer in answers) > 0
+    kinds = {answer.kind for answer in answers if not (answer.kind == "greedy" and several)}
+    kind = next((kind for kind in ("soup", "lockstep", "greedy") if kind in kinds), None)
+    texts = {a.example_id: a.text for a in answers if a.kind == kind and not a.draw and a.example_id in gold}
+    has_numbers = kind_of([*gold.values()]) is NUMBERS
+    defined = [n for n in TEXT_METRICS if texts and (has_numbers or n != NUMBERS.right)]
+    means = {n: np.mean([EXAMPLE_METRICS[n](text, gold[e]) for e, text in texts.items()]) for n in defined}
+    return dict.fromkeys(TEXT_METRICS) | {name: float(mean) for name, mean in means.items()}
 
 
 def scaled_metrics(test: Predictions, rule: metrics.Rule, num_entries: int) -> dict[str, float | str | None]:

@@ -51,6 +51,17 @@ def keep_mask(row_keys: torch.Tensor, places: torch.Tensor, width: int, drop: fl
     return _bits(row_keys, places, width) >= int(drop * 2**31)
 
 
+def uniforms(keys: torch.Tensor, place: int) -> torch.Tensor:
+    """Uniform numbers (*keys,) in (0, 1), fp64, as a pure function of key and place.
+
+    Args:
+        keys: int32, see `key32`.
+    """
+    import torch
+
+    return (_bits(keys, torch.full_like(keys, place), 1)[..., 0].double() + 0.5) / 2**31
+
+
 def normals(keys: torch.Tensor, num: int, width: int) -> torch.Tensor:
     """Standard normal numbers (*keys, num, width), fp32, as a pure function of key, row and channel.
 

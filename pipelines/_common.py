@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from lorae.draws import TFB, MCDropout, Posterior
 from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, Rank1BNN
 from lorae.regularizers import AdapterDropout, DecayB, Masksembles, Regularizer
 from lorae.search import Search
 from lorae.sources import Hub, MnistVit, Wheel
-from lorae.tasks import Digits, Head, LfwPatches, OpenBookQA, PlotSummaries, RottenTomatoes, Task
+from lorae.tasks import (
+    Digits,
+    DisflQA,
+    Generate,
+    Head,
+    LfwPatches,
+    OpenBookQA,
+    PlotSummaries,
+    RottenTomatoes,
+    Task,
+    UnanswerableQA,
+)
 from lorae.trial import AdamW, Budget, Sweep, Trial
 from lorae.trial.tuning import Times
 
@@ -66,6 +77,32 @@ def smoke(
     kept = {axis: values for axis, values in sweep.axes.items() if axis not in ("task", "seed")}
     ood = [PlotSummaries(num_test=64)] if sweep.ood else ()
     return replace(sweep, base=base, axes=kept | (axes or {}), ood=ood, search=search, tune=tune or {})
+
+
+def text_smoke(sweep: Sweep, axes: dict[str, Any] | None = None) -> Sweep:
+    """The same comparison of members that write in minutes on two cores: SmolLM2-135M, 16 questions about
+    paragraphs, one seed. Methods adapt queries and values, whatever layers the sweep's backbone has.
+
+    Args:
+        axes: shorter lists in place of the sweep's own.
+    """
+    writing = cast(Generate, sweep.base.task.scoring)
+    writing = replace(writing, max_new_tokens=24, samples=min(writing.samples, 2))
+    small = {
+        "backbone": SMOLLM2_135M,
+        "task": DisflQA(scoring=writing).subset(train=16, validation=6, test=8),
+        "budget": Budget(batch_size=8, epochs=1, max_tokens=320),
+        "precision": "fp32",
+    }
+
+    def shrunk(trial: Trial) -> Trial:
+        method: Any = trial.method
+        return replace(trial, **small, method=replace(method, targets=("q", "v")))
+
+    kept = {axis: values for axis, values in sweep.axes.items() if axis not in ("task", "backbone", "seed")}
+    ood = [UnanswerableQA(scoring=writing, num_test=6)] if sweep.ood else ()
+    rivals = [replace(shrunk(r), members=min(r.members, 2)) for r in sweep.rivals]
+    return replace(sweep, base=shrunk(sweep.base), axes=kept | (axes or {}), rivals=rivals, ood=ood, tune={})
 
 
 ATTENTION = ("q", "k", "v", "o")

@@ -17,6 +17,8 @@ from toys import OPTIONS, WORDS, Colours, colour_rows, write_split
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Trial
 
+pytest_plugins = ["sound", "mlflow_server"]  # their fixtures
+
 # Two test processes with two threads each wait for one another: three times the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else the other test process starves Ray's workers

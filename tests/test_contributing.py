@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from victims import SUPPORT
 
 pytestmark = pytest.mark.process
 
@@ -62,7 +63,10 @@ def test_the_examples_are_whole(tiny_llama, data_root, tmp_path):
     for file, content in blocks:
         add(tmp_path, file, content)
     (tmp_path / "added.py").write_text(SWEEP.format(backbone=tiny_llama.path))
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{tmp_path}:{SUPPORT}",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def run(*words: object) -> str:
         command = [sys.executable, "-m", *map(str, words)]

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from laplace_definition import drawn, trained_on
 from stacks import largest_difference, prepared
-from test_laplace import drawn, trained_on
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.bench.growth import grow

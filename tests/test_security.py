@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from demo_file import DEMO_ON_A_TINY_MODEL
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sweep import DEMO_ON_A_TINY_MODEL
 from toys import Colours, colour_rows, write_split
+from victims import PYTHON_PATH
 
 from jobs.request import provenance, read_request, sweep_name
 from lorae.backbone.loading import load_backbone
@@ -31,7 +32,6 @@ from lorae.uris import remember, shown
 
 pytestmark = pytest.mark.ray
 
-PATH = f"{Path(__file__).parent.parent}:{Path(__file__).parent}"
 
 HOSTILE_NAMES = [
     "../x",
@@ -298,7 +298,9 @@ def test_no_secret_is_written_or_printed(tiny_llama, data_root, tmp_path, host):
     words += ["--tracking-uri", f"http://me:PLANTEDuri@127.0.0.1:{unused_port()}"] if host == "ray" else []
     with tempfile.TemporaryDirectory(prefix="lr", dir="/tmp") as ray:  # a socket's path is short
         places = {"HOME": str(tmp_path / "home"), "RAY_TMPDIR": ray, "TMPDIR": ray}
-        environment = os.environ | SECRETS | places | {"PYTHONPATH": PATH, "LORAE_DATA_ROOT": str(data_root)}
+        environment = (
+            os.environ | SECRETS | places | {"PYTHONPATH": PYTHON_PATH, "LORAE_DATA_ROOT": str(data_root)}
+        )
         command = [sys.executable, "-m", "jobs.cli", *map(str, words), "--json"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr

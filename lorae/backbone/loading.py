@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorae.backbone.encoders import Inputs, body_only, read_inputs
 from lorae.backbone.packing import ATTENTION, Packing, register_attention
+from lorae.backbone.past import Past
 from lorae.backbone.processes import Ranks
 from lorae.backbone.products import onednn_is_better, use_onednn
 from lorae.backbone.self_check import check_packed, check_pooled, unsupported
@@ -69,10 +70,14 @@ class Backbone:
     def linears(self) -> dict[str, tuple[int, int]]:
         return linears_of(self.lm)
 
-    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Last hidden states (M, S, D) after the final norm, of packed tokens (M, S)."""
+    def hidden(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention: Packing | Past
+    ) -> torch.Tensor:
+        """Last hidden states (M, S, D) after the final norm, of packed tokens (M, S), or of the next token of
+        S texts."""
+        how = {"packing" if isinstance(attention, Packing) else "past": attention}
         return self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, packing=packing, use_cache=False
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **how
         ).last_hidden_state
 
     def answer_logits(self, hidden_ND: torch.Tensor, answer_ids_NC: torch.Tensor) -> torch.Tensor:
@@ -90,8 +95,12 @@ class Backbone:
 
     def token_log_probs(self, hidden_KD: torch.Tensor, tokens_K: torch.Tensor) -> torch.Tensor:
         """Log-probability (K,) of each token over the full vocabulary, in fp32."""
-        logits_KV = self.capped(self.lm.get_output_embeddings()(hidden_KD).float())
+        logits_KV = self.capped(self.vocabulary(hidden_KD).float())
         return -nn.functional.cross_entropy(logits_KV, tokens_K, reduction="none")
+
+    def vocabulary(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of all tokens after hidden states (..., D), in their dtype and not yet `capped`."""
+        return self.lm.get_output_embeddings()(hidden)
 
     def capped(self, logits: torch.Tensor) -> torch.Tensor:
         """The output head's logits as the model caps them."""

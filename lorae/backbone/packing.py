@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lorae.backbone.devices import to_device
+
+if TYPE_CHECKING:
+    from lorae.backbone.past import Past
 
 ATTENTION = "lorae_packed"
 # Not cuDNN's, which plans anew for every shape: 100 ms of each step, on an H200
@@ -165,13 +168,18 @@ def attention(
     packing: Packing | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    past: Past | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in each sequence, (M, S, heads, d), of packed queries, keys, values (M, heads, S, d).
+    """Attention in each sequence, (M, S, heads, d), of packed queries, keys, values (M, heads, S, d); a
+    `past` attends by itself, as it keeps keys and values for further tokens.
 
     On a GPU by scaled_dot_product_attention; on a CPU written out, as the backward pass of flash attention is
     slower there for the short sequences of classification. Without a packing every row is a sequence.
     """
+    if past is not None:
+        how = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
+        return past.attend(module, query, key, value, **how), None
     num, heads, length = query.shape[:3]
     x = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (M, S, heads, d)
     if packing:

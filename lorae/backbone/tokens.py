@@ -125,3 +125,14 @@ def check_embedded(tokenizer: Any, num_embedded: int, folder: Path, texts: Itera
 def _special(tokenizer: Any) -> set[str]:
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {token.content for token in added.values() if token.special}
+
+
+def end_tokens(lm: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a text: those of the model's generation_config.json, or of its config.json where that
+    names none, and the tokenizer's."""
+    generation = getattr(lm, "generation_config", None)
+    own = getattr(generation, "eos_token_id", None)
+    found: set[int] = set()
+    for ids in (lm.config.eos_token_id if own is None else own, tokenizer.eos_token_id):
+        found |= {ids} if isinstance(ids, int) else set(ids or ())
+    return tuple(sorted(found))

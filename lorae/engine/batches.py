@@ -19,8 +19,10 @@ from lorae.backbone.devices import to_device
 from lorae.backbone.encoders import EncoderBatch
 from lorae.backbone.loading import Backbone
 from lorae.backbone.packing import Packing
+from lorae.regularizers import Regularizer
 from lorae.tasks.encoding import Row
 from lorae.tasks.scoring import Scoring
+from lorae.tasks.scoring.base import class_losses
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,12 @@ def packed(rows: Sequence[Row], num_classes: int, backbone: Backbone, num_member
 
 
 def common_beginning(rows: Sequence[Row]) -> int:
+    """Tokens that all rows' prompts begin with, see `beginning`."""
+    return beginning([r.tokens[: r.segments.count(-1)] if r.segments else r.tokens for r in rows])
+
+
+def beginning(prompts: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all prompts begin with, the last one of each left out: every row goes on by itself."""
-    prompts = [r.tokens[: r.segments.count(-1)] if r.segments else r.tokens for r in rows]
     low, high = min(prompts), max(prompts)  # what these two have in common, all have
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high))
     return min(len(list(same)), min(map(len, prompts)) - 1)
@@ -100,6 +106,31 @@ def stack_logits(backbone: Backbone, rows: Sequence[Row], num_classes: int) -> t
     return inserted.one_by_one(lambda batch: class_logits(backbone, batch), parts)
 
 
+def stack_losses(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    num_classes: int,
+    regularizers: Sequence[Regularizer] = (),
+    reference: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`Scoring.losses` (rows, 3) of the inserted stack; rows and passes as those of `stack_logits`."""
+    inserted, scoring = backbone.inserted, rows[0].scoring
+    labels = to_device(np.array([row.label for row in rows]), backbone.device)
+    if inserted and rows[0].features is not None:
+        return class_losses(stack_logits(backbone, rows, num_classes), labels, regularizers, reference)
+
+    def losses(part: slice, num_members: int = 1) -> torch.Tensor:
+        batch = collate(rows[part], num_classes, backbone, num_members)
+        _locate(backbone, batch)
+        of_part = None if reference is None else reference[part]
+        return scoring.losses(backbone, batch, labels[part], regularizers, of_part)
+
+    if inserted is None or inserted.method.regime != "alone":
+        return losses(slice(None), backbone.num_members)
+    size = len(rows) // inserted.num_members
+    return inserted.one_by_one(losses, [slice(n, n + size) for n in range(0, len(rows), size)])
+
+
 def features(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
     """Hidden state (rows, D) of each row's last token, or of an encoder's pooled ones, from which its class
     logits are read."""
@@ -115,7 +146,11 @@ def hidden(backbone: Backbone, batch: Batch) -> torch.Tensor:
 
 def class_logits(backbone: Backbone, batch: Batch | EncoderBatch) -> torch.Tensor:
     """Class logits (rows, C) in fp32; -inf for classes that a row does not have."""
-    inserted = backbone.inserted
-    if inserted and inserted.noise:
-        inserted.noise.locate(*batch.places)
+    _locate(backbone, batch)
     return batch.scoring.class_logits(backbone, batch)
+
+
+def _locate(backbone: Backbone, batch: Batch | EncoderBatch) -> None:
+    """Tell the members' noise where the batch's tokens belong."""
+    if backbone.inserted and backbone.inserted.noise:
+        backbone.inserted.noise.locate(*batch.places)

@@ -13,10 +13,12 @@ import torch
 
 from lorae.combinations import COMBINATIONS, Combination
 from lorae.engine.adapters import Soup, State
+from lorae.engine.answers import write_soup
 from lorae.engine.job import Job, num_tokens
 from lorae.engine.predicting import prediction_files
-from lorae.engine.prediction import OnRows, draws_nll, predict
+from lorae.engine.prediction import OnRows, draws_nll, labels, predict
 from lorae.planning.stack import EvalSet, Progress
+from lorae.seeds import Key
 from lorae.store.names import (
     SOUP_RECORD,
     entry_lock,
@@ -57,7 +59,7 @@ def ensure_soup(job: Job, name: str) -> None:
     folder, combination = soup_folder(ids, name), COMBINATIONS[name]
     with contextlib.ExitStack() as locks:
         missing = job.ranks.once(_missing_sets, job, folder, sets, locks, name)
-        if not missing:
+        if not missing and job.ranks.once(job.store.has_answers, folder, [*job.stack.answer_sets()]):
             return
         states = dict(zip(ids, job.ranks.once(read_stages, job.store, ids)[-1]))
         rows = {n: job.trained_rows(sets[n].task, sets[n].split) for n in missing}
@@ -66,7 +68,9 @@ def ensure_soup(job: Job, name: str) -> None:
         on_rows = job.counted(sum(map(num_tokens, rows.values())))
         logits = _soup_logits(job, combination.chosen(record), states, rows, on_rows)
         cost = {"cost": {"predict_seconds": time.perf_counter() - started}}
-        job.ranks.once(_write_predictions, job, folder, logits, record | cost)
+        if missing:
+            job.ranks.once(_write_predictions, job, folder, logits, record | cost)
+        write_soup(job, folder, *_ingredients(job, combination.chosen(record), states))
 
 
 def _soup_record(job: Job, name: str) -> dict[str, Any] | None:
@@ -81,7 +85,7 @@ def _chosen(job: Job, combination: Combination, states: Mapping[str, State]) -> 
     trial, ids = job.stack.trial, [*states]
     split = trial.eval_set(trial.task, "validation")
     rows = job.trained_rows(trial.task, "validation")
-    labels_N = np.array([row.label for row in rows])
+    labels_N = labels(rows)
 
     def nll(chosen: Sequence[str]) -> float:
         if len(chosen) == 1:
@@ -101,11 +105,18 @@ def _soup_logits(
     on_rows: OnRows = lambda rows: None,
 ) -> dict[str, np.ndarray]:
     """Logits (1, N, C) of the uniform soup of some members, by evaluation set."""
-    trial, ids = job.stack.trial, job.stack.member_ids()
-    inits = [trial.member_key(job.stack.members[ids.index(m)])["init"] for m in chosen]
-    answer_ids = job.encoded(trial.task, "test")[0].answer_ids
-    with Soup(job.backbone, trial.method, inits, [states[m] for m in chosen], answer_ids):
+    trial, answer_ids = job.stack.trial, job.encoded(job.stack.trial.task, "test")[0].answer_ids
+    with Soup(job.backbone, trial.method, *_ingredients(job, chosen, states), answer_ids):
         return {name: predict(job.backbone, of_set, on_rows=on_rows) for name, of_set in rows.items()}
+
+
+def _ingredients(
+    job: Job, chosen: Sequence[str], states: Mapping[str, State]
+) -> tuple[list[Key], list[State]]:
+    """Init streams and parameters of the members that a soup is made of."""
+    trial, ids = job.stack.trial, job.stack.member_ids()
+    inits: list[Key] = [trial.member_key(job.stack.members[ids.index(m)])["init"] for m in chosen]
+    return inits, [states[m] for m in chosen]
 
 
 def _missing_sets(

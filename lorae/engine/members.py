@@ -35,7 +35,8 @@ from lorae.store.names import (
 from lorae.store.ownership import OWNER
 from lorae.store.predictions import SCHEMA, parquet_bytes, prediction_file
 from lorae.store.records import CURVE
-from lorae.tasks.encoding import head_answers, head_classes
+from lorae.tasks.base import Task
+from lorae.tasks.encoding import head_answers, head_classes, shared_options
 
 
 def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
@@ -50,7 +51,7 @@ def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
         feature_process_seconds=sum(watch.process_seconds for watch in job.feature_watches),
     )
     job.feature_watches.clear()  # they are part of one training's cost
-    if any(regularizer.needs_reference for regularizer in trial.regularizers):
+    if trial.stores_reference:
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(lambda: torch.tensor(job.store.predictions(folders, name).logits_MNC[0]))
         data = replace(data, reference_logits_NC=reference.numpy())
@@ -148,6 +149,8 @@ def _member_json(job: Job, run: MemberRun, stacked_with: int, predict_seconds: f
         "prompt_template": trial.task.prompt_template(),
         "classes": head_classes(trial.task),
         "answers": head_answers(trial.method, trial.task),
+        "options": shared_options(trial.task),
+        "own_prompt": type(trial.task).prompt is not Task.prompt,
         "best_step": run.best_step,
         "cost": {
             "train_tokens": run.train_tokens,

@@ -30,7 +30,7 @@ def predict(
     on_rows: OnRows = lambda rows: None,
 ) -> np.ndarray:
     """Logits (M, N, C) of the members whose adapters are in the backbone; of the backbone itself if there are
-    none.
+    none. Of texts N counts the tokens of their references, see `Scoring.predicted_rows`.
 
     Classes that a row does not have are -inf. Rows keep their order. Each rank predicts its share of a batch,
     `batch_tokens` of it at once, and has all logits in the end.
@@ -52,7 +52,12 @@ def predict(
         logits_MNC.index_copy_(1, to_device(indices[:real], backbone.device), own)
         on_rows(part[:real])
     backbone.ranks.sum_([logits_MNC])
-    return logits_MNC.cpu().numpy()
+    return rows[0].scoring.predictions(logits_MNC.cpu().numpy(), rows)
+
+
+def labels(rows: Sequence[Row]) -> np.ndarray:
+    """Labels (N,) of what is predicted of the rows."""
+    return np.array([row.label for row in rows[0].scoring.predicted_rows(rows)])
 
 
 def predict_draws(

@@ -16,6 +16,7 @@ import lorae
 from lorae.backbone.loading import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.backbone.processes import Ranks
 from lorae.backbone.products import onednn_is_used
+from lorae.engine.answers import write_members, write_pool, write_reference
 from lorae.engine.entries import ensure_reference, ensure_soup
 from lorae.engine.job import Job
 from lorae.engine.members import prompt_members, train_members
@@ -91,8 +92,13 @@ def run_stack(
 
     ranks.once(store.finish_writes)
     ensure_reference(job)
-    if stack.soup:
-        ensure_soup(job, stack.soup)
+    if stack.answer_sets() and stack.reference_sets():
+        write_reference(job)
+    if stack.soup or stack.pool:
+        if stack.soup:
+            ensure_soup(job, stack.soup)
+        else:
+            write_pool(job)
         on_progress(Progress("done"))
         return StackResult()
     result = StackResult()
@@ -130,6 +136,7 @@ def _run_members(job: Job, members: Sequence[int]) -> StackResult:
     if lacking:
         failed |= predict_stored(job, lacking)
     done = [m for m in members if ids[m] not in failed]
+    write_members(job, done)
     return StackResult(
         tuple(ids[m] for m in done if m in missing), tuple(ids[m] for m in done if m in stored), failed
     )

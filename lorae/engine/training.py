@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from lorae.backbone.devices import ToHost, to_device
 from lorae.backbone.loading import Backbone
 from lorae.engine.adapters import Adapters, State
-from lorae.engine.batches import stack_logits
+from lorae.engine.batches import stack_losses
 from lorae.engine.checkpoints import Checkpoints, checkpoint, keep_members, load_fitting, restore
 from lorae.engine.clock import Stopwatch
 from lorae.engine.order import DataOrder
-from lorae.engine.prediction import draws_nll, pooled_draws, predict_draws
+from lorae.engine.prediction import draws_nll, labels, pooled_draws, predict_draws
 from lorae.methods import Step
 from lorae.noise import make_noise
 from lorae.regularizers import EarlyStopping, Regularizer
@@ -133,7 +133,7 @@ def train_stack(
     """
     keys = [trial.member_key(m) for m in members]
     regularizers, stopping = trial.regularizers, trial.regularizer(EarlyStopping)
-    reference_NC = data.reference_NC if any(r.needs_reference for r in regularizers) else None
+    reference_NC = data.reference_NC if trial.stores_reference else None
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
     path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}
@@ -158,7 +158,7 @@ def train_stack(
     inits, answer_ids = [k["init"] for k in keys], data.train[0].answer_ids
 
     with Adapters(backbone, trial.method, inits, noise, answer_ids) as adapters:
-        step_flops_N = adapters.passes.training.of(data.train)
+        step_flops_N = adapters.passes.step(trial.rereads_backbone).of(data.train)
         num_draws = (noise and noise.num_draws) or 1
         evaluation_flops = float(num_draws * adapters.passes.forward.of(data.validation).sum())
         if on_features:
@@ -191,26 +191,22 @@ def train_stack(
             nll_M, correct_M = torch.zeros_like(losses_M), torch.zeros_like(losses_M)
             for part, real in ranks.parts(num, micro_batch):
                 part_MB = chosen_MB[:, part]
-                labels = to_device(labels_N[part_MB.ravel()], backbone.device)
                 if noise:
                     noise.train(step, part)
-                rows = [data.train[n] for n in part_MB.flat]
-                logits = stack_logits(backbone, rows, data.num_classes)  # (M*B, C)
-                nll_MB = F.cross_entropy(logits, labels, reduction="none").view(part_MB.shape)
-                loss_MB = nll_MB
-                if class_weight_C is not None:
-                    loss_MB = nll_MB * class_weight_C[labels].view(part_MB.shape)
-                reference = None
+                rows, reference = [data.train[n] for n in part_MB.flat], None
                 if reference_NC is not None:
                     reference = to_device(reference_NC[part_MB.ravel()], backbone.device)
-                for regularizer in regularizers:
-                    if (penalty := regularizer.penalty(logits, reference)) is not None:
-                        loss_MB = loss_MB + penalty.view(part_MB.shape)
-                correct_MB = (logits.detach().argmax(1) == labels).view(part_MB.shape)
+                losses = stack_losses(backbone, rows, data.num_classes, regularizers, reference)  # (M*B, 3)
+                nll_MB, penalty_MB, correct_MB = losses.unflatten(0, part_MB.shape).unbind(2)
+                loss_MB = nll_MB
+                if class_weight_C is not None:
+                    labels_MB = to_device(labels_N[part_MB], backbone.device)
+                    loss_MB = nll_MB * class_weight_C[labels_MB]
+                loss_MB = loss_MB + penalty_MB
                 (loss_MB[:, :real].sum() / num).backward()
                 losses_M += loss_MB.detach()[:, :real].sum(1) / num
                 nll_M += nll_MB.detach()[:, :real].sum(1) / num
-                correct_M += correct_MB[:, :real].sum(1) / num
+                correct_M += correct_MB.detach()[:, :real].sum(1) / num
             if noise:
                 noise.off()
             ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
@@ -394,19 +390,20 @@ def class_weights(
 
 
 def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """Mean NLL (nats) and accuracy of each member of the inserted stack."""
+    """Mean NLL (nats) and accuracy of each member of the inserted stack; NaN of texts, whose tokens are
+    neither right nor wrong."""
     logits_MNC = torch.from_numpy(pooled_draws(predict_draws(backbone, rows)))
-    labels_N = torch.tensor([r.label for r in rows])
-    return [
-        (F.cross_entropy(logits_NC, labels_N).item(), (logits_NC.argmax(1) == labels_N).float().mean().item())
-        for logits_NC in logits_MNC
-    ]
+    labels_N = torch.from_numpy(labels(rows))
+    accs = (logits_MNC.argmax(2) == labels_N).float().mean(1).tolist()
+    if rows[0].scoring.writes_text:
+        accs = [math.nan] * len(accs)
+    return [(F.cross_entropy(logits_NC, labels_N).item(), acc) for logits_NC, acc in zip(logits_MNC, accs)]
 
 
 def validation_nll(backbone: Backbone, rows: Sequence[Row]) -> float:
     """NLL (nats) of the mean probability of the inserted stack's members; NaN where one of them has none."""
     logits_MKNC = predict_draws(backbone, rows)
-    return draws_nll(logits_MKNC.reshape(-1, *logits_MKNC.shape[2:]), np.array([r.label for r in rows]))
+    return draws_nll(logits_MKNC.reshape(-1, *logits_MKNC.shape[2:]), labels(rows))
 
 
 def record_path(backbone: Backbone, rows: Sequence[Row], runs: Sequence[MemberRun]) -> None:

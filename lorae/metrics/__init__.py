@@ -15,6 +15,7 @@ from lorae.metrics.calibration import (
     reliability_bins,
     signed_gap,
 )
+from lorae.metrics.conformal import conformal_sets, conformal_threshold
 from lorae.metrics.diversity import (
     disagreement,
     disagreement_per_error,
@@ -64,6 +65,8 @@ __all__ = [
     "brier",
     "classwise_ece15",
     "combine",
+    "conformal_sets",
+    "conformal_threshold",
     "debiased_ce15",
     "disagreement",
     "disagreement_per_error",

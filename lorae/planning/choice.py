@@ -16,7 +16,7 @@ from lorae.metrics import combine, ensemble_nll
 from lorae.store.ahead import ahead
 from lorae.store.names import member_folder
 from lorae.store.store import Store
-from lorae.trial.tuning import Point, Study, recipe_name, values_text
+from lorae.trial.tuning import Point, Study, left_out, recipe_name, values_text
 from lorae.untrusted import count, number
 
 
@@ -144,6 +144,8 @@ class Choice:
         words = [f"best of {len(self.nlls)} for {name}: {values_text(self.values)}"]
         words[0] += f", validation NLL {self.best_nll:.4f}"
         words += [f"{failed} failed"] if failed else []
+        if refused := left_out(self.study.axes, [point.values for point in self.study.points]):
+            words.append(f"refused, so not tried: {' and '.join(map(values_text, refused))}")
         for axis in filter(self.is_at_end, self.study.axes):
             end = "smallest" if self.values[axis] == min(self.study.axes[axis]) else "largest"
             words.append(f"the {end} {axis} that was tried, a better one may lie beyond")

@@ -70,11 +70,17 @@ class Passes:
         features: the frozen backbone's forward pass up to its last hidden states.
         forward: a prediction; with `LastLayer` from features.
         training: the forward and backward pass of a step.
+        backbone: the frozen backbone's forward pass.
     """
 
     features: Flops
     forward: Flops
     training: Flops
+    backbone: Flops
+
+    def step(self, with_backbone: bool) -> Flops:
+        """Of a training step, in which the backbone may read the rows, too."""
+        return self.training + self.backbone if with_backbone else self.training
 
     @classmethod
     def of(cls, method: Method, config: dict[str, Any], linears: dict[str, tuple[int, int]]) -> Passes:
@@ -86,13 +92,13 @@ class Passes:
         """
         features, head = _features(config, linears), _head(config)
         if method.regime == "features":
-            return cls(features, head, head * 2)  # backward for the head's own gradient alone
+            return cls(features, head, head * 2, features + head)  # backward for the head's gradient alone
         adapted = method.adapted_layers(linears, "this backbone")
         branches = Flops(token=sum(method.branch_flops(*shape) for shape in adapted.values()))
         forward = features + head + branches
         head_is_trained = method.regime == "alone" or kind_of(config) != "causal"
         backward = _backward(method, config, linears, adapted) + head * (1 + head_is_trained)
-        return cls(features, forward, forward + backward)
+        return cls(features, forward, forward + backward, features + head)
 
 
 def _features(config: dict[str, Any], linears: Linears) -> Flops:

@@ -10,6 +10,7 @@ GPU.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +63,18 @@ class Saving:
 @dataclass(frozen=True)
 class Texts:
     """Sizes of the longest example in tokens: the whole row (of an image or sound its patches), and of it the
-    answers that are scored by the full vocabulary (0 but for option likelihood); the classes of a head, and
-    those of an example."""
+    answers that are scored by the full vocabulary (0 but for option likelihood and texts); the classes of a
+    head, and those of an example; of how many answers' tokens the logits are there at once (None = all)."""
 
     longest: int
     answers: int = 0
     classes: int = 0
     options: int = 2
+    at_once: int | None = None
+
+    def scored(self, rows: int) -> int:
+        """Tokens of the answers of some rows whose logits are there at once."""
+        return min(rows * self.answers, self.at_once or sys.maxsize)
 
 
 def stack_memory(
@@ -88,11 +94,11 @@ def stack_memory(
         gpus: 0 = on a CPU; from 2 on ZeRO-3 partitions the frozen weights over them, adapters stay whole.
         draws: in which members predict, too.
     """
-    method, shape = trial.method, _Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
+    method, shape = trial.method, Shape.of(config, BYTES[trial.precision], fused=gpus > 0)
     together = num_members if method.trains else 1
     predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], together * texts.longest)
     prediction = shape.forward_bytes(predicted, texts)
-    backbone = _backbone_bytes(trial, config, max(1, gpus), saving)
+    backbone = backbone_bytes(trial, config, max(1, gpus), saving)
     if not (num_members and method.trains):
         return Memory(backbone, 0, prediction)
     layers = method.adapted_layers(linear_shapes(config), trial.backbone.label)
@@ -124,7 +130,7 @@ def stack_memory(
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """The numbers of a decoder that its activations depend on."""
 
     size: int  # bytes of a number
@@ -140,7 +146,7 @@ class _Shape:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: dict[str, Any], size: int, fused: bool) -> _Shape:
+    def of(cls, config: dict[str, Any], size: int, fused: bool) -> Shape:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         return cls(
             size=size,
@@ -171,7 +177,7 @@ class _Shape:
         scores (when the inner ones are gone), or of the answers' logits."""
         inner = (2 if self.layer_norm else 3) * tokens * self.inner * self.size
         scores = 0 if self.fused else 8 * tokens * self.heads * texts.longest - inner
-        logits = 12 * rows * texts.answers * self.vocabulary
+        logits = 12 * texts.scored(rows) * self.vocabulary
         return max(inner, scores, logits)
 
     def forward_bytes(self, tokens: int, texts: Texts) -> int:
@@ -180,11 +186,11 @@ class _Shape:
         inner = 3 * tokens * self.inner * self.size
         scores = 0 if self.fused else tokens * self.heads * texts.longest * (self.size + 8)
         scores += 4 * tokens * self.heads * self.head_dim * self.size
-        logits = 8 * tokens // texts.longest * texts.answers * self.vocabulary
+        logits = 8 * texts.scored(tokens // texts.longest) * self.vocabulary
         return residual + max(inner, scores, logits)
 
 
-def _backbone_bytes(trial: Trial, config: dict[str, Any], shards: int, saving: Saving) -> int:
+def backbone_bytes(trial: Trial, config: dict[str, Any], shards: int, saving: Saving) -> int:
     """All weights; or one shard (unless that is elsewhere) and one of a second copy, the layer in use and the
     next one, and the embedding while it is in use."""
     whole = num_backbone_parameters(config) * BYTES[trial.precision]

@@ -17,8 +17,7 @@ from lorae.planning.stack import Stack
 from lorae.search import EarlyEnd
 from lorae.sources import backbone_config
 from lorae.store.ahead import ahead
-from lorae.store.names import member_folder, reference_folder, soup_folder
-from lorae.store.predictions import prediction_file
+from lorae.store.names import member_folder, reference_folder, soup_folder, texts_folder
 from lorae.store.store import Store
 from lorae.tasks.base import Task
 from lorae.tasks.splits import label_faults, refuse
@@ -38,7 +37,8 @@ class Plan:
         begun: stacks whose training was interrupted, and goes on as it began.
         stacks: all of these, the pending ones spread over the devices, the longest first.
         placements, estimates: of each of the stacks.
-        soups: those that lack predictions, to be run when their members are stored: see `soups_of`.
+        soups: those that lack predictions, and members that lack texts together, to be run when the members
+            are stored: see `soups_of`.
         whole: no stack is divided: a search that ends stacks early compares ensembles.
         tuning: what is to be run before the values of the trials are known; None = they are. Until then the
             trials have the values that leave most to be trained, and this plan is an upper bound.
@@ -193,9 +193,7 @@ def _plan(
         needed |= dict.fromkeys(ids)
         stored |= found
         damaged += damages
-        if lacking or not store.has_predictions(
-            reference_folder(cell.reference_id()), stack.reference_sets()
-        ):
+        if lacking or not stack.reference_files() <= store.files(reference_folder(cell.reference_id())):
             only_predict = tuple(m for m in lacking if ids[m] in found)
             pending.append(replace(stack, members=lacking, stored=only_predict))
     whole = isinstance(sweep.search, EarlyEnd)
@@ -285,28 +283,35 @@ def _lacking_members(
             damaged.append(damage)
         elif member_id in trained or store.is_member(member_id):
             found.add(member_id)
-        if member_id not in found or not {prediction_file(name) for name in stack.eval_sets(m)} <= files:
+        if member_id not in found or not stack.files(m) <= files:
             lacking.setdefault(member_id, m)
     return ids, tuple(lacking.values()), found, damaged
 
 
 def _lacking_soups(trials: Sequence[tuple[Trial, tuple[Task, ...]]], store: Store) -> dict[Stack, None]:
-    """Stacks of the trials' soups that are not stored, or lack predictions."""
-    soups = {
-        Stack(cell_of(trial), tuple(range(trial.members)), ood, soup=trial.soup): None
-        for trial, ood in trials
-        if trial.soup
-    }
-    lacking = ahead(lambda soup: _lacks(soup, store), soups)
-    return {soup: None for soup, lacks in zip(soups, lacking) if lacks}
+    """Stacks of the trials' soups that are not stored, or lack predictions or answers; and of the members
+    whose texts together are not stored."""
+    found: dict[Stack, None] = {}
+    for trial, ood in trials:
+        cell, members = cell_of(trial), tuple(range(trial.members))
+        if trial.writes_together:
+            found[Stack(cell, members, ood, pool=True)] = None
+        if trial.soup:
+            found[Stack(cell, members, ood, soup=trial.soup)] = None
+    lacking = ahead(lambda stack: _lacks(stack, store), found)
+    return {stack: None for stack, lacks in zip(found, lacking) if lacks}
 
 
-def _lacks(soup: Stack, store: Store) -> bool:
-    """Whether a soup is not stored as it is to be."""
-    ids, name = soup.member_ids(), soup.soup or ""
-    folder = soup_folder(ids, name)
-    lacking = not store.has_predictions(folder, soup.eval_sets())
-    return bool(lacking or store.damage(folder, changed_only=True) or store.is_of_others(ids, name))
+def _lacks(stack: Stack, store: Store) -> bool:
+    """Whether a soup, or the texts of members together, are not stored as they are to be."""
+    ids = stack.member_ids()
+    if stack.soup:
+        folder, stale = soup_folder(ids, stack.soup), store.is_of_others(ids, stack.soup)
+        lacking = not stack.files() <= store.files(folder)
+    else:
+        folder, stale = texts_folder(ids), store.texts_are_of_others(ids)
+        lacking = not store.has_answers(folder, stack.answer_sets())
+    return bool(lacking or stale or store.damage(folder, changed_only=True))
 
 
 def _as_begun(stacks: list[Stack], store: Store) -> tuple[list[Stack], list[Stack]]:

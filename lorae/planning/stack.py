@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from lorae.draws import Draws, drawn_set
 from lorae.identity import digest
+from lorae.store.answers import answer_set, answers_file
+from lorae.store.predictions import prediction_file
 from lorae.tasks.base import Split, Task
 from lorae.trial import Trial
 
@@ -38,6 +40,7 @@ class Stack:
         draw_members: how many members predict in each of these ways, those of the lowest indices; () = all.
         paths: store how each member's predictions on validation change while it is trained.
         soup: the members are stored, and only their soup predicts, by this combination.
+        pool: the members are stored, and only write texts together.
         stored: members that were stored when this was planned, and only predict what they lack; no part of
             any identity.
         validation_only: the members are trained to be chosen between, and predict nothing else.
@@ -51,13 +54,14 @@ class Stack:
     draw_members: tuple[int, ...] = ()
     paths: bool = False
     soup: str | None = None
+    pool: bool = False
     stored: tuple[int, ...] = ()
     validation_only: bool = False
 
     @property
     def to_train(self) -> tuple[int, ...]:
         """Members that were not stored when this was planned."""
-        return () if self.soup else tuple(m for m in self.members if m not in self.stored)
+        return () if self.soup or self.pool else tuple(m for m in self.members if m not in self.stored)
 
     def eval_sets(self, member: int | None = None) -> dict[str, EvalSet]:
         """Prediction sets that a member has at the end, by name; None = those of all members."""
@@ -72,9 +76,26 @@ class Stack:
         if not self.trial.task.scoring.backbone_has_classes:
             return {}
         sets = self._splits()
-        if any(regularizer.needs_reference for regularizer in self.trial.regularizers):
+        if self.trial.stores_reference:
             sets.append(EvalSet(self.trial.task, "train"))
         return {s.name: s for s in sets}
+
+    def answer_sets(self) -> dict[str, EvalSet]:
+        """Sets that members, the backbone and soups write answers to, by the answers' name; none of other
+        scorings, nor in tuning."""
+        scoring = self.trial.task.scoring
+        if not scoring.writes_text or self.validation_only:
+            return {}
+        return {answer_set(s.name, scoring.decoding): s for s in self._splits()}
+
+    def files(self, member: int | None = None) -> set[str]:
+        """Names of the predictions and answers that a member's entry has at the end."""
+        return {*map(prediction_file, self.eval_sets(member)), *map(answers_file, self.answer_sets())}
+
+    def reference_files(self) -> set[str]:
+        """The same of the backbone's entry."""
+        sets = self.reference_sets()
+        return {*map(prediction_file, sets), *map(answers_file, self.answer_sets() if sets else ())}
 
     def _splits(self, draws: Draws | None = None) -> list[EvalSet]:
         validation = EvalSet(self.trial.task, "validation", draws)
@@ -102,8 +123,8 @@ class StackResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running stack is: `phase` is "load", "reference", "train", "evaluate", "predict" or "done". In
-    "train" it counts steps, in "predict" per cent of the tokens.
+    """Where a running stack is: `phase` is "load", "reference", "train", "evaluate", "predict", "write" or
+    "done". In "train" it counts steps, in "predict" per cent of the tokens, in "write" of the examples.
 
     In "evaluate" it has the number of evaluations so far and the ensemble's validation NLL, for a search.
     """

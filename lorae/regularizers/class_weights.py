@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lorae.regularizers.base import Regularizer
+
+if TYPE_CHECKING:
+    from lorae.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,13 @@ class ClassWeights(Regularizer):
     @property
     def label(self) -> str:
         return f"class_weights-{self.beta:g}"
+
+    def check(self, trial: Trial) -> None:
+        if trial.task.scoring.writes_text:
+            raise ValueError(
+                f"ClassWeights with {trial.task.scoring}: a text has no class that could be rare; leave them "
+                "out"
+            )
 
     def class_weights(self, labels: Sequence[int], num_classes: int) -> np.ndarray:
         """Weight (C,) of each class, by the labels of the training examples; a class without any has 0."""

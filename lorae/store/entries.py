@@ -148,8 +148,16 @@ class Entries:
             content = ownership.marked(folder, name, unmarked)
             self.storage.write(f"{folder}/{name}", content)
             listed[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        done = {"schema": SCHEMA_VERSION, "entry": folder, "files": listed, "written": time.time()}
-        return json.dumps(done, indent=1)
+        return _done_json(folder, listed)
+
+    def remove_files(self, folder: str, names: Iterable[str]) -> None:
+        """Take files out of an entry: out of its DONE.json first, so that a crash leaves a sound entry."""
+        listed = self._listed(folder) or {}
+        gone = [name for name in names if name in listed]
+        kept = {name: entry for name, entry in listed.items() if name not in gone}
+        self._write_done(folder, _done_json(folder, kept))
+        for name in gone:
+            self.storage.delete(f"{folder}/{name}")
 
     def discard(self, folder: str) -> None:
         """Undo DONE.json, so that the entry no longer exists."""
@@ -402,3 +410,9 @@ class Entries:
             return None
         except ValueError as error:
             return str(error)
+
+
+def _done_json(folder: str, listed: dict[str, dict[str, Any]]) -> str:
+    """A DONE.json that is written now."""
+    done = {"schema": SCHEMA_VERSION, "entry": folder, "files": listed, "written": time.time()}
+    return json.dumps(done, indent=1)

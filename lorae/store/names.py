@@ -40,6 +40,16 @@ def soup_folder(member_ids: Sequence[str], soup: str = "weights") -> str:
     return f"soups/{COMBINATIONS[soup].entry_id(member_ids)}"
 
 
+def texts_folder(member_ids: Sequence[str]) -> str:
+    """Of the texts of these members together, in their order, with what each says of all."""
+    return f"pools/{digest(['texts', *member_ids])}"
+
+
+def unfinished_file(folder: str, name: str, first: int) -> str:
+    """Of an entry's answers from this example on, until all of them are written."""
+    return f"unfinished/{folder.replace('/', '-')}-{name}-{first}.parquet"
+
+
 def pool_folders(member_ids: Sequence[str], reference_id: str, soup: str | None) -> list[str]:
     """Folders whose draws make up an ensemble: its members', that of their soup, or without members the
     backbone's own."""

@@ -26,8 +26,8 @@ SAME_READS, MAX_READS = 5, 20  # of a file whose content is refused
 MAX_NAME_BYTES = 200  # of one part; file systems allow 255, a scratch file's name is longer than its target's
 SET_ASIDE = "set-aside"  # damaged entries and checkpoints, which nothing reads
 FOLDERS = (
-    *("members", "reference", "soups", "sweeps", "failures"),
-    *("checkpoints", "journal", "locks", SET_ASIDE),
+    *("members", "reference", "soups", "pools", "sweeps", "failures"),
+    *("checkpoints", "unfinished", "journal", "locks", SET_ASIDE),
 )  # of every storage
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ a place for that, and whoever reads it compares (`check`).
     *.safetensors              metadata "lorae_owner"; of a checkpoint its stack
     predictions                the column member_id; metadata "lorae_set"
     curve.parquet              metadata "lorae_owner"
+    answers                    metadata "lorae_owner" and "lorae_set"
     checkpoints/<id>.json, journal/<id>.json    the members whose hash is the name
 
 An adapter_config.json is PEFT's and says nothing; nor do files of an older lorae, which are believed unless
@@ -29,7 +30,8 @@ from lorae.store.footer import declared_size
 
 OWNER = "lorae_owner"  # key of metadata: the last part of the entry's folder, or the stack's id
 OF_THEMSELVES = "member.json", "adapter_config.json"
-EVAL_SET = "lorae_set"  # key of a prediction file's metadata: the set's name
+EVAL_SET = "lorae_set"  # key of metadata of a file in one of these folders: the set's name
+OF_SETS = "predictions", "answers"
 
 
 def marked(folder: str, name: str, content: bytes) -> bytes:
@@ -63,10 +65,11 @@ def check(folder: str, name: str, content: bytes) -> None:
     entry = folder.rpartition("/")[2]
     if (owner := owner_of(name, content)) not in (None, entry):
         raise ValueError(f"{folder}/{name} is of {str(owner)[:80]}; repeat the sweep that made {entry}")
-    if name.startswith("predictions/") and (found := _metadata(content).get(EVAL_SET.encode())):
+    kind = name.partition("/")[0]
+    if kind in OF_SETS and (found := _metadata(content).get(EVAL_SET.encode())):
         eval_set = found.decode(errors="replace")
-        if name != f"predictions/{eval_set}.parquet":
-            raise ValueError(f"{folder}/{name} has the predictions of {eval_set}; repeat the sweep")
+        if name != f"{kind}/{eval_set}.parquet":
+            raise ValueError(f"{folder}/{name} has the {kind} of {eval_set}; repeat the sweep")
 
 
 def owner_of(name: str, content: bytes) -> str | None:

@@ -103,7 +103,8 @@ def rows_bytes(
     entry_id: str, eval_set: str, task: Task, rows: Sequence[Row], logits_KNC: np.ndarray
 ) -> bytes:
     """`prediction_bytes` of a task's encoded examples."""
-    ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in rows))
+    predicted = rows[0].scoring.predicted_rows(rows)
+    ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in predicted))
     return prediction_bytes(entry_id, eval_set, ids, labels, classes, logits_KNC, task.prompt_template())
 
 

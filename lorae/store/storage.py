@@ -113,7 +113,7 @@ class Storage(Objects):
     def sweep_entry(self, folder: str) -> None:
         """Delete the files that killed processes were writing in an entry."""
         if self.is_local:
-            for inner in (folder, f"{folder}/predictions", f"{folder}/snapshots"):
+            for inner in (folder, *(f"{folder}/{name}" for name in ("predictions", "answers", "snapshots"))):
                 self.local.sweep(inner)
 
     def sweep(self) -> None:

@@ -6,9 +6,11 @@ not at all.
                                       what its draws were fitted by (`TFB`, `Laplace`)
     <storage>/reference/<id>/         predictions of the untouched backbone
     <storage>/soups/<id>/             predictions of the mean weights of some members
+    <storage>/pools/<id>/             texts of some members together, see `lorae.store.answers`
     <storage>/failures/<member_id>.json
     <storage>/sweeps/<name>/trials.parquet
     <storage>/checkpoints/            stacks whose training has begun and not ended
+    <storage>/unfinished/             answers of entries that are still written
     <storage>/journal/                members of a stack that are being stored together
     <storage>/set-aside/              what was found damaged, or another's; nothing reads it
 
@@ -21,16 +23,18 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from lorae import untrusted
 from lorae.identity import SCHEMA_VERSION
+from lorae.near import did_you_mean
 from lorae.store import tables
+from lorae.store.answers import Answers, answers_file, members_of, read_answers
 from lorae.store.entries import Entries
-from lorae.store.names import PATH_FILE, trials_file
+from lorae.store.names import PATH_FILE, texts_folder, trials_file
 from lorae.store.predictions import (
     PREDICTIONS,
     Predictions,
@@ -104,6 +108,33 @@ class Store(Entries):
         name = prediction_file(eval_set)
         return template_of(self.read(folder, name), f"{folder}/{name}")
 
+    # Answers
+    # ------------------------------------------------------------------------------------------------------
+
+    def answers(self, folder: str, name: str) -> Answers:
+        """The texts of an entry; `name` as `lorae.store.answers.answer_set` makes it.
+
+        Raises:
+            ValueError: they are missing, damaged, or contradict one another.
+        """
+        file = answers_file(name)
+        return read_answers(self.read(folder, file), f"{folder}/{file}")
+
+    def has_answers(self, folder: str, names: Iterable[str]) -> bool:
+        """Whether an entry has all these answers."""
+        return set(map(answers_file, names)) <= self.files(folder)
+
+    def texts_are_of_others(self, member_ids: Sequence[str]) -> bool:
+        """Whether texts of these members together are stored that others of their names wrote: one was
+        trained again since."""
+        folder, now = texts_folder(member_ids), self.weight_checksums(member_ids)
+        try:
+            return any(
+                members_of(self.read(folder, name), f"{folder}/{name}") != now for name in self.files(folder)
+            )
+        except ValueError:  # it is damaged
+            return True
+
     # Failures, sweeps
     # -------------------------------------------------------------------------------------------------
 
@@ -138,9 +169,10 @@ class Store(Entries):
             read = functools.partial(tables.table, where=name)
             table = self.storage.read_as(name, read, MAX_TABLE_BYTES)
         except FileNotFoundError:
-            known = ", ".join(self.storage.names("sweeps")) or "none"
+            known = self.storage.names("sweeps")
             raise ValueError(
-                f"{self.storage.path(name)} is not there; the storage has the sweeps: {known}"
+                f"{self.storage.path(name)} is not there; {did_you_mean(sweep, known)}the storage has the "
+                f"sweeps: {', '.join(known) or 'none'}"
             ) from None
         found = (table.schema.metadata or {}).get(b"lorae_schema", b"none").decode(errors="replace")
         if found != str(SCHEMA_VERSION):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -21,6 +22,7 @@ from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
 from lorae.tasks.example import Example, Prompt
 from lorae.tasks.scoring import (
     SCORINGS,
+    Generate,
     Head,
     LabelWords,
     Letters,
@@ -31,6 +33,7 @@ from lorae.tasks.scoring import (
 
 __all__ = [  # what a task's file imports from here
     "Example",
+    "Generate",
     "Head",
     "LabelWords",
     "Letters",
@@ -42,6 +45,7 @@ __all__ = [  # what a task's file imports from here
     "hash_frac",
     "lettered_example",
     "media_example",
+    "text_example",
 ]
 
 Split = Literal["train", "validation", "test"]
@@ -246,6 +250,22 @@ def content_id(*parts: str) -> str:
 def media_example(media: Image | Audio, classes: tuple[str, ...], label: int | None) -> Example:
     """Example of an image or piece of audio whose dataset has no ids."""
     return Example(content_id(media.digest), "", classes, label, media=media)
+
+
+def text_example(question: str, references: Any, id: str | None = None, group: str | None = None) -> Example:
+    """Example whose answer is a text; the first of several references is trained on.
+
+    Args:
+        references: a text, several, or a struct that has them as "text" (SQuAD) or as "value" and "aliases"
+            (TriviaQA); none for a prompt that is only answered.
+        id: the dataset's own; None = a hash of the question.
+    """
+    if isinstance(references, Mapping):
+        values = [references[name] for name in ("value", "text", "aliases") if name in references]
+        references = [text for v in values for text in ([v] if isinstance(v, str) else v)]
+    texts = (references,) if isinstance(references, str) else tuple(dict.fromkeys(references))
+    label = 0 if texts else None
+    return Example(content_id(question) if id is None else id, question, texts, label, group)
 
 
 def lettered_example(row: dict[str, Any], question: str) -> Example:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from lorae.cache import file_sha256
 from lorae.shards import check_one_set
-from lorae.sources import DataSource, Files, Hub, Wheel, file_sha256, unreachable, wheel_file
+from lorae.sources import DataSource, Files, Hub, Wheel, unreachable, wheel_file
 from lorae.tasks.readers import FileRow, damaged, file_format, file_rows
 
 if TYPE_CHECKING:

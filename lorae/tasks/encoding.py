@@ -88,6 +88,12 @@ def head_answers(method: Method, task: Task) -> tuple[str, ...] | None:
     return task.prompt(task.examples("train")[0]).answers
 
 
+def shared_options(task: Task) -> tuple[str, ...] | None:
+    """The options that all training examples have, in the order of the labels; None where they differ."""
+    found = {example.options for example in task.examples("train")}
+    return found.pop() if len(found) == 1 else None
+
+
 @dataclass(frozen=True)
 class Asked:
     """A prompt with the tokens that a tokenizer gives it and its answers.

@@ -9,13 +9,14 @@ from lorae.media import Audio, Image
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its options, or an image or piece of audio with its classes.
+    """One question with its options or references, or an image or piece of audio with its classes.
 
     Args:
         id: the dataset's own id, else `content_id` of its text, or of its media's digest.
         question: with its context, where the dataset has one; empty for media.
-        options: answer texts, 2 to 8; with a classification head class names, 2 to 1,000.
-        label: index of the gold option; None for unlabelled OOD text.
+        options: answer texts, 2 to 8; with a classification head class names, 2 to 1,000; where members write
+            the answer its references, each of them right.
+        label: index of the gold option, or of the reference that is trained on; None for unlabelled OOD text.
         group: validation is carved from train by whole groups (a film); None = every example is its own.
         media: the image or audio of a task of that modality.
     """

@@ -165,6 +165,12 @@ class Sweep:
                     f"OOD task {task.name} has {task.modality} examples, {trial.task.name} has "
                     f"{trial.task.modality}; name tasks of one modality in Sweep(ood=[...])"
                 )
+            if task.scoring.writes_text != trial.task.scoring.writes_text:
+                raise ValueError(
+                    f"OOD task {task.name} is scored by {task.scoring}, {trial.task.name} by "
+                    f"{trial.task.scoring}: members either write answers or choose among options; name tasks "
+                    "of the same kind in Sweep(ood=[...])"
+                )
         tasks = [replace(t, scoring=trial.task.scoring) for t in others]
         for task in tasks:
             ours, theirs = trial.task.prompt_template(), task.prompt_template()
@@ -182,7 +188,7 @@ def companions(trial: Trial) -> list[Trial]:
     One of its members, whose row has its temperature-scaled metrics; one trained M times as long, which costs
     what training the ensemble does, unless nothing is trained; for LoRA one of rank M * r and equal scaling,
     which has as many parameters (no other method has a size to match), and M samples of the member, which
-    take as many forward passes for a prediction.
+    take as many forward passes for a prediction (texts are written by members alone).
     """
     if trial.members < 2:
         return []
@@ -192,7 +198,7 @@ def companions(trial: Trial) -> list[Trial]:
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
     if larger := trial.method.times(trial.members):
         found.append(replace(single, method=larger))
-    if trial.method.is_low_rank and trial.num_draws == 1:
+    if trial.method.is_low_rank and trial.num_draws == 1 and not trial.task.scoring.writes_text:
         found.append(replace(single, draws=TFB(trial.members)))
     return found
 

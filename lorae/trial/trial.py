@@ -71,6 +71,7 @@ class Trial:
             regularizer.check(self)
         if self.draws:
             self.draws.check(self)
+        self.task.scoring.check_trial(self)
         self._check_draws()
         self._check_members_differ()
         if self.members == 0 and not self.task.scoring.backbone_has_classes:
@@ -112,10 +113,31 @@ class Trial:
         return drawn or noisy or self.diversity != Diversity(order="shared")
 
     @property
+    def stores_reference(self) -> bool:
+        """Whether the backbone's class logits on the training examples are stored: a regulariser needs
+        them."""
+        return self._needs_reference and not self.task.scoring.writes_text
+
+    @property
+    def rereads_backbone(self) -> bool:
+        """Whether the backbone reads each batch beside the members, as its distributions over the vocabulary
+        are needed, which are too large to be stored."""
+        return self._needs_reference and self.task.scoring.writes_text
+
+    @property
+    def _needs_reference(self) -> bool:
+        return any(regularizer.needs_reference for regularizer in self.regularizers)
+
+    @property
     def soup(self) -> str | None:
         """Name of the combination that makes one model of several members, by which it predicts; one member
         is that model itself."""
         return self.combine if self.combine in SOUPS and self.members > 1 else None
+
+    @property
+    def writes_together(self) -> bool:
+        """Whether several members write its answers together."""
+        return self.task.scoring.writes_text and self.members > 1
 
     @property
     def is_soup(self) -> bool:

@@ -9,6 +9,7 @@ chosen point are reused.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ class Study:
 
     Attributes:
         axes: the tuning axes that the recipe has, with their values.
-        points: the product of these, in order; none where the recipe has no axis.
+        points: the product of these, in order, but for combinations that a spec refuses; none where the
+            recipe has no axis.
         uneven: the sweep says that its recipes are tuned over unequal numbers of points.
     """
 
@@ -79,7 +81,7 @@ def studies(sweep: Sweep) -> dict[Trial, Study]:
     The members at its points have the seed of the recipe's first row, and predict as that row does.
 
     Raises:
-        ValueError: an axis has values that do not fit, or that make an invalid trial.
+        ValueError: an axis has values that do not fit, or one that is refused with every value of the others.
     """
     firsts: dict[Trial, Trial] = {}
     for trial in sweep.trials():
@@ -91,9 +93,30 @@ def studies(sweep: Sweep) -> dict[Trial, Study]:
 def _study(sweep: Sweep, first: Trial) -> Study:
     axes = {a: _values(a, grid, first) for a, grid in sweep.tune.items() if value_at(first, a) is not None}
     judged = replace(first, combine="probs", members=sweep.tune_members if first.members_differ else 1)
-    combinations = itertools.product(*axes.values()) if axes else ()
-    points = (dict(zip(axes, values, strict=True)) for values in combinations)
-    return Study(axes, tuple(Point(p, _at(judged, p)) for p in points), sweep.uneven_tuning)
+    return Study(axes, tuple(_points(judged, axes)) if axes else (), sweep.uneven_tuning)
+
+
+def _points(judged: Trial, axes: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
+    """The product of the values, without combinations that a spec refuses: a corner of a grid, such as a
+    learning rate that is too large for the strongest decay. A value that fits no other is an error."""
+    refusals: dict[tuple[str, Any], ValueError] = {}
+    fitting: set[tuple[str, Any]] = set()
+    for combination in itertools.product(*axes.values()):
+        values = dict(zip(axes, combination, strict=True))
+        try:
+            yield Point(values, _at(judged, values))
+            fitting.update(values.items())
+        except ValueError as error:
+            refusals |= {item: refusals.get(item, error) for item in values.items()}
+    for item, error in refusals.items():
+        if item not in fitting:
+            raise error
+
+
+def left_out(axes: Mapping[str, Sequence[Any]], points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The combinations of a study's values that are no points of it."""
+    product = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    return [values for values in product if values not in points] if axes else []
 
 
 def _values(axis: str, grid: Any, first: Trial) -> tuple[Any, ...]:

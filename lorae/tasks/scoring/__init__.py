@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import get_args
 
 from lorae.tasks.scoring.base import Scoring
+from lorae.tasks.scoring.generate import Generate
 from lorae.tasks.scoring.head import Head
 from lorae.tasks.scoring.letters import Letters
 from lorae.tasks.scoring.likelihood import OptionLikelihood
@@ -14,6 +15,7 @@ from lorae.tasks.scoring.words import LabelWords
 __all__ = [
     "SCORINGS",
     "AnyScoring",
+    "Generate",
     "Head",
     "LabelWords",
     "Letters",
@@ -23,13 +25,14 @@ __all__ = [
     "scorings_for",
 ]
 
-AnyScoring = Letters | LabelWords | OptionLikelihood | Head
+AnyScoring = Letters | LabelWords | OptionLikelihood | Generate | Head
 SCORINGS: tuple[type[Scoring], ...] = get_args(AnyScoring)
 
 
 def scorings_for(kind: str) -> str:
-    """The scorings that read a kind of backbone, as they are written: "Letters(), LabelWords() or ..."."""
-    *others, last = (f"{scoring.__name__}()" for scoring in SCORINGS if kind in scoring.backbones)
+    """The scorings of options that read a kind of backbone, as they are written: "Letters() or ..."."""
+    of_options = [s for s in SCORINGS if kind in s.backbones and not s.writes_text]
+    *others, last = (f"{scoring.__name__}()" for scoring in of_options)
     return f"{', '.join(others)} or {last}" if others else last
 
 

@@ -11,10 +11,13 @@ from lorae.tasks.encoding import Asked, Row, ask
 from lorae.tasks.example import Example, Prompt
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from lorae.backbone.loading import Backbone
+    from lorae.regularizers import Regularizer
     from lorae.tasks.base import Task
+    from lorae.trial import Trial
 
 
 class Scoring:
@@ -34,6 +37,8 @@ class Scoring:
         scores_texts: every token of an answer is scored, by the full vocabulary; answers are then
             texts, not classes that all examples share.
         trains_head: every member trains a head of its own, whose outputs are the class logits.
+        writes_text: members write their answer token by token. An example then has references in place of
+            options, and a prediction is of one token of the reference, see `predicted_rows`.
     """
 
     template: ClassVar[str | None] = None
@@ -42,11 +47,17 @@ class Scoring:
     lists_options: ClassVar[bool] = False
     scores_texts: ClassVar[bool] = False
     trains_head: ClassVar[bool] = False
+    writes_text: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
         """Its name in tables."""
         raise NotImplementedError  # abstract: every scoring defines it
+
+    @property
+    def decoding(self) -> str:
+        """Identity of how stored members are decoded, where they write texts."""
+        raise NotImplementedError  # abstract: every scoring that `writes_text` defines it
 
     @property
     def backbone_has_classes(self) -> bool:
@@ -57,6 +68,13 @@ class Scoring:
 
     def check_task(self, task: Task) -> None:
         """Refuse settings of a task that it cannot follow.
+
+        Raises:
+            ValueError: the setting, and what to write.
+        """
+
+    def check_trial(self, trial: Trial) -> None:
+        """Refuse a trial whose members could not be scored so.
 
         Raises:
             ValueError: the setting, and what to write.
@@ -106,6 +124,32 @@ class Scoring:
         not have."""
         raise NotImplementedError  # abstract: every scoring defines it
 
+    # Training and predictions
+
+    def losses(
+        self,
+        backbone: Backbone,
+        batch: Any,
+        labels: torch.Tensor,
+        regularizers: Sequence[Regularizer],
+        reference: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """NLL and penalties of each row in nats, and whether its prediction is right, (rows, 3) in fp32.
+
+        Args:
+            labels: (rows,) of the rows.
+            reference: (rows, C) class logits of the backbone, if a regulariser needs them.
+        """
+        return class_losses(self.class_logits(backbone, batch), labels, regularizers, reference)
+
+    def predicted_rows(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """What predictions on these rows are of, by id, label and number of classes: N rows make N'."""
+        return rows
+
+    def predictions(self, logits_MNC: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
+        """Class logits (M, N', C') of `predicted_rows` from what `class_logits` gives of the rows."""
+        return logits_MNC
+
     # Stored members
 
     def peft_classifier(self, config: dict[str, Any]) -> str | None:
@@ -116,3 +160,28 @@ class Scoring:
             config: the backbone's config.json.
         """
         return None
+
+
+def class_losses(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    regularizers: Sequence[Regularizer],
+    reference: torch.Tensor | None,
+) -> torch.Tensor:
+    """`Scoring.losses` of class logits (rows, C)."""
+    import torch
+
+    nll = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    correct = (logits.detach().argmax(1) == labels).to(nll.dtype)
+    return torch.stack((nll, penalties(logits, regularizers, reference), correct), 1)
+
+
+def penalties(
+    logits: torch.Tensor, regularizers: Sequence[Regularizer], reference: torch.Tensor | None
+) -> torch.Tensor:
+    """What all regularisers add to the loss of each row (rows,) together."""
+    total = logits.new_zeros(len(logits))
+    for regularizer in regularizers:
+        if (penalty := regularizer.penalty(logits, reference)) is not None:
+            total = total + penalty
+    return total

@@ -1,0 +1,357 @@
+"""A stored ensemble as an object: it answers texts, questions, images or sounds that nobody stored.
+
+ensemble = lorae.Ensemble.load("lorae-results")
+found = ensemble.predict(["a film to remember", "two hours I want back"])
+found.labels, found.probabilities, found.mutual_information
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from lorae import ensemble, metrics, tasks
+from lorae.combinations import COMBINATIONS
+from lorae.draws import read_draws
+from lorae.engine.given import Given, examples_of
+from lorae.engine.prediction import pooled_draws, predict
+from lorae.engine.stored import (
+    Group,
+    StoredStack,
+    check_answers,
+    encoded,
+    groups,
+    in_context_logits,
+    soup_logits,
+)
+from lorae.lookup import find_trial
+from lorae.metrics.diversity import example_mutual_information
+from lorae.metrics.probability import entropy
+from lorae.shapes import Kind, kind_of
+from lorae.sources import Files, backbone_config
+from lorae.store.names import pool_folders
+from lorae.store.store import Store
+from lorae.tasks.base import Example, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lorae.backbone.loading import Backbone
+
+COVERAGE = 0.9
+_ALONE = threading.RLock()  # ensembles of one process share the backbone that their members are put into
+
+
+@dataclass(frozen=True, eq=False)
+class EnsemblePrediction:
+    """What an ensemble says of N inputs.
+
+    Attributes:
+        ids: of the inputs: as given, else a hash of the content.
+        labels: the most probable class of each, by name.
+        options: the classes of each input, by name, in the order of the probabilities.
+        probabilities: (N, C), of the ensemble, at `temperature`; 0 for a class that an input does not have.
+        member_probabilities: (M, N, C), of each member, at temperature 1; of a soup only its own.
+        entropy: (N,), of `probabilities`, in nats: all uncertainty.
+        mutual_information: (N,), in nats, between prediction and member or draw, at temperature 1: how much
+            they disagree. NaN where one model predicts once.
+        conformal_sets: of each input the classes that hold the true one with a probability of `coverage`, if
+            the input is like the test examples; None where these have no labels.
+        temperature: that the ensemble's probabilities are scaled by.
+        notes: what must be known beside the numbers.
+    """
+
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    options: tuple[tuple[str, ...], ...]
+    probabilities: np.ndarray
+    member_probabilities: np.ndarray
+    entropy: np.ndarray
+    mutual_information: np.ndarray
+    conformal_sets: tuple[tuple[str, ...], ...] | None
+    coverage: float
+    temperature: float
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Columns of a table with a row for each input: a probability for each class where all inputs have
+        the same, else a list."""
+        top_N = self.probabilities.max(axis=1)
+        found: dict[str, list[Any]] = {"id": list(self.ids), "label": list(self.labels)}
+        found |= {"probability": top_N.tolist(), "entropy": self.entropy.tolist()}
+        found["mutual_information"] = self.mutual_information.tolist()
+        if self.conformal_sets is not None:
+            found["conformal_set"] = [list(names) for names in self.conformal_sets]
+        if len(set(self.options)) == 1:
+            names, columns = self.options[0], self.probabilities.T
+            found |= {f"p_{name}": column.tolist() for name, column in zip(names, columns)}
+        else:
+            found["options"] = [list(names) for names in self.options]
+            found["probabilities"] = [p[: len(o)].tolist() for p, o in zip(self.probabilities, self.options)]
+        by_input = self.member_probabilities.transpose(1, 0, 2)
+        found["member_probabilities"] = [p[:, : len(o)].tolist() for p, o in zip(by_input, self.options)]
+        return found
+
+    def frame(self) -> pd.DataFrame:
+        """`columns` as a pandas DataFrame, without the members' probabilities."""
+        import pandas as pd
+
+        found = self.columns()
+        del found["member_probabilities"]
+        frame = pd.DataFrame(found)
+        frame.attrs = {"temperature": self.temperature, "coverage": self.coverage, "notes": list(self.notes)}
+        return frame
+
+    def _repr_html_(self) -> str:
+        import html
+
+        said = f"temperature {self.temperature:.3g}; conformal sets at {self.coverage:.0%}"
+        notes = "".join(f"<br>{html.escape(note)}" for note in self.notes)
+        return f"{self.frame().to_html(float_format='{:.3f}'.format)}<p>{said}{notes}</p>"
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """The members of a stored trial on their backbone; made by `Ensemble.load`.
+
+    Attributes:
+        row: the trial's row of trials.parquet.
+        classes: the options of inputs that have none of their own; None = such inputs are refused.
+    """
+
+    store: Store
+    row: dict[str, Any]
+    groups: tuple[Group, ...]
+    device: str
+    classes: tuple[str, ...] | None
+    own: Task | None
+
+    @classmethod
+    def load(
+        cls,
+        storage: str | Store,
+        trial: str | None = None,
+        *,
+        sweep: str | None = None,
+        classes: Sequence[str] | None = None,
+        task: Task | None = None,
+        backbone: str | None = None,
+        device: str | None = None,
+    ) -> Ensemble:
+        """The ensemble of a stored trial, ready to predict.
+
+        Args:
+            storage: path or URI.
+            trial: its `trial_id`, or a beginning of it; None = the trained trial with the lowest validation
+                NLL.
+            sweep: where to look; None = all sweeps of the storage.
+            classes: names of the classes in the order of the labels, for members whose records do not say.
+            task: the members' task, where its own code makes prompts (`Task.prompt`).
+            backbone: folder where the members' backbone is now; None = where it was when they were trained.
+            device: "cpu" or "cuda"; None = a GPU if there is one.
+        Raises:
+            ValueError: no such trial, or members or a backbone that cannot be read.
+        """
+        store = storage if isinstance(storage, Store) else Store(str(storage))
+        row = find_trial(store, trial, sweep)
+        source = Files(backbone) if backbone else None
+        found = tuple(groups(store, row["member_ids"], source))
+        names = tuple(classes) if classes else next((g.classes or g.options for g in found), None)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(store, row, found, device, names, task or _own_task(found[0]))
+
+    @property
+    def temperature(self) -> float:
+        """What the stored trial's pooled prediction is scaled by: cross-fitted on its test examples; 1 where
+        these do not determine it."""
+        return self.row["temperature"] or 1.0
+
+    @property
+    def num_members(self) -> int:
+        return self.row["members"]
+
+    @property
+    def reads(self) -> Literal["text", "image", "audio"]:
+        """What its inputs are."""
+        kind = self._kind
+        return "text" if kind == "causal" else kind
+
+    def __str__(self) -> str:
+        row = self.row
+        return (
+            f"{row['members']} x {row['method']} on {row['backbone']}, task {row['task']}, regulariser "
+            f"{row['regularizers']}, seed {row['seed']} (trial {row['trial_id']} of sweep {row['sweep']})"
+        )
+
+    def predict(self, inputs: Any, *, coverage: float = COVERAGE) -> EnsemblePrediction:
+        """Predict, all members in one stacked forward pass. Nothing is stored.
+
+        Args:
+            inputs: one or many of: a text; a row (dict) with a `question`, `text` or `sentence`, and its own
+                `options` and `id` if it has some; an `Example`; an image or sound (a file's path or content,
+                an array of uint8, a picture of Pillow's, (samples, rate)). Or a DataFrame.
+            coverage: of the conformal sets, in (0, 1).
+        Raises:
+            ValueError: an input that cannot be read, with its place.
+        """
+        examples = examples_of(inputs, self._kind, self.classes)
+        with _ALONE:
+            logits_MKNC, num_truncated = self._logits(examples)
+        logits_DNC = logits_MKNC.reshape(-1, *logits_MKNC.shape[2:])
+        logp_NC = ensemble.scale(metrics.combine(logits_DNC, self._rule), self.temperature)
+        several = len(logits_DNC) > 1
+        options = tuple(e.options for e in examples)
+        return EnsemblePrediction(
+            ids=tuple(e.id for e in examples),
+            labels=tuple(names[c] for names, c in zip(options, logp_NC.argmax(axis=1))),
+            options=options,
+            probabilities=np.exp(logp_NC),
+            member_probabilities=np.exp(metrics.log_softmax(pooled_draws(logits_MKNC))),
+            entropy=entropy(logp_NC),
+            mutual_information=(
+                example_mutual_information(logits_DNC) if several else np.full(len(examples), math.nan)
+            ),
+            conformal_sets=self._sets(logp_NC, options, coverage),
+            coverage=coverage,
+            temperature=self.temperature,
+            notes=self._notes(num_truncated, len(examples)),
+        )
+
+    def backbone_probabilities(self, inputs: Any) -> np.ndarray | None:
+        """Probabilities (N, C) of the backbone without its members, at temperature 1; None if it has none."""
+        group = self.groups[0]
+        if not group.scoring.backbone_has_classes or group.method.regime == "features":
+            return None
+        examples = examples_of(inputs, self._kind, self.classes)
+        task = self._task(group, examples)
+        with _ALONE:
+            rows = encoded(group, self._model, task)
+            return np.exp(metrics.log_softmax(predict(self._model, rows)[0]))
+
+    def _task(self, group: Group, examples: tuple[Example, ...]) -> Given:
+        return Given(scoring=group.scoring, given=examples, written=group.template, own=self._asking(group))
+
+    @cached_property
+    def _kind(self) -> Kind:
+        return kind_of(backbone_config(self.groups[0].source))
+
+    @cached_property
+    def _model(self) -> Backbone:
+        return self.groups[0].loaded(self.device)
+
+    @property
+    def _rule(self) -> metrics.Rule:
+        return COMBINATIONS[self.row["combine"]].rule
+
+    @property
+    def _soup(self) -> str | None:
+        """Name of the combination that makes one model of the members."""
+        combine = self.row["combine"]
+        return combine if COMBINATIONS[combine].soup and self.num_members > 1 else None
+
+    def _logits(self, examples: tuple[Example, ...]) -> tuple[np.ndarray, int]:
+        """Logits (M, K, N, C) of K draws of each member, and how many examples were too long."""
+        found, num_truncated, model = dict[str, np.ndarray](), 0, self._model
+        for group in self.groups:
+            task = self._task(group, examples)
+            check_answers(group, task)
+            if not group.method.trains:
+                found |= zip(group.members, in_context_logits(group, [*group.members], model, task))
+                continue
+            rows = encoded(group, model, task)
+            num_truncated = sum(row.truncated > 0 for row in rows)
+            if self._soup:
+                return soup_logits(
+                    self.store, group, self.row["member_ids"], self._soup, model, rows
+                ), num_truncated
+            draws = read_draws(self.row["draws"])
+            for ids, stack in self._stacks(group, rows[0].answer_ids):
+                found |= zip(ids, stack.logits(rows, draws))
+        return np.stack([found[member] for member in self.row["member_ids"]]), num_truncated
+
+    def _asking(self, group: Group) -> Task | None:
+        """The task whose own code makes the prompts; None = their template does."""
+        if self.own is None and group.own_prompt:
+            raise ValueError(
+                f"the prompts of task {self.row['task']} are made by its own code; give the task: "
+                "Ensemble.load(..., task=MyTask())"
+            )
+        return self.own and replace(self.own, scoring=group.scoring)
+
+    def _stacks(self, group: Group, answer_ids: Sequence[int]) -> Iterator[tuple[list[str], StoredStack]]:
+        """The group's members in stacks; kept for the next call but where each is a whole model."""
+        ids, size = [*group.members], group.stack_members
+        heads = tuple(answer_ids) if group.classes or group.answers else ()  # else no weight depends on them
+        for part in (ids[start : start + size] for start in range(0, len(ids), size)):
+            key = (*part, heads)
+            stack = self._kept.get(key) or StoredStack(self.store, group, part, self._model, answer_ids)
+            if group.method.regime != "alone":
+                self._kept[key] = stack
+            yield part, stack
+
+    @cached_property
+    def _kept(self) -> dict[Any, StoredStack]:
+        return {}
+
+    @cached_property
+    def _calibration(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Log-probabilities (N, C) of the test examples, no label scaled by a temperature that it helped to
+        fit, and the labels; None where some have none."""
+        row = self.row
+        folders = pool_folders(row["member_ids"], row["reference_id"], self._soup)
+        stored = self.store.predictions(folders, json.loads(row["eval_sets"])["test"])
+        if (stored.labels_N < 0).any():
+            return None
+        pooled_NC = metrics.combine(stored.logits_MNC, self._rule)
+        scaled = row["temperature"] is not None
+        logp_NC = ensemble.cross_fitted(pooled_NC, stored.labels_N).logp_NC if scaled else pooled_NC
+        return logp_NC, stored.labels_N
+
+    def _sets(
+        self, logp_NC: np.ndarray, options: Sequence[tuple[str, ...]], coverage: float
+    ) -> tuple[tuple[str, ...], ...] | None:
+        """Names of the classes in each conformal set."""
+        if self._calibration is None:
+            return None
+        kept_NC = metrics.conformal_sets(logp_NC, metrics.conformal_threshold(*self._calibration, coverage))
+        return tuple(tuple(compress(names, kept)) for names, kept in zip(options, kept_NC))
+
+    def _notes(self, num_truncated: int, num_inputs: int) -> tuple[str, ...]:
+        row, found = self.row, list[str]()
+        if row["temperature"] is None:
+            found.append(f"no temperature is applied: {row['temperature_flag']}")
+        if num_truncated:
+            found.append(
+                f"{num_truncated} of {num_inputs} inputs are longer than max_tokens={row['max_tokens']} and "
+                "were cut"
+            )
+        if self._calibration is None:
+            found.append("no conformal sets: the test examples have no labels")
+        return tuple(found)
+
+
+def _own_task(group: Group) -> Task | None:
+    """The task of lorae that made the prompts of members by its own code; None = their template did."""
+    content = group.recipe["task"]
+    if "template" in content:  # a task of the user's
+        return None
+    for kind in vars(tasks).values():
+        if isinstance(kind, type) and issubclass(kind, Task) and kind.prompt is not Task.prompt:
+            with contextlib.suppress(TypeError, ValueError):  # another task's fields
+                task = kind(scoring=group.scoring, **content.get("fields", {}))
+                if task.name == content.get("task"):
+                    return task
+    return None
