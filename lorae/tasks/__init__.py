@@ -13,11 +13,13 @@ from lorae.tasks.base import (
     Prompt,
     Scoring,
     Task,
+    content_id,
     text_example,
 )
 from lorae.tasks.boolq import BoolQ
 from lorae.tasks.cifar import CIFAR10, CIFAR100
 from lorae.tasks.commonsense_qa import CommonsenseQA
+from lorae.tasks.data import csv, jsonl, parquet
 from lorae.tasks.digits import Digits
 from lorae.tasks.disfl_qa import DisflQA, UnanswerableQA
 from lorae.tasks.e2e_nlg import E2E
@@ -80,5 +82,9 @@ __all__ = [
     "TriviaQA",
     "UnanswerableQA",
     "WinoGrande",
+    "content_id",
+    "csv",
+    "jsonl",
+    "parquet",
     "text_example",
 ]
