@@ -41,6 +41,7 @@ def typed(example: Example, row: Mapping[str, Any]) -> Example:
         example,
         id=_text("the id is", example.id, row),
         question=_text("the question is", example.question, row),
+        pair=None if example.pair is None else _text("the pair's second text is", example.pair, row),
         options=options,
         label=_label(example.label, options, row),
     )
@@ -144,7 +145,7 @@ def _is_disguised(cell: Any) -> bool:
 
 
 def _texts(example: Example) -> str:
-    return "\n".join((example.question, *example.options))
+    return "\n".join((example.question, example.pair or "", *example.options))
 
 
 def _texts_with(task: Any, row: Mapping[str, Any], name: str) -> str:

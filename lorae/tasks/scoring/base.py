@@ -91,9 +91,10 @@ class Scoring:
         """The prompt of an example, and its answers.
 
         Args:
-            template: the task's own, into which the question goes.
+            template: the task's own, into which the question goes, and of a pair the second sentence.
         """
-        return Prompt(template.format(question=example.question), tuple(f" {o}" for o in example.options))
+        text = template.format(question=example.question, pair=example.pair)
+        return Prompt(text, tuple(f" {o}" for o in example.options))
 
     # Rows, batches and logits
 

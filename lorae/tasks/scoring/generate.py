@@ -168,7 +168,7 @@ class Generate(Scoring):
         return replace(example, options=(example.options[example.label],), label=0)
 
     def prompt(self, template: str, example: Example) -> Prompt:
-        text = template.format(question=example.question)
+        text = template.format(question=example.question, pair=example.pair)
         space = "" if text.endswith("\n") else " "  # of the answer's first token
         return Prompt(text, tuple(f"{space}{o.strip()}" for o in example.options))
 
