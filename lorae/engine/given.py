@@ -49,8 +49,8 @@ class Given(Task):
             if (PAIR in self.written) != (example.pair is not None):
                 raise ValueError(
                     f"input {number} has {'one sentence' if example.pair is None else 'a pair'}, the "
-                    f"members' template is {self.written!r}; give rows with {'a' if PAIR in self.written else 'no'} "
-                    '"pair"'
+                    f"members' template is {self.written!r}; give rows "
+                    f"with {'a' if PAIR in self.written else 'no'} 'pair'"
                 )
 
     def prompt(self, example: Example) -> Prompt:
