@@ -28,6 +28,7 @@ from lorae.tasks.scoring import (
     Letters,
     OptionLikelihood,
     Scoring,
+    Value,
     scorings_for,
 )
 
@@ -41,6 +42,7 @@ __all__ = [  # what a task's file imports from here
     "Prompt",
     "Scoring",
     "Task",
+    "Value",
     "content_id",
     "hash_frac",
     "lettered_example",

@@ -20,6 +20,8 @@ class Example:
         group: validation is carved from train by whole groups (a film); None = every example is its own.
         media: the image or audio of a task of that modality.
         pair: the second sentence of a task of sentence pairs, whose first one is the question.
+        value: the number to predict, of a task that is scored by `Value()`; its one option names what is
+            measured, and its label is 0, None where the number is not known.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Example:
     group: str | None = None
     media: Image | Audio | None = None
     pair: str | None = None
+    value: float | None = None
 
 
 @dataclass(frozen=True)

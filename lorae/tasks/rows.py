@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,6 +45,7 @@ def typed(example: Example, row: Mapping[str, Any]) -> Example:
         pair=None if example.pair is None else _text("the pair's second text is", example.pair, row),
         options=options,
         label=_label(example.label, options, row),
+        value=_value(example.value, row),
     )
 
 
@@ -99,6 +101,19 @@ def _label(value: Any, options: tuple[str, ...], row: Mapping[str, Any]) -> int 
     if isinstance(value, Real) and float(value).is_integer():
         return int(float(value))
     raise _wrong("the label is", value, row, f"{index}; for an option's text write OPTIONS.index(...)")
+
+
+def _value(value: Any, row: Mapping[str, Any]) -> float | None:
+    """A finite number, from a number of any type or its digits (all that CSV has)."""
+    if value is None:
+        return None
+    found = math.nan
+    if isinstance(value, (Real, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            found = float(value)
+    if not math.isfinite(found):
+        raise _wrong("the value is", value, row, "a finite number, or None where it is not known")
+    return found
 
 
 def _wrong(what: str, value: Any, row: Mapping[str, Any], allowed: str) -> ValueError:

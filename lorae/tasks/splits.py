@@ -253,6 +253,12 @@ def _check_example(task: Task, example: Example) -> None:
     blank = first_blank(example.options)
     if blank is not None and not task.scoring.lists_options:  # else the letter answers
         raise ValueError(f"option {blank} of {example.options} is blank, so nothing of it can be scored")
+    is_value = task.scoring.answer == "value"
+    if (example.value is not None) != (is_value and example.label is not None):
+        raise ValueError(
+            f"its label is {example.label} and its value {example.value}; a task that is scored by Value() "
+            "has the label 0 with a value, or neither; others have no value"
+        )
     if example.label is not None and not 0 <= example.label < num_options:
         hidden = " (-1 often hides it: name a split with labels)" if example.label == -1 else ""
         raise ValueError(f"label {example.label} is outside its {num_options} options{hidden}")

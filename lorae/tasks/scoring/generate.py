@@ -60,7 +60,7 @@ class Generate(Scoring):
 
     num_options: ClassVar[tuple[int, int]] = (0, 1000)
     scores_texts: ClassVar[bool] = True
-    writes_text: ClassVar[bool] = True
+    answer = "text"
 
     def __post_init__(self) -> None:
         for name in ("stop", "lockstep"):
