@@ -39,7 +39,9 @@ class AdamW:
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr}: must be > 0; write AdamW(lr=1e-4)")
         if self.head_lr is not None and not self.head_lr > 0:
-            raise ValueError(f"head_lr={self.head_lr}: must be > 0, or None for lr; write AdamW(head_lr=1e-3)")
+            raise ValueError(
+                f"head_lr={self.head_lr}: must be > 0, or None for lr; write AdamW(head_lr=1e-3)"
+            )
         if not 0 <= self.warmup_frac < 1:
             raise ValueError(
                 f"warmup_frac={self.warmup_frac}: must be in [0, 1); write AdamW(warmup_frac=0.06)"
