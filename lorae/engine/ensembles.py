@@ -169,6 +169,11 @@ class Ensemble:
         row = find_trial(store, trial, sweep)
         source = Files(backbone) if backbone else None
         found = tuple(groups(store, row["member_ids"], source))
+        if found and found[0].scoring.answer == "value":
+            raise ValueError(
+                f"trial {row['trial_id']} predicts numbers, of which this gives no classes; predict a task's "
+                "test split by `lorae predict`, which stores them"
+            )
         names = tuple(classes) if classes else next((g.classes or g.options for g in found), None)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(store, row, found, device, names, task or _own_task(found[0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -48,21 +50,24 @@ def test_nll_is_that_of_the_mean_density():
     assert reg.mean_member_density_nll(MIXTURE, Y) > reg.density_nll(MIXTURE, Y)
 
 
+def crps_by_integral(mixture: Mixture, n: int, y: float) -> float:
+    """Integral of (F(x) - [x >= y])^2 over x; of points F is a staircase."""
+    mean, sd = mixture.mean_MN[:, n], np.sqrt(mixture.variance_MN[:, n])
+
+    def squared(x: float) -> float:
+        below = stats.norm.cdf((x - mean) / sd) if mixture.has_variance else x >= mean
+        return float((np.mean(below) - (x >= y)) ** 2)
+
+    kinks = sorted([y, *mean])
+    edges = [kinks[0] - 25, *kinks, kinks[-1] + 25]
+    return sum(integrate.quad(squared, a, b, limit=200)[0] for a, b in itertools.pairwise(edges))
+
+
 @pytest.mark.parametrize("values", [VALUES[:, :4], VALUES[:1, :4], VALUES[:, :4, :1]])
 def test_crps_is_the_integral_of_its_definition(values):
-    """Integral of (F(x) - [x >= y])^2; of points F is a staircase."""
-    mixture, crps = Mixture.of(values), reg.example_crps(Mixture.of(values), Y[:4])
-    for n in range(4):
-        mean, sd = mixture.mean_MN[:, n], np.sqrt(mixture.variance_MN[:, n])
-
-        def squared(x: float) -> float:
-            below = stats.norm.cdf((x - mean) / sd) if mixture.has_variance else x >= mean
-            return float((np.mean(below) - (x >= Y[n])) ** 2)
-
-        kinks = sorted([Y[n], *mean])
-        edges = [kinks[0] - 25, *kinks, kinks[-1] + 25]
-        whole = sum(integrate.quad(squared, a, b, limit=200)[0] for a, b in zip(edges, edges[1:]))
-        assert crps[n] == pytest.approx(whole, rel=1e-5)
+    mixture = Mixture.of(values)
+    expected = [crps_by_integral(mixture, n, Y[n]) for n in range(4)]
+    assert reg.example_crps(mixture, Y[:4]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_single_mean_has_its_absolute_error_as_crps():
@@ -173,8 +178,8 @@ def test_tuning_judges_by_nll_or_without_a_variance_by_squared_error():
     ("values", "y", "rule", "fault"),
     [
         (VALUES[0], Y, "probs", "must be"),
-        (np.where(VALUES == VALUES[1, 3, 0], np.nan, VALUES), Y, "probs", r"\[1, 3, 0\] is nan"),
-        (VALUES, np.where(Y == Y[0], np.inf, Y), "probs", "1 of them not finite"),
+        (np.where(VALUES[1, 3, 0] == VALUES, np.nan, VALUES), Y, "probs", r"\[1, 3, 0\] is nan"),
+        (VALUES, np.where(Y[0] == Y, np.inf, Y), "probs", "1 of them not finite"),
         (VALUES, Y[:-1], "probs", "must be"),
         (VALUES, Y, "logits", 'rule="probs"'),
         (VALUES, Y, "weights", "of 3 members"),

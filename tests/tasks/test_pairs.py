@@ -3,16 +3,16 @@ sentences, and what a pair with one sentence gets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from encoders import write_encoder
+from pairs import OPTIONS, Same, pair_rows
 from stacks import largest_difference
-from toys import WORDS, Colours, write_split
+from toys import write_split
 from transformers import AutoModel, AutoTokenizer
 
 from lorae.backbone.encoders import Inputs, features
@@ -24,39 +24,11 @@ from lorae.engine.training import TrainingData, train_stack
 from lorae.methods import Lora, Vera, Xavier
 from lorae.regularizers import AdapterDropout
 from lorae.sources import Files
-from lorae.tasks.base import Example, Head, LabelWords, Letters, Scoring, Task
+from lorae.tasks.base import Example, LabelWords, Letters
 from lorae.tasks.encoding import encode
 from lorae.trial import AdamW, Budget, Trial
 
-OPTIONS = ("no", "yes")
 MODELS = ("bert", "roberta", "distilbert")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Same(Task):
-    """Toy task: do both sentences begin with the same word?"""
-
-    scoring: Scoring = Head()
-    val_frac: float = 0.25
-
-    name = "same"
-    home = Files("same")
-    train = Colours.train
-    test = Colours.test
-    template: ClassVar[str] = "first : {question} second : {pair} same :"
-
-    def example(self, row: dict[str, Any]) -> Example:
-        return Example(row["id"], row["one"], OPTIONS, row["label"], pair=row["two"])
-
-
-def pair_rows(split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    rng, rows = np.random.default_rng(seed), []
-    for n in range(count):
-        one, two = (rng.choice(WORDS, rng.integers(2, 9)) for _ in range(2))
-        two[0] = one[0] if n % 2 else two[0]
-        row = {"one": " ".join(one), "two": " ".join(two), "label": int(one[0] == two[0])}
-        rows.append({"id": f"{split}-{n}", **row})
-    return rows
 
 
 @pytest.fixture(scope="module")
