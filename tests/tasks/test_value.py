@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification
 from analysis.audit import audit
 from analysis.data import load_trials
 from analysis.glue import content
+from analysis.report import write_report
 from jobs.driver import run_sweep
 from jobs.request import Request
 from lorae import metrics
@@ -226,6 +227,12 @@ def test_the_table_compares_numbers_with_verdicts(swept):
     line = next(line for line in glue.blocks[0] if line["model"].value.startswith("single"))
     own = [row["acc"] for row in single.rows]
     assert own == [None, None] and line["mean over tasks"].value is None, "accuracy of numbers is no number"
+
+
+@pytest.mark.process
+def test_a_report_of_numbers_leaves_out_what_needs_classes(swept, tmp_path):
+    text = write_report(swept, "alike", tmp_path).read_text()
+    assert "RMSE" in text and "Reliability" not in text
 
 
 @pytest.mark.process
