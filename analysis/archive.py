@@ -158,6 +158,8 @@ def _kind(name: str) -> str | None:
 def _placed(store: Store, entry: str, name: str, schema: pa.Schema) -> pa.Table:
     """A table of an entry, with where it was in front."""
     table = pq.read_table(pa.BufferReader(store.read(entry, name)))
+    if more := set(table.column_names) - set(schema.names):
+        raise ValueError(f"{entry}/{name} has {', '.join(more)}: predictions of numbers are not archived yet")
     texts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     places = [pa.repeat(text, len(table)) for text in (entry, name, json.dumps(texts))]
     return pa.table([*places, *table.columns], schema=schema)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from analysis.columns import SCALINGS, direction, title
 from lorae import metrics
+from lorae.metrics import regression
 from lorae.results import OOD_SEPARATOR
 
 MEANINGS = {
@@ -43,6 +44,8 @@ MEANINGS = {
     "temperature": "geometric mean of the folds' temperatures, each fitted on the other folds of test",
     "temperature_flag": "why there is no usable temperature",
     "members_temperature_flag": "the same of the members' own temperatures",
+    "conformal_picp90": "share of test labels in intervals that hold 90 % of validation's; best is 0.9",
+    "conformal_width90": "mean width of these intervals, in the unit of the labels",
     "validation_nll": "NLL on validation, in nats; what tuning and a search choose by",
     "pruned_step": "step after which a search ended the training",
     "train_tokens": "that training has read, of all members",
@@ -80,7 +83,10 @@ def _of_metric(name: str) -> str:
 
 
 def _first(function: str) -> str:
-    return (getattr(metrics, function).__doc__ or "").partition("\n")[0] if hasattr(metrics, function) else ""
+    for module in (metrics, regression):
+        if hasattr(module, function):
+            return (getattr(module, function).__doc__ or "").partition("\n")[0]
+    return ""
 
 
 def glossary(columns: Iterable[str]) -> list[dict[str, str]]:

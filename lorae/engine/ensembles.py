@@ -169,10 +169,11 @@ class Ensemble:
         row = find_trial(store, trial, sweep)
         source = Files(backbone) if backbone else None
         found = tuple(groups(store, row["member_ids"], source))
-        if found[0].scoring.writes_text:
+        if found and found[0].scoring.answer != "class":
             raise ValueError(
-                f"the members of trial {row['trial_id']} write texts, which are no classes; choose another "
-                "by its trial_id, or read the stored answers: lorae table generation STORAGE"
+                f"the members of trial {row['trial_id']} answer by a {found[0].scoring.answer}, not a class; "
+                "choose another by its trial_id, or read what they stored: lorae table STORAGE, lorae "
+                "table generation STORAGE"
             )
         names = tuple(classes) if classes else next((g.classes or g.options for g in found), None)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

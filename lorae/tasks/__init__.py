@@ -13,6 +13,7 @@ from lorae.tasks.base import (
     Prompt,
     Scoring,
     Task,
+    Value,
     content_id,
     text_example,
 )
@@ -25,6 +26,7 @@ from lorae.tasks.disfl_qa import DisflQA, UnanswerableQA
 from lorae.tasks.e2e_nlg import E2E
 from lorae.tasks.esc50 import ESC50
 from lorae.tasks.flowers102 import Flowers102
+from lorae.tasks.glue import MRPC, QNLI, RTE, STSB, CoLA
 from lorae.tasks.gsm8k import GSM8K
 from lorae.tasks.ham10000 import HAM10000
 from lorae.tasks.lfw_patches import LfwPatches
@@ -50,7 +52,11 @@ __all__ = [
     "GSM8K",
     "HAM10000",
     "MMLU",
+    "MRPC",
+    "QNLI",
+    "RTE",
     "SST2",
+    "STSB",
     "SVAMP",
     "SVHN",
     "TREC",
@@ -58,6 +64,7 @@ __all__ = [
     "ArcChallenge",
     "ArcEasy",
     "BoolQ",
+    "CoLA",
     "CommonsenseQA",
     "DataFiles",
     "Digits",
@@ -82,6 +89,7 @@ __all__ = [
     "Task",
     "TriviaQA",
     "UnanswerableQA",
+    "Value",
     "WinoGrande",
     "content_id",
     "csv",
