@@ -52,7 +52,7 @@ from analysis.audit_trials import (
 from analysis.audit_tuning import choices_come_from_validation, recipes_are_tuned_alike, tuning_folders
 from analysis.data import load_trials
 from analysis.findings import Finding, Problem, results
-from analysis.rows import Row, is_soup, pool
+from analysis.rows import Row, is_soup, pool, together
 from lorae import untrusted
 from lorae.near import did_you_mean
 from lorae.results import read_trials
@@ -64,7 +64,6 @@ from lorae.store.names import (
     WEIGHTS,
     member_folder,
     reference_folder,
-    texts_folder,
     trials_file,
 )
 from lorae.store.predictions import Predictions
@@ -238,8 +237,7 @@ def _named_folders(row: Row) -> list[str]:
     """Entries that a trial needs or that tuned its recipe. A backbone whose members have their own heads
     predicts nothing."""
     reference = [] if row["reference_id"] == "none" else [reference_folder(row["reference_id"])]
-    together = [texts_folder(row["member_ids"])] if row["decoding"] and row["members"] > 1 else []
-    return [*reference, *_trained_folders(row), *together, *tuning_folders(row)]
+    return [*reference, *_trained_folders(row), *together(row), *tuning_folders(row)]
 
 
 def _trained_folders(row: Row) -> list[str]:

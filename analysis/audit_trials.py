@@ -16,7 +16,7 @@ from lorae.combinations import COMBINATIONS
 from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
 from lorae.methods import METHODS, Init
-from lorae.metrics import combine, ensemble_nll
+from lorae.metrics import pooled_nll
 from lorae.regularizers import REGULARIZERS
 from lorae.results import (
     FLAGS,
@@ -167,7 +167,7 @@ def _soup_faults(stored: Stored, row: Row, name: str) -> Iterator[str]:
     def nll(chosen: Sequence[str]) -> float:
         entry = folder if len(chosen) > 1 else member_folder(chosen[0])
         found = stored.store.predictions([entry], eval_sets(row)["validation"])
-        return ensemble_nll(combine(found.logits_MNC, "probs"), found.labels_N)
+        return pooled_nll(found.logits_MNC, found.labels_N)
 
     with contextlib.suppress(ValueError):  # another check reports what is missing
         faults = COMBINATIONS[name].faults(stored.store.soup_record(ids, name), nll)

@@ -14,7 +14,7 @@ from analysis.rows import Row, eval_sets
 from analysis.tuned import Tuning, tuning_of
 from lorae.draws import plain_set
 from lorae.identity import canonical
-from lorae.metrics import combine, ensemble_nll
+from lorae.metrics import pooled_nll
 from lorae.store.names import member_folder
 from lorae.trial import Trial
 from lorae.trial.axes import value_at, with_values
@@ -102,5 +102,5 @@ def _nll(stored: Stored, eval_set: str, members: list[str]) -> float | None:
     nlls = []
     for folder in folders:
         predictions = stored.predictions(folder, eval_set)
-        nlls.append(ensemble_nll(combine(predictions.logits_MNC, "probs"), predictions.labels_N))
+        nlls.append(pooled_nll(predictions.logits_MNC, predictions.labels_N))
     return math.fsum(nlls) / len(nlls)

@@ -24,6 +24,7 @@ DIVERSITY_METRICS = ("disagreement", "jsd", "mutual_information", "error_correla
 # The largest difference that does not matter, in the metric's own unit
 MARGINS = {
     "acc": 0.01,
+    "mcc": 0.01,
     "ensemble_nll": 0.005,
     "brier": 0.005,
     "debiased_ce15": 0.01,
@@ -36,10 +37,24 @@ MARGINS = {
     "prr": 0.02,
     "aurc_wrong": 0.005,
     "cider": 0.05,
+    "pearson": 0.01,
+    **dict.fromkeys(("rmse", "mae", "crps"), 0.01),  # in the unit of the labels
 }
 TITLES = {
     "acc": "accuracy",
     "f1": "macro F1",
+    "mcc": "Matthews correlation",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "crps": "CRPS",
+    "picp90": "coverage of 90 % intervals",
+    "width90": "width of 90 % intervals",
+    "quantile_ece": "quantile CE",
+    "conformal_picp90": "coverage of conformal 90 % intervals",
+    "conformal_width90": "width of conformal 90 % intervals",
     "ensemble_nll": "NLL",
     "mean_member_nll": "mean member's NLL",
     "nll": "NLL",
@@ -182,13 +197,19 @@ def ood_columns(trials: Trials) -> list[str]:
 
 def default_metrics(trials: Trials) -> list[str]:
     """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and calibration error also
-    temperature-scaled."""
+    temperature-scaled. Of numbers errors, correlation, NLL, and calibration of intervals."""
     ood = ood_columns(trials)
-    return [
-        *("acc", "ensemble_nll", "ece15", "debiased_ce15", "brier"),
-        *ood,
-        *("ts_ensemble_nll", "ts_debiased_ce15"),
+    classes = [*("acc", "ensemble_nll", "ece15", "debiased_ce15", "brier"), *ood]
+    values = ["rmse", "mae", "pearson", "spearman", "ensemble_nll", "crps", "quantile_ece"]
+    answers = [
+        [*classes, "ts_ensemble_nll", "ts_debiased_ce15"] if _has(trials, "acc") else [],
+        [*values, "ts_ensemble_nll"] if _has(trials, "rmse") else [],
     ]
+    return list(dict.fromkeys(name for of_answer in answers for name in of_answer))
+
+
+def _has(trials: Trials, column: str) -> bool:
+    return any(row.get(column) is not None for row in trials.rows)
 
 
 def tested_metrics(trials: Trials) -> list[str]:

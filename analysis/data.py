@@ -28,7 +28,7 @@ from analysis.rows import (
     rule,
 )
 from lorae.draws import plain_set
-from lorae.metrics import ood_summary
+from lorae.metrics import is_of_values, ood_summary, value_ood_summary
 from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
 from lorae.store.predictions import Predictions, prediction_sets
 from lorae.store.store import Store
@@ -71,6 +71,12 @@ class Trials:
     def ood_tasks(self) -> tuple[str, ...]:
         """Tasks on which OOD detection was measured."""
         return tuple(dict.fromkeys(task for row in self.rows for task in ood_sets(row)))
+
+    @property
+    def of_classes(self) -> Trials:
+        """The rows whose answers are classes, which have an accuracy."""
+        rows = tuple(row for row in self.rows if row["acc"] is not None)
+        return self if len(rows) == len(self.rows) else replace(self, rows=rows)
 
     def with_stored_ood(self) -> Trials:
         """The same rows with OOD metrics on every other task that all members of all seeds have predicted.
@@ -185,7 +191,10 @@ def _ood_columns(trials: Trials, row: Row, sets: dict[str, str]) -> Row:
     test = trials.predictions(row)
     for task in sets:
         ood = trials.predictions(row | columns, task)
-        scores = ood_summary(test.logits_MNC, ood.logits_MNC, rule(row))
+        if is_of_values(test.labels_N):
+            scores = value_ood_summary(test.logits_MNC, ood.logits_MNC)
+        else:
+            scores = ood_summary(test.logits_MNC, ood.logits_MNC, rule(row))
         columns |= {f"{metric}{OOD_SEPARATOR}{task}": value for metric, value in scores.items()}
     return columns
 

@@ -111,7 +111,7 @@ def quality_against_cost(trials: Trials) -> list[Plot]:
     plots = []
     groups = trials.by_test_set()
     for cells in groups.values():
-        trained = [cell for cell in cells if cell.members]
+        trained = [cell for cell in cells if cell.members and trials.estimates.of(cell, QUALITY)]
         if not trained:
             continue
         backbone = [of.mean for c in cells if not c.members and (of := trials.estimates.of(c, QUALITY))]

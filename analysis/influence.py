@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lorae.metrics import calibration, proper
+from lorae.metrics import calibration, proper, regression
 from lorae.metrics.probability import Undefined, checked
+from lorae.metrics.regression import Mixture
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +26,44 @@ class Measured:
     examples: np.ndarray
 
 
+def measured_values(mixture: Mixture, y_N: np.ndarray) -> dict[str, Measured]:
+    """RMSE as its square, MAE, NLL, CRPS and Pearson's correlation of a mixture; those that are defined."""
+    found = {
+        "rmse": of_mean(regression.squared_errors(mixture, y_N)),
+        "mae": of_mean(regression.absolute_errors(mixture, y_N)),
+        "crps": of_mean(regression.example_crps(mixture, y_N)),
+    }
+    with contextlib.suppress(Undefined):
+        found["pearson"] = of_correlation(mixture.mean_N, y_N)
+    with contextlib.suppress(Undefined):
+        found["ensemble_nll"] = of_mean(regression.example_density_nll(mixture, y_N))
+    return found
+
+
+def of_correlation(x_N: np.ndarray, y_N: np.ndarray) -> Measured:
+    """Pearson's correlation r, whose influence is z_x z_y - r (z_x^2 + z_y^2) / 2 of standardised numbers.
+
+    Source: Devlin et al. 1975, Biometrika 62, equation 2.
+    """
+    r = regression.correlation("pearson", x_N, y_N)
+    zx_N, zy_N = ((v - v.mean()) / v.std() for v in (x_N, y_N))
+    return Measured(r, of_mean(zx_N * zy_N - r * (zx_N**2 + zy_N**2) / 2).examples)
+
+
+def of_mcc(logp_NC: np.ndarray, labels_N: np.ndarray) -> Measured:
+    """`proper.mcc`, (c - p t) / sqrt((1 - p p)(1 - t t)), by the derivatives of its shares."""
+    value = proper.mcc(logp_NC, labels_N)
+    right, p_C, t_C = proper.class_shares(logp_NC, labels_N)
+    predicted_N = np.asarray(logp_NC).argmax(axis=1)
+    a, b = 1 - p_C @ p_C, 1 - t_C @ t_C
+    above_N = (predicted_N == labels_N) - right - t_C[predicted_N] - p_C[labels_N] + 2 * p_C @ t_C
+    below_N = (p_C @ p_C - p_C[predicted_N]) / a + (t_C @ t_C - t_C[labels_N]) / b
+    return Measured(value, of_mean(above_N / np.sqrt(a * b) - value * below_N).examples)
+
+
 def measured(logp_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, Measured]:
-    """Accuracy, NLL, Brier score and the square of the debiased calibration error of a pooled prediction.
+    """Accuracy, Matthews correlation, NLL, Brier score and the square of the debiased calibration error of a
+    pooled prediction; those that are defined.
 
     Args:
         logp_NC: log-probabilities from `combine`.
@@ -41,6 +78,8 @@ def measured(logp_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, Measured]:
     }
     with contextlib.suppress(Undefined):
         found["debiased_ce15"] = of_squared_error(logp_NC, labels_N)
+    with contextlib.suppress(Undefined):
+        found["mcc"] = of_mcc(logp_NC, labels_N)
     return found
 
 

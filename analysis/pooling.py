@@ -20,14 +20,16 @@ import numpy as np
 
 from analysis.columns import MARGINS, margin_name
 from analysis.estimates import MAX_SUBSETS, Design, Pool, Subset, estimate
-from analysis.influence import Measured, measured, of_separation
+from analysis.influence import Measured, measured, measured_values, of_separation
 from analysis.rows import Row, eval_sets, is_soup, ood_sets, pool
 from analysis.rows import rule as rule_of
 from analysis.significance import Estimate, Family
 from lorae.draws import plain_set
 from lorae.ensemble import cross_fitted
-from lorae.metrics import Undefined, combine, ood
-from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED, trial_metrics
+from lorae.metrics import VALUE_SCORES, Mixture, Rule, Undefined, combine, is_of_values, ood
+from lorae.metrics.regression import value_scores
+from lorae.recalibration import cross_fitted_variance
+from lorae.results import CONFORMAL, METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED, trial_metrics
 from lorae.store.predictions import Predictions
 from lorae.store.store import Store
 
@@ -35,12 +37,13 @@ if TYPE_CHECKING:
     from analysis.cells import Cell
 
 NOTHING = np.zeros(0)  # for a number without known contributions of test examples
-TESTED = ("acc", "ensemble_nll", "brier", "debiased_ce15")
-TESTED_SCALED = tuple(f"ts_{name}" for name in TESTED[1:])
-SQUARES = ("debiased_ce15", "ts_debiased_ce15")  # measured as squares, shown by their roots
+TESTED = ("acc", "mcc", "ensemble_nll", "brier", "debiased_ce15")
+TESTED_SCALED = tuple(f"ts_{name}" for name in TESTED[2:])
+TESTED_VALUES = ("rmse", "mae", "crps", "pearson")  # and the NLL, also scaled
+SQUARES = ("debiased_ce15", "ts_debiased_ce15", "rmse")  # measured as squares, shown by their roots
 INDEPENDENT = "init+order"  # `Diversity.label` where members share no random stream
 MAX_NUMBERS = 400_000_000  # members x examples x classes x subsets that are combined for one estimate
-_RECOMPUTED = {*METRICS, *SCALED, "validation_nll"}
+_RECOMPUTED = {*METRICS, *SCALED, *CONFORMAL, "validation_nll"}
 
 Columns = dict[str, Measured]  # column -> metric of one ensemble
 
@@ -101,7 +104,8 @@ class Estimates:
         key = (tuple(cells), column)
         if key not in self._families:
             if not self.is_tested(column):
-                raise ValueError(f"{column} is not tested: {', '.join(TESTED)} and AUROCs are")
+                every = ", ".join((*TESTED, *TESTED_VALUES))
+                raise ValueError(f"{column} is not tested: {every} and AUROCs are")
             found = {cell: self.of(cell, column) for cell in cells}
             rows = {cell: estimate for cell, estimate in found.items() if estimate}
             self._families[key] = Family(rows, self.margin(column), is_share=column == "acc")
@@ -141,20 +145,23 @@ class Estimates:
     def _tested(self, cell: Cell, where: str) -> dict[str, Estimate | None]:
         """All tested columns of one evaluation set."""
         if any(where not in eval_sets(row) for row in cell.rows):
-            return {f"auroc_{score}{OOD_SEPARATOR}{where}": None for score in ood.SCORES}
-        names = [*TESTED, *TESTED_SCALED]
+            return {f"auroc_{score}{OOD_SEPARATOR}{where}": None for score in (*ood.SCORES, *VALUE_SCORES)}
+        names = [*TESTED, *TESTED_SCALED, *TESTED_VALUES]
         if where != "test":
-            names = [f"auroc_{score}{OOD_SEPARATOR}{where}" for score in ood.SCORES]
+            names = [f"auroc_{score}{OOD_SEPARATOR}{where}" for score in (*ood.SCORES, *VALUE_SCORES)]
         measure = functools.partial(self._tested_columns, cell, where)
         return self._from_pools(cell, measure, names)
 
     def _tested_columns(self, cell: Cell, where: str, row: Row, subset: Subset) -> Columns:
         test, rule = self._ensemble(row, "test", subset), rule_of(row)
         if where == "test":
+            if is_of_values(test.labels_N):
+                mixture = Mixture.of(test.logits_MNC, rule)
+                return measured_values(mixture, test.labels_N) | self._stretched(cell, mixture, test.labels_N)
             logp_NC = combine(test.logits_MNC, rule)
             return measured(logp_NC, test.labels_N) | self._scaled(cell, logp_NC, test.labels_N)
         others = self._ensemble(row, where, subset)
-        in_, out = (ood.scores(found.logits_MNC, rule) for found in (test, others))
+        in_, out = (_scores(found, rule) for found in (test, others))
         return {f"auroc_{s}{OOD_SEPARATOR}{where}": of_separation(in_[s], out[s]) for s in in_}
 
     def _scaled(self, cell: Cell, logp_NC: np.ndarray, labels_N: np.ndarray) -> Columns:
@@ -172,7 +179,19 @@ class Estimates:
             self.flags.setdefault(cell, fit.flag)
             return {}
         found = measured(fit.logp_NC, labels_N)
-        return {f"ts_{name}": found[name] for name in TESTED[1:]}
+        return {name: found[name.removeprefix("ts_")] for name in TESTED_SCALED}
+
+    def _stretched(self, cell: Cell, mixture: Mixture, y_N: np.ndarray) -> Columns:
+        """The NLL of a mixture at cross-fitted factors of its standard deviation."""
+        try:
+            fit = cross_fitted_variance(mixture, y_N)
+        except Undefined as error:
+            self.flags.setdefault(cell, error.reason)
+            return {}
+        if fit.flag:
+            self.flags.setdefault(cell, fit.flag)
+            return {}
+        return {"ts_ensemble_nll": measured_values(fit.mixture, y_N)["ensemble_nll"]}
 
     def _untested(self, cell: Cell) -> dict[str, Estimate | None]:
         """Every column that `trial_metrics` computes, without contributions of the examples."""
@@ -185,7 +204,7 @@ class Estimates:
             )
             return {n: Measured(float(v), NOTHING) for n, v in found.items() if isinstance(v, (int, float))}
 
-        names = [*METRICS, *SCALED, "validation_nll"]
+        names = [*METRICS, *SCALED, *CONFORMAL, "validation_nll"]
         names += [f"{n}{OOD_SEPARATOR}{task}" for task in ood_sets(cell.rows[0]) for n in OOD_METRICS]
         names = [name for name in names if _source(name) is None]  # the others have contributions
         return self._from_pools(cell, measure, names, is_tested=False)
@@ -255,9 +274,15 @@ def _recipe(row: Row) -> str:
 def _source(column: str) -> str | None:
     """The evaluation set of a column whose differences are tested, "test" or an OOD task; otherwise None."""
     metric, _, task = column.partition(OOD_SEPARATOR)
-    if metric in TESTED or metric in TESTED_SCALED:
+    if metric in (*TESTED, *TESTED_SCALED, *TESTED_VALUES):
         return "test"
     return task if task and metric.startswith("auroc_") else None
+
+
+def _scores(found: Predictions, rule: Rule) -> dict[str, np.ndarray]:
+    """Scores of OOD detection of each example by name."""
+    of_values = is_of_values(found.labels_N)
+    return value_scores(found.logits_MNC) if of_values else ood.scores(found.logits_MNC, rule)
 
 
 def _estimate(

@@ -30,6 +30,8 @@ class Stored:
         folder = sweep if self.archive else f"sweeps/{sweep}"
         self.rows = pq.read_table(f"{storage}/{folder}/trials.parquet").to_pylist()
         for row in self.rows:
+            if row["scoring"].startswith("value"):
+                sys.exit(f"error: {sweep} has rows of numbers; this recomputes metrics of classes")
             if row["combine"] == "logits" or row["draws"] != "none":
                 sys.exit(
                     f"error: {sweep} has a row with combine={row['combine']!r} and draws {row['draws']}; "

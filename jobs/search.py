@@ -23,7 +23,7 @@ from jobs.devices import process_devices
 from jobs.hosts import ray_cluster, run_local, run_tune, stack_name
 from jobs.request import Request, driver_id
 from jobs.search_record import OBJECTIVE, TIME, SearchRecord, evaluated_on
-from lorae.metrics import combine, ensemble_nll
+from lorae.metrics import pooled_nll
 from lorae.planning.estimate import Devices
 from lorae.planning.plan import Plan, make_plan, placed
 from lorae.planning.stack import Stack
@@ -182,7 +182,7 @@ def objective(store: Store, rows: Sequence[Trial]) -> float | None:
         )
     except ValueError:
         return None
-    return ensemble_nll(combine(stored.logits_MNC, "probs"), stored.labels_N)
+    return pooled_nll(stored.logits_MNC, stored.labels_N)
 
 
 def _best(studies: Sequence[_Study]) -> tuple[str, ...]:

@@ -23,11 +23,13 @@ class Draws:
 
     Attributes:
         kind: what its label begins with, before the first "-".
+        reads_classes: they are fitted by the classes of training examples.
         note: in one sentence, where it departs from its source; None = nowhere. For below a table.
     """
 
     kind: ClassVar[str]
     note: ClassVar[str | None] = None
+    reads_classes: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -104,6 +106,7 @@ class Fitted(Sampled):
         record: shape of the numbers that a sampler's `fit` finds, see `lorae.untrusted.check`.
     """
 
+    reads_classes = True
     record: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, trial: Trial) -> None:

@@ -29,12 +29,13 @@ class Own:
 
 
 def own_text(task: Task, example: Example) -> Own:
-    """The example's own characters in its prompt, as the task's prompts of other texts tell. A task whose
-    prompts do not show it has no others."""
+    """The example's own characters in its prompt, as the task's prompts of other texts tell; of a pair
+    those of the longer sentence. A task whose prompts do not show it has no others."""
     text = task.prompt(example).text
+    question = "pair" if len(example.pair or "") > len(example.question) else "question"
     try:
-        asked = task.prompt(replace(example, question=_MARK)).text
-        listed = task.prompt(replace(example, question=_MARK, options=(_MARK,) * len(example.options))).text
+        asked = task.prompt(marked := replace(example, **{question: _MARK})).text
+        listed = task.prompt(replace(marked, options=(_MARK,) * len(example.options))).text
     except Exception:  # of a task of the user's own that reads more in its texts
         asked = listed = ""
     before, after, last = asked.partition(_MARK)[0], asked.rpartition(_MARK)[2], listed.rpartition(_MARK)[2]
