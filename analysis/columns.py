@@ -1,4 +1,4 @@
-"""Columns of tables and axes of figures: their titles and directions, by their name in trials.parquet."""
+"""Titles and directions of table columns and figure axes, by their name in trials.parquet."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ DIVERSITY_METRICS = ("disagreement", "jsd", "mutual_information", "error_correla
 # The largest difference that does not matter, in the metric's own unit
 MARGINS = {
     "acc": 0.01,
+    "mcc": 0.01,
     "ensemble_nll": 0.005,
     "brier": 0.005,
     "debiased_ce15": 0.01,
@@ -36,10 +37,24 @@ MARGINS = {
     "prr": 0.02,
     "aurc_wrong": 0.005,
     "cider": 0.05,
+    "pearson": 0.01,
+    **dict.fromkeys(("rmse", "mae", "crps"), 0.01),  # in the unit of the labels
 }
 TITLES = {
     "acc": "accuracy",
     "f1": "macro F1",
+    "mcc": "Matthews correlation",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "crps": "CRPS",
+    "picp90": "coverage of 90 % intervals",
+    "width90": "width of 90 % intervals",
+    "quantile_ece": "quantile CE",
+    "conformal_picp90": "coverage of conformal 90 % intervals",
+    "conformal_width90": "width of conformal 90 % intervals",
     "ensemble_nll": "NLL",
     "mean_member_nll": "mean member's NLL",
     "nll": "NLL",
@@ -106,10 +121,10 @@ class Column:
     Args:
         name: as in trials.parquet.
         kind: "text"; "metric", a fraction or nats; "pooled", its mean over folds with the
-            standard deviation; "difference" of a metric to a baseline; "estimate", a number with or without
-            its interval; "level", the same of a metric, which needs no sign; "amount", a cost or a count;
-            "data", a text for machines that appears in CSV only.
-        decimals: of what is not a text or an amount.
+            standard deviation; "difference" of a metric from a baseline; "estimate", a number with or without
+            its interval; "level", the same for a metric, without a sign; "amount", a cost or a count; "data",
+            machine-readable text that appears only in CSV.
+        decimals: of every kind but texts and amounts.
     """
 
     name: str
@@ -133,7 +148,7 @@ def direction(column: str) -> Direction:
 
 
 def margin_name(column: str) -> str:
-    """What the margin of a tested column is called in MARGINS."""
+    """Key of a tested column's margin in MARGINS."""
     metric = column.partition(OOD_SEPARATOR)[0].removeprefix("ts_")
     return "auroc" if metric.startswith("auroc_") else metric
 
@@ -142,7 +157,7 @@ def margins(texts: Sequence[str]) -> dict[str, float]:
     """Margins by metric from words such as "ensemble_nll=0.01".
 
     Raises:
-        ValueError: another metric, or a margin that is not above 0.
+        ValueError: an unknown metric, or a margin that is not above 0.
     """
     found = {}
     for text in texts:
@@ -175,28 +190,34 @@ def title(column: str) -> str:
 
 
 def ood_columns(trials: Trials) -> list[str]:
-    """AUROC by the maximum probability for each OOD task; many of them have a table of their own."""
+    """AUROC by the maximum probability for each OOD task; if there are many, they have their own table."""
     few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
     return [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
 
 
 def default_metrics(trials: Trials) -> list[str]:
     """Accuracy, NLL, calibration and OOD detection by the maximum probability; NLL and calibration error also
-    temperature-scaled."""
+    temperature-scaled. Of numbers errors, correlation, NLL, and calibration of intervals."""
     ood = ood_columns(trials)
-    return [
-        *("acc", "ensemble_nll", "ece15", "debiased_ce15", "brier"),
-        *ood,
-        *("ts_ensemble_nll", "ts_debiased_ce15"),
+    classes = [*("acc", "ensemble_nll", "ece15", "debiased_ce15", "brier"), *ood]
+    values = ["rmse", "mae", "pearson", "spearman", "ensemble_nll", "crps", "quantile_ece"]
+    answers = [
+        [*classes, "ts_ensemble_nll", "ts_debiased_ce15"] if _has(trials, "acc") else [],
+        [*values, "ts_ensemble_nll"] if _has(trials, "rmse") else [],
     ]
+    return list(dict.fromkeys(name for of_answer in answers for name in of_answer))
+
+
+def _has(trials: Trials, column: str) -> bool:
+    return any(row.get(column) is not None for row in trials.rows)
 
 
 def tested_metrics(trials: Trials) -> list[str]:
-    """Those of `default_metrics` whose differences are tested: not ECE-15, which favours sure models."""
+    """The `default_metrics` whose differences are tested; not ECE-15, which favours confident models."""
     return [column for column in default_metrics(trials) if trials.estimates.is_tested(column)]
 
 
 def all_metrics(trials: Trials) -> list[str]:
-    """Every metric column of the sweep's rows, and the scaled calibration error without bias."""
+    """Every metric column of the sweep's rows, and the temperature-scaled debiased calibration error."""
     ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in OOD_METRICS]
     return [*METRICS, *SCALED, "ts_debiased_ce15", "validation_nll", *ood]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from analysis.columns import SCALINGS, direction, title
 from lorae import metrics
+from lorae.metrics import regression
 from lorae.results import OOD_SEPARATOR
 
 MEANINGS = {
@@ -36,9 +37,15 @@ MEANINGS = {
     "members": "size of the ensemble; 0 is the untouched backbone",
     "combine": "what is averaged over members: probabilities, logits, weights (a soup)",
     "num_examples": "test examples",
+    "decoding": "how answers are written: greedy or sampled, and their longest length; null where none are",
+    "exact_match": "share of written answers that are a reference, after normalisation",
+    "token_f1": "overlap of the words of written answers with the best reference, 0 to 1",
+    "number_match": "share of written answers whose number is the reference's",
     "temperature": "geometric mean of the folds' temperatures, each fitted on the other folds of test",
     "temperature_flag": "why there is no usable temperature",
     "members_temperature_flag": "the same of the members' own temperatures",
+    "conformal_picp90": "share of test labels in intervals that hold 90 % of validation's; best is 0.9",
+    "conformal_width90": "mean width of these intervals, in the unit of the labels",
     "validation_nll": "NLL on validation, in nats; what tuning and a search choose by",
     "pruned_step": "step after which a search ended the training",
     "train_tokens": "that training has read, of all members",
@@ -76,7 +83,10 @@ def _of_metric(name: str) -> str:
 
 
 def _first(function: str) -> str:
-    return (getattr(metrics, function).__doc__ or "").partition("\n")[0] if hasattr(metrics, function) else ""
+    for module in (metrics, regression):
+        if hasattr(module, function):
+            return (getattr(module, function).__doc__ or "").partition("\n")[0]
+    return ""
 
 
 def glossary(columns: Iterable[str]) -> list[dict[str, str]]:

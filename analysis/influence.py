@@ -1,4 +1,4 @@
-"""Metrics of a pooled prediction with what each example contributes to them.
+"""Metrics of a pooled prediction, with each example's contribution to them.
 
 The contribution of an example is its empirical influence divided by N, scaled so that the sum of squares is
 the variance of the metric over test sets: (x_n - mean) / sqrt(N (N - 1)) for a mean. Source: Efron 1982, The
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lorae.metrics import calibration, proper
+from lorae.metrics import calibration, proper, regression
 from lorae.metrics.probability import Undefined, checked
+from lorae.metrics.regression import Mixture
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +26,44 @@ class Measured:
     examples: np.ndarray
 
 
+def measured_values(mixture: Mixture, y_N: np.ndarray) -> dict[str, Measured]:
+    """RMSE as its square, MAE, NLL, CRPS and Pearson's correlation of a mixture; those that are defined."""
+    found = {
+        "rmse": of_mean(regression.squared_errors(mixture, y_N)),
+        "mae": of_mean(regression.absolute_errors(mixture, y_N)),
+        "crps": of_mean(regression.example_crps(mixture, y_N)),
+    }
+    with contextlib.suppress(Undefined):
+        found["pearson"] = of_correlation(mixture.mean_N, y_N)
+    with contextlib.suppress(Undefined):
+        found["ensemble_nll"] = of_mean(regression.example_density_nll(mixture, y_N))
+    return found
+
+
+def of_correlation(x_N: np.ndarray, y_N: np.ndarray) -> Measured:
+    """Pearson's correlation r, whose influence is z_x z_y - r (z_x^2 + z_y^2) / 2 of standardised numbers.
+
+    Source: Devlin et al. 1975, Biometrika 62, equation 2.
+    """
+    r = regression.correlation("pearson", x_N, y_N)
+    zx_N, zy_N = ((v - v.mean()) / v.std() for v in (x_N, y_N))
+    return Measured(r, of_mean(zx_N * zy_N - r * (zx_N**2 + zy_N**2) / 2).examples)
+
+
+def of_mcc(logp_NC: np.ndarray, labels_N: np.ndarray) -> Measured:
+    """`proper.mcc`, (c - p t) / sqrt((1 - p p)(1 - t t)), by the derivatives of its shares."""
+    value = proper.mcc(logp_NC, labels_N)
+    right, p_C, t_C = proper.class_shares(logp_NC, labels_N)
+    predicted_N = np.asarray(logp_NC).argmax(axis=1)
+    a, b = 1 - p_C @ p_C, 1 - t_C @ t_C
+    above_N = (predicted_N == labels_N) - right - t_C[predicted_N] - p_C[labels_N] + 2 * p_C @ t_C
+    below_N = (p_C @ p_C - p_C[predicted_N]) / a + (t_C @ t_C - t_C[labels_N]) / b
+    return Measured(value, of_mean(above_N / np.sqrt(a * b) - value * below_N).examples)
+
+
 def measured(logp_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, Measured]:
-    """Accuracy, NLL, Brier score and the square of the debiased calibration error of a pooled prediction.
+    """Accuracy, Matthews correlation, NLL, Brier score and the square of the debiased calibration error of a
+    pooled prediction; those that are defined.
 
     Args:
         logp_NC: log-probabilities from `combine`.
@@ -41,6 +78,8 @@ def measured(logp_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, Measured]:
     }
     with contextlib.suppress(Undefined):
         found["debiased_ce15"] = of_squared_error(logp_NC, labels_N)
+    with contextlib.suppress(Undefined):
+        found["mcc"] = of_mcc(logp_NC, labels_N)
     return found
 
 
@@ -65,7 +104,8 @@ def of_squared_error(logp_NC: np.ndarray, labels_N: np.ndarray) -> Measured:
 
 
 def of_separation(in_N: np.ndarray, ood_N: np.ndarray) -> Measured:
-    """AUROC of a score, over the N_in and then the N_ood examples. Source: DeLong et al. 1988, Biometrics."""
+    """AUROC of a score, with contributions of N_in, then N_ood examples. Source: DeLong et al. 1988,
+    Biometrics."""
     above_in, below_ood = of_mean(1 - _placements(ood_N, in_N)), of_mean(_placements(in_N, ood_N))
     if min(len(in_N), len(ood_N)) < 2:
         return Measured(below_ood.value, np.zeros(0))
@@ -73,7 +113,7 @@ def of_separation(in_N: np.ndarray, ood_N: np.ndarray) -> Measured:
 
 
 def _widened(of_side: Measured) -> np.ndarray:
-    """Contributions of one side of an AUROC, which has degrees of freedom of its own."""
+    """Contributions of one side of an AUROC, widened for its own degrees of freedom."""
     return of_side.examples * stats.t.isf(0.025, len(of_side.examples) - 1) / stats.norm.isf(0.025)
 
 

@@ -40,8 +40,8 @@ from lorae.results import COST
 from lorae.store.names import member_folder
 from lorae.untrusted import text_if_any
 
-SHOWN = ("lorae", "torch", "transformers", "device", "date")  # of what members record of their training
-MAX_PANELS = 8  # of which figures are drawn; the tables are always whole
+SHOWN = ("lorae", "torch", "transformers", "device", "date")  # provenance of members' training that is shown
+MAX_PANELS = 8  # with figures; the tables are always complete
 
 
 def write_report(
@@ -94,8 +94,10 @@ def report_sections(trials: Trials) -> list[Section]:
     size, calibration, scores = [], [], []
     for panel in drawn[:MAX_PANELS]:
         size += [metric_against_members(trials, panel, metric) for metric in MEMBERS_METRICS]
-        calibration += [reliability_diagram(trials, panel, line) for line in panel.lines]
-        scores += score_figures(trials, panel)
+    classes = trials.of_classes
+    for panel in panels(classes)[:MAX_PANELS]:
+        calibration += [reliability_diagram(classes, panel, line) for line in panel.lines]
+        scores += score_figures(classes, panel)
     settings = [
         plot
         for setting in numeric_settings(trials)
@@ -103,8 +105,11 @@ def report_sections(trials: Trials) -> list[Section]:
         for plot in metric_against_setting(trials, setting, metric)
     ]
     first = f"Drawn are the first {MAX_PANELS} of {len(drawn)} settings." if len(drawn) > MAX_PANELS else ""
-    measured, notes = with_updates(with_gains(trials), max_entries=MAX_REPORT_ENTRIES)
-    diversity = [t for t in (weight_table(measured, notes), correlations(measured)) if t.blocks]
+    diversity, gains = [], []
+    if classes.rows:
+        measured, notes = with_updates(with_gains(classes), max_entries=MAX_REPORT_ENTRIES)
+        diversity = [t for t in (weight_table(measured, notes), correlations(measured)) if t.blocks]
+        gains = diversity_against_gain(classes)
     whole = comparison(trials, all_metrics(trials), tuple(COST), name="all-metrics")
     sections = [
         Section("Comparison", tables=[comparison(trials)]),
@@ -112,7 +117,7 @@ def report_sections(trials: Trials) -> list[Section]:
         Section("Ensemble size", first, plots=size),
         Section("Calibration", first, plots=calibration),
         Section("Selective prediction and OOD detection", first, plots=scores),
-        Section("Diversity and gain", tables=diversity, plots=diversity_against_gain(trials)),
+        Section("Diversity and gain", tables=diversity, plots=gains),
         Section("Quality and cost", plots=quality_against_cost(trials)),
         Section("Settings", plots=settings),
         Section("Two factors", plots=heat_maps(trials)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorae.combinations import COMBINATIONS, SOUPS
 from lorae.metrics import Rule
-from lorae.store.names import pool_folders
+from lorae.store.names import pool_folders, texts_folder
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 
@@ -30,17 +30,22 @@ def provenance(row: Row) -> dict[str, Any]:
 
 
 def rule(row: Row) -> Rule:
-    """By which a row's logits are combined."""
+    """The rule that combines a row's logits."""
     return COMBINATIONS[row["combine"]].rule
 
 
 def soup(row: Row) -> str | None:
-    """Name of the combination that makes one model of a row's members, if it predicts so."""
+    """Name of the combination that makes one model of a row's members, or None."""
     return row["combine"] if is_soup(row) else None
 
 
+def together(row: Row) -> list[str]:
+    """Folder of the texts of a row's members together; none where they write none."""
+    return [texts_folder(row["member_ids"])] if row["decoding"] and row["members"] > 1 else []
+
+
 def is_soup(row: Row) -> bool:
-    """Whether a row predicts with one model that is made of its members."""
+    """Whether a row predicts with one model made of its members."""
     return row["members"] > 1 and row["combine"] in SOUPS
 
 
@@ -55,7 +60,7 @@ def eval_sets(row: Row) -> dict[str, str]:
 
 
 def ood_sets(row: Row) -> dict[str, str]:
-    """The same of its OOD tasks alone."""
+    """`eval_sets` of the OOD tasks alone."""
     return {task: name for task, name in eval_sets(row).items() if task not in ("test", "validation")}
 
 

@@ -157,7 +157,7 @@ def _parser() -> Parser:
         help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours: stored with each member, a column of tables",
     )
     what.add_argument("--remove", metavar="TASK", help="undo --task: remove a set that no sweep asked for")
-    predict.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    predict.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
     predict.add_argument("--sweep", metavar="NAME", help="only the trials, or members, of this sweep")
     predict.add_argument("--out", metavar="FILE", help="write .parquet, .csv or .jsonl instead of printing")
     predict.add_argument("--column", metavar="NAME", help="of --file: where the text is")
@@ -224,7 +224,8 @@ def _parser() -> Parser:
 
     serve = commands.add_parser("serve", help="a stored ensemble as an HTTP endpoint of this machine")
     serve.add_argument("storage", metavar="STORAGE")
-    serve.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    serve.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
+    serve.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
     serve.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
     serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1, which nobody else reaches")
     serve.add_argument("--port", type=int, default=8000, help="default 8000")
@@ -236,7 +237,8 @@ def _parser() -> Parser:
     texts = verify.add_mutually_exclusive_group(required=True)
     texts.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
     texts.add_argument("--file", metavar="FILE", help="JSON Lines, CSV or Parquet, as for predict")
-    verify.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    verify.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
+    verify.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
     verify.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
     verify.add_argument(
         "--tolerance", type=float, metavar="P", help="of a probability; default 0.005 in fp32"

@@ -76,7 +76,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from jobs.answers import read_inputs, run_answers
 
     inputs = arguments.text or read_inputs(arguments.file, arguments.column)
-    ensemble = _ensemble(arguments, sweep=arguments.sweep, backbone=arguments.backbone)
+    ensemble = _ensemble(arguments, backbone=arguments.backbone)
     run_answers(ensemble, inputs, arguments.out, arguments.coverage, arguments.json)
     return 0
 
@@ -232,7 +232,7 @@ def _ensemble(arguments: argparse.Namespace, **where: Any) -> Ensemble:
     from lorae.engine.ensembles import Ensemble
 
     classes = arguments.classes.split(",") if arguments.classes else None
-    return Ensemble.load(arguments.storage, arguments.trial, classes=classes, **where)
+    return Ensemble.load(arguments.storage, arguments.trial, sweep=arguments.sweep, classes=classes, **where)
 
 
 def bench_analysis(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Progress that a person can follow: one line that is rewritten in a terminal, plain lines elsewhere."""
+"""Progress for a person to follow: one rewritten line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PLAIN_SECONDS = 15.0
 
 
 class ProgressLine:
-    """Stacks done and running, members, steps and the time that remains.
+    """Stacks done and running, members, steps and the remaining time.
 
     Args:
-        stacks: what will be run, with `estimates` of their relative length.
-        stream: where to write; None for the standard error of the moment.
+        stacks: the stacks to run, with `estimates` of their relative length.
+        stream: where to write; None for the current standard error.
     """
 
     def __init__(
@@ -32,10 +32,12 @@ class ProgressLine:
         self.started = self.printed = time.monotonic()
 
     def update(self, stack: int, phase: str, step: int = 0, num_steps: int = 0) -> None:
-        """A stack's news: its phase, and how far it is in training (steps) or predicting (per cent)."""
+        """Update a stack: its phase, and how far it is in training (steps) or predicting (per cent)."""
         trained = self.estimates[stack].train_seconds / self.estimates[stack].seconds
         within = step / num_steps if num_steps else 0.0
-        shares = {"train": trained * within, "predict": trained + (1 - trained) * within, "done": 1.0}
+        predicted = 0.99 if self.stacks[stack].answer_sets() else 1.0  # before texts are written
+        predicting = min(predicted, trained + (1 - trained) * within)
+        shares = {"train": trained * within, "predict": predicting, "done": 1.0}
         self.fractions[stack] = max(self.fractions[stack], shares.get(phase, 0.0))
         self.phases[stack] = phase
         if num_steps:
@@ -46,30 +48,21 @@ class ProgressLine:
             self._print()
 
     def waiting(self) -> None:
-        """Nothing runs: say so now and then; an autoscaling cluster takes minutes to start a node."""
+        """Say now and then that nothing runs; an autoscaling cluster takes minutes to start a node."""
         if time.monotonic() - self.printed >= PLAIN_SECONDS and min(self.fractions) < 1:
             self._print(note="waiting for a node (`ray status` shows what is being started)")
 
     def line(self, columns: int | None = None, note: str = "") -> str:
-        """The line as of now; on a terminal as many of the running stacks as it has columns for.
+        """The current line; on a terminal, with as many of the running stacks as fit in its columns.
 
-        A longer line would wrap, and what is written over it would leave its first rows behind.
+        A longer line would wrap, and overwriting it would leave its first rows behind.
         """
-        done = sum(f == 1.0 for f in self.fractions)
-        seconds = [e.seconds for e in self.estimates]
-        total = sum(s * f for s, f in zip(seconds, self.fractions)) / sum(seconds)
-        elapsed = time.monotonic() - self.started
-        remaining = f", about {_clock(elapsed * (1 - total) / total)} left" if 0.03 < total < 1 else ""
         running = [
-            f"{_name(s)}: {phase}"
+            f"{stack_label(s)}: {phase}"
             for s, phase, f in zip(self.stacks, self.phases, self.fractions)
             if phase not in ("waiting", "done") and f < 1
         ]
-        sizes = [0 if s.soup or s.pool else len(s.members) for s in self.stacks]
-        members = sum(size for size, f in zip(sizes, self.fractions) if f == 1.0)
-        counts = f"stacks {done}/{len(self.stacks)}"
-        counts += f", members {members}/{sum(sizes)}" if any(sizes) else ""
-        head = [f"{_clock(elapsed)} {counts}{remaining}", *filter(None, [note])]
+        head = [self.counts(), *filter(None, [note])]
         width, line = columns or sys.maxsize, ""
         for num in range(len(running), -1, -1):
             more = [f"{len(running) - num} more"] if num < len(running) else []
@@ -78,17 +71,34 @@ class ProgressLine:
                 return line
         return line[: width - 1]
 
+    def share(self) -> float:
+        """Of all the work, what is done."""
+        seconds = [e.seconds for e in self.estimates]
+        return sum(s * f for s, f in zip(seconds, self.fractions)) / sum(seconds)
+
+    def counts(self) -> str:
+        """Time that has passed, stacks and members that are done, time that remains."""
+        total, elapsed = self.share(), time.monotonic() - self.started
+        remaining = f", about {_clock(elapsed * (1 - total) / total)} left" if 0.03 < total < 1 else ""
+        sizes = [0 if s.soup or s.pool else len(s.members) for s in self.stacks]
+        members = sum(size for size, f in zip(sizes, self.fractions) if f == 1.0)
+        done = sum(f == 1.0 for f in self.fractions)
+        counts = f"stacks {done}/{len(self.stacks)}"
+        counts += f", members {members}/{sum(sizes)}" if any(sizes) else ""
+        return f"{_clock(elapsed)} {counts}{remaining}"
+
     def _print(self, final: bool = False, note: str = "") -> None:
         self.printed = time.monotonic()
         if self.stream.isatty():
-            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: it does not know
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: unknown
             self.stream.write(f"\r\x1b[K{self.line(columns, note)}" + ("\n" if final else ""))
         else:
             self.stream.write(self.line(note=note) + "\n")
         self.stream.flush()
 
 
-def _name(stack: Stack) -> str:
+def stack_label(stack: Stack) -> str:
+    """A stack in a few words."""
     factors = stack.trial.factors()
     label = f"{factors['task']} {factors['method']} {factors['regularizers']} seed {factors['seed']}"
     if stack.soup:

@@ -72,19 +72,16 @@ def fit_temperature(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class CrossFit:
-    """Predictions scaled by temperatures that were fitted on other examples: no label is scored with a
-    temperature that it helped to fit.
+class Fit:
+    """Temperatures, each fitted on other examples than those that it scales.
 
     Attributes:
-        logp_NC: the scaled predictions, in the order of the examples.
         temperature_K: temperature of each fold, fitted on the examples of all other folds.
         fold_N: fold of each example, see `folds`.
         log_se: standard error of log T for a fit on all examples, robust to predictions that no temperature
             calibrates ("sandwich"); infinite if that fit is at a bound, or flat.
     """
 
-    logp_NC: np.ndarray
     temperature_K: np.ndarray
     fold_N: np.ndarray
     log_se: float
@@ -109,6 +106,18 @@ class CrossFit:
         return f"95 % interval {low:.2g} to {high:.2g} from {num_examples} examples"
 
 
+@dataclass(frozen=True, eq=False)
+class CrossFit(Fit):
+    """Predictions scaled by temperatures that were fitted on other examples: no label is scored with a
+    temperature that it helped to fit.
+
+    Attributes:
+        logp_NC: the scaled predictions, in the order of the examples.
+    """
+
+    logp_NC: np.ndarray
+
+
 def cross_fitted(logp_NC: np.ndarray, labels_N: np.ndarray, num_folds: int = 5) -> CrossFit:
     """Temperature scaling without a separate data set: each fold of the examples is scaled by the temperature
     that `fit_temperature` finds on the other folds.
@@ -126,7 +135,7 @@ def cross_fitted(logp_NC: np.ndarray, labels_N: np.ndarray, num_folds: int = 5) 
     rests = [nll.only(fold_N != k) for k in range(fold_N.max() + 1)]
     temperature_K = np.array([rest.temperature() if rest.num else 1.0 for rest in rests])
     scaled_NC = scale(logp_NC, temperature_K[fold_N][:, None])
-    return CrossFit(scaled_NC, temperature_K, fold_N, nll.log_se(nll.temperature()))
+    return CrossFit(temperature_K, fold_N, nll.log_se(nll.temperature()), logp_NC=scaled_NC)
 
 
 def cross_fitted_members(

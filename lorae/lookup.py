@@ -18,8 +18,8 @@ def find_trial(store: Store, trial: str | None = None, sweep: str | None = None)
     """The row of a trained trial.
 
     Args:
-        trial: its id or a beginning of it; None = the one with the lowest validation NLL (no test example
-            chooses).
+        trial: its id or a beginning of it; None = the one with the lowest validation NLL, of several members
+            if there is one; no test example chooses.
         sweep: where to look; None = all sweeps.
     Raises:
         ValueError: none, or several.
@@ -31,7 +31,9 @@ def find_trial(store: Store, trial: str | None = None, sweep: str | None = None)
     if not trained:
         raise ValueError(f"{store.storage.uri} has no trained trial that is done; repeat its sweep")
     if trial is None:
-        return min(trained.values(), key=lambda row: row["validation_nll"])
+        judged = [row for row in trained.values() if row["validation_nll"] is not None] or [*trained.values()]
+        several = [row for row in judged if row["members"] > 1] or judged
+        return min(several, key=lambda row: row["validation_nll"] or 0.0)
     found = [row for name, row in trained.items() if name.startswith(trial)]
     if len(found) == 1:
         return found[0]

@@ -18,7 +18,9 @@ from lorae import ensemble, metrics, untrusted
 from lorae.combinations import COMBINATIONS, SOUPS
 from lorae.draws import Fitted
 from lorae.identity import canonical_json, digest
+from lorae.metrics import regression
 from lorae.planning.choice import TUNING, Choice
+from lorae.recalibration import cross_fitted_variance
 from lorae.store.ahead import ahead
 from lorae.store.answers import Answer, answer_set
 from lorae.store.names import (
@@ -61,7 +63,11 @@ OLDER = "fitted on validation by an older lorae; repeat the sweep"
 SCALED = [
     *("temperature", "ts_ensemble_nll", "ts_brier", "ts_ece15"),
     *("members_ts_ensemble_nll", "members_ts_ece15"),
+    "ts_quantile_ece",
 ]
+# Of numbers by intervals that hold 90 % of the validation examples
+CONFORMAL = ["conformal_picp90", "conformal_width90"]
+NO_VARIANCE = "members predict a mean without a variance"
 COUNTED = ("train_flops", "train_process_seconds")  # null where a member or fit is of a lorae that did not
 COST = {
     "train_tokens": pa.int64(),
@@ -74,7 +80,10 @@ COST = {
     "stored_bytes": pa.int64(),
 }
 LATER = {  # columns that tables of an older lorae lack
-    **dict.fromkeys((*SCALED, *COUNTED, *TEXT_METRICS, "debiased_ce15"), pa.float64()),
+    **dict.fromkeys(
+        (*SCALED, *COUNTED, *TEXT_METRICS, *metrics.VALUE_METRICS, *CONFORMAL, "debiased_ce15", "mcc"),
+        pa.float64(),
+    ),
     "decoding": pa.string(),
     "tuning": pa.string(),
 }
@@ -121,7 +130,7 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         ("error", pa.string()),
         *FACTORS.items(),
         ("num_examples", pa.int32()),
-        *((name, pa.float64()) for name in [*METRICS, *TEXT_METRICS, *SCALED, "validation_nll"]),
+        *((name, pa.float64()) for name in [*METRICS, *TEXT_METRICS, *SCALED, *CONFORMAL, "validation_nll"]),
         *((name, pa.string()) for name in FLAGS),
         ("pruned_step", pa.int32()),  # where a search stopped training; `validation_nll` is of that step
         *((f"{name}{OOD_SEPARATOR}{task}", pa.float64()) for task in ood_tasks for name in OOD_METRICS),
@@ -345,6 +354,8 @@ def trial_metrics(
     if of_tokens:
         return token_metrics(predictions, rule)
     test, validation = predictions["test"], predictions["validation"]
+    if metrics.is_of_values(test.labels_N):
+        return _value_metrics(predictions, ood, rule)
     pooled_validation = metrics.combine(validation.logits_MNC, rule)
     found: dict[str, float | str | None] = {"num_examples": len(test.labels_N)}
     found |= metrics.summary(test.logits_MNC, test.labels_N, rule)
@@ -352,6 +363,34 @@ def trial_metrics(
     found |= scaled_metrics(test, rule, num_entries)
     for task in ood:
         separated = metrics.ood_summary(test.logits_MNC, predictions[task].logits_MNC, rule)
+        found |= {f"{name}{OOD_SEPARATOR}{task}": value for name, value in separated.items()}
+    return found
+
+
+def _value_metrics(
+    predictions: dict[str, Predictions], ood: Sequence[str], rule: metrics.Rule
+) -> dict[str, float | str | None]:
+    """The same of numbers; all else is null. Scaled is the mixture: members before pooling are not."""
+    test, validation = predictions["test"], predictions["validation"]
+    mixture, gold_N = metrics.Mixture.of(test.logits_MNC, rule), test.labels_N
+    found: dict[str, float | str | None] = {"num_examples": len(gold_N)}
+    found |= metrics.value_summary(test.logits_MNC, gold_N, rule)
+    found["validation_nll"] = metrics.pooled_nll(validation.logits_MNC, validation.labels_N)
+    found |= dict.fromkeys(FLAGS, NO_VARIANCE)
+    if mixture.has_variance:
+        fit = cross_fitted_variance(mixture, gold_N)
+        found |= {POOLED_FLAG: fit.flag, MEMBERS_FLAG: "a mixture is scaled, not its members"}
+        if not fit.flag:
+            found["temperature"] = fit.temperature
+            found["ts_ensemble_nll"] = regression.density_nll(fit.mixture, gold_N)
+            found["ts_quantile_ece"] = regression.quantile_ece(fit.mixture, gold_N)
+    factor = regression.conformal_factor(metrics.Mixture.of(validation.logits_MNC, rule), validation.labels_N)
+    if np.isfinite(factor):
+        half_N = factor * regression.conformal_scale(mixture)
+        inside = regression.absolute_errors(mixture, gold_N) <= half_N
+        found |= dict(zip(CONFORMAL, (float(inside.mean()), float(2 * half_N.mean()))))
+    for task in ood:
+        separated = metrics.value_ood_summary(test.logits_MNC, predictions[task].logits_MNC)
         found |= {f"{name}{OOD_SEPARATOR}{task}": value for name, value in separated.items()}
     return found
 

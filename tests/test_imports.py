@@ -62,7 +62,7 @@ FLOORS = [
     ("methods", "regularizers", "draws"),
     ("trial",),
     ("store",),
-    ("ensemble",),
+    ("ensemble", "recalibration"),
     ("texts",),
     ("backbone",),
     ("planning",),

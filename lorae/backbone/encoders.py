@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,20 @@ CACHE_BYTES = 2**30
 FRAME, HOP = 400, 160
 
 
+@dataclass(frozen=True)
+class Read:
+    """An encoder's input for an example.
+
+    Args:
+        types: types of the tokens, see `Row`.
+        cut: number of tokens cut from the end.
+    """
+
+    tokens: tuple[int, ...]
+    types: tuple[int, ...] = ()
+    cut: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """Converts examples to an encoder's inputs; replaces a causal LM's tokenizer.
@@ -49,28 +63,46 @@ class Inputs:
     processor: Any
     cache: OrderedDict[str, np.ndarray] = field(default_factory=OrderedDict, repr=False)
 
-    def tokens(
-        self, task: Task, examples: Sequence[Example], max_tokens: int
-    ) -> list[tuple[tuple[int, ...], int]]:
-        """Tokens of each example, and how many were cut from its end.
+    def tokens(self, task: Task, examples: Sequence[Example], max_tokens: int) -> list[Read]:
+        """Tokens of each example.
 
-        For a text these are its tokens with special tokens. For an image or audio clip they are zeros, one
-        per patch and prefix token; each is decoded here once, so that a damaged one ends a stack early.
+        For a text these are its tokens with special tokens; for a pair, both sentences joined by the model's
+        own tokenizer. A text that is too long loses its end; a pair loses the end of the longer sentence,
+        token by token. For an image or audio clip the tokens are zeros, one per patch and prefix token; each
+        is decoded here once, so that a damaged one ends a stack early.
 
         Raises:
             ValueError: an image or audio clip that this backbone cannot read; names the example.
         """
         if kind_of(self.config) == "text":
-            texts = [task.prompt(e).text for e in examples]
-            whole = self.processor(texts)["input_ids"]
-            long = [text for text, ids in zip(texts, whole) if len(ids) > max_tokens]
-            cut = self.processor(long, truncation=True, max_length=max_tokens)["input_ids"] if long else []
-            rest = iter(cut)
-            kept = [ids if len(ids) <= max_tokens else next(rest) for ids in whole]
-            return [(tuple(ids), len(all_ids) - len(ids)) for ids, all_ids in zip(kept, whole)]
+            texts = [(prompt.text, prompt.pair) for prompt in map(task.prompt, examples)]
+            whole = self._tokenized(texts)
+            long = [text for text, read in zip(texts, whole) if len(read.tokens) > max_tokens]
+            rest = iter(self._tokenized(long, truncation="longest_first", max_length=max_tokens))
+            kept = [read if len(read.tokens) <= max_tokens else next(rest) for read in whole]
+            return [replace(k, cut=len(w.tokens) - len(k.tokens)) for k, w in zip(kept, whole)]
         tokens = (0,) * num_tokens(self.config)
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            return [(tokens, cut) for cut in pool.map(lambda e: self._checked(task, e), examples)]
+            return [Read(tokens, cut=cut) for cut in pool.map(lambda e: self._checked(task, e), examples)]
+
+    @property
+    def has_types(self) -> bool:
+        """Whether tokens of a pair's second sentence have their own type, as with BERT."""
+        names = self.processor.model_input_names
+        return "token_type_ids" in names and self.config.get("type_vocab_size", 0) > 1
+
+    def _tokenized(self, texts: Sequence[tuple[str, str | None]], **cut: Any) -> list[Read]:
+        """Tokens of texts and pairs, each kind tokenised together; pairs with types, if the model has any."""
+        found: dict[int, Read] = {}
+        for paired in (False, True):
+            places = [n for n, (_, pair) in enumerate(texts) if (pair is not None) == paired]
+            typed = paired and self.has_types
+            sentences = [*zip(*(texts[n] for n in places))][: 1 + paired]
+            if places:
+                read = self.processor(*map(list, sentences), return_token_type_ids=typed, **cut)
+                types = read["token_type_ids"] if typed else [()] * len(places)
+                found |= {n: Read(tuple(i), tuple(t)) for n, i, t in zip(places, read["input_ids"], types)}
+        return [found[n] for n in range(len(texts))]
 
     def _checked(self, task: Task, example: Example) -> int:
         """Decode an example; returns the number of audio frames beyond the backbone's limit."""
@@ -218,6 +250,8 @@ def collate(rows: Sequence[Row], backbone: Backbone, num_members: int, pool: str
         positions = packing.places + first_position(encoder.config)
         ids = packing.pack([token for row in rows for token in row.tokens])
         inputs = {"input_ids": ids, "position_ids": positions, "packing": packing}
+        if types := _types(rows):
+            inputs["token_type_ids"] = packing.pack(types)
     else:
         ids = torch.full(real.shape, encoder.processor.pad_token_id)
         ids[real] = torch.tensor([token for row in rows for token in row.tokens])
@@ -226,12 +260,23 @@ def collate(rows: Sequence[Row], backbone: Backbone, num_members: int, pool: str
             "input_ids": to_device(ids, backbone.device),
             "attention_mask": to_device(mask, backbone.device),
         }
+        if types := _types(rows):
+            padded = torch.zeros_like(ids)
+            padded[real] = torch.tensor(types)
+            inputs["token_type_ids"] = to_device(padded, backbone.device)
     pooled = real.clone()
     if pool == "cls":
         pooled[:, num_pooled_tokens(encoder.config) :] = False
     elif rows[0].media is not None:
         pooled[:, : num_prefix_tokens(encoder.config)] = False
     return EncoderBatch(rows[0].scoring, inputs, to_device(pooled, backbone.device))
+
+
+def _types(rows: Sequence[Row]) -> list[int]:
+    """Types of all rows' tokens, row after row; empty if all are 0."""
+    if not any(row.types for row in rows):
+        return []
+    return [kind for row in rows for kind in (row.types or (0,) * len(row.tokens))]
 
 
 def features(backbone: Backbone, batch: EncoderBatch) -> torch.Tensor:

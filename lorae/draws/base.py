@@ -23,11 +23,13 @@ class Draws:
 
     Attributes:
         kind: prefix of the label, before the first "-".
+        reads_classes: the draws are fitted on the classes of training examples.
         note: one sentence, printed below a table, on where it departs from its source; None = nowhere.
     """
 
     kind: ClassVar[str]
     note: ClassVar[str | None] = None
+    reads_classes: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -106,6 +108,7 @@ class Fitted(Sampled):
         record: expected scalars of a sampler's `fit`, see `lorae.untrusted.check`.
     """
 
+    reads_classes = True
     record: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, trial: Trial) -> None:

@@ -22,7 +22,6 @@ from lorae.backbone.packing import Packing
 from lorae.regularizers import Regularizer
 from lorae.tasks.encoding import Row
 from lorae.tasks.scoring import Scoring
-from lorae.tasks.scoring.base import class_losses
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,10 @@ def stack_losses(
 ) -> torch.Tensor:
     """`Scoring.losses` (rows, 3) of the inserted stack; rows and passes as for `stack_logits`."""
     inserted, scoring = backbone.inserted, rows[0].scoring
-    labels = to_device(np.array([row.label for row in rows]), backbone.device)
+    labels = to_device(scoring.gold(rows), backbone.device)
     if inserted and rows[0].features is not None:
-        return class_losses(stack_logits(backbone, rows, num_classes), labels, regularizers, reference)
+        outputs = stack_logits(backbone, rows, num_classes)
+        return scoring.output_losses(outputs, labels, regularizers, reference)
 
     def losses(part: slice, num_members: int = 1) -> torch.Tensor:
         batch = collate(rows[part], num_classes, backbone, num_members)

@@ -155,8 +155,8 @@ class Ensemble:
 
         Args:
             storage: path or URI.
-            trial: its `trial_id`, or a beginning of it; None = the trained trial with the lowest validation
-                NLL.
+            trial: its `trial_id`, or a beginning of it; None = the trial with the lowest validation NLL, of
+                several members if there is one.
             sweep: where to look; None = all sweeps of the storage.
             classes: names of the classes in the order of the labels, for members whose records do not say.
             task: the members' task, where its own code makes prompts (`Task.prompt`).
@@ -169,6 +169,12 @@ class Ensemble:
         row = find_trial(store, trial, sweep)
         source = Files(backbone) if backbone else None
         found = tuple(groups(store, row["member_ids"], source))
+        if found and found[0].scoring.answer != "class":
+            raise ValueError(
+                f"the members of trial {row['trial_id']} answer by a {found[0].scoring.answer}, not a class; "
+                "choose another by its trial_id, or read what they stored: lorae table STORAGE, lorae "
+                "table generation STORAGE"
+            )
         names = tuple(classes) if classes else next((g.classes or g.options for g in found), None)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(store, row, found, device, names, task or _own_task(found[0]))

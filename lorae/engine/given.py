@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lorae.media import Audio, Image
 from lorae.shapes import Kind
 from lorae.sources import Files
 from lorae.tasks.base import Example, Prompt, Split, Task, content_id
+from lorae.tasks.checks import PAIR
 from lorae.tasks.data import DataFiles
 from lorae.tasks.rows import typed
 
@@ -41,6 +42,16 @@ class Given(Task):
     home = Files(".")
     train = None
     test = DataFiles(())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for number, example in enumerate(self.given if self.written else ()):
+            if (PAIR in self.written) != (example.pair is not None):
+                raise ValueError(
+                    f"input {number} has {'one sentence' if example.pair is None else 'a pair'}, the "
+                    f"members' template is {self.written!r}; give rows "
+                    f"with {'a' if PAIR in self.written else 'no'} 'pair'"
+                )
 
     def prompt(self, example: Example) -> Prompt:
         return self.own.prompt(example) if self.own else self.scoring.prompt(self.written, example)
@@ -102,6 +113,8 @@ def _example(value: Any, place: str, kind: Kind, classes: Sequence[str] | None) 
             f"{place}: {got}; must be a text that is not empty, or a row with one of {', '.join(TEXTS)}"
         )
     example = Example(content_id(text, *options) if name is None else name, text, options, None)
+    if (pair := row.get("pair")) is not None:
+        example = replace(example, pair=pair, id=content_id(text, pair, *options) if name is None else name)
     try:
         return typed(example, row)
     except ValueError as error:

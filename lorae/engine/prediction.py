@@ -56,8 +56,9 @@ def predict(
 
 
 def labels(rows: Sequence[Row]) -> np.ndarray:
-    """Labels (N,) of the rows' predictions."""
-    return np.array([row.label for row in rows[0].scoring.predicted_rows(rows)])
+    """Labels (N,) of the rows' predictions: classes, or numbers."""
+    scoring = rows[0].scoring
+    return scoring.gold(scoring.predicted_rows(rows))
 
 
 def predict_draws(
@@ -96,10 +97,9 @@ def pooled_draws(logits_MKNC: np.ndarray) -> np.ndarray:
 
 
 def draws_nll(logits_KNC: np.ndarray, labels_N: np.ndarray) -> float:
-    """NLL (nats) of the mean probability of some draws; NaN if a draw has no probabilities."""
-    if not have_probabilities(logits_KNC):
-        return math.nan
-    return metrics.ensemble_nll(metrics.combine(logits_KNC, "probs"), labels_N)
+    """NLL (nats) of the mean probability of some draws; NaN if a draw has no probabilities. For numbers see
+    `metrics.pooled_nll`."""
+    return metrics.pooled_nll(logits_KNC, labels_N) if have_probabilities(logits_KNC) else math.nan
 
 
 def have_probabilities(logits: np.ndarray) -> bool:

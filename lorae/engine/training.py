@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lorae.backbone.devices import ToHost, to_device
 from lorae.backbone.loading import Backbone
-from lorae.engine.adapters import Adapters, State
+from lorae.engine.adapters import HEAD, Adapters, State
 from lorae.engine.batches import stack_losses
 from lorae.engine.checkpoints import Checkpoints, checkpoint, keep_members, load_fitting, restore
 from lorae.engine.clock import Stopwatch
@@ -184,7 +184,7 @@ def train_stack(
             chosen_MB = np.stack([orders[m].batch(step) for m in active])
             lr = learning_rate(trial.optimizer, step, num_steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_ratio"]
             optimizer.zero_grad(set_to_none=True)
 
             # Forward and backward of this rank's rows; a member's loss is the mean over its batch, and the
@@ -352,18 +352,16 @@ def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
 
 def make_optimizer(adapters: Adapters, spec: AdamW, decay_zero_factor: float) -> torch.optim.AdamW:
     """AdamW on the stacked factors; its element-wise update does not couple members. The zero-initialised
-    factor may have more decay than the others."""
-    zero = set(adapters.zero_initialised())
-    groups = [
-        {
-            "params": [p],
-            "weight_decay": spec.weight_decay + (decay_zero_factor if name in zero else 0.0),
-        }
-        for name, p in adapters.parameters.items()
-    ]
+    factor may have more decay than the others, and heads may have their own learning rate: "lr_ratio" is
+    their learning rate over the others'."""
+    zero, groups = set(adapters.zero_initialised()), dict[tuple[float, float], list[torch.nn.Parameter]]()
+    for name, parameter in adapters.parameters.items():
+        decay = spec.weight_decay + (decay_zero_factor if name in zero else 0.0)
+        ratio = spec.head_lr / spec.lr if spec.head_lr and name in HEAD else 1.0
+        groups.setdefault((decay, ratio), []).append(parameter)
     merged = [
-        {"params": [p for g in groups if g["weight_decay"] == wd for p in g["params"]], "weight_decay": wd}
-        for wd in dict.fromkeys(g["weight_decay"] for g in groups)
+        {"params": parameters, "weight_decay": decay, "lr_ratio": ratio, "lr": spec.lr * ratio}
+        for (decay, ratio), parameters in groups.items()
     ]
     return torch.optim.AdamW(merged, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
 
@@ -392,8 +390,11 @@ def class_weights(
 
 
 def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """Mean NLL (nats) and accuracy of each member of the inserted stack; the accuracy is NaN for texts, whose
-    tokens are neither right nor wrong."""
+    """Mean NLL (nats) and accuracy of each member of the inserted stack; the accuracy is NaN for texts and
+    numbers, which are neither right nor wrong."""
+    if rows[0].scoring.answer == "value":
+        gold_N = labels(rows)
+        return [(draws_nll(values, gold_N), math.nan) for values in predict_draws(backbone, rows)]
     logits_MNC = torch.from_numpy(pooled_draws(predict_draws(backbone, rows)))
     labels_N = torch.from_numpy(labels(rows))
     accs = (logits_MNC.argmax(2) == labels_N).float().mean(1).tolist()

@@ -35,10 +35,11 @@ from lorae.metrics.ood import (
     score_top_prob_variance,
     scores,
 )
-from lorae.metrics.probability import Rule, Undefined, combine, log_softmax
-from lorae.metrics.proper import acc, brier, ensemble_nll, f1, mean_member_nll
+from lorae.metrics.probability import Direction, Rule, Undefined, combine, log_softmax
+from lorae.metrics.proper import acc, brier, ensemble_nll, f1, mcc, mean_member_nll
+from lorae.metrics.regression import VALUE_METRICS, VALUE_SCORES, Mixture, is_of_values, value_summary
 from lorae.metrics.selective import acc_at_80_coverage, aurc, risk_coverage
-from lorae.metrics.summary import DIRECTION, Direction, ood_summary, summary
+from lorae.metrics.summary import DIRECTION, ood_summary, pooled_nll, summary, value_ood_summary
 from lorae.metrics.updates import (
     effective_rank,
     left_singular_vectors,
@@ -52,7 +53,10 @@ from lorae.metrics.updates import (
 __all__ = [
     "DIRECTION",
     "SCORES",
+    "VALUE_METRICS",
+    "VALUE_SCORES",
     "Direction",
+    "Mixture",
     "ReliabilityBins",
     "Rule",
     "Undefined",
@@ -77,14 +81,17 @@ __all__ = [
     "error_correlation",
     "f1",
     "fpr95",
+    "is_of_values",
     "jsd",
     "left_singular_vectors",
     "log_softmax",
+    "mcc",
     "mce15",
     "mean_member_nll",
     "mutual_information",
     "num_intruder_dimensions",
     "ood_summary",
+    "pooled_nll",
     "reliability_bins",
     "risk_coverage",
     "score_energy",
@@ -99,4 +106,6 @@ __all__ = [
     "summary",
     "update_cosine",
     "update_products",
+    "value_ood_summary",
+    "value_summary",
 ]

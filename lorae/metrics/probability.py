@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+Direction = Literal["lower", "higher", "none"]  # of what is better
 Rule = Literal["probs", "logits", "weights"]  # what is averaged over the members
 BLOCK_VALUES = 2**14  # logits per block: the temporaries stay in a core's cache
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lorae.metrics.probability import checked, combine
+from lorae.metrics.probability import Undefined, checked, combine
 
 
 def correct(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
@@ -42,6 +42,31 @@ def f1_of_counts(hits: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Macro F1 over the last axis (classes) from TP and (TP + FP) + (TP + FN) per class."""
     per_class = 2 * hits / np.maximum(total, 1)
     return per_class.sum(axis=-1) / (total > 0).sum(axis=-1)
+
+
+def mcc(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """Matthews correlation of the predicted and the gold classes, in [-1, 1]; higher is better; 0 is chance.
+
+    (c - sum_k p_k t_k) / sqrt((1 - sum_k p_k^2)(1 - sum_k t_k^2)), with the accuracy c and the shares p, t of
+    examples that are predicted and gold to be of class k.
+    Raises:
+        Undefined: all examples are predicted, or gold, to be of one class.
+    Source: Gorodkin 2004, Computational Biology and Chemistry 28, equation 8.
+    """
+    right, predicted_C, gold_C = class_shares(logp_NC, labels_N)
+    varies = (1 - predicted_C @ predicted_C) * (1 - gold_C @ gold_C)
+    if not varies > 1e-12:
+        raise Undefined("mcc", "all examples are predicted, or gold, to be of one class")
+    return float((right - predicted_C @ gold_C) / np.sqrt(varies))
+
+
+def class_shares(logp_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Accuracy, and the shares of the predicted and the gold classes, (C,) each."""
+    logp_NC, labels_N = checked(logp_NC, labels_N)
+    num, width = logp_NC.shape
+    predicted_N = logp_NC.argmax(axis=1)
+    shares = (np.bincount(x_N, minlength=width) / num for x_N in (predicted_N, labels_N))
+    return float((predicted_N == labels_N).mean()), *shares
 
 
 def example_nll(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from lorae.metrics import calibration, diversity, ood, proper, selective
-from lorae.metrics.probability import Rule, Undefined, combine
+from lorae.metrics.probability import Direction, Rule, Undefined, combine
+from lorae.metrics.regression import (
+    VALUE_METRICS,
+    VALUE_SCORES,
+    Mixture,
+    is_of_values,
+    pooled_loss,
+    value_scores,
+)
 
-Direction = Literal["lower", "higher", "none"]
 Arguments = Literal["pooled", "members", "logits"]
 
 # In-distribution metrics: direction; arguments, as `summary` names them; function
 METRICS: dict[str, tuple[Direction, Arguments, Callable[..., float]]] = {
     "acc": ("higher", "pooled", proper.acc),
     "f1": ("higher", "pooled", proper.f1),
+    "mcc": ("higher", "pooled", proper.mcc),
     "ensemble_nll": ("lower", "pooled", proper.ensemble_nll),
     "mean_member_nll": ("lower", "members", proper.mean_member_nll),
     "brier": ("lower", "pooled", proper.brier),
@@ -40,6 +48,9 @@ DIRECTION: dict[str, Direction] = {
     **{f"auroc_{score}": "higher" for score in ood.SCORES},
     **{f"aupr_{score}": "higher" for score in ood.SCORES},
     **{f"fpr95_{score}": "lower" for score in ood.SCORES},
+    **{name: direction for name, (direction, _) in VALUE_METRICS.items()},
+    **{f"{metric}_{score}": "higher" for metric in ("auroc", "aupr") for score in VALUE_SCORES},
+    **{f"fpr95_{score}": "lower" for score in VALUE_SCORES},
 }
 
 
@@ -84,13 +95,35 @@ def ood_summary(
             f"{len(in_logits_MNC)} members in distribution, {len(ood_logits_MNC)} out of it; "
             "must be the same members; predict the missing ones on the OOD task"
         )
-    in_scores, ood_scores = ood.scores(in_logits_MNC, rule), ood.scores(ood_logits_MNC, rule)
+    return _separation(ood.SCORES, ood.scores(in_logits_MNC, rule), ood.scores(ood_logits_MNC, rule))
+
+
+def value_ood_summary(in_values_MNC: np.ndarray, ood_values_MNC: np.ndarray) -> dict[str, float | None]:
+    """The same of numbers, by the scores of VALUE_SCORES."""
+    return _separation(VALUE_SCORES, value_scores(in_values_MNC), value_scores(ood_values_MNC))
+
+
+def pooled_nll(logits_MNC: np.ndarray, labels_N: np.ndarray) -> float:
+    """What members are tuned and stopped by, in nats: NLL of their mean probability. Of numbers NLL of their
+    mixture; without a variance its mean square error.
+
+    Args:
+        labels_N: classes, or, of a floating type, numbers.
+    """
+    if is_of_values(labels_N):
+        return pooled_loss(Mixture.of(logits_MNC), labels_N)
+    return proper.ensemble_nll(combine(logits_MNC, "probs"), labels_N)
+
+
+def _separation(
+    names: Sequence[str], in_scores: Mapping[str, np.ndarray], ood_scores: Mapping[str, np.ndarray]
+) -> dict[str, float | None]:
     return {
         f"{metric.__name__}_{score}": metric(in_scores[score], ood_scores[score])
         if score in in_scores
         else None
         for metric in (ood.auroc, ood.aupr, ood.fpr95)
-        for score in ood.SCORES
+        for score in names
     }
 
 

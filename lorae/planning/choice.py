@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorae.metrics import combine, ensemble_nll
+from lorae.metrics import pooled_nll
 from lorae.store.ahead import ahead
 from lorae.store.names import member_folder
 from lorae.store.store import Store
@@ -165,7 +165,7 @@ def _nll(store: Store, point: Point) -> float | None:
         stored = [store.predictions([folder], name) for folder in folders]
     except ValueError:
         return math.inf if any(map(store.failure, point.member_ids)) else None
-    nlls = [ensemble_nll(combine(member.logits_MNC, "probs"), member.labels_N) for member in stored]
+    nlls = [pooled_nll(member.logits_MNC, member.labels_N) for member in stored]
     return sum(nlls) / len(nlls)
 
 

@@ -208,7 +208,7 @@ def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Mem
     trial, config, num_members = stack.trial, backbone_config(stack.trial.backbone), len(stack.members)
     fitted = {s.draws for s in stack.eval_sets().values() if isinstance(s.draws, Fitted)}
     found = stack_memory(trial, config, num_members, rows, _longest(stack), gpus, saving, fitted)
-    return max(found, *_writing_memory(stack, gpus, saving), key=lambda memory: memory.total)
+    return max([found, *_writing_memory(stack, gpus, saving)], key=lambda memory: memory.total)
 
 
 def _writing_memory(stack: Stack, gpus: int, saving: Saving) -> list[Memory]:

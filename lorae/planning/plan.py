@@ -182,7 +182,9 @@ def _plan(
             tuple(sweep.eval_tasks(cell)),
             draws=tuple(draws[cell]),
             draw_members=tuple(draws[cell].values()),
-            paths=sweep.paths and (num_members > 1 or validation_only),
+            paths=sweep.paths
+            and (num_members > 1 or validation_only)
+            and cell.task.scoring.answer != "value",  # paths are of distributions over classes
             validation_only=validation_only,
         )
         for cell, num_members in cells([trial for trial, _ in trials])

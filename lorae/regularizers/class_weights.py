@@ -35,10 +35,10 @@ class ClassWeights(Regularizer):
         return f"class_weights-{self.beta:g}"
 
     def check(self, trial: Trial) -> None:
-        if trial.task.scoring.writes_text:
+        if (answer := trial.task.scoring.answer) != "class":
             raise ValueError(
-                f"ClassWeights with {trial.task.scoring}: a text has no class that could be rare; leave them "
-                "out"
+                f"ClassWeights with {trial.task.scoring}: a {answer} has no class that could be rare; leave "
+                "them out"
             )
 
     def class_weights(self, labels: Sequence[int], num_classes: int) -> np.ndarray:

@@ -35,11 +35,15 @@ PREDICTIONS = pa.schema(
     ],
     metadata=SCHEMA,
 )
+# Of numbers "logits" are a member's outputs, and the label is 0 where the number is known
+VALUE = pa.field("value", pa.float64())
+VALUE_PREDICTIONS = PREDICTIONS.append(VALUE)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Class logits of the draws of some members on one evaluation set; classes an example lacks are -inf."""
+    """Class logits of the draws of some members on one evaluation set; classes an example lacks are -inf. Of
+    numbers the members' outputs, and labels that are floating, NaN where a number is not known."""
 
     logits_MNC: np.ndarray
     labels_N: np.ndarray
@@ -65,12 +69,14 @@ def prediction_bytes(
     num_classes: Sequence[int],
     logits_KNC: np.ndarray,
     template: str = "",
+    values: Sequence[float] | None = None,
 ) -> bytes:
     """Parquet file of the K draws of one member on one evaluation set `<task>__<split>__<hash>[-<draws>]`.
 
     Args:
         template: template of the prompts, kept in the file's metadata, as an audit compares those of two
             sets.
+        values: the numbers to predict, NaN where one is not known; None = classes are predicted.
     Raises:
         ValueError: a logit of an existing class is not finite; names the example.
     """
@@ -96,7 +102,12 @@ def prediction_bytes(
         "logits": logits,
     }
     said = {EVAL_SET: eval_set, OWNER: member_id, _TEMPLATE: template}
-    schema = PREDICTIONS.with_metadata(SCHEMA | {key: text.encode() for key, text in said.items()})
+    if values is not None:
+        known = np.tile(np.asarray(values, np.float64), num_draws)
+        columns[VALUE.name] = pa.array(known, mask=np.isnan(known))
+    schema = (PREDICTIONS if values is None else VALUE_PREDICTIONS).with_metadata(
+        SCHEMA | {key: text.encode() for key, text in said.items()}
+    )
     return parquet_bytes(pa.table(columns, schema=schema))
 
 
@@ -104,9 +115,12 @@ def rows_bytes(
     entry_id: str, eval_set: str, task: Task, rows: Sequence[Row], logits_KNC: np.ndarray
 ) -> bytes:
     """`prediction_bytes` of a task's encoded examples."""
-    predicted = rows[0].scoring.predicted_rows(rows)
+    scoring = rows[0].scoring
+    predicted = scoring.predicted_rows(rows)
     ids, labels, classes = zip(*((r.id, r.label, r.num_classes) for r in predicted))
-    return prediction_bytes(entry_id, eval_set, ids, labels, classes, logits_KNC, task.prompt_template())
+    values = scoring.gold(rows).tolist() if scoring.answer == "value" else None
+    template = task.prompt_template()
+    return prediction_bytes(entry_id, eval_set, ids, labels, classes, logits_KNC, template, values)
 
 
 def template_of(content: bytes, where: str) -> str:
@@ -122,7 +136,14 @@ def template_of(content: bytes, where: str) -> str:
 def _examples(table: pa.Table) -> pa.Table:
     """Id, label and number of classes of each row."""
     classes = pc.call_function("list_value_length", [table["logits"]])
-    return pa.table({"example_id": table["example_id"], "label": table["label"], "classes": classes})
+    columns = {"example_id": table["example_id"], "label": table["label"], "classes": classes}
+    return pa.table(columns | {name: table[name] for name in table.column_names if name == VALUE.name})
+
+
+def gold_of(examples: pa.Table) -> np.ndarray:
+    """Labels (N,) of the examples of `draws_of`: classes, or numbers, NaN where one is not known."""
+    named = VALUE.name if VALUE.name in examples.column_names else "label"
+    return examples[named].to_numpy()
 
 
 def draws_of(table: pa.Table, where: str) -> tuple[pa.Table, np.ndarray]:
@@ -155,6 +176,10 @@ def _fault(table: pa.Table, rows: pa.Table, num_draws: int) -> str | None:
     if pc.call_function("count_distinct", [rows["example_id"]]).as_py() < size:
         return "an example repeats"
     labels, classes, logits = rows["label"].to_numpy(), rows["classes"].to_numpy(), table["logits"]
+    if VALUE.name in rows.column_names:
+        known = rows[VALUE.name].drop_null().to_numpy()
+        if not np.isfinite(known).all() or len(known) != (labels == 0).sum():
+            return "a number is not finite, or its label does not say that it is known"
     if (labels < -1).any() or (labels >= classes).any():
         return "a label is no class of its example"
     if len(rows) * int(classes.max()) > MAX_VALUES:

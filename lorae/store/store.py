@@ -37,8 +37,11 @@ from lorae.store.entries import Entries
 from lorae.store.names import PATH_FILE, texts_folder, trials_file
 from lorae.store.predictions import (
     PREDICTIONS,
+    VALUE,
+    VALUE_PREDICTIONS,
     Predictions,
     draws_of,
+    gold_of,
     parquet_bytes,
     prediction_file,
     template_of,
@@ -82,15 +85,18 @@ class Store(Entries):
                     f"{folder} and {folders[0]} saw different examples of {eval_set}; repeat the sweep"
                 )
         ids = tuple(first["example_id"].to_pylist())
-        return Predictions(np.concatenate(logits), first["label"].to_numpy(), ids)
+        return Predictions(np.concatenate(logits), gold_of(first), ids)
 
     def prediction_table(self, folder: str, name: str) -> pa.Table:
-        """One prediction file of an entry, with the columns of PREDICTIONS; `predictions` checks its rows.
+        """One prediction file of an entry, with the columns of PREDICTIONS, of numbers VALUE_PREDICTIONS;
+        `predictions` checks its rows.
 
         Raises:
             ValueError: it is missing, damaged, or another table.
         """
-        return tables.table(self.read(folder, name), f"{folder}/{name}", PREDICTIONS)
+        content, where = self.read(folder, name), f"{folder}/{name}"
+        is_of_values = VALUE.name in tables.table_schema(content, where).names
+        return tables.table(content, where, VALUE_PREDICTIONS if is_of_values else PREDICTIONS)
 
     def path(self, folder: str) -> np.ndarray | None:
         """Class logits (K, N, C) of a member on validation along its training, a draw for each point; None if

@@ -13,16 +13,20 @@ from lorae.tasks.base import (
     Prompt,
     Scoring,
     Task,
+    Value,
+    content_id,
     text_example,
 )
 from lorae.tasks.boolq import BoolQ
 from lorae.tasks.cifar import CIFAR10, CIFAR100
 from lorae.tasks.commonsense_qa import CommonsenseQA
+from lorae.tasks.data import DataFiles, csv, jsonl, parquet
 from lorae.tasks.digits import Digits
 from lorae.tasks.disfl_qa import DisflQA, UnanswerableQA
 from lorae.tasks.e2e_nlg import E2E
 from lorae.tasks.esc50 import ESC50
 from lorae.tasks.flowers102 import Flowers102
+from lorae.tasks.glue import MRPC, QNLI, RTE, STSB, CoLA
 from lorae.tasks.gsm8k import GSM8K
 from lorae.tasks.ham10000 import HAM10000
 from lorae.tasks.lfw_patches import LfwPatches
@@ -48,7 +52,11 @@ __all__ = [
     "GSM8K",
     "HAM10000",
     "MMLU",
+    "MRPC",
+    "QNLI",
+    "RTE",
     "SST2",
+    "STSB",
     "SVAMP",
     "SVHN",
     "TREC",
@@ -56,7 +64,9 @@ __all__ = [
     "ArcChallenge",
     "ArcEasy",
     "BoolQ",
+    "CoLA",
     "CommonsenseQA",
+    "DataFiles",
     "Digits",
     "DisflQA",
     "Example",
@@ -79,6 +89,11 @@ __all__ = [
     "Task",
     "TriviaQA",
     "UnanswerableQA",
+    "Value",
     "WinoGrande",
+    "content_id",
+    "csv",
+    "jsonl",
+    "parquet",
     "text_example",
 ]

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 from lorae.identity import canonical, digest, fields_of
 from lorae.media import Audio, Image
 from lorae.sources import DataSource, resolve
-from lorae.tasks.checks import check_class, check_files, check_hashable, check_template
+from lorae.tasks.checks import PAIR, check_class, check_files, check_hashable, check_template
 from lorae.tasks.data import DataFiles, data_fingerprint, local_copy, read_rows
 from lorae.tasks.example import Example, Prompt
 from lorae.tasks.scoring import (
@@ -28,6 +28,7 @@ from lorae.tasks.scoring import (
     Letters,
     OptionLikelihood,
     Scoring,
+    Value,
     scorings_for,
 )
 
@@ -41,6 +42,7 @@ __all__ = [  # what a task's file imports from here
     "Prompt",
     "Scoring",
     "Task",
+    "Value",
     "content_id",
     "hash_frac",
     "lettered_example",
@@ -118,8 +120,18 @@ class Task:
             )
         self.scoring.check_task(self)
         templated = self.scoring.template is None
+        if self.is_pair and self.scoring.lists_options:
+            raise ValueError(
+                f"{self.scoring} with {self.name}: its prompt has no place for a pair's second sentence; "
+                "write scoring=LabelWords(), or Head() for an encoder"
+            )
         if templated and type(self).prompt is Task.prompt:  # an overriding `prompt` fills the template itself
             check_template(self.template, self.name)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the examples are sentence pairs, according to the template."""
+        return PAIR in self.template
 
     @property
     def label(self) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 # Attributes that a subclass of `Task` may set and that are not fields
 ATTRIBUTES = {"name", "home", "train", "test", "modality", "prompt_version", "template"}
 QUESTION = "{question}"
+PAIR = "{pair}"  # the second sentence of a pair
 
 
 def check_template(template: Any, where: str) -> None:
-    """Refuse a template that has placeholders other than the question.
+    """Refuse a template with placeholders other than the question, or both sentences of a pair.
 
     Raises:
-        ValueError: it has no {question}, another placeholder, or a single brace.
+        ValueError: it has no {question}, a placeholder that is neither that nor {pair}, or a single brace.
     """
     if not isinstance(template, str):
         raise ValueError(f"{where}: template={template!r} must be text with {QUESTION}")
@@ -27,9 +28,9 @@ def check_template(template: Any, where: str) -> None:
     except ValueError as error:
         raise ValueError(f"{where}: template {template!r}: {error}; {_BRACES}") from error
     placeholders = [_written(name, spec, how) for _, name, spec, how in parsed if name is not None]
-    if others := [p for p in placeholders if p != QUESTION]:
+    if others := [p for p in placeholders if p not in (QUESTION, PAIR)]:
         raise ValueError(f"{where}: nothing fills {others[0]} of the template {template!r}; {_BRACES}")
-    if not placeholders:
+    if QUESTION not in placeholders:
         raise ValueError(
             f"{where}: the template {template!r} has no {QUESTION}, so all prompts would be equal; write "
             f"{QUESTION} where the question belongs"

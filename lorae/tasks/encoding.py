@@ -7,6 +7,7 @@ where an answer's tokens begin, what a long prompt loses, and that the first tok
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ class Row:
             likelihood.
         segments: option number of each token, -1 for the question; only for option likelihood.
         norms: divisor of each option's log-probability; only for option likelihood.
+        types: type of each token of a pair, 0 in the first sentence and 1 in the second; empty for an encoder
+            without types, and for everything else.
+        value: the number to predict; NaN if it is not known, and for classes.
         truncated: tokens cut from the middle of the example's own text; for a head, from its end.
         media: image or audio; only for a head.
         features: hidden state (D,) that class logits are read from, if the backbone is not run again
@@ -47,6 +51,8 @@ class Row:
     answer_ids: tuple[int, ...] = ()
     segments: tuple[int, ...] = ()
     norms: tuple[float, ...] = ()
+    types: tuple[int, ...] = ()
+    value: float = math.nan
     truncated: int = 0
     media: Image | Audio | None = None
     features: np.ndarray | None = field(default=None, compare=False, repr=False)

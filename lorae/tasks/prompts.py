@@ -29,12 +29,13 @@ class Own:
 
 
 def own_text(task: Task, example: Example) -> Own:
-    """The example's own characters in its prompt, found from the task's prompts for other texts. If those do
-    not show it, the whole prompt counts as the example's own."""
+    """The example's own characters in its prompt, found from the task's prompts for other texts; for a pair,
+    those of the longer sentence. If the prompts do not show it, the whole prompt counts as its own."""
     text = task.prompt(example).text
+    question = "pair" if len(example.pair or "") > len(example.question) else "question"
     try:
-        asked = task.prompt(replace(example, question=_MARK)).text
-        listed = task.prompt(replace(example, question=_MARK, options=(_MARK,) * len(example.options))).text
+        asked = task.prompt(marked := replace(example, **{question: _MARK})).text
+        listed = task.prompt(replace(marked, options=(_MARK,) * len(example.options))).text
     except Exception:  # a user's task may parse its texts
         asked = listed = ""
     before, after, last = asked.partition(_MARK)[0], asked.rpartition(_MARK)[2], listed.rpartition(_MARK)[2]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -42,8 +43,10 @@ def typed(example: Example, row: Mapping[str, Any]) -> Example:
         example,
         id=_text("the id is", example.id, row),
         question=_text("the question is", example.question, row),
+        pair=None if example.pair is None else _text("the pair's second text is", example.pair, row),
         options=options,
         label=_label(example.label, options, row),
+        value=_value(example.value, row),
     )
 
 
@@ -101,6 +104,19 @@ def _label(value: Any, options: tuple[str, ...], row: Mapping[str, Any]) -> int 
     raise _wrong("the label is", value, row, f"{index}; for an option's text write OPTIONS.index(...)")
 
 
+def _value(value: Any, row: Mapping[str, Any]) -> float | None:
+    """A finite number, from a number of any type or its digits (all that CSV has)."""
+    if value is None:
+        return None
+    found = math.nan
+    if isinstance(value, (Real, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            found = float(value)
+    if not math.isfinite(found):
+        raise _wrong("the value is", value, row, "a finite number, or None where it is not known")
+    return found
+
+
 def _wrong(what: str, value: Any, row: Mapping[str, Any], allowed: str) -> ValueError:
     names = [str(name) for name, cell in row.items() if _holds(cell, value)]
     column = f" (column {', '.join(names[:3])})" if names else ""
@@ -146,7 +162,7 @@ def _is_disguised(cell: Any) -> bool:
 
 
 def _texts(example: Example) -> str:
-    return "\n".join((example.question, *example.options))
+    return "\n".join((example.question, example.pair or "", *example.options))
 
 
 def _texts_with(task: Any, row: Mapping[str, Any], name: str) -> str:

@@ -240,11 +240,25 @@ def _check_example(task: Task, example: Example) -> None:
         )
     if example.media is None and not example.question.strip():
         raise ValueError("the question is empty")
+    if task.is_pair != (example.pair is not None):
+        raise ValueError(
+            f"it has {'one sentence' if task.is_pair else 'a pair of sentences'}, the task's template "
+            f"{task.template!r} {'a pair' if task.is_pair else 'one'}; write example() with pair=..., and "
+            "{pair} into the template, or neither"
+        )
+    if example.pair is not None and not example.pair.strip():
+        raise ValueError("the second sentence of the pair is empty")
     if not example.id.strip():
         raise ValueError("the id is empty")
     blank = first_blank(example.options)
     if blank is not None and not task.scoring.lists_options:  # if listed, the letter is the answer
         raise ValueError(f"option {blank} of {example.options} is blank, so nothing of it can be scored")
+    is_value = task.scoring.answer == "value"
+    if (example.value is not None) != (is_value and example.label is not None):
+        raise ValueError(
+            f"its label is {example.label} and its value {example.value}; a task that is scored by Value() "
+            "has the label 0 with a value, or neither; others have no value"
+        )
     if example.label is not None and not 0 <= example.label < num_options:
         hidden = " (-1 often hides it: name a split with labels)" if example.label == -1 else ""
         raise ValueError(f"label {example.label} is outside its {num_options} options{hidden}")
@@ -271,7 +285,8 @@ def _text(example: Example) -> tuple[str, ...]:
     """Equal for equal examples: the question and its options in any order, or the media."""
     if example.media is not None:
         return (example.question, example.media.digest)
-    return (example.question, *sorted(example.options))
+    sentences = (example.question,) if example.pair is None else (example.question, example.pair)
+    return (*sentences, *sorted(example.options))
 
 
 def _take(task: Task, split: Split, examples: Sequence[Example]) -> tuple[Example, ...]:

@@ -20,6 +20,7 @@ class AdamW:
         weight_decay: decoupled decay of every trained factor.
         betas, eps: as in Loshchilov and Hutter, arXiv:1711.05101.
         max_grad_norm: clipping bound on a member's gradient norm; None = no clipping.
+        head_lr: peak learning rate of trained heads; None = `lr`.
         cycles: number of cycles of "cyclic", >= 2; the snapshots at the ends of the cycles are the draws of a
             member (snapshot ensemble, Huang et al. 2017, arXiv:1704.00109).
     """
@@ -32,10 +33,15 @@ class AdamW:
     eps: float = 1e-8
     max_grad_norm: float | None = 1.0
     cycles: int | None = field(default=None, metadata=IF_SET)
+    head_lr: float | None = field(default=None, metadata=IF_SET)
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr}: must be > 0; write AdamW(lr=1e-4)")
+        if self.head_lr is not None and not self.head_lr > 0:
+            raise ValueError(
+                f"head_lr={self.head_lr}: must be > 0, or None for lr; write AdamW(head_lr=1e-3)"
+            )
         if not 0 <= self.warmup_frac < 1:
             raise ValueError(
                 f"warmup_frac={self.warmup_frac}: must be in [0, 1); write AdamW(warmup_frac=0.06)"

@@ -165,11 +165,11 @@ class Sweep:
                     f"OOD task {task.name} has {task.modality} examples, {trial.task.name} has "
                     f"{trial.task.modality}; name tasks of one modality in Sweep(ood=[...])"
                 )
-            if task.scoring.writes_text != trial.task.scoring.writes_text:
+            if task.scoring.answer != trial.task.scoring.answer:
                 raise ValueError(
                     f"OOD task {task.name} is scored by {task.scoring}, {trial.task.name} by "
-                    f"{trial.task.scoring}: members either write answers or choose among options; name tasks "
-                    "of the same kind in Sweep(ood=[...])"
+                    f"{trial.task.scoring}: members write answers, choose among options or predict numbers; "
+                    "name tasks of the same kind in Sweep(ood=[...])"
                 )
         tasks = [replace(t, scoring=trial.task.scoring) for t in others]
         for task in tasks:
@@ -198,7 +198,7 @@ def companions(trial: Trial) -> list[Trial]:
     found = [single, replace(single, budget=trial.budget.times(trial.members))]
     if larger := trial.method.times(trial.members):
         found.append(replace(single, method=larger))
-    if trial.method.is_low_rank and trial.num_draws == 1 and not trial.task.scoring.writes_text:
+    if trial.method.is_low_rank and trial.num_draws == 1 and trial.task.scoring.answer == "class":
         found.append(replace(single, draws=TFB(trial.members)))
     return found
 

@@ -74,6 +74,11 @@ class Trial:
         self.task.scoring.check_trial(self)
         self._check_draws()
         self._check_members_differ()
+        if self.optimizer.head_lr is not None and not self.task.scoring.trains_head:
+            raise ValueError(
+                f"head_lr={self.optimizer.head_lr} with {self.task.scoring}: members train no head; leave "
+                "it out"
+            )
         if self.members == 0 and not self.task.scoring.backbone_has_classes:
             raise ValueError(
                 f"members=0 with {self.task.scoring}: the backbone has no head for {self.task.name}; write "

@@ -13,6 +13,7 @@ import pytest
 from writers import FarEcho, echo_trial
 
 import lorae.engine.answers as engine
+from analysis.archive import pack, unpack
 from analysis.audit import audit
 from lorae.engine.run import run_stack
 from lorae.planning.estimate import Devices
@@ -273,6 +274,22 @@ def test_the_audit_reads_answers_and_names_what_contradicts_them(swept, tmp_path
     changed = [replace(a, text="w0") if a.kind == "reference" else a for a in sound.answers]
     stored_as(folder, sound.members, changed)
     assert any("other references than in" in fault for fault in audited(copy, sweep))
+
+
+def test_an_archive_holds_the_texts(swept, tmp_path):
+    sweep, store = swept
+    audited(store, sweep)
+    pack(store.storage.uri, ["echo"], tmp_path / "archive")
+    unpack(tmp_path / "archive", str(tmp_path / "unpacked"))
+    copy = Store(str(tmp_path / "unpacked"))
+    rows = copy.read_table("echo").to_pylist()
+    for row in rows:
+        eval_set = json.loads(row["eval_sets"])["test"]
+        found, expected = (row_answers(s, row, eval_set) for s in (copy, store))
+        assert [(a.text, a.log_probs_MT.tolist()) for a in found] == [
+            (a.text, a.log_probs_MT.tolist()) for a in expected
+        ]
+    assert not [f for f in audit(copy.storage.uri) if f.status == "failed"]
 
 
 # The file

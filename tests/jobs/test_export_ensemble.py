@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_encoders import AST, backbones, encoder_trial, root  # noqa: F401
-from test_ensembles import swept
+from media import AST
+from trained import swept
 
 from jobs.cli import main
 from lorae.engine.ensembles import Ensemble
@@ -63,7 +63,7 @@ def test_the_readmes_code_gives_the_ensembles_probabilities(tiny_trial, tmp_path
 
 
 @pytest.mark.parametrize("model", ["bert", "bert-mean", "vit", AST])
-def test_the_readmes_code_reads_encoders(encoder_trial, tmp_path, model):  # noqa: F811
+def test_the_readmes_code_reads_encoders(encoder_trial, tmp_path, model):
     trial = encoder_trial(model.removesuffix("-mean"), members=2)
     if model == "bert-mean":
         trial = replace(trial, task=replace(trial.task, scoring=Head(pool="mean")))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
-from test_answers import TEXTS, stored  # noqa: F401
+from trained import TEXTS
 
 from jobs import serve
 from jobs.cli import main
@@ -22,7 +22,7 @@ from lorae.engine.ensembles import Ensemble
 
 
 @pytest.fixture
-def ensemble(stored):  # noqa: F811
+def ensemble(stored):
     return Ensemble.load(stored.storage, stored.trial)
 
 
@@ -85,7 +85,7 @@ def url(ensemble):
     thread.join()
 
 
-def test_verify_finds_the_stored_members_behind_a_url(url, stored, capsys):  # noqa: F811
+def test_verify_finds_the_stored_members_behind_a_url(url, stored, capsys):
     words = ["verify", url, stored.storage, "--trial", stored.trial, "--text", TEXTS[0], "--text", TEXTS[1]]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()

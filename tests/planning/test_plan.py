@@ -256,7 +256,7 @@ def test_a_sweep_that_will_be_slow_in_bf16_says_so(
 
 def environment() -> dict[str, str]:
     root = Path(__file__).parents[2]
-    return os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    return os.environ | {"PYTHONPATH": f"{root}:{root / 'tests' / 'support'}"}
 
 
 SWEEP_FILE = """

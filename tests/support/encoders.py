@@ -25,7 +25,7 @@ MORE = {
 }
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, types: bool = False) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -33,6 +33,22 @@ def write_tokenizer(folder: Path) -> None:
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [("[CLS]", 2), ("[SEP]", 3)]
-    words.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
+    single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+    words.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ends)
+    names = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]", model_input_names=names
+    )
     fast.save_pretrained(folder)
+
+
+def write_encoder(folder: Path, model: str) -> Path:
+    """A random encoder of texts with its tokenizer, as its class for classification saves it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    write_tokenizer(folder, types=model == "bert")
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model, **SIZES | MORE[model], num_labels=3, architectures=[""])
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return folder

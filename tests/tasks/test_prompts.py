@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from toys import Colours
 from transformers import PreTrainedTokenizerFast
 
+from lorae.backbone.encoders import Read
 from lorae.sources import Hub
 from lorae.tasks import Example, Head, LabelWords, Letters, OptionLikelihood, Scoring, Task, WinoGrande
 from lorae.tasks.base import Prompt
@@ -182,8 +183,8 @@ def test_an_encoders_text_begins_once() -> None:
 
         processor = byte_level()
 
-        def tokens(self, task: Task, examples: list[Example], most: int) -> list[tuple[tuple[int, ...], int]]:
-            return [(tuple(self.processor(e.question)["input_ids"]), 0) for e in examples]
+        def tokens(self, task: Task, examples: list[Example], most: int) -> list[Read]:
+            return [Read(tuple(self.processor(e.question)["input_ids"])) for e in examples]
 
     task = Facts(scoring=Head())
     assert encode(Processor(), task, [fact("abc")], 64)[0].tokens == tuple(TOKENIZER("abc")["input_ids"])

@@ -10,6 +10,7 @@ from lorae.tasks.scoring.generate import Generate
 from lorae.tasks.scoring.head import Head
 from lorae.tasks.scoring.letters import Letters
 from lorae.tasks.scoring.likelihood import OptionLikelihood
+from lorae.tasks.scoring.value import Value
 from lorae.tasks.scoring.words import LabelWords
 
 __all__ = [
@@ -21,17 +22,18 @@ __all__ = [
     "Letters",
     "OptionLikelihood",
     "Scoring",
+    "Value",
     "scoring_named",
     "scorings_for",
 ]
 
-AnyScoring = Letters | LabelWords | OptionLikelihood | Generate | Head
+AnyScoring = Letters | LabelWords | OptionLikelihood | Generate | Head | Value
 SCORINGS: tuple[type[Scoring], ...] = get_args(AnyScoring)
 
 
 def scorings_for(kind: str) -> str:
     """The scorings of options that read a kind of backbone, as they are written: "Letters() or ..."."""
-    of_options = [s for s in SCORINGS if kind in s.backbones and not s.writes_text]
+    of_options = [s for s in SCORINGS if kind in s.backbones and s.answer == "class"]
     *others, last = (f"{scoring.__name__}()" for scoring in of_options)
     return f"{', '.join(others)} or {last}" if others else last
 

@@ -4,7 +4,7 @@ checks its type."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lorae.shapes import Kind
 from lorae.tasks.encoding import Asked, Row, ask
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lorae.regularizers import Regularizer
     from lorae.tasks.base import Task
     from lorae.trial import Trial
+
+
+Answer = Literal["class", "text", "value"]
 
 
 class Scoring:
@@ -37,8 +40,9 @@ class Scoring:
         scores_texts: every token of an answer is scored over the full vocabulary; answers are then texts, not
             classes that all examples share.
         trains_head: every member trains its own head, whose outputs are the class logits.
-        writes_text: members write their answer token by token. An example then has references instead of
-            options, and a prediction is for one token of the reference, see `predicted_rows`.
+        answer: what members predict: a "class" among an example's options; a "text", written token by token
+            (an example then has references instead of options, and a prediction is for one token of the
+            reference, see `predicted_rows`); or a "value", a number. It determines a row's metrics.
     """
 
     template: ClassVar[str | None] = None
@@ -47,12 +51,17 @@ class Scoring:
     lists_options: ClassVar[bool] = False
     scores_texts: ClassVar[bool] = False
     trains_head: ClassVar[bool] = False
-    writes_text: ClassVar[bool] = False
+    answer: ClassVar[Answer] = "class"
 
     @property
     def label(self) -> str:
         """Name in tables."""
         raise NotImplementedError  # abstract: every scoring defines it
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether members write texts."""
+        return self.answer == "text"
 
     @property
     def decoding(self) -> str:
@@ -91,9 +100,10 @@ class Scoring:
         """The prompt of an example, and its answers.
 
         Args:
-            template: the task's own, into which the question goes.
+            template: the task's own, into which the question goes, and of a pair the second sentence.
         """
-        return Prompt(template.format(question=example.question), tuple(f" {o}" for o in example.options))
+        text = template.format(question=example.question, pair=example.pair)
+        return Prompt(text, tuple(f" {o}" for o in example.options))
 
     # Rows, batches and logits
 
@@ -136,10 +146,26 @@ class Scoring:
         """NLL and penalties of each row in nats, and whether its prediction is right, (rows, 3) in fp32.
 
         Args:
-            labels: (rows,) gold class of each row.
+            labels: (rows,) labels of the rows, see `gold`.
             reference: (rows, C) class logits of the backbone, if a regulariser needs them.
         """
-        return class_losses(self.class_logits(backbone, batch), labels, regularizers, reference)
+        return self.output_losses(self.class_logits(backbone, batch), labels, regularizers, reference)
+
+    def output_losses(
+        self,
+        outputs: torch.Tensor,
+        labels: torch.Tensor,
+        regularizers: Sequence[Regularizer],
+        reference: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`losses` of what `class_logits` gives."""
+        return class_losses(outputs, labels, regularizers, reference)
+
+    def gold(self, rows: Sequence[Row]) -> np.ndarray:
+        """What the rows' predictions are compared with (rows,): classes, integers; or numbers, float64."""
+        import numpy as np
+
+        return np.array([row.label for row in rows])
 
     def predicted_rows(self, rows: Sequence[Row]) -> Sequence[Row]:
         """The N' rows (id, label and number of classes) that the predictions for N rows belong to."""

@@ -60,7 +60,7 @@ class Generate(Scoring):
 
     num_options: ClassVar[tuple[int, int]] = (0, 1000)
     scores_texts: ClassVar[bool] = True
-    writes_text: ClassVar[bool] = True
+    answer = "text"
 
     def __post_init__(self) -> None:
         for name in ("stop", "lockstep"):
@@ -168,7 +168,7 @@ class Generate(Scoring):
         return replace(example, options=(example.options[example.label],), label=0)
 
     def prompt(self, template: str, example: Example) -> Prompt:
-        text = template.format(question=example.question)
+        text = template.format(question=example.question, pair=example.pair)
         space = "" if text.endswith("\n") else " "  # of the answer's first token
         return Prompt(text, tuple(f"{space}{o.strip()}" for o in example.options))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorae.shapes import classifier_path
@@ -59,8 +59,8 @@ class Head(Scoring):
             )
 
     def prompt(self, template: str, example: Example) -> Prompt:
-        """The text itself, and the names of the classes."""
-        return Prompt(example.question, example.options)
+        """The text itself, or both sentences of a pair, and the names of the classes."""
+        return Prompt(example.question, example.options, example.pair)
 
     def encode(
         self,
@@ -72,12 +72,12 @@ class Head(Scoring):
         context: str,
     ) -> list[Row]:
         rows, numbers = [], tuple(range(len(classes or examples[0].options)))
-        for e, (tokens, cut) in zip(examples, tokenizer.tokens(task, examples, max_tokens)):
+        for e, read in zip(examples, tokenizer.tokens(task, examples, max_tokens)):
             if e.media is None:
-                check_first(tokenizer.processor, task, e, tokens)
+                check_first(tokenizer.processor, task, e, read.tokens)
             label = -1 if e.label is None or classes not in (None, e.options) else e.label
-            row = Row(e.id, label, len(numbers), tokens, numbers, truncated=cut, media=e.media, scoring=self)
-            rows.append(row)
+            row = Row(e.id, label, len(numbers), read.tokens, numbers, media=e.media, scoring=self)
+            rows.append(replace(row, types=read.types, truncated=read.cut))
         return rows
 
     def collate(
