@@ -1,5 +1,5 @@
-"""Which library multiplies fp32 matrices on a CPU: the one that torch takes, MKL, or oneDNN, which is twice
-as fast with AVX-512."""
+"""Which library multiplies fp32 matrices on a CPU: torch's default, MKL, or oneDNN, which is twice as fast
+with AVX-512."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import torch
 
 SHAPES = ((512, 576, 1536), (512, 1536, 576), (256, 576, 192))  # rows, inputs and outputs of products
 SETTING: Any = getattr(torch.backends.mkldnn, "matmul", None)  # since torch 2.9
-EXACT = 1e-5  # of the largest number: fp32 differs by 1e-6, bf16 by 1e-3
-WORTH = 1.3  # times as fast
+EXACT = 1e-5  # tolerance relative to the largest number: fp32 differs by 1e-6, bf16 by 1e-3
+WORTH = 1.3  # smallest speed-up for which oneDNN is used
 
 
 def use_onednn(wanted: bool) -> None:
-    """Multiply fp32 matrices by oneDNN from now on, or by what torch takes.
+    """Multiply fp32 matrices with oneDNN from now on, or with torch's default.
 
-    torch hands them to oneDNN only where a product may be computed in bf16. oneDNN does that with AMX alone;
-    `onednn_is_better` makes sure that it does not.
+    torch uses oneDNN only if a product may be computed in bf16. oneDNN computes in bf16 only with AMX;
+    `onednn_is_better` checks that it does not.
     """
     if SETTING is not None:
         SETTING.fp32_precision = "bf16" if wanted else "none"
 
 
 def onednn_is_used() -> bool:
-    """Whether oneDNN multiplies fp32 matrices now."""
+    """Whether oneDNN is currently used for fp32 matrices."""
     return SETTING is not None and SETTING.fp32_precision == "bf16"
 
 
 @functools.cache
 def onednn_is_better() -> bool:
-    """Whether oneDNN multiplies faster here and in fp32, by a measurement of a fraction of a second."""
+    """Whether oneDNN multiplies faster on this machine, and in fp32; measured in a fraction of a second."""
     before = onednn_is_used()
     try:
         use_onednn(True)
@@ -46,7 +46,7 @@ def onednn_is_better() -> bool:
 
 
 def is_exact(shape: tuple[int, int, int]) -> bool:
-    """Whether products of matrices, and of batches of them, are computed in fp32."""
+    """Whether products of matrices and of batched matrices are computed in fp32."""
     x, w = _matrices(shape)
     expected = x.double() @ w.double()
     error = max((found - expected).abs().max() for found in (x @ w, torch.bmm(x[None], w[None])[0]))
@@ -60,7 +60,7 @@ def _matrices(shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _seconds() -> float:
-    """Of this process for the products, the least of several."""
+    """CPU seconds of this process for a product, the minimum of several measurements."""
     x, w = _matrices(SHAPES[0])
     found = []
     for _ in range(6):

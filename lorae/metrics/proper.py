@@ -45,12 +45,12 @@ def f1_of_counts(hits: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 def mcc(logp_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Matthews correlation of the predicted and the gold classes, in [-1, 1]; higher is better; 0 is chance.
+    """Matthews correlation of predicted and gold classes, in [-1, 1]; higher is better; 0 is chance.
 
-    (c - sum_k p_k t_k) / sqrt((1 - sum_k p_k^2)(1 - sum_k t_k^2)), with the accuracy c and the shares p, t of
-    examples that are predicted and gold to be of class k.
+    (c - sum_k p_k t_k) / sqrt((1 - sum_k p_k^2)(1 - sum_k t_k^2)), with the accuracy c and the shares p_k,
+    t_k of examples with predicted and gold class k.
     Raises:
-        Undefined: all examples are predicted, or gold, to be of one class.
+        Undefined: all predicted, or all gold, classes are the same.
     Source: Gorodkin 2004, Computational Biology and Chemistry 28, equation 8.
     """
     right, predicted_C, gold_C = class_shares(logp_NC, labels_N)

@@ -1,7 +1,8 @@
 """Metrics of numbers: members predict a mean, or a mean with a variance, and their ensemble is a mixture.
 
 Members' outputs are `values_MNC`: C = 1, the mean, or C = 2, the mean and the natural logarithm of the
-variance of a Gaussian. What needs a variance is `Undefined` without one. Values have the labels' unit.
+variance of a Gaussian. A metric that needs a variance is `Undefined` without one. Values have the labels'
+unit.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import numpy as np
 from lorae.metrics.probability import Direction, Rule, Undefined, logsumexp
 
 LEVELS = np.arange(1, 20) / 20  # of `quantile_ece`
-TAIL = 0.05  # on each side of a central interval of 90 %
-BLOCK = 2**20  # numbers of a temporary
+TAIL = 0.05  # on each side of a central 90 % interval
+BLOCK = 2**20  # numbers in a temporary
 LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """The members' Gaussians, which weigh the same; of members without a variance, their points."""
+    """The members' Gaussians with equal weights; points, if members have no variance."""
 
     mean_MN: np.ndarray
-    variance_MN: np.ndarray  # 0 of points
+    variance_MN: np.ndarray  # 0 for points
     has_variance: bool
 
     @classmethod
@@ -33,7 +34,7 @@ class Mixture:
         """The mixture of stored outputs.
 
         Raises:
-            ValueError: another shape, an output that is not finite, or a rule that is not "probs" or, of one
+            ValueError: another shape, an output that is not finite, or a rule other than "probs" or, for one
                 model, "weights".
         """
         values = np.asarray(values_MNC, np.float64)
@@ -59,35 +60,35 @@ class Mixture:
 
     @property
     def aleatoric_N(self) -> np.ndarray:
-        """Mean of the members' variances: what no member can know."""
+        """Mean of the members' variances: the noise that no member can predict."""
         return self.variance_MN.mean(axis=0)
 
     @property
     def epistemic_N(self) -> np.ndarray:
-        """Variance of the members' means: what they disagree on. Divided by M."""
+        """Variance of the members' means: their disagreement. Divided by M."""
         return self.mean_MN.var(axis=0)
 
     @property
     def variance_N(self) -> np.ndarray:
-        """Both, by the law of total variance: that of the mixture."""
+        """Variance of the mixture: the sum of both, by the law of total variance."""
         return self.aleatoric_N + self.epistemic_N
 
     def log_density(self, y_N: np.ndarray) -> np.ndarray:
-        """Natural logarithm of the mixture's density at one number for each example, (N,)."""
+        """Natural logarithm of the mixture's density at one number per example, (N,)."""
         self.check_variance("density")
         square_MN = (y_N - self.mean_MN) ** 2 / self.variance_MN
         log_MN = -0.5 * (LOG_2PI + np.log(self.variance_MN) + square_MN)
         return logsumexp(np.sort(log_MN, axis=0), axis=0) - math.log(len(log_MN))
 
     def cdf(self, y_N: np.ndarray) -> np.ndarray:
-        """Probability that the mixture gives to numbers below these, (N,)."""
+        """Probability of numbers below these under the mixture, (N,)."""
         from scipy.special import ndtr
 
         self.check_variance("distribution")
         return ndtr((y_N - self.mean_MN) / np.sqrt(self.variance_MN)).mean(axis=0)
 
     def quantile(self, level: float) -> np.ndarray:
-        """Where `cdf` is `level`, (N,), by bisection to 2^-60 of the range of the members' Gaussians."""
+        """Numbers at which `cdf` is `level`, (N,), by bisection to 2^-60 of the members' Gaussians' range."""
         sd_MN = np.sqrt(self.variance_MN)
         low_N, high_N = (self.mean_MN - 12 * sd_MN).min(axis=0), (self.mean_MN + 12 * sd_MN).max(axis=0)
         for _ in range(60):
@@ -97,19 +98,19 @@ class Mixture:
         return (low_N + high_N) / 2
 
     def scaled(self, factor: float | np.ndarray) -> Mixture:
-        """The mixture stretched about its mean: its standard deviation times `factor`, or one for each
-        example."""
+        """The mixture stretched about its mean: its standard deviation times `factor`, or times one factor
+        per example."""
         mean_MN = self.mean_N + (self.mean_MN - self.mean_N) * factor
         return Mixture(mean_MN, self.variance_MN * factor**2, self.has_variance)
 
     def check_variance(self, metric: str) -> None:
-        """Raises `Undefined` where the members predict a mean only."""
+        """Raises `Undefined` if the members predict only a mean."""
         if not self.has_variance:
             raise Undefined(metric, "members predict a mean without a variance")
 
 
 def is_of_values(labels_N: np.ndarray) -> bool:
-    """Whether labels are numbers to predict, not classes: their type tells."""
+    """Whether labels are numbers to predict, not classes, according to their type."""
     return np.issubdtype(np.asarray(labels_N).dtype, np.floating)
 
 
@@ -117,7 +118,7 @@ def checked_values(y_N: np.ndarray, num_examples: int) -> np.ndarray:
     """The labels as float64.
 
     Raises:
-        ValueError: another number of them, or one that is NaN or infinite.
+        ValueError: their number is wrong, or one is NaN or infinite.
     """
     y_N = np.asarray(y_N, np.float64)
     if y_N.shape != (num_examples,) or not np.isfinite(y_N).all():
@@ -150,7 +151,7 @@ def example_crps(mixture: Mixture, y_N: np.ndarray) -> np.ndarray:
     """Continuous ranked probability score of each example, (N,), in the unit of the labels.
 
     1/M sum_i A(y - mu_i, var_i) - 1/(2 M^2) sum_ij A(mu_i - mu_j, var_i + var_j), where A(m, v) = E|X| of a
-    Gaussian X; of points A(m, 0) = |m|, so that a single mean's is its absolute error.
+    Gaussian X; for points A(m, 0) = |m|, so the score of a single mean is its absolute error.
     Source: Grimit et al. 2006, Quarterly Journal of the Royal Meteorological Society 132, equation 5.
     """
     mean_MN, variance_MN = mixture.mean_MN, mixture.variance_MN
@@ -175,7 +176,7 @@ def _mean_absolute(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
 
 
 def pit(mixture: Mixture, y_N: np.ndarray) -> np.ndarray:
-    """Probability integral transform: the mixture's distribution function at y, (N,); uniform in [0, 1] where
+    """Probability integral transform: the mixture's distribution function at y, (N,); uniform in [0, 1] if
     the mixture is calibrated. Source: Gneiting et al. 2007, Journal of the Royal Statistical Society B 69."""
     return mixture.cdf(y_N)
 
@@ -194,7 +195,7 @@ def mae(mixture: Mixture, y_N: np.ndarray) -> float:
 
 
 def r2(mixture: Mixture, y_N: np.ndarray) -> float:
-    """1 - MSE / variance of the labels, at most 1; higher is better; 0 is the labels' own mean.
+    """1 - MSE / variance of the labels, at most 1; higher is better; predicting the labels' mean gives 0.
 
     Raises:
         Undefined: all labels are equal.
@@ -204,7 +205,7 @@ def r2(mixture: Mixture, y_N: np.ndarray) -> float:
 
 
 def pearson(mixture: Mixture, y_N: np.ndarray) -> float:
-    """Correlation of the mixture's means and the labels, in [-1, 1]; higher is better.
+    """Correlation between the mixture's means and the labels, in [-1, 1]; higher is better.
 
     Raises:
         Undefined: all means, or all labels, are equal.
@@ -213,7 +214,7 @@ def pearson(mixture: Mixture, y_N: np.ndarray) -> float:
 
 
 def spearman(mixture: Mixture, y_N: np.ndarray) -> float:
-    """`pearson` of the ranks; tied ones share their mean rank."""
+    """`pearson` of the ranks; ties share their mean rank."""
     from scipy.stats import rankdata
 
     return correlation("spearman", rankdata(mixture.mean_N), rankdata(y_N))
@@ -255,19 +256,19 @@ def crps(mixture: Mixture, y_N: np.ndarray) -> float:
 
 
 def picp90(mixture: Mixture, y_N: np.ndarray) -> float:
-    """Share of labels in the mixture's central interval of 90 %; best is 0.9."""
+    """Share of labels in the mixture's central 90 % interval; 0.9 is best."""
     return float((np.abs(pit(mixture, y_N) - 0.5) <= 0.5 - TAIL).mean())
 
 
 def width90(mixture: Mixture, y_N: np.ndarray) -> float:
-    """Mean width of the central interval of 90 %, in the unit of the labels."""
+    """Mean width of the central 90 % interval, in the unit of the labels."""
     return float((mixture.quantile(1 - TAIL) - mixture.quantile(TAIL)).mean())
 
 
 def quantile_ece(mixture: Mixture, y_N: np.ndarray) -> float:
     """Mean over 19 levels p of |share of labels below the p-quantile - p|; lower is better; at most 1/2.
 
-    Source: Kuleshov et al. 2018, arXiv:1807.00263, equation 9 (there of squares).
+    Source: Kuleshov et al. 2018, arXiv:1807.00263, equation 9 (there with squares).
     """
     below_L = np.searchsorted(np.sort(pit(mixture, y_N)), LEVELS, side="right") / len(y_N)
     return float(np.abs(below_L - LEVELS).mean())
@@ -287,7 +288,7 @@ def epistemic_variance(mixture: Mixture, y_N: np.ndarray) -> float:
 
 
 def pooled_loss(mixture: Mixture, y_N: np.ndarray) -> float:
-    """What members are tuned and stopped by: the mixture's NLL; without a variance its mean square error."""
+    """The loss for tuning and early stopping: the mixture's NLL; without a variance, mean square error."""
     return density_nll(mixture, y_N) if mixture.has_variance else float(squared_errors(mixture, y_N).mean())
 
 
@@ -295,12 +296,12 @@ def pooled_loss(mixture: Mixture, y_N: np.ndarray) -> float:
 
 
 def conformal_factor(mixture: Mixture, y_N: np.ndarray, coverage: float = 0.9) -> float:
-    """Half-width of intervals in units of `conformal_scale`, so that they hold as many labels as asked for:
-    the ceil((N + 1) coverage)-th smallest |y - mean| / scale; infinite where N is too small.
+    """Half-width, in units of `conformal_scale`, of intervals with the given coverage: the
+    ceil((N + 1) coverage)-th smallest |y - mean| / scale; infinite if N is too small.
 
     Args:
         y_N: labels that training has not seen.
-        coverage: in (0, 1).
+        coverage: share of labels in the intervals, in (0, 1).
     Source: Lei et al. 2018, arXiv:1604.04173, section 5.2 (locally weighted).
     """
     if not 0 < coverage < 1:
@@ -312,7 +313,7 @@ def conformal_factor(mixture: Mixture, y_N: np.ndarray, coverage: float = 0.9) -
 
 
 def conformal_scale(mixture: Mixture) -> np.ndarray:
-    """Standard deviation of the mixture of each example, (N,); 1 where members predict no variance."""
+    """Standard deviation of each example's mixture, (N,); 1 if members predict no variance."""
     return np.sqrt(mixture.variance_N) if mixture.has_variance else np.ones(mixture.mean_MN.shape[1])
 
 
@@ -348,7 +349,7 @@ def value_summary(values_MNC: np.ndarray, y_N: np.ndarray, rule: Rule = "probs")
 
 
 def value_scores(values_MNC: np.ndarray) -> dict[str, np.ndarray]:
-    """Every score of VALUE_SCORES that these members define, each (N,); higher: more likely OOD."""
+    """Every score of VALUE_SCORES that is defined for these members, each (N,); higher: more likely OOD."""
     mixture = Mixture.of(values_MNC)
     found = {}
     if len(mixture.mean_MN) > 1:

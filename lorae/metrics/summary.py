@@ -99,16 +99,16 @@ def ood_summary(
 
 
 def value_ood_summary(in_values_MNC: np.ndarray, ood_values_MNC: np.ndarray) -> dict[str, float | None]:
-    """The same of numbers, by the scores of VALUE_SCORES."""
+    """`ood_summary` for numbers, with the scores of VALUE_SCORES."""
     return _separation(VALUE_SCORES, value_scores(in_values_MNC), value_scores(ood_values_MNC))
 
 
 def pooled_nll(logits_MNC: np.ndarray, labels_N: np.ndarray) -> float:
-    """What members are tuned and stopped by, in nats: NLL of their mean probability. Of numbers NLL of their
-    mixture; without a variance its mean square error.
+    """The loss for tuning and early stopping, in nats: NLL of the members' mean probability. For numbers, NLL
+    of their mixture; without a variance, its mean square error.
 
     Args:
-        labels_N: classes, or, of a floating type, numbers.
+        labels_N: classes, or numbers if of a floating type.
     """
     if is_of_values(labels_N):
         return pooled_loss(Mixture.of(logits_MNC), labels_N)

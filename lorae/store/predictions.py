@@ -35,15 +35,15 @@ PREDICTIONS = pa.schema(
     ],
     metadata=SCHEMA,
 )
-# Of numbers "logits" are a member's outputs, and the label is 0 where the number is known
+# For numbers, "logits" are a member's outputs, and the label is 0 if the number is known
 VALUE = pa.field("value", pa.float64())
 VALUE_PREDICTIONS = PREDICTIONS.append(VALUE)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Class logits of the draws of some members on one evaluation set; classes an example lacks are -inf. Of
-    numbers the members' outputs, and labels that are floating, NaN where a number is not known."""
+    """Class logits of the draws of some members on one evaluation set; classes an example lacks are -inf. For
+    numbers, the members' outputs, and floating labels, NaN where a number is not known."""
 
     logits_MNC: np.ndarray
     labels_N: np.ndarray

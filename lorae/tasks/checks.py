@@ -19,7 +19,7 @@ def check_template(template: Any, where: str) -> None:
     """Refuse a template with placeholders other than the question, or both sentences of a pair.
 
     Raises:
-        ValueError: it has no {question}, a placeholder that is neither that nor {pair}, or a single brace.
+        ValueError: it has no {question}, a placeholder other than {question} and {pair}, or a single brace.
     """
     if not isinstance(template, str):
         raise ValueError(f"{where}: template={template!r} must be text with {QUESTION}")

@@ -1,9 +1,9 @@
-"""GLUE's smaller tasks: sentences, and pairs of them. Source: nyu-mll/glue on the hub, from Wang et al. 2019,
-arXiv:1804.07461.
+"""GLUE's smaller tasks, on sentences and sentence pairs. Source: nyu-mll/glue on the hub, from Wang et al.
+2019, arXiv:1804.07461.
 
-The labels of the hub's test rows are hidden as -1 (MRPC's are not), so the hub's validation split is our test
-for all of them, as in the papers that report "dev", and validation is carved from train. `SST2` is a file of
-its own, with the same rule.
+The labels of the hub's test rows are hidden as -1 (except MRPC's), so the hub's validation split is our test
+for all tasks, as in papers that report "dev", and validation is carved from train. `SST2` has its own file
+and follows the same rule.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lorae.tasks.data import parquet
 
 @dataclass(frozen=True, kw_only=True)
 class Glue(Task):
-    """What GLUE's tasks share: the repository, and columns sentence1, sentence2 of pairs, label, idx.
+    """Base of GLUE's tasks: the repository, and columns sentence1, sentence2 (for pairs), label, idx.
 
-    The ids are hashes of the text: idx counts each file's rows from the beginning.
+    The ids are hashes of the text, as idx starts anew in each file.
     """
 
     scoring: Scoring = LabelWords()
@@ -54,10 +54,10 @@ class CoLA(Glue):
 
 @dataclass(frozen=True, kw_only=True)
 class MRPC(Glue):
-    """Do two sentences of news say the same (Dolan and Brockett 2005)? 3,668 train, 408 test.
+    """Do two news sentences mean the same (Dolan and Brockett 2005)? 3,668 train, 408 test.
 
-    Judged by accuracy and F1. Two thirds of the pairs do. The hub's 1,725 test rows, whose labels are known,
-    are not used.
+    Judged by accuracy and F1. Two thirds of the pairs do. The hub's 1,725 test rows have labels, but are not
+    used.
     Example: "He said the foodservice pie business doesn 't fit ..." | "\" The foodservice pie ..." | 1
     """
 
@@ -69,10 +69,10 @@ class MRPC(Glue):
 
 @dataclass(frozen=True, kw_only=True)
 class QNLI(Glue):
-    """Does a sentence of Wikipedia answer a question (from SQuAD, Rajpurkar et al. 2016)? 104,743 train,
-    5,463 test.
+    """Does a Wikipedia sentence answer a question (from SQuAD, Rajpurkar et al. 2016)? 104,743 train, 5,463
+    test.
 
-    Judged by accuracy. Columns: question, sentence, label (0 it does, 1 it does not), idx.
+    Judged by accuracy. Columns: question, sentence, label (0 yes, 1 no), idx.
     """
 
     columns = ("question", "sentence")
@@ -89,7 +89,7 @@ class RTE(Glue):
     """Does a sentence follow from a text (the PASCAL challenges, Dagan et al. 2005 and later)? 2,490 train,
     277 test.
 
-    Judged by accuracy. Label 0 is entailment, 1 is not.
+    Judged by accuracy. Label 0 is entailment, 1 is no entailment.
     Example: "Dana Reeve, the widow of ..." | "Christopher Reeve had an accident." | 1
     """
 
@@ -103,10 +103,10 @@ class RTE(Glue):
 
 @dataclass(frozen=True, kw_only=True)
 class STSB(Glue):
-    """How alike are two sentences, from 0 to 5 (Cer et al. 2017, arXiv:1708.00055)? 5,749 train, 1,500 test.
+    """How similar are two sentences, 0 to 5 (Cer et al. 2017, arXiv:1708.00055)? 5,749 train, 1,500 test.
 
-    A number, so it is scored by `Value()`. Judged by Pearson's and Spearman's correlation. In the unit of the
-    labels: a mean square error of 2.3 is what predicting their mean has.
+    The label is a number, so the task is scored by `Value()`. Judged by Pearson and Spearman correlation. In
+    the labels' unit, predicting their mean has a mean square error of 2.3.
     Example: "A man with a hard hat is dancing." | "A man wearing a hard hat is dancing." | 5.0
     """
 

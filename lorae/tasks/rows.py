@@ -105,7 +105,7 @@ def _label(value: Any, options: tuple[str, ...], row: Mapping[str, Any]) -> int 
 
 
 def _value(value: Any, row: Mapping[str, Any]) -> float | None:
-    """A finite number, from a number of any type or its digits (all that CSV has)."""
+    """A finite number, from a number of any type or its digits (as in CSV)."""
     if value is None:
         return None
     found = math.nan

@@ -100,7 +100,7 @@ class Scoring:
         """The prompt of an example, and its answers.
 
         Args:
-            template: the task's own, into which the question goes, and of a pair the second sentence.
+            template: the task's own, with a place for the question and, for a pair, the second sentence.
         """
         text = template.format(question=example.question, pair=example.pair)
         return Prompt(text, tuple(f" {o}" for o in example.options))
@@ -158,11 +158,11 @@ class Scoring:
         regularizers: Sequence[Regularizer],
         reference: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`losses` of what `class_logits` gives."""
+        """`losses` from the output of `class_logits`."""
         return class_losses(outputs, labels, regularizers, reference)
 
     def gold(self, rows: Sequence[Row]) -> np.ndarray:
-        """What the rows' predictions are compared with (rows,): classes, integers; or numbers, float64."""
+        """Gold labels of the rows' predictions (rows,): classes, as integers, or numbers, as float64."""
         import numpy as np
 
         return np.array([row.label for row in rows])
