@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -74,7 +75,7 @@ def fit_power_law(sizes_K: Sequence[int], values_K: Sequence[float]) -> PowerLaw
     grid = np.linspace(math.log(SLOWEST), math.log(FASTEST), 40)
     best = int(np.argmin([error(log_a) for log_a in grid]))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    refined = optimize.minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 1e-7})
+    refined: Any = optimize.minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 1e-7})
     found = min((grid[best], float(refined.x)), key=error)
     return law(found) if law(found).b else PowerLaw(float(value_K.mean()), 0.0, 1.0)
 

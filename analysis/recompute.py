@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -125,8 +126,12 @@ def debiased_ce15(logp, y):
 
 def temperature(logp, y):
     """The temperature with the lowest NLL."""
-    scaled = minimize_scalar(lambda log_t: nll(log_softmax(logp / np.exp(log_t), 1), y), (-1, 1), tol=1e-9)
-    return np.exp(scaled.x)
+
+    def loss(log_t):
+        return nll(log_softmax(logp / np.exp(log_t), 1), y)
+
+    best: Any = minimize_scalar(loss, (-1, 1), tol=1e-9)
+    return np.exp(best.x)
 
 
 def calibrated(logp, y):
