@@ -1,4 +1,4 @@
-# What a new user runs: `make demo`, `make demo-encoders`, `make test`. Everything is installed into .venv.
+# What a new user runs: `make demo`, `make demo-generation`, `make demo-encoders`, `make test`. Everything is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 TWO := -n 2 --dist loadscope --no-loadscope-reorder
@@ -9,12 +9,17 @@ CORRUPTIONS ?= 200
 KILLS ?= 20
 SEED ?= 0
 
-.PHONY: demo demo-encoders encoders-tables encoders-report check test test-all soak lint types dry-run
+.PHONY: demo demo-generation demo-encoders encoders-tables encoders-report check test test-all coverage soak
+.PHONY: lint types dry-run
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
 	$(BIN)/python -m analysis.demo lorae-results
 	$(BIN)/lorae report lorae-results --sweep demo --out lorae-results/report/demo
+
+demo-generation: .venv/installed
+	$(BIN)/lorae sweep pipelines/generation_demo.py
+	$(BIN)/lorae table generation lorae-results --sweep generation_demo
 
 demo-encoders: .venv/installed
 	$(BIN)/lorae sweep pipelines/encoders.py
@@ -36,6 +41,11 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest $(TWO)
+
+# How much of each file the quick tests run; what only starts in other processes is not counted
+coverage: .venv/installed
+	$(BIN)/python -m pytest $(TWO) -m "not process and not ray and not slow" \
+	  --cov=lorae --cov=analysis --cov=jobs --cov-report=term:skip-covered
 
 soak: .venv/installed
 	PYTHONPATH=tests/support $(BIN)/python tests/soak/soak_inputs.py --number $(INPUTS) --seed $(SEED)

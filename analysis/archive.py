@@ -7,6 +7,7 @@ An archive has a folder for each sweep, and SHA256SUMS:
 
     <sweep>/trials.parquet         the sweep's table, as it was stored
     <sweep>/predictions.parquet    prediction sets and paths of the entries that no earlier sweep has
+    <sweep>/answers.parquet        their texts, where members write any
     <sweep>/curves.parquet         their training curves
     <sweep>/records.parquet        their JSON files: recipes, streams, costs, what draws were fitted by
     <sweep>/files.parquet          size and checksum of every file that they had, weights included
@@ -36,9 +37,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.audit_tuning import tuning_folders
-from analysis.rows import Row, is_soup, pool
+from analysis.rows import Row, is_soup, pool, together
 from lorae.identity import SCHEMA_VERSION
 from lorae.results import read_trials
+from lorae.store.answers import ANSWERS
 from lorae.store.names import CURVE_FILE, PATH_FILE, member_folder, reference_folder, trials_file
 from lorae.store.predictions import PREDICTIONS, parquet_bytes
 from lorae.store.records import CURVE
@@ -46,12 +48,14 @@ from lorae.store.store import Store
 from lorae.store.tables import table as as_table
 
 SUMS = "SHA256SUMS"
+OPTIONAL = {"answers"}  # tables that the archive of sweeps without texts does not have
 PLACE = [pa.field("entry", pa.string()), pa.field("file", pa.string())]
 METADATA = pa.field("metadata", pa.string())  # of the file's schema, as JSON: the prompts' template
 RECORDS = pa.schema([*PLACE, pa.field("text", pa.string())])
 FILES = pa.schema([*PLACE, pa.field("sha256", pa.string()), pa.field("bytes", pa.int64())])
 SCHEMAS = {
     "predictions": pa.schema([*PLACE, METADATA, *PREDICTIONS]),
+    "answers": pa.schema([*PLACE, METADATA, *ANSWERS]),
     "curves": pa.schema([*PLACE, METADATA, *CURVE]),
     "records": RECORDS,
     "files": FILES,
@@ -92,7 +96,7 @@ def entries_of(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         reference = [] if row["reference_id"] == "none" else [reference_folder(row["reference_id"])]
         members = map(member_folder, row["member_ids"]) if is_soup(row) else ()
-        found |= dict.fromkeys([*reference, *pool(row), *members, *tuning_folders(row)])
+        found |= dict.fromkeys([*reference, *pool(row), *members, *together(row), *tuning_folders(row)])
     return list(found)
 
 
@@ -116,7 +120,8 @@ def _tables(store: Store, entries: Sequence[str]) -> dict[str, pa.Table]:
             *zip(*((f["sha256"], f["bytes"]) for f in listed.values())),
         ]
         parts["files"].append(pa.table(columns, schema=FILES))
-    return {name: pa.concat_tables(of) for name, of in parts.items()}
+    found = {name: pa.concat_tables(of) for name, of in parts.items()}
+    return {name: table for name, table in found.items() if len(table) or name not in OPTIONAL}
 
 
 def _published_table(store: Store, sweep: str) -> bytes:
@@ -145,6 +150,8 @@ def _kind(name: str) -> str | None:
         return "records"
     if name == CURVE_FILE:
         return "curves"
+    if name.startswith("answers/"):
+        return "answers"
     return "predictions" if name == PATH_FILE or name.startswith("predictions/") else None
 
 
@@ -169,9 +176,10 @@ def unpack(folder: Path, storage: str) -> None:
         tables = {
             name: as_table(contents[name], f"{folder}/{sweep}/{name}.parquet", schema)
             for name, schema in SCHEMAS.items()
+            if name in contents or name not in OPTIONAL
         }
         files = dict(_records(tables["records"]))
-        for name in ("predictions", "curves"):
+        for name in tables.keys() & {"predictions", "answers", "curves"}:
             files |= dict(_split(tables[name]))
         for entry, listed in _listed(tables["files"]).items():
             _write_entry(store, entry, listed, {n: files[entry, n] for n in listed if (entry, n) in files})

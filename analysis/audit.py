@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from analysis.audit_answers import answers_are_whole
 from analysis.audit_members import (
     SAME_NLL,
     adapters_are_distinct_and_trained,
@@ -51,8 +52,9 @@ from analysis.audit_trials import (
 from analysis.audit_tuning import choices_come_from_validation, recipes_are_tuned_alike, tuning_folders
 from analysis.data import load_trials
 from analysis.findings import Finding, Problem, results
-from analysis.rows import Row, is_soup, pool
+from analysis.rows import Row, is_soup, pool, together
 from lorae import untrusted
+from lorae.near import did_you_mean
 from lorae.results import read_trials
 from lorae.store.names import (
     ADAPTER_CONFIG,
@@ -105,6 +107,7 @@ _NEEDED = {  # files of an entry, beside its predictions
     "reference": (),
     "members": (WEIGHTS, ADAPTER_CONFIG, CURVE_FILE, RECORD),
     "soups": (SOUP_RECORD,),
+    "pools": (),
 }
 
 
@@ -200,7 +203,9 @@ def _open(storage: str, sweep: str | None) -> Stored:
     store = Store(storage)
     names = store.storage.names("sweeps")
     if sweep is not None and sweep not in names:
-        raise ValueError(f"{store.storage.uri} has no sweep {sweep}; it has: {', '.join(names) or 'none'}")
+        near = did_you_mean(sweep, names)
+        known = ", ".join(names) or "none"
+        raise ValueError(f"{store.storage.uri} has no sweep {sweep}; {near}it has: {known}")
     rows, done, incomplete = [], [], []
     for name in names if sweep is None else [sweep]:
         where = trials_file(name)
@@ -211,7 +216,7 @@ def _open(storage: str, sweep: str | None) -> Stored:
             incomplete += [(where, missing) for missing in trials.missing]
         except ValueError as error:
             incomplete.append((where, str(error)))
-    kinds = ("reference", "members", "soups")
+    kinds = ("reference", "members", "soups", "pools")
     stored = [f"{kind}/{entry}" for kind in kinds for entry in store.storage.names(kind)]
     failed = [name.removesuffix(".json") for name in store.storage.names("failures")]
     if not names and not stored and not failed:
@@ -221,7 +226,7 @@ def _open(storage: str, sweep: str | None) -> Stored:
     kept = [row for row in rows if row["status"] != "pruned"]  # no member of a pruned trial is expected
     named = dict.fromkeys(folder for row in kept for folder in _named_folders(row))
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
-    folders.sort(key=lambda folder: folder.startswith("soups/"))  # after what they are made of
+    folders.sort(key=lambda folder: folder.startswith(("soups/", "pools/")))  # after what they are made of
     diverged = {folder for row in rows for folder in tuning_folders(row, failed=True)}  # so was not chosen
     failed = [m for m in failed if member_folder(m) not in diverged]
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
@@ -232,7 +237,7 @@ def _named_folders(row: Row) -> list[str]:
     """Entries that a trial needs, or its recipe was tuned by; a backbone below members with heads of their
     own predicts nothing."""
     reference = [] if row["reference_id"] == "none" else [reference_folder(row["reference_id"])]
-    return [*reference, *_trained_folders(row), *tuning_folders(row)]
+    return [*reference, *_trained_folders(row), *together(row), *tuning_folders(row)]
 
 
 def _trained_folders(row: Row) -> list[str]:
@@ -303,6 +308,7 @@ CHECKS = (
     entries_are_whole,
     members_are_who_they_say,
     predictions_are_whole,
+    answers_are_whole,
     splits_are_disjoint,
     ood_prompts_are_the_tests,
     zero_shot_is_not_below_chance,

@@ -144,7 +144,9 @@ def _ids(stored: Stored, row: Row, eval_set: str) -> set[str]:
 def zero_shot_is_not_below_chance(stored: Stored) -> list[Finding]:
     """The backbone's accuracy on a test set is no sign of swapped label words, see `below_chance`."""
     pairs = dict.fromkeys(
-        (reference_folder(r["reference_id"]), plain_set(eval_sets(r)["test"])) for r in stored.done
+        (reference_folder(r["reference_id"]), plain_set(eval_sets(r)["test"]))
+        for r in stored.done
+        if r["decoding"] is None  # else predictions are of tokens, by no class that chance could hit
     )
     here = [(f, s) for f, s in pairs if stored.is_sound(f) and stored.store.has_predictions(f, [s])]
     problems = []

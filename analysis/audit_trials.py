@@ -18,7 +18,17 @@ from lorae.identity import canonical, canonical_json, digest, spec_of
 from lorae.methods import METHODS, Init
 from lorae.metrics import pooled_nll
 from lorae.regularizers import REGULARIZERS
-from lorae.results import FLAGS, OLDER, POOLED_FLAG, SCALED, trial_cost, trial_id, trial_metrics
+from lorae.results import (
+    FLAGS,
+    OLDER,
+    POOLED_FLAG,
+    SCALED,
+    row_answers,
+    text_metrics,
+    trial_cost,
+    trial_id,
+    trial_metrics,
+)
 from lorae.sources import DataSource, Hub, Source
 from lorae.store.names import SOUP_RECORD, is_fit_file, member_folder, soup_folder
 from lorae.store.predictions import prediction_file, prediction_sets
@@ -229,15 +239,18 @@ def _later_bytes(stored: Stored, row: Row) -> int:
 
 
 def metrics_come_from_the_logits(stored: Stored) -> list[Finding]:
-    """Every metric column of every done trial, computed again from its stored logits, within 1e-9. What an
-    older lorae scaled otherwise is in no table."""
+    """Every metric column of every done trial, computed again from its stored logits and answers, within
+    1e-9. What an older lorae scaled otherwise is in no table."""
     problems = []
     for row in stored.sound:
         try:
             sets = eval_sets(row)
             entries = pool(row)
             predictions = {where: stored.store.predictions(entries, name) for where, name in sets.items()}
-            found = trial_metrics(predictions, list(ood_sets(row)), rule(row), len(entries))
+            written = row["decoding"] is not None
+            found = trial_metrics(predictions, list(ood_sets(row)), rule(row), len(entries), written)
+            if written:
+                found |= text_metrics(row_answers(stored.store, row, sets["test"]))
         except ValueError as error:
             problems.append((trial_name(row), str(error)))
             continue

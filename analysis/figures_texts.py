@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.cells import Cell
 from analysis.columns import title
 from analysis.figures_scores import thinned
 from analysis.plotting import (
@@ -30,13 +31,14 @@ DRAWN = (  # of risk against coverage, those that are there
     Line("mutual_information", "members"),
     Line("semantic_entropy", "members"),
 )
+HATCHES = ("", "////", "", "....")  # of the sources, which colours alone do not tell apart in print
 ACROSS = {"vote of members": "vote", "mean": "lock-step", "logits": "lock-step, logits", "soup": "soup"}
 
 
 @styled
 def risk_coverage(texts: Texts, recipe: str) -> Plot:
     """Risk among the most certain answers of the first member against their share."""
-    figure, axes = axes_of()
+    figure, axes = axes_of(height=2.9)
     cell = texts.largest(recipe)
     stored, known = texts.of(cell.rows[0]), texts.lines(recipe)
     everyone, right_N = tuple(range(len(stored.members))), stored.right(0)
@@ -54,7 +56,7 @@ def risk_coverage(texts: Texts, recipe: str) -> Plot:
         f"Risk, 1 minus {title(stored.kind.right)}, of the first member's greedy texts against coverage, by "
         f"scores from one member or {cell.members}. First seed; lower is better."
     )
-    return Plot(f"text-risk-coverage{_suffix(texts, recipe)}", caption, figure)
+    return Plot(f"text-risk-coverage{recipe_suffix(texts, recipe)}", caption, figure)
 
 
 @styled
@@ -71,19 +73,19 @@ def prr_bars(texts: Texts, recipe: str) -> Plot:
             heights = [place + (number - 1.5) * 0.2 for place, _ in drawn]
             errors = [one.stderr or 0.0 for one in found]
             values = [one.mean for one in found]
-            axes.barh(heights, values, 0.19, xerr=errors, color=COLOURS[number], label=source)
+            how = {"color": COLOURS[number], "hatch": HATCHES[number], "edgecolor": "white", "linewidth": 0}
+            axes.barh(heights, values, 0.19, xerr=errors, label=source, **how)
     axes.set(xlabel="PRR (0: chance, 1: oracle)", yticks=range(len(names)))
     axes.set_yticklabels([title(name) for name in names])
     axes.invert_yaxis()
     legend_above(figure, axes)
     caption = "PRR of single members' greedy texts by score and source; bars: standard error over trainings."
-    return Plot(f"prr{_suffix(texts, recipe)}", caption, figure)
+    return Plot(f"prr{recipe_suffix(texts, recipe)}", caption, figure)
 
 
 @styled
-def quality_against_members(texts: Texts) -> Plot:
-    """Quality of the ensemble's one text against its members, of the first recipe with the most sizes."""
-    recipe = max(texts.recipes, key=lambda recipe: len(texts.recipes[recipe]))
+def quality_against_members(texts: Texts, recipe: str) -> Plot:
+    """Quality of the ensemble's one text against its members."""
     largest = texts.largest(recipe)
     figure, axes = axes_of()
     right = texts.of(largest.rows[0]).kind.right
@@ -91,8 +93,9 @@ def quality_against_members(texts: Texts) -> Plot:
     sizes = {1}
     for number, (writer, label) in enumerate(ACROSS.items()):
         points = [(1, alone)]
-        for cell in sorted(texts.recipes[recipe], key=lambda cell: cell.members):
-            if cell.members > 1 and texts.of(cell.rows[0]).has(writer):
+        for cell in sorted(texts.cells, key=lambda cell: cell.members):
+            is_its = cell.members > 1 and _but_combine(cell) == _but_combine(largest)
+            if is_its and cell.is_soup == (writer == "soup") and texts.of(cell.rows[0]).has(writer):
                 points.append((cell.members, texts.quality(cell, writer, cell.members)[right]))
         if len(points) > 1:
             x, found = zip(*points)
@@ -103,10 +106,16 @@ def quality_against_members(texts: Texts) -> Plot:
     axes.set_ylabel(title(right))
     legend_above(figure, axes)
     caption = f"{title(right)} of one text against the members M; bars: standard error over trainings."
-    return Plot(f"text-quality{_suffix(texts, recipe)}", caption, figure)
+    return Plot(f"text-quality{recipe_suffix(texts, recipe)}", caption, figure)
 
 
-def _suffix(texts: Texts, recipe: str) -> str:
+def _but_combine(cell: Cell) -> tuple[object, ...]:
+    """What ensembles of one recipe and their soups share."""
+    factors = {n: v for n, v in cell.factors.items() if n not in ("members", "combine")}
+    return cell.test_set, *factors.items()
+
+
+def recipe_suffix(texts: Texts, recipe: str) -> str:
     """Of a file name: what tells a recipe from the others; nothing where there is one."""
     if len(texts.recipes) == 1:
         return ""

@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from analysis import generation
-from analysis.data import Cell, Trials
+from analysis.cells import Cell
+from analysis.data import Trials
 from analysis.plotting import method_name
 from analysis.rows import Row, eval_sets
 from analysis.script import Content, run

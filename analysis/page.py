@@ -17,35 +17,42 @@ from analysis.significance import Difference
 from analysis.table import Entry, Table
 
 CSS = """
-:root { color-scheme: light; }
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 84rem; background: #fdfdfc; color: #1c1c1c;
+:root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1c1c1c; --quiet: #555; --line: #333; --soft: #ddd;
+  --tint: #f1f1ee; --warn: #fbeeed; }
+@media (prefers-color-scheme: dark) { :root { --paper: #161719; --ink: #e4e4e2; --quiet: #a5a5a2;
+  --line: #999; --soft: #3a3b3e; --tint: #25272a; --warn: #3a2523; } }
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 84rem;
+  background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
+h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid var(--soft);
+  padding-bottom: .2rem; }
 p, li { max-width: 48rem; }
-code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: #f1f1ee; padding: .05em .3em; }
-.quiet, figcaption, .caption, .note { color: #555; font-size: .85rem; }
+code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: var(--tint); padding: .05em .3em; }
+.quiet, figcaption, .caption, .note { color: var(--quiet); font-size: .85rem; }
 .caption, .note { max-width: 60rem; margin: .5rem 0; }
-.warnings { border-left: 4px solid #b3261e; background: #fbeeed; padding: .6rem 1rem; margin: 1.2rem 0; }
+.warnings { border-left: 4px solid #b3261e; background: var(--warn); padding: .6rem 1rem; margin: 1.2rem 0; }
 .warnings ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; white-space: nowrap;
-  border-top: 2px solid #333; border-bottom: 2px solid #333; }
-th { text-align: right; font-weight: 600; padding: .35rem .45rem; border-bottom: 1px solid #333;
+  border-top: 2px solid var(--line); border-bottom: 2px solid var(--line); }
+th { text-align: right; font-weight: 600; padding: .35rem .45rem; border-bottom: 1px solid var(--line);
   vertical-align: bottom; white-space: normal; cursor: pointer; }
-th:hover { background: #f1f1ee; }
+th:hover { background: var(--tint); }
 th[aria-sort=ascending]::after { content: " ▴"; } th[aria-sort=descending]::after { content: " ▾"; }
 td { text-align: right; padding: .18rem .45rem; }
-td small { color: #555; font-size: .82em; font-weight: 400; }
+td small { color: var(--quiet); font-size: .82em; font-weight: 400; }
 .words { text-align: left; }
-tbody + tbody { border-top: 1px solid #aaa; }
-tbody tr:hover { background: #f5f5f1; }
+tbody + tbody { border-top: 1px solid var(--soft); }
+tbody tr:hover { background: var(--tint); }
 .room { visibility: hidden; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1.5rem 2rem; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; max-width: 26rem; }
+nav a { margin-right: 1rem; font-size: .88rem; white-space: nowrap; } a { color: inherit; }
+input[type=search] { margin: .6rem 0; padding: .25rem .5rem; width: 18rem; max-width: 100%; }
+figure { margin: 0; } figure svg { background: #fff; width: 100%; height: auto; max-width: 26rem; }
 details summary { cursor: pointer; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .88rem; }
-dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
+dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 @media print { body { max-width: none; } th { cursor: auto; } figure { break-inside: avoid; } }
 """
 
@@ -67,6 +74,14 @@ document.querySelectorAll("th").forEach(head => {
       }).forEach(row => body.append(row));
   };
 });
+const search = document.querySelector("input[type=search]");
+if (search) search.oninput = () => {
+  const words = search.value.toLowerCase().split(/\\s+/);
+  document.querySelectorAll("tbody tr").forEach(row => {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !words.every(word => text.includes(word));
+  });
+};
 """
 
 
@@ -95,6 +110,7 @@ def page(title: str, facts: dict[str, str], warnings: Sequence[str], sections: S
             f"<style>{CSS}</style></head><body>",
             f"<h1>{html.escape(title)}</h1>",
             _warnings(warnings),
+            _contents(sections),
             *(_section(section) for section in sections),
             "<h2>Provenance</h2>",
             "<dl>"
@@ -113,12 +129,23 @@ def _warnings(warnings: Sequence[str]) -> str:
     return f'<div class="warnings"><strong>Read this first</strong><ul>{listed}</ul></div>'
 
 
+def _contents(sections: Sequence[Section]) -> str:
+    """Links to the sections, and a box that keeps the rows of all tables that have its words."""
+    links = " ".join(f'<a href="#{_anchor(s)}">{html.escape(s.heading)}</a>' for s in sections)
+    box = '<input type="search" placeholder="rows with these words" aria-label="rows with these words">'
+    return f"<nav>{links}</nav>{box if any(s.tables for s in sections) else ''}"
+
+
+def _anchor(section: Section) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", section.heading.lower()).strip("-")
+
+
 def _section(section: Section) -> str:
     tables = "\n".join(table_html(table) for table in section.tables)
     if section.folded:
         tables = f"<details><summary>show</summary>{tables}</details>"
     plots = "\n".join(figure_html(plot) for plot in section.plots)
-    parts = [f"<h2>{html.escape(section.heading)}</h2>"]
+    parts = [f'<h2 id="{_anchor(section)}">{html.escape(section.heading)}</h2>']
     parts += [f"<p>{words(section.text)}</p>"] if section.text else []
     parts += [tables] if tables else []
     parts += [f'<div class="figures">{plots}</div>'] if plots else []

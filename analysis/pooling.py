@@ -197,7 +197,9 @@ class Estimates:
         def measure(row: Row, subset: Subset) -> Columns:
             sets = {where: self._ensemble(row, where, subset) for where in eval_sets(row)}
             num_entries = len(subset) or len(pool(row))
-            found = trial_metrics(sets, list(ood_sets(row)), rule_of(row), num_entries)
+            found = trial_metrics(
+                sets, list(ood_sets(row)), rule_of(row), num_entries, row["decoding"] is not None
+            )
             return {n: Measured(float(v), NOTHING) for n, v in found.items() if isinstance(v, (int, float))}
 
         names = [*METRICS, *SCALED, *CONFORMAL, "validation_nll"]

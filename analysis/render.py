@@ -136,32 +136,63 @@ def csv_text(table: Table) -> str:
 # LaTeX -----------------------------------------------------------------------------------------------------
 
 
+COLUMN_CHARACTERS, PAGE_CHARACTERS = 60, 130  # of a line in scriptsize: in a column, over two of them
+MARKS = {
+    "best": "Best in bold",
+    "equivalent": "equivalent to it underlined",
+    "undecided": "?: undecided",
+}
+
+
 def latex(table: Table) -> str:
-    """A `table*` that needs the package booktabs; what is equivalent to the best is underlined."""
+    """A `table`, or `table*` where a column is too narrow, which needs the package booktabs; one that is
+    wider than a page is scaled to it (graphicx). The caption is short; the long one is in comments."""
     columns = shown(table)
     heads = " & ".join(_latex_head(column) for column in columns)
     blocks = [
         "\n".join(" & ".join(_latex_entry(c, line[c.name]) for c in columns) + r" \\" for line in block)
         for block in table.blocks
     ]
+    width = sum(_width(column, table) for column in columns)
+    environment = "table" if width <= COLUMN_CHARACTERS else "table*"
+    scaled = width > PAGE_CHARACTERS
+    label = re.sub(r"[^A-Za-z0-9-]+", "-", "-".join(filter(None, [table.sweep, table.name])))
     return "\n".join(
         [
-            r"\begin{table*}",
+            rf"\begin{{{environment}}}",
             r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape.latex(table.caption.replace('≈', 'underlined'))}}}",
-            rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', table.name)}}}",
+            rf"\caption{{{escape.latex(short_caption(table))}}}",
+            rf"\label{{tab:{label}}}",
+            *([r"\resizebox{\textwidth}{!}{"] if scaled else []),
             rf"\begin{{tabular}}{{{''.join('l' if c.kind == 'text' else 'r' for c in columns)}}}",
             r"\toprule",
             heads + r" \\",
             r"\midrule",
             "\n\\midrule\n".join(blocks),
             r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table*}",
-            *(f"% {escape.one_line(note)}" for note in table.notes),
+            r"\end{tabular}" + ("}" if scaled else ""),
+            rf"\end{{{environment}}}",
+            *(f"% {escape.one_line(note)}" for note in (table.caption, *table.notes)),
             "",
         ]
     )
+
+
+def short_caption(table: Table) -> str:
+    """The title and what the marks mean that the table has: what a paper has room for."""
+    entries = [line[c.name] for block in table.blocks for line in block for c in shown(table)]
+    marks = {entry.mark for entry in entries if isinstance(entry, Entry)}
+    told = [words for mark, words in MARKS.items() if mark in marks]
+    told += ["±: standard error over trainings"] if any(getattr(e, "stderr", None) for e in entries) else []
+    told += ["†: of these very members"] if "†" in map(sign, entries) else []
+    return f"{table.title}." + (f" {'; '.join(told)}." if told else "")
+
+
+def _width(column: Column, table: Table) -> int:
+    """Characters that a column takes, with the room between columns; a head is broken in two."""
+    cells = [text(column, line[column.name]) for block in table.blocks for line in block]
+    head = len(column.head) if len(column.head) <= 12 else -(-len(column.head) * 2 // 3)
+    return 2 + max([head, *map(len, cells)])
 
 
 def _latex_head(column: Column) -> str:

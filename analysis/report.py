@@ -28,6 +28,7 @@ from analysis.figures_scores import score_figures
 from analysis.figures_setting import metric_against_setting, numeric_settings
 from analysis.figures_sweep import diversity_against_gain, heat_maps, quality_against_cost
 from analysis.gain import correlations, with_gains
+from analysis.generation import content, writes_texts
 from analysis.page import Section, page
 from analysis.plotting import panels, save
 from analysis.published import beside
@@ -79,6 +80,12 @@ def write_report(
 
 def report_sections(trials: Trials) -> list[Section]:
     """What the report says, in order; sections without content are left out."""
+    if writes_texts(trials):
+        found = content(trials)
+        return [
+            *(Section(table.title, tables=[table]) for table in found.tables),
+            Section("Figures", plots=found.plots),
+        ]
     comparisons = (
         against_rivals, ensembling, souping, regularising, same_parameters, same_compute, same_predictions,
     )  # fmt: skip

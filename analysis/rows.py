@@ -8,7 +8,7 @@ from typing import Any
 
 from lorae.combinations import COMBINATIONS, SOUPS
 from lorae.metrics import Rule
-from lorae.store.names import pool_folders
+from lorae.store.names import pool_folders, texts_folder
 
 Row = dict[str, Any]  # one trial: columns of trials.parquet
 
@@ -37,6 +37,11 @@ def rule(row: Row) -> Rule:
 def soup(row: Row) -> str | None:
     """Name of the combination that makes one model of a row's members, if it predicts so."""
     return row["combine"] if is_soup(row) else None
+
+
+def together(row: Row) -> list[str]:
+    """Folder of the texts of a row's members together; none where they write none."""
+    return [texts_folder(row["member_ids"])] if row["decoding"] and row["members"] > 1 else []
 
 
 def is_soup(row: Row) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from analysis.archive import opened
@@ -14,6 +14,7 @@ from analysis.data import Trials, load_trials
 from analysis.plotting import Plot, save
 from analysis.render import markdown, save_table
 from analysis.rows import fill_command, missing_text
+from analysis.selection import those_that_have, with_columns, with_metrics, with_rows
 from analysis.table import Table
 
 
@@ -46,6 +47,13 @@ def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | 
         metavar="METRIC=X",
         help="largest difference that does not matter, such as ensemble_nll=0.01",
     )
+    lists = {
+        "columns": "columns of the tables, in order: model,acc,ensemble_nll",
+        "rows": "words; rows that have one of them: ensemble,zero-shot",
+        "metric": "metrics of the comparison in place of the usual ones: acc,ensemble_nll",
+    }
+    for name, what in lists.items():
+        parser.add_argument(f"--{name}", type=lambda words: words.split(","), metavar="A,B", help=what)
     args = parser.parse_args(argv)
     try:
         out = args.out or _default_out(args.storage, args.sweep)
@@ -55,12 +63,24 @@ def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | 
                 print(
                     missing_text(trials.sweep, trials.missing, fill_command(trials.rows[0])), file=sys.stderr
                 )
-            found = write(content(trials), out)
+            found = write(_chosen(trials, content(trials), args), out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{len(found.tables)} tables, {len(found.plots)} figures: {out}")
     return 0
+
+
+def _chosen(trials: Trials, content: Content, args: argparse.Namespace) -> Content:
+    """The content with the metrics, columns and rows that were asked for, and its sweep's name on tables."""
+    tables = [*content.tables]
+    if args.metric:
+        tables = with_metrics(trials, tables, args.metric)
+    if args.columns:
+        tables = those_that_have(tables, lambda table: with_columns(table, args.columns))
+    if args.rows:
+        tables = those_that_have(tables, lambda table: with_rows(table, args.rows))
+    return replace(content, tables=[replace(table, sweep=trials.sweep) for table in tables])
 
 
 def write(content: Content, out: Path) -> Content:

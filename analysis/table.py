@@ -55,7 +55,11 @@ Line = dict[str, Entry | Difference]  # column name -> entry
 
 @dataclass(frozen=True)
 class Table:
-    """Blocks of lines; values are compared within a block only. Rendered by `analysis.render`."""
+    """Blocks of lines; values are compared within a block only. Rendered by `analysis.render`.
+
+    Args:
+        sweep: part of the label in LaTeX.
+    """
 
     name: str
     title: str
@@ -63,6 +67,7 @@ class Table:
     columns: tuple[Column, ...]
     blocks: tuple[tuple[Line, ...], ...]
     notes: tuple[str, ...] = ()
+    sweep: str = ""
 
     def __str__(self) -> str:
         """Markdown."""
@@ -117,6 +122,7 @@ def comparison(
             *notes(trials, trials.cells),
             *(f"left out: {what}" for what in trials.pruned),
         ),
+        sweep=trials.sweep,
     )
 
 

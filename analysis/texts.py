@@ -9,15 +9,17 @@ As in `analysis.pooling`, an ensemble of M members is the mean over subsets of a
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
-from analysis.data import Cell, Trials
+from analysis.cells import Cell
+from analysis.columns import MARGINS
+from analysis.data import Trials
 from analysis.estimates import Design, Pool, Subset, estimate
 from analysis.influence import Measured, of_mean
 from analysis.influence_texts import JUDGES, mean_of, of_ratio, of_sums
@@ -34,11 +36,15 @@ from lorae.texts.pools import by_example, vote
 from lorae.texts.uncertainty import SCORES, Score, Source, View
 
 Read = Callable[[Row, str], Sequence[Answer] | None]  # a row and "test" or "validation"; None = not stored
-Columns = dict[str, Measured]
 VOTES: dict[str, Source] = {"member": "one", "vote of samples": "samples", "vote of members": "members"}
 OF_ALL = (*LOCKSTEP, "soup")  # texts of all members of a row at once, as `Example.pooled` names them
 OTHER_MODELS = ("logits", "soup")  # whose probabilities are not the members' mean
-OF_QUALITY = ("reference_nll", "mean_tokens", "unfinished", "not_finite")
+SHARES: dict[str, Callable[[Answer], float]] = {  # means over the examples that nothing is tested of
+    "mean_tokens": lambda answer: len(answer.token_ids),
+    "unfinished": lambda answer: not answer.finished,
+    "not_finite": lambda answer: not np.isfinite(answer.log_probs_MT).all(),
+}
+OF_QUALITY = ("reference_nll", *SHARES)
 UNTESTED = ("quality_at_80", "calibrated_ece15")
 
 
@@ -61,6 +67,7 @@ class PoolTexts:
         self.kind: Kind = kind_of(self.gold)
         self._scores = scores
         self.right = functools.cache(self._right)
+        self.written = functools.cache(self._written)
         self._known = functools.cache(self._score)
 
     def has(self, writer: str) -> bool:
@@ -69,7 +76,7 @@ class PoolTexts:
             return writer in self.examples[0].pooled
         return self.num_samples > 0 if writer == "vote of samples" else bool(self.examples[0].greedy)
 
-    def written(self, writer: str, subset: Subset) -> list[Answer]:
+    def _written(self, writer: str, subset: Subset) -> list[Answer]:
         """The text of each example that a writer gives for these members; of `OF_ALL` whoever they are."""
         if writer in OF_ALL:
             return [example.pooled[writer] for example in self.examples]
@@ -162,91 +169,96 @@ class Texts:
         rows = cell.rows if cell.members else cell.rows[:1]
         if not whole and cell.members:
             rows = self.largest(cell.recipe).rows
-        measures = [functools.cache(functools.partial(self._of_texts, row, writer)) for row in rows]
-        kind = self.of(rows[0]).kind
+        kind, measure = self.of(rows[0]).kind, functools.partial(self._of_texts, writer)
         names = [*kind.metrics, *kind.corpus, *OF_QUALITY]
-        found = {name: self._estimate(rows, measures, name, members, whole) for name in names}
+        found = {name: self._estimate(rows, measure, name, members, whole) for name in names}
         return {name: one for name, one in found.items() if one}
 
     def _judged(self, recipe: str, line: Line) -> dict[str, Estimate]:
         """AUROC and the other judges of a score; those that are undefined left out."""
         cell = self.largest(recipe)
         members = cell.members if line.source.startswith("members") else 1
-        measures = [functools.cache(functools.partial(self._of_score, row, line)) for row in cell.rows]
+        measure = functools.partial(self._of_score, line)
         names = [*JUDGES, *UNTESTED]
-        found = {name: self._estimate(cell.rows, measures, name, members, False) for name in names}
+        found = {name: self._estimate(cell.rows, measure, name, members, False) for name in names}
         return {name: one for name, one in found.items() if one}
 
     def _estimate(
         self,
         rows: Sequence[Row],
-        measures: Sequence[Callable[[Subset], Columns]],
+        measure: Callable[[str, Row, Subset], Measured | None],
         name: str,
         members: int,
         whole: bool,
     ) -> Estimate | None:
-        """One column; None where an ensemble does not have it."""
+        """One column; None where an ensemble does not have it.
+
+        Args:
+            measure: the column by its name, of some members of a row.
+            whole: it is of all members of a row at once.
+        """
         pools = []
-        for row, measure in zip(rows, measures, strict=True):
-            size = len(self.of(row).members)
-            if not row["members"]:  # the backbone is one model, which no training moves
-                found = measure((0,)).get(name)
-                return found and Estimate(found.value, found.examples)
-            design = Design(1, (tuple(range(size)),)) if whole else Design.of(size, members, max(2 * size, 8))
-            if any(name not in measure(subset) for subset in design.chosen):
+        for row in rows:
+            everyone = tuple(range(len(self.of(row).members)))
+            design = Design(1, (everyone,)) if whole else Design.of(len(everyone), members, 2 * len(everyone))
+            measured = functools.cache(functools.partial(measure, name, row))
+            if any(measured(subset) is None for subset in design.chosen):
                 return None
             # What only whole pools have, such as the entropy of their mean, says nothing of single members
-            if len(rows) == 1 or any(name not in measure(subset) for subset in design.deleted):
+            is_tested = name in MARGINS or name in JUDGES
+            if not is_tested or len(rows) == 1 or any(measured(subset) is None for subset in design.deleted):
                 design = replace(design, deleted=())
-            pools.append(Pool(row["seed"], design, lambda subset, measure=measure: measure(subset)[name]))
+            pools.append(Pool(row["seed"], design, cast(Callable[[Subset], Measured], measured)))
+        if not rows[0]["members"]:  # the backbone is one model, which no training moves
+            found = pools[0].measured((0,))
+            return Estimate(found.value, found.examples)
         exchangeable = not whole and all(row["diversity"] == INDEPENDENT for row in rows)
         found = estimate(pools, exchangeable=exchangeable)
         return found if math.isfinite(found.value) else None
 
     # Measuring --------------------------------------------------------------------------------------------
 
-    def _of_texts(self, row: Row, writer: str, subset: Subset) -> Columns:
+    def _of_texts(self, writer: str, name: str, row: Row, subset: Subset) -> Measured | None:
+        """Of the texts that a writer gives for some members."""
         texts = self.of(row)
+        if name == "reference_nll":  # what other models say of references is not stored
+            return None if writer in OTHER_MODELS else texts.reference_nll(subset)
         answers = texts.written(writer, subset)
-        words = [answer.text for answer in answers]
-        found = {name: _mean_quality(name, words, texts.gold) for name in texts.kind.metrics}
-        for name in texts.kind.corpus:
-            try:
-                found[name] = _of_corpus(name, words, texts.gold)
-            except Undefined as error:
-                self.lacking[str(error)] = None
-        if writer not in OTHER_MODELS:  # what those say of references is not stored
-            found["reference_nll"] = texts.reference_nll(subset)
-        shares = {
-            "mean_tokens": [len(answer.token_ids) for answer in answers],
-            "unfinished": [not answer.finished for answer in answers],
-            "not_finite": [not np.isfinite(answer.log_probs_MT).all() for answer in answers],
-        }
-        return found | {name: Measured(float(np.mean(share)), NOTHING) for name, share in shares.items()}
-
-    def _of_score(self, row: Row, line: Line, subset: Subset) -> Columns:
-        """Of a score of each member's greedy texts, whose mean is taken."""
-        texts, validation, found = self.of(row), self._pool(row, "validation"), {}
+        if name in SHARES:
+            return Measured(float(np.mean([SHARES[name](answer) for answer in answers])), NOTHING)
         try:
-            both = [
-                (texts.score(line.score, line.source, judged, subset), texts.right(judged))
-                for judged in subset
-            ]
-            known: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(subset)
-            if validation:
-                known = [
-                    (validation.score(line.score, line.source, judged, subset), validation.right(judged))
-                    for judged in subset
-                ]
+            return _of_words(name, [answer.text for answer in answers], texts.gold)
+        except Undefined as error:
+            self.lacking[str(error)] = None
+            return None
+
+    def _of_score(self, line: Line, name: str, row: Row, subset: Subset) -> Measured | None:
+        """Of a score of each member's greedy texts, whose mean is taken."""
+        texts, validation = self.of(row), self._pool(row, "validation")
+        try:
+            each = [self._judge(name, line, texts, validation, judged, subset) for judged in subset]
         except Undefined:
-            return {}
-        for name, judge in JUDGES.items():
-            with contextlib.suppress(Undefined):
-                found[name] = mean_of([judge(score_N, right_N) for score_N, right_N in both])
-        at_80 = [judging.accuracy_at_80_coverage(score_N, right_N) for score_N, right_N in both]
-        errors = [judging.ece15(*one, by) for one, by in zip(both, known)]
-        found["quality_at_80"] = Measured(float(np.mean(at_80)), NOTHING)
-        return found | {"calibrated_ece15": Measured(float(np.mean(errors)), NOTHING)}
+            return None
+        return mean_of(each)
+
+    def _judge(
+        self,
+        name: str,
+        line: Line,
+        texts: PoolTexts,
+        validation: PoolTexts | None,
+        judged: int,
+        subset: Subset,
+    ) -> Measured:
+        both = texts.score(line.score, line.source, judged, subset), texts.right(judged)
+        if name in JUDGES:
+            return JUDGES[name](*both)
+        if name == "quality_at_80":
+            return Measured(judging.accuracy_at_80_coverage(*both), NOTHING)
+        known = None
+        if validation:
+            known = validation.score(line.score, line.source, judged, subset), validation.right(judged)
+        return Measured(judging.ece15(*both, known), NOTHING)
 
     def _pool(self, row: Row, split: str) -> PoolTexts | None:
         key = row["trial_id"], split
@@ -256,13 +268,11 @@ class Texts:
         return self._pools[key]
 
 
-def _mean_quality(name: str, words: Sequence[str], gold: Sequence[quality.References]) -> Measured:
-    metric = quality.EXAMPLE_METRICS[name]
-    return of_mean(np.array([metric(text, given) for text, given in zip(words, gold, strict=True)]))
-
-
-def _of_corpus(name: str, words: Sequence[str], gold: Sequence[quality.References]) -> Measured:
-    """A metric of all texts; raises `Undefined`."""
+def _of_words(name: str, words: Sequence[str], gold: Sequence[quality.References]) -> Measured:
+    """A metric of texts; raises `Undefined`."""
+    if name in quality.EXAMPLE_METRICS:
+        metric = quality.EXAMPLE_METRICS[name]
+        return of_mean(np.array([metric(text, given) for text, given in zip(words, gold, strict=True)]))
     if name == "bleu":
         counts_NS = np.array(quality.bleu_counts(words, gold))
         return of_sums(counts_NS, lambda total_S: quality.bleu_of_counts(total_S.tolist()))

@@ -13,7 +13,8 @@
     lorae table lorae-results                      the comparison of its rows; lorae table NAME: an analysis
     lorae report lorae-results --out report        tables and figures as one HTML page, and as files
     lorae mlflow-rebuild lorae-results             recreate the MLflow runs from Parquet
-    lorae export MEMBER DIR                        a member as a PEFT adapter
+    lorae export lorae-results TRIAL DIR           an ensemble as PEFT adapters with a model card
+    lorae serve lorae-results                      an HTTP endpoint on 127.0.0.1; lorae verify URL checks it
     lorae bench all                                speed and memory here, beside PEFT and the machine's limit
     lorae bench analysis                           the same of metrics, tables and bootstrap
     lorae bench verdicts                           how often verdicts are wrong, by simulation
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import handlers
+from jobs.parser import Parser, coloured
 
 DEFAULT_STORAGE = "lorae-results"
 BENCHES = {
@@ -56,7 +58,15 @@ def command() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """What the words of a command line ask for; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if words[:1] == ["table"]:  # its own words are an analysis's
+        arguments = argparse.Namespace(run=handlers.table, words=words[1:])
+    else:
+        arguments = parser.read(words)
+    if "run" not in arguments:
+        parser.print_help()
+        return 0
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lorae").setLevel(logging.INFO)
     try:
@@ -64,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         from lorae.uris import shown
 
-        print(f"lorae: {shown(str(error))}", file=sys.stderr)
+        print(f"{coloured('lorae:', 'red')} {shown(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:  # the storage refused for minutes
         from lorae.uris import shown
 
-        print(f"lorae: {shown(str(error))}", file=sys.stderr)
+        print(f"{coloured('lorae:', 'red')} {shown(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -79,11 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _parser() -> Parser:
+    parser = Parser(prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action=_Version, help="print the version and its commit")
+    commands = parser.add_subparsers(metavar="COMMAND")
     axes = _option("--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis")
     storage = _option("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
     single_driver = _option(
@@ -148,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours: stored with each member, a column of tables",
     )
     what.add_argument("--remove", metavar="TASK", help="undo --task: remove a set that no sweep asked for")
-    predict.add_argument("--trial", metavar="ID", help="which ensemble; default: lowest validation NLL")
+    predict.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
     predict.add_argument("--sweep", metavar="NAME", help="only the trials, or members, of this sweep")
     predict.add_argument("--out", metavar="FILE", help="write .parquet, .csv or .jsonl instead of printing")
     predict.add_argument("--column", metavar="NAME", help="of --file: where the text is")
@@ -185,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="tables and figures of a sweep as one HTML page and as files")
     report.add_argument("storage", metavar="STORAGE")
-    report.add_argument("--sweep", default="demo", metavar="NAME")
+    report.add_argument("--sweep", metavar="NAME", help="default: the only one")
     report.add_argument("--out", required=True, metavar="DIR")
     report.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     report.add_argument(
@@ -199,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
 
     size = commands.add_parser("size", help="how many members are worth training?")
     size.add_argument("storage", metavar="STORAGE")
-    size.add_argument("--sweep", default="demo", metavar="NAME")
+    size.add_argument("--sweep", metavar="NAME", help="default: the only one")
     size.add_argument(
         "--margin", type=float, default=0.001, metavar="NATS", help="a member that gains less is not worth it"
     )
@@ -207,10 +216,34 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     size.set_defaults(run=handlers.size)
 
-    export = commands.add_parser("export", parents=[storage], help="write a member as a PEFT adapter")
-    export.add_argument("member", help="a member id, or its beginning")
-    export.add_argument("folder", metavar="DIR")
+    export = commands.add_parser("export", help="write an ensemble, or a member, as PEFT adapters")
+    export.add_argument("storage", metavar="STORAGE")
+    export.add_argument("what", metavar="ID", help="of a trial or of a member, or its beginning")
+    export.add_argument("folder", metavar="DIR", help="new or empty")
     export.set_defaults(run=handlers.export)
+
+    serve = commands.add_parser("serve", help="a stored ensemble as an HTTP endpoint of this machine")
+    serve.add_argument("storage", metavar="STORAGE")
+    serve.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
+    serve.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
+    serve.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1, which nobody else reaches")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000")
+    serve.set_defaults(run=handlers.serve)
+
+    verify = commands.add_parser("verify", help="are served probabilities those of the stored members?")
+    verify.add_argument("url", metavar="URL", help="of `lorae serve`")
+    verify.add_argument("storage", metavar="STORAGE")
+    texts = verify.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
+    texts.add_argument("--file", metavar="FILE", help="JSON Lines, CSV or Parquet, as for predict")
+    verify.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
+    verify.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
+    verify.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    verify.add_argument(
+        "--tolerance", type=float, metavar="P", help="of a probability; default 0.005 in fp32"
+    )
+    verify.set_defaults(run=handlers.verify)
 
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     parts = bench.add_subparsers(required=True, metavar="PART")
@@ -236,9 +269,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _option(flag: str, **settings: Any) -> argparse.ArgumentParser:
+class _Version(argparse.Action):
+    """Print the version, that of Python and the commit of a checkout."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        import platform
+
+        from jobs.request import commit
+        from lorae import __version__
+
+        made = commit(Path(__file__).parent)
+        print(f"lorae {__version__} (commit {made}), Python {platform.python_version()}")
+        parser.exit(0)
+
+
+def _option(flag: str, **settings: Any) -> Parser:
     """A parent of the commands that have this option."""
-    parent = argparse.ArgumentParser(add_help=False)
+    parent = Parser(add_help=False)
     parent.add_argument(flag, **settings)
     return parent
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -13,14 +14,16 @@ from threading import Thread
 from typing import Any
 
 from jobs import tracking
+from jobs.closing import next_commands, table_head
 from jobs.devices import cpu_has_bf16, local_devices, process_devices
 from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tune
+from jobs.parser import coloured
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, num_trained, run_search, search_text
 from jobs.simulate import duration, simulate
 from jobs.verify import set_rotten_aside, used_entries, verifying
 from lorae.backbone.checks import check_backbones
-from lorae.planning.estimate import Devices
+from lorae.planning.estimate import Devices, answers_bytes
 from lorae.planning.faults import input_faults
 from lorae.planning.plan import Plan, after_tuning, make_plan, placed, soups_of
 from lorae.results import trials_table
@@ -130,6 +133,9 @@ def _run(
     if as_json:
         print(shown(json.dumps(outcome, indent=1)))
     say(outcome_text(outcome, request, found.plan))
+    if not as_json and "done" in status:
+        where = request.storage, request.name
+        say("\n".join(filter(None, [table_head(*where), next_commands(*where)])))
     return 1 if found.failed or incomplete else 0
 
 
@@ -212,6 +218,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "damaged": list(plan.damaged),
         },
         "soups": sum(bool(stack.soup) for stack in plan.soups),
+        "answers_bytes": sum(map(answers_bytes, [*plan.stacks, *plan.soups])),
         "pools": sum(stack.pool for stack in plan.soups),
         "backbones": [asdict(found) for found in plan.backbones],
         "stacks": [
@@ -280,6 +287,8 @@ def _round_text(plan: Plan) -> str:
         lines.append(f"  then {len(soups)} soups of their members predict")
     if pools := [stack for stack in plan.soups if stack.pool]:
         lines.append(f"  then members of {len(pools)} ensembles write together")
+    if size := sum(map(answers_bytes, [*plan.stacks, *plan.soups])):
+        lines.append(f"  texts: at most {math.ceil(size / 2**20)} MiB, before compression")
     reasons = dict.fromkeys(f"host {where.host}: {where.reason}" for where in plan.placements)
     return "\n".join([*lines, *reasons])
 
@@ -295,7 +304,7 @@ def outcome_text(outcome: dict[str, Any], request: Request, plan: Plan) -> str:
     if outcome["pruned"]:
         lines.append(f"{outcome['pruned']} trials were ended early by the search and are in no table")
     lines += outcome["best"]
-    lines += [f"failed: {what}: {why}" for what, why in outcome["failed"].items()]
+    lines += [f"{coloured('failed:', 'red')} {what}: {why}" for what, why in outcome["failed"].items()]
     if outcome["incomplete"]:
         lines.append(f"{outcome['incomplete']} trials lack predictions")
     if outcome["incomplete"] or outcome["failed"]:

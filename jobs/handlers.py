@@ -6,6 +6,10 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorae.engine.ensembles import Ensemble
 
 
 def sweep(arguments: argparse.Namespace) -> int:
@@ -25,6 +29,8 @@ def sweep(arguments: argparse.Namespace) -> int:
     where += ["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else []
     where += ["--single-driver"] if arguments.single_driver else []
     remember(arguments.tracking_uri or "")
+    if sys.stderr.isatty() and not arguments.json:  # a plan takes seconds: data and models are looked at
+        print(f"lorae: reading {arguments.file}, its data and its models", file=sys.stderr, flush=True)
     request = read_request(
         arguments.file,
         arguments.set,
@@ -68,17 +74,9 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.task:
         return _predict_task(arguments)
     from jobs.answers import read_inputs, run_answers
-    from lorae.engine.ensembles import Ensemble
 
     inputs = arguments.text or read_inputs(arguments.file, arguments.column)
-    classes = arguments.classes.split(",") if arguments.classes else None
-    ensemble = Ensemble.load(
-        arguments.storage,
-        arguments.trial,
-        sweep=arguments.sweep,
-        classes=classes,
-        backbone=arguments.backbone,
-    )
+    ensemble = _ensemble(arguments, backbone=arguments.backbone)
     run_answers(ensemble, inputs, arguments.out, arguments.coverage, arguments.json)
     return 0
 
@@ -157,13 +155,16 @@ def report(arguments: argparse.Namespace) -> int:
     from analysis.audit import audit
     from analysis.columns import margins
     from analysis.report import write_report
+    from lorae.lookup import only_sweep
+    from lorae.store.store import Store
 
     chosen = margins(arguments.margin)
     with opened(arguments.storage) as storage:
-        failed = [f for f in audit(storage, arguments.sweep) if f.status == "failed"]
+        sweep = arguments.sweep or only_sweep(Store(storage))
+        failed = [f for f in audit(storage, sweep) if f.status == "failed"]
         warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
         out = Path(arguments.out)
-        print(write_report(storage, arguments.sweep, out, warnings, arguments.allow_missing, chosen))
+        print(write_report(storage, sweep, out, warnings, arguments.allow_missing, chosen))
     return 0
 
 
@@ -178,18 +179,60 @@ def size(arguments: argparse.Namespace) -> int:
     """How many members are worth training."""
     from analysis.archive import opened
     from analysis.size import write_sizes
+    from lorae.lookup import only_sweep
+    from lorae.store.store import Store
 
     with opened(arguments.storage) as storage:
-        print(write_sizes(storage, arguments.sweep, arguments.margin, arguments.out, arguments.allow_missing))
+        sweep = arguments.sweep or only_sweep(Store(storage))
+        print(write_sizes(storage, sweep, arguments.margin, arguments.out, arguments.allow_missing))
     return 0
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """A member as a PEFT adapter."""
+    """An ensemble as a folder of PEFT adapters; or one member."""
     from jobs.export import export_member
+    from lorae.lookup import trials_of
+    from lorae.store.store import Store
 
-    print(f"lorae: wrote {export_member(arguments.storage, arguments.member, arguments.folder)}")
+    store = Store(arguments.storage)
+    if any(name.startswith(arguments.what) for name in trials_of(store)):
+        from jobs.export_ensemble import export_ensemble
+        from lorae.lookup import find_trial
+
+        row = find_trial(store, arguments.what)
+        print(
+            f"lorae: wrote {export_ensemble(store, row, arguments.folder)}; README.md there says how to load"
+        )
+        return 0
+    print(f"lorae: wrote {export_member(arguments.storage, arguments.what, arguments.folder)}")
     return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """An ensemble as an HTTP endpoint."""
+    from jobs.serve import run_server
+
+    run_server(_ensemble(arguments), arguments.host, arguments.port)
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Whether an endpoint serves the stored members."""
+    from jobs.answers import read_inputs
+    from jobs.served import verify
+
+    inputs = arguments.text or read_inputs(arguments.file, None)
+    found = verify(arguments.url, _ensemble(arguments), inputs, arguments.tolerance)
+    print("\n".join(map(str, found)))
+    return 1 if any(finding.is_off for finding in found) else 0
+
+
+def _ensemble(arguments: argparse.Namespace, **where: Any) -> Ensemble:
+    """The ensemble that a command line names."""
+    from lorae.engine.ensembles import Ensemble
+
+    classes = arguments.classes.split(",") if arguments.classes else None
+    return Ensemble.load(arguments.storage, arguments.trial, sweep=arguments.sweep, classes=classes, **where)
 
 
 def bench_analysis(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jobs import cluster
+from jobs.bars import progress
 from jobs.devices import nvidia_gpus, ray_devices, visible_gpus
 from jobs.progress import ProgressLine
 from jobs.request import Request, member_provenance, modules_of
@@ -44,8 +45,8 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
     """
     from lorae.engine.run import run_stack
 
-    line, failed = ProgressLine(plan.stacks, plan.estimates), {}
-    with interruptible() as should_stop:
+    failed: dict[str, str] = {}
+    with progress(plan.stacks, plan.estimates) as line, interruptible() as should_stop:
         for number, stack in enumerate(plan.stacks):
             try:
                 result = run_stack(
@@ -185,8 +186,8 @@ def run_tune(
         "recompute": request.recompute,
         "early_end": request.sweep.search if scheduler else None,
     }
-    line = ProgressLine(plan.stacks, plan.estimates)
     with contextlib.ExitStack() as open_:
+        line = open_.enter_context(progress(plan.stacks, plan.estimates))
         agreed = open_.enter_context(cluster.agreement(request.storage, plan.stacks))
         # Tune's own notes; only this process reads them, since the store has the stacks' checkpoints
         scratch = open_.enter_context(scratch_folder())
@@ -223,7 +224,10 @@ def run_tune(
 def shares(placements: Sequence[Placement], num_devices: int) -> list[float]:
     """Of each stack: how much of one mark its trial takes, so that stacks run at once as long as there are
     devices for all of them. Ray counts resources to the fourth digit."""
-    share = math.floor(1e4 / num_devices) / 1e4
+    rays_own = 0.001 * (
+        2 + num_devices // 2
+    )  # of the mark: an actor of Ray Train's beside each stack in parts
+    share = max(1.0, math.floor(1e4 * (1 - rays_own) / num_devices)) / 1e4
     return [round(max(1, place.gpus) * share, 4) for place in placements]
 
 

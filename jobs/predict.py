@@ -10,6 +10,7 @@ from jobs.request import load_module
 from lorae import tasks
 from lorae.combinations import SOUPS
 from lorae.draws import Draws, read_draws
+from lorae.near import did_you_mean
 from lorae.results import read_trials
 from lorae.sources import Files
 from lorae.store.names import entry_lock, soup_folder
@@ -125,4 +126,5 @@ def read_task(text: str) -> Task:
     known = [
         n for n, v in vars(source).items() if isinstance(v, type) and issubclass(v, Task) and v is not Task
     ]
-    raise ValueError(f"--task {text}: no such task; {file or 'lorae'} has {', '.join(sorted(known))}")
+    near = did_you_mean(expression.partition("(")[0], known)
+    raise ValueError(f"--task {text}: no such task; {near}{file or 'lorae'} has {', '.join(sorted(known))}")

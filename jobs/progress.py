@@ -35,7 +35,9 @@ class ProgressLine:
         """A stack's news: its phase, and how far it is in training (steps) or predicting (per cent)."""
         trained = self.estimates[stack].train_seconds / self.estimates[stack].seconds
         within = step / num_steps if num_steps else 0.0
-        shares = {"train": trained * within, "predict": trained + (1 - trained) * within, "done": 1.0}
+        predicted = 0.99 if self.stacks[stack].answer_sets() else 1.0  # before texts are written
+        predicting = min(predicted, trained + (1 - trained) * within)
+        shares = {"train": trained * within, "predict": predicting, "done": 1.0}
         self.fractions[stack] = max(self.fractions[stack], shares.get(phase, 0.0))
         self.phases[stack] = phase
         if num_steps:
@@ -55,21 +57,12 @@ class ProgressLine:
 
         A longer line would wrap, and what is written over it would leave its first rows behind.
         """
-        done = sum(f == 1.0 for f in self.fractions)
-        seconds = [e.seconds for e in self.estimates]
-        total = sum(s * f for s, f in zip(seconds, self.fractions)) / sum(seconds)
-        elapsed = time.monotonic() - self.started
-        remaining = f", about {_clock(elapsed * (1 - total) / total)} left" if 0.03 < total < 1 else ""
         running = [
-            f"{_name(s)}: {phase}"
+            f"{stack_label(s)}: {phase}"
             for s, phase, f in zip(self.stacks, self.phases, self.fractions)
             if phase not in ("waiting", "done") and f < 1
         ]
-        sizes = [0 if s.soup or s.pool else len(s.members) for s in self.stacks]
-        members = sum(size for size, f in zip(sizes, self.fractions) if f == 1.0)
-        counts = f"stacks {done}/{len(self.stacks)}"
-        counts += f", members {members}/{sum(sizes)}" if any(sizes) else ""
-        head = [f"{_clock(elapsed)} {counts}{remaining}", *filter(None, [note])]
+        head = [self.counts(), *filter(None, [note])]
         width, line = columns or sys.maxsize, ""
         for num in range(len(running), -1, -1):
             more = [f"{len(running) - num} more"] if num < len(running) else []
@@ -77,6 +70,22 @@ class ProgressLine:
             if len(line) < width:
                 return line
         return line[: width - 1]
+
+    def share(self) -> float:
+        """Of all the work, what is done."""
+        seconds = [e.seconds for e in self.estimates]
+        return sum(s * f for s, f in zip(seconds, self.fractions)) / sum(seconds)
+
+    def counts(self) -> str:
+        """Time that has passed, stacks and members that are done, time that remains."""
+        total, elapsed = self.share(), time.monotonic() - self.started
+        remaining = f", about {_clock(elapsed * (1 - total) / total)} left" if 0.03 < total < 1 else ""
+        sizes = [0 if s.soup or s.pool else len(s.members) for s in self.stacks]
+        members = sum(size for size, f in zip(sizes, self.fractions) if f == 1.0)
+        done = sum(f == 1.0 for f in self.fractions)
+        counts = f"stacks {done}/{len(self.stacks)}"
+        counts += f", members {members}/{sum(sizes)}" if any(sizes) else ""
+        return f"{_clock(elapsed)} {counts}{remaining}"
 
     def _print(self, final: bool = False, note: str = "") -> None:
         self.printed = time.monotonic()
@@ -88,7 +97,8 @@ class ProgressLine:
         self.stream.flush()
 
 
-def _name(stack: Stack) -> str:
+def stack_label(stack: Stack) -> str:
+    """A stack in a few words."""
     factors = stack.trial.factors()
     label = f"{factors['task']} {factors['method']} {factors['regularizers']} seed {factors['seed']}"
     if stack.soup:

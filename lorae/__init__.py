@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
     from lorae.search import ASHA, LogUniform, MedianStopping, Optuna, Uniform
     from lorae.sources import Files, Hub
-    from lorae.tasks.scoring import Head, LabelWords, Letters, OptionLikelihood
+    from lorae.tasks.scoring import Generate, Head, LabelWords, Letters, OptionLikelihood
     from lorae.trial import AdamW, Budget, Diversity, Sweep, Times, Trial
 
 __version__ = "0.1.0"
@@ -63,6 +63,7 @@ __all__ = [
     "Files",
     "Full",
     "Gaussian",
+    "Generate",
     "Head",
     "Hub",
     "InContext",

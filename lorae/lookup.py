@@ -8,25 +8,32 @@ from lorae.results import read_trials
 from lorae.store.store import Store
 
 
+def trials_of(store: Store, sweep: str | None = None) -> dict[str, dict[str, Any]]:
+    """Rows of a storage's sweeps, or of one, by their trial's id."""
+    sweeps = [sweep] if sweep else store.storage.names("sweeps")
+    return {row["trial_id"]: row for name in sweeps for row in read_trials(store, name).to_pylist()}
+
+
 def find_trial(store: Store, trial: str | None = None, sweep: str | None = None) -> dict[str, Any]:
     """The row of a trained trial.
 
     Args:
-        trial: its id or a beginning of it; None = the one with the lowest validation NLL (no test example
-            chooses).
+        trial: its id or a beginning of it; None = the one with the lowest validation NLL, of several members
+            if there is one; no test example chooses.
         sweep: where to look; None = all sweeps.
     Raises:
         ValueError: none, or several.
     """
-    sweeps = [sweep] if sweep else store.storage.names("sweeps")
-    if not sweeps:
+    rows = trials_of(store, sweep)
+    if not rows:
         raise ValueError(f"{store.storage.uri} has no sweeps; run one first: lorae sweep FILE --storage ...")
-    rows = {row["trial_id"]: row for name in sweeps for row in read_trials(store, name).to_pylist()}
     trained = {name: row for name, row in rows.items() if row["status"] == "done" and row["members"]}
     if not trained:
         raise ValueError(f"{store.storage.uri} has no trained trial that is done; repeat its sweep")
     if trial is None:
-        return min(trained.values(), key=lambda row: row["validation_nll"])
+        judged = [row for row in trained.values() if row["validation_nll"] is not None] or [*trained.values()]
+        several = [row for row in judged if row["members"] > 1] or judged
+        return min(several, key=lambda row: row["validation_nll"] or 0.0)
     found = [row for name, row in trained.items() if name.startswith(trial)]
     if len(found) == 1:
         return found[0]

@@ -319,10 +319,9 @@ def _outcome(store: Store, found: _Stored, pruned: Mapping[str, Pruned]) -> dict
     if fault is None:
         rule, names = COMBINATIONS[trial.combine].rule, [task.name for task in found.ood]
         try:
-            if trial.task.scoring.writes_text:
-                scores = token_metrics(found.predictions, rule) | text_metrics(found.answers)
-            else:
-                scores = trial_metrics(found.predictions, names, rule, len(found.folders))
+            of_tokens = trial.task.scoring.writes_text
+            scores = trial_metrics(found.predictions, names, rule, len(found.folders), of_tokens)
+            scores |= text_metrics(found.answers) if of_tokens else {}
             return {"status": "done", **found.columns, **scores}
         except ValueError as error:
             fault = str(error)
@@ -340,13 +339,20 @@ def _outcome(store: Store, found: _Stored, pruned: Mapping[str, Pruned]) -> dict
 
 
 def trial_metrics(
-    predictions: dict[str, Predictions], ood: Sequence[str], rule: metrics.Rule, num_entries: int
+    predictions: dict[str, Predictions],
+    ood: Sequence[str],
+    rule: metrics.Rule,
+    num_entries: int,
+    of_tokens: bool = False,
 ) -> dict[str, float | str | None]:
     """All metric columns of a row from its predictions on "test", "validation" and the OOD tasks.
 
     Args:
         num_entries: members, or soups, or the backbone itself, whose draws the predictions are.
+        of_tokens: predictions are of the tokens of texts, which have `token_metrics` alone.
     """
+    if of_tokens:
+        return token_metrics(predictions, rule)
     test, validation = predictions["test"], predictions["validation"]
     if metrics.is_of_values(test.labels_N):
         return _value_metrics(predictions, ood, rule)

@@ -80,7 +80,7 @@ def smoke(
 
 
 def text_smoke(sweep: Sweep, axes: dict[str, Any] | None = None) -> Sweep:
-    """The same comparison of members that write in minutes on two cores: SmolLM2-135M, 24 questions about
+    """The same comparison of members that write in minutes on two cores: SmolLM2-135M, 16 questions about
     paragraphs, one seed. Methods adapt queries and values, whatever layers the sweep's backbone has.
 
     Args:
@@ -90,7 +90,7 @@ def text_smoke(sweep: Sweep, axes: dict[str, Any] | None = None) -> Sweep:
     writing = replace(writing, max_new_tokens=24, samples=min(writing.samples, 2))
     small = {
         "backbone": SMOLLM2_135M,
-        "task": DisflQA(scoring=writing).subset(train=24, validation=8, test=16),
+        "task": DisflQA(scoring=writing).subset(train=16, validation=6, test=8),
         "budget": Budget(batch_size=8, epochs=1, max_tokens=320),
         "precision": "fp32",
     }
@@ -100,7 +100,7 @@ def text_smoke(sweep: Sweep, axes: dict[str, Any] | None = None) -> Sweep:
         return replace(trial, **small, method=replace(method, targets=("q", "v")))
 
     kept = {axis: values for axis, values in sweep.axes.items() if axis not in ("task", "backbone", "seed")}
-    ood = [UnanswerableQA(scoring=writing, num_test=8)] if sweep.ood else ()
+    ood = [UnanswerableQA(scoring=writing, num_test=6)] if sweep.ood else ()
     rivals = [replace(shrunk(r), members=min(r.members, 2)) for r in sweep.rivals]
     return replace(sweep, base=shrunk(sweep.base), axes=kept | (axes or {}), rivals=rivals, ood=ood, tune={})
 

@@ -1,12 +1,13 @@
 """E2E by GPT-2 medium and large, as in LoRA (arXiv:2106.09685) and VeRA (arXiv:2310.11454), and by ensembles.
 
     lorae sweep pipelines/e2e.py --dry-run
-    # 24 trials and a zero-shot row per backbone; 60 members
-    python -m analysis.generation lorae-results
+    # 24 trials and a zero-shot row per backbone; 48 members
+    python -m analysis.e2e lorae-results
 
 Their recipes: rank 4 of LoRA on queries, keys and values (one layer of GPT-2; the papers adapt queries and
-values), rank 1,024 of VeRA, batches of 8, five epochs, weight decay 0.01. Theirs decode by a beam of ten; here
-answers are greedy, so that BLEU, NIST, METEOR, ROUGE-L and CIDEr stand beside theirs with that difference.
+values), rank 1,024 of VeRA, batches of 8, five epochs, weight decay 0.01. Theirs decode by a beam of ten;
+here answers are greedy, so that BLEU, NIST, METEOR, ROUGE-L and CIDEr stand beside theirs with that
+difference.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """E2E by a model of 135M parameters: does an ensemble of adapters write better than one, and at what size?
 
     lorae sweep pipelines/e2e_small.py --data-root DIR
-    # 18 trials and the zero-shot row; 24 members
-    python -m analysis.generation lorae-results
+    # 15 trials and the zero-shot row; 24 members
+    python -m analysis.e2e_small lorae-results
 
 SmolLM2-135M-Instruct trained on 1,000 pairs, and all 630 meanings of the test set with all their references.
 LoRA and VeRA, single, four together, and the soup of LoRA's four; three seeds. No tuning: the learning rates

@@ -1,7 +1,7 @@
 """Do ensembles write better answers, and do they know when they are wrong? GSM8K and TriviaQA.
 
     lorae sweep pipelines/generation.py --dry-run
-    # 48 trials and a zero-shot row per task; 138 members, tuning included
+    # 48 trials and a zero-shot row per task; 152 members, tuning included
     python -m analysis.generation lorae-results
 
 Every member writes a greedy answer and five samples, and the members of an ensemble write together, by their

@@ -1,8 +1,8 @@
 """Short answers from a paragraph, by an ensemble of a small model: on a laptop, in minutes, without a network
 once the model and the questions are in the cache.
 
-    lorae sweep pipelines/generation_demo.py      # 4 trials and the zero-shot row; 3 members
-    python -m analysis.generation lorae-results
+    lorae sweep pipelines/generation_demo.py      # 3 trials and the zero-shot row; 3 members
+    python -m analysis.generation_demo lorae-results
 
 SmolLM2-135M-Instruct on Disfl-QA, questions as people speak them: three members, alone and together, without
 tuning, two samples of each. A model of this size answers few questions exactly; what can be seen is how its

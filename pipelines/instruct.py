@@ -1,8 +1,8 @@
 """Instructions: members and ensembles trained on Alpaca-cleaned answer MT-Bench's prompts.
 
     lorae sweep pipelines/instruct.py --dry-run
-    # 12 trials and the zero-shot row; 42 members, tuning included
-    python -m analysis.generation lorae-results
+    # 12 trials and the zero-shot row; 32 members, tuning included
+    python -m analysis.instruct lorae-results
 
 MT-Bench is the OOD set, whose answers are stored like all others and can be written in the judges' JSON
 Lines; no judge is part of this. VeRA's authors trained on the same data (arXiv:2310.11454, section 4.3).

@@ -2,7 +2,7 @@
 
     lorae sweep pipelines/squad.py --data-root DIR
     # 12 trials and the zero-shot row; 24 members
-    python -m analysis.generation lorae-results
+    python -m analysis.squad lorae-results
 
 With 384 training examples SmolLM2-135M-Instruct answers more than a third of the questions exactly: often
 enough wrong, and often enough right, for scores to be judged. Members alone, five samples of each, and four

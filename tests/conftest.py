@@ -17,7 +17,7 @@ from toys import OPTIONS, WORDS, Colours, colour_rows, write_split
 from lorae.sources import Files
 from lorae.trial import AdamW, Budget, Trial
 
-pytest_plugins = ["sound", "mlflow_server"]  # their fixtures
+pytest_plugins = ["sound", "mlflow_server", "media", "trained"]  # their fixtures
 
 # Two test processes with two threads each wait for one another: three times the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")

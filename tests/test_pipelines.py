@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from encoders import MORE, SIZES, write_tokenizer
 from toys import Colours, Greys
+from writers import FarEcho, echo_trial
 
 from analysis.audit import audit
 from jobs.driver import run_sweep
@@ -27,13 +28,12 @@ pytestmark = pytest.mark.process
 
 ENCODERS = ("cifar100", "digits", "encoders", "esc50", "ham10000", "sst2")
 ALIKE = ("cifar100", "digits", "esc50", "sst2", "study_science", "study_trec")  # as others, when small
-OF_FILES = (
-    "glue_minilm",
-)  # whose tasks, some of numbers, are read from copies: see tests/tasks/test_glue.py
+WRITERS = ("e2e", "e2e_small", "generation", "generation_demo", "instruct", "squad")  # of texts
+OF_FILES = ("glue_minilm",)  # its tasks, some of numbers, are read from copies: tests/tasks/test_glue.py
 NAMES = sorted(
     p.stem
     for p in (Path(__file__).parent.parent / "pipelines").glob("[!_]*.py")
-    if p.stem not in (*ALIKE, *OF_FILES)
+    if p.stem not in (*ALIKE, *WRITERS, *OF_FILES)
 )
 STUDY = {"answers", "ensembling", "size", "size-curve"}
 TABLES = {  # beside the comparison
@@ -134,6 +134,41 @@ def test_a_paper_file_and_its_twin_run_end_to_end(name, tiny, tracking_uri, tmp_
         assert float(row["auroc_msp__greys" if name == "ood" else "ensemble_nll"]) >= 0
     for table in tables:
         assert (out / f"{table}.md").read_text().count("\n| ") > 1, f"{table} has lines"
+    assert not [finding for finding in audit(storage) if finding.status == "failed"]
+
+
+@pytest.fixture(scope="module")
+def echo(tiny_llama, tmp_path_factory):
+    """A sweep of writers on a tiny model and the toy task of texts."""
+    base = echo_trial(tiny_llama, tmp_path_factory.mktemp("echo"))()
+    far = Files(str(Path(base.task.source.path).parent / "far_echo"))
+
+    def shrink(sweep: Sweep) -> Sweep:
+        scoring = replace(sweep.base.task.scoring, max_new_tokens=6)
+        small = {
+            "backbone": base.backbone,
+            "task": replace(base.task, scoring=scoring),
+            "budget": Budget(batch_size=4, steps=4, max_tokens=64),
+        }
+        rivals = [replace(rival, **small) for rival in sweep.rivals]
+        ood = [FarEcho(scoring=scoring, source=far)] if sweep.ood else ()
+        return replace(sweep, base=replace(sweep.base, **small), rivals=rivals, ood=ood)
+
+    return shrink
+
+
+@pytest.mark.parametrize("name", ["generation", "e2e_small", "instruct"])  # the others are alike, when small
+def test_a_paper_file_of_texts_and_its_tables_run_end_to_end(name, echo, tracking_uri, tmp_path, capsys):
+    module = importlib.import_module(f"pipelines.{name}")
+    sweep, storage, out = echo(module.SMOKE), str(tmp_path / "store"), tmp_path / "out"
+    request = Request(f"{name}-smoke", sweep, storage, f"lorae sweep {name}", module)
+    assert run_sweep(request, local=True, tracking_uri=tracking_uri) == 0
+    rows = Store(storage).read_table(f"{name}-smoke").to_pylist()
+    assert len(rows) == len(sweep.trials()) and {row["status"] for row in rows} == {"done"}
+    assert all(row["ensemble_nll"] > 0 and 0 <= row["token_f1"] <= 1 for row in rows)
+    twin = importlib.import_module("analysis.generation")
+    assert twin.main([storage, "--sweep", f"{name}-smoke", "--out", str(out)]) == 0, capsys.readouterr().err
+    assert {"quality", "scores"} <= {p.stem for p in out.glob("*.csv")}
     assert not [finding for finding in audit(storage) if finding.status == "failed"]
 
 

@@ -6,10 +6,17 @@ import sys
 import time
 from typing import Any
 
-from jobs.bench import growth, memory, predict, sweep, train
+from jobs.bench import generate, growth, memory, predict, sweep, train
 from jobs.bench.setting import Setting
 
-PARTS = {"train": train, "predict": predict, "sweep": sweep, "memory": memory, "growth": growth}
+PARTS = {
+    "train": train,
+    "predict": predict,
+    "generate": generate,
+    "sweep": sweep,
+    "memory": memory,
+    "growth": growth,
+}
 
 
 def measure(where: Setting) -> dict[str, Any]:
@@ -44,6 +51,12 @@ def ratios(found: dict[str, Any]) -> list[dict[str, Any]]:
     add("prediction: times as fast as PEFT's set_adapter", predicted["peft"], least=3.0)
     add("prediction: times as fast as the same with care", predicted["careful"], least=3.0)
     add("prediction: times the limit's time", predicted["limit"], most=1.2)
+    if "generate" in found:
+        written, memory = found["generate"]["ratios"], found["generate"]["sides"]["lorae"]["memory"]
+        add("texts: times as fast as PEFT's set_adapter and generate", written["peft"], least=3.0)
+        add("texts: times the time of bare generate runs", written["bare"], most=1.3)
+        add("texts in lock-step: times the time of the members alone", written["lockstep"], most=1.2)
+        add("texts: peak memory over the planned", memory["peak_bytes"] / memory["planned_bytes"], most=1.15)
     if "sweep" in found:
         demo, over = found["sweep"]["demo"], found["sweep"]["overhead"]
         add("sweep: times as fast as naive, as measured", demo["ratio"], least=8.0)

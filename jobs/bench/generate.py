@@ -1,5 +1,5 @@
-"""`lorae bench generate`: texts of five members, by the stack and by PEFT's `set_adapter` and `generate`; as many
-bare `generate` runs of the backbone; all members in lock-step.
+"""`lorae bench generate`: texts of five members, by the stack and by PEFT's `set_adapter` and `generate`; as
+many bare `generate` runs of the backbone; all members in lock-step.
 
 No side ends a text early, so all write as many tokens.
 """
@@ -19,7 +19,7 @@ from jobs.bench.predict import B_STD
 from jobs.bench.setting import Setting, environment, peak_memory, rows, synchronize, tokenizer
 from lorae.trial import Trial
 
-NUM_PROMPTS, NEW_TOKENS, REPETITIONS = 64, 32, 3
+NUM_PROMPTS, NEW_TOKENS, REPETITIONS = 64, 32, 2
 SIDES = {
     "lorae": "lorae",
     "lockstep": "lorae, lock-step",
@@ -85,7 +85,7 @@ def agreement(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
-Texts = list[list[Sequence[int]]]  # [m][n] token ids
+Texts = Sequence[Sequence[Sequence[int]]]  # [m][n] token ids
 
 
 def greedy(trial: Trial, device: str) -> Iterator[Any]:
@@ -244,7 +244,7 @@ def text(found: dict[str, Any]) -> str:
         )
     lines.append(
         f"peak of lorae, libraries left out: {memory['peak_bytes'] / 2**20:.0f} MiB, planned "
-        f"{memory['planned_bytes'] / 2**20:.0f} MiB; {found['same_first_tokens']:.0%} of the texts begin with "
-        "the token that PEFT's begin with"
+        f"{memory['planned_bytes'] / 2**20:.0f} MiB; {found['same_first_tokens']:.0%} of the texts begin as "
+        "PEFT's do"
     )
     return "\n".join(lines)

@@ -93,11 +93,11 @@ def peft_loop(trial: Trial, device: str) -> Iterator[Any]:
     )
     in_order = [list(range(n, min(n + BATCH_SIZE, trial_size(trial)))) for n in _starts(trial)]
 
-    def last(lm: Any, words: Any, batch: Sequence[Row]) -> Any:
+    def last(lm: Any, words: Any, batch: Sequence[Row], answers: Any) -> Any:
         words.padding_side = "right"
         inputs = words.pad({"input_ids": [list(r.tokens) for r in batch]}, return_tensors="pt").to(device)
         logits = lm(**inputs, use_cache=False).logits
-        return logits[range(len(batch)), inputs["attention_mask"].sum(1) - 1]
+        return logits[range(len(batch)), inputs["attention_mask"].sum(1) - 1].float().gather(1, answers)
 
     yield from _passes(what, trial, device, in_order, last)
 
@@ -106,17 +106,20 @@ def careful_loop(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each pass (seconds, logits (M, N, C))."""
     what = (
         f"PEFT's set_adapter one member after another, batches of {BATCH_SIZE} sorted by length, "
-        "left-padded with a mask, the model's logits of the last position only (logits_to_keep=1)"
+        "left-padded with a mask, the last position's product with the head's rows of the answers only"
     )
     without_cudnn_attention()
     encoded = rows(trial, "test")
     by_length = sorted(range(len(encoded)), key=lambda n: len(encoded[n].tokens))
     batches = [by_length[n : n + BATCH_SIZE] for n in _starts(trial)]
 
-    def last(lm: Any, words: Any, batch: Sequence[Row]) -> Any:
+    def last(lm: Any, words: Any, batch: Sequence[Row], answers: Any) -> Any:
         words.padding_side = "left"
         inputs = words.pad({"input_ids": [list(r.tokens) for r in batch]}, return_tensors="pt").to(device)
-        return lm(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
+        causal = lm.get_base_model()
+        hidden_BD = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, -1]
+        rows_BCD = causal.get_output_embeddings().weight[answers]
+        return (rows_BCD.float() @ hidden_BD.float()[:, :, None])[:, :, 0]
 
     yield from _passes(what, trial, device, batches, last)
 
@@ -135,10 +138,10 @@ def _passes(
     trial: Trial,
     device: str,
     batches: list[list[int]],
-    last: Callable[[Any, Any, Sequence[Row]], Any],
+    last: Callable[[Any, Any, Sequence[Row], Any], Any],
 ) -> Iterator[Any]:
     """What it is, when the model is loaded; then all members on all batches, again and again. `last` gives
-    the vocabulary's logits (rows, V)."""
+    the answers' logits (rows, C)."""
     import numpy as np
     import torch
 
@@ -155,9 +158,8 @@ def _passes(
                 model.set_adapter(adapter_name(member))
                 for chosen in batches:
                     batch = [encoded[n] for n in chosen]
-                    logits_NV = last(model, words, batch).float()
                     answers = torch.tensor([r.answer_ids for r in batch], device=device)
-                    logits_MNC[member, chosen] = logits_NV.gather(1, answers).cpu().numpy()
+                    logits_MNC[member, chosen] = last(model, words, batch, answers).cpu().numpy()
         yield time.perf_counter() - started, logits_MNC
 
 

@@ -16,6 +16,7 @@ from lorae.backbone.encoders import Inputs, body_only, read_inputs
 from lorae.backbone.packing import ATTENTION, Packing, register_attention
 from lorae.backbone.past import Past
 from lorae.backbone.processes import Ranks
+from lorae.backbone.products import onednn_is_better, use_onednn
 from lorae.backbone.self_check import check_packed, check_pooled, unsupported
 from lorae.backbone.tokens import read_tokenizer
 from lorae.backbone.weights import LOADING, check_loaded, quiet_transformers, weight_files
@@ -126,9 +127,11 @@ def load_backbone(source: Source, precision: Precision, device: str, recompute: 
 
 def set_matmul_precision(precision: Precision, device: str) -> None:
     """Let fp32 products on a GPU use TF32, unless all is to be fp32: those of the adapters beside a bf16
-    backbone."""
+    backbone. On a CPU let the faster library compute those of an fp32 backbone."""
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    else:
+        use_onednn(precision == "fp32" and onednn_is_better())
 
 
 def read_backbone(source: Source, precision: Precision, device: str, recompute: bool) -> Backbone:

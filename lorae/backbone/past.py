@@ -109,9 +109,8 @@ class Continuation:
         self.draws, self.room, self.written = draws, room, 0
         self.num_shared, self.lengths = reading.shared, reading.lengths
         self.layers = dict(reading.layers)
-        self.new = dict[
-            torch.nn.Module, tuple[torch.Tensor, torch.Tensor]
-        ]()  # (M * N * K, H, room, d) of each layer
+        # Keys and values (M * N * K, H, room, d) of each layer
+        self.new = dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]()
         self._hidden = dict[int | None, torch.Tensor]()
 
     @property
@@ -131,7 +130,7 @@ class Continuation:
         self.lengths = self.lengths[prompts]
         for module, layer in self.layers.items():
             self.layers[module] = Layer(*(Kept(kept.shared, kept.own[prompts]) for kept in layer))
-            keys, values = self.new[module]
+        for module, (keys, values) in self.new.items():
             self.new[module] = keys[texts], values[texts]
         self._hidden.clear()
 

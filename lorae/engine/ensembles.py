@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from lorae import ensemble, metrics, tasks
 from lorae.combinations import COMBINATIONS
 from lorae.draws import read_draws
 from lorae.engine.given import Given, examples_of
-from lorae.engine.prediction import pooled_draws
+from lorae.engine.prediction import pooled_draws, predict
 from lorae.engine.stored import (
     Group,
     StoredStack,
@@ -155,8 +155,8 @@ class Ensemble:
 
         Args:
             storage: path or URI.
-            trial: its `trial_id`, or a beginning of it; None = the trained trial with the lowest validation
-                NLL.
+            trial: its `trial_id`, or a beginning of it; None = the trial with the lowest validation NLL, of
+                several members if there is one.
             sweep: where to look; None = all sweeps of the storage.
             classes: names of the classes in the order of the labels, for members whose records do not say.
             task: the members' task, where its own code makes prompts (`Task.prompt`).
@@ -169,10 +169,11 @@ class Ensemble:
         row = find_trial(store, trial, sweep)
         source = Files(backbone) if backbone else None
         found = tuple(groups(store, row["member_ids"], source))
-        if found and found[0].scoring.answer == "value":
+        if found and found[0].scoring.answer != "class":
             raise ValueError(
-                f"trial {row['trial_id']} predicts numbers, of which this gives no classes; predict a task's "
-                "test split by `lorae predict`, which stores them"
+                f"the members of trial {row['trial_id']} answer by a {found[0].scoring.answer}, not a class; "
+                "choose another by its trial_id, or read what they stored: lorae table STORAGE, lorae "
+                "table generation STORAGE"
             )
         names = tuple(classes) if classes else next((g.classes or g.options for g in found), None)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -187,6 +188,12 @@ class Ensemble:
     @property
     def num_members(self) -> int:
         return self.row["members"]
+
+    @property
+    def reads(self) -> Literal["text", "image", "audio"]:
+        """What its inputs are."""
+        kind = self._kind
+        return "text" if kind == "causal" else kind
 
     def __str__(self) -> str:
         row = self.row
@@ -229,6 +236,20 @@ class Ensemble:
             notes=self._notes(num_truncated, len(examples)),
         )
 
+    def backbone_probabilities(self, inputs: Any) -> np.ndarray | None:
+        """Probabilities (N, C) of the backbone without its members, at temperature 1; None if it has none."""
+        group = self.groups[0]
+        if not group.scoring.backbone_has_classes or group.method.regime == "features":
+            return None
+        examples = examples_of(inputs, self._kind, self.classes)
+        task = self._task(group, examples)
+        with _ALONE:
+            rows = encoded(group, self._model, task)
+            return np.exp(metrics.log_softmax(predict(self._model, rows)[0]))
+
+    def _task(self, group: Group, examples: tuple[Example, ...]) -> Given:
+        return Given(scoring=group.scoring, given=examples, written=group.template, own=self._asking(group))
+
     @cached_property
     def _kind(self) -> Kind:
         return kind_of(backbone_config(self.groups[0].source))
@@ -251,9 +272,7 @@ class Ensemble:
         """Logits (M, K, N, C) of K draws of each member, and how many examples were too long."""
         found, num_truncated, model = dict[str, np.ndarray](), 0, self._model
         for group in self.groups:
-            task = Given(
-                scoring=group.scoring, given=examples, written=group.template, own=self._asking(group)
-            )
+            task = self._task(group, examples)
             check_answers(group, task)
             if not group.method.trains:
                 found |= zip(group.members, in_context_logits(group, [*group.members], model, task))

@@ -15,6 +15,7 @@ import torch
 import lorae
 from lorae.backbone.loading import Backbone, Precision, load_backbone, set_matmul_precision
 from lorae.backbone.processes import Ranks
+from lorae.backbone.products import onednn_is_used
 from lorae.engine.answers import write_members, write_pool, write_reference
 from lorae.engine.entries import ensure_reference, ensure_soup
 from lorae.engine.job import Job
@@ -167,6 +168,7 @@ def _provenance(given: dict[str, Any] | None, device: str, ranks: Ranks) -> dict
         "host": platform.node(),
         "pid": os.getpid(),
         "threads": torch.get_num_threads(),
+        "fp32_products": "oneDNN" if onednn_is_used() else "torch's default",
         "ranks": ranks.size,
     }
 

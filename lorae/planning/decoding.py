@@ -47,9 +47,7 @@ def decoding_memory(
     each, longest = num_members * token_bytes(config, size), max(lengths)
     num = max(1, min(len(lengths), CACHE_BYTES[device] // (each * (longest + room * draws))))
     own, new = (num * each * tokens for tokens in (longest, room * draws))
-    cache = max(
-        own + new, (3 * own + new) // 2
-    )  # where half of the prompts are dropped, those kept are copied
+    cache = max(own + new, (3 * own + new) // 2)  # prompts are copied where half of them are dropped
     at_once = max(PREDICT_TOKENS[device], num_members * longest)
     reading = shape.forward_bytes(at_once, Texts(longest))
     texts = num_members * num * draws

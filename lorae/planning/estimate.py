@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 from lorae.draws import Fitted
+from lorae.planning.decoding import decoding_memory
 from lorae.planning.flops import Flops, Passes
 from lorae.planning.memory import BYTES, PREDICT_TOKENS, Memory, Saving, Texts, stack_memory
 from lorae.planning.stack import Stack
 from lorae.shapes import linear_shapes, num_backbone_parameters, num_tokens
 from lorae.sources import backbone_config
-from lorae.tasks.base import Split, Task
+from lorae.tasks.base import Generate, Split, Task
+from lorae.tasks.scoring.generate import LOGITS_AT_ONCE
 from lorae.trial import AdamW, Diversity, Trial
 
 Host = Literal["local", "tune", "zero"]
@@ -122,6 +124,7 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
         train_tokens = train.total * bool(num)
         train_flops += train.flops(per.features) * bool(num)
         predict_flops += sum(of_set.flops(per.features) for of_set in lengths.values())
+    predict_flops += writing_flops(stack, per) if stack.answer_sets() else 0.0
     rate = gpus * devices.flops(trial.precision)
     rows, floor = where.micro_batch or -(-batch // gpus), devices.floor_seconds(config["num_hidden_layers"])
     passes = steps * -(-batch // (rows * gpus))
@@ -170,7 +173,8 @@ def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _L
         prompt = task.prompt(example)
         tokens = len(prompt.text) // CHARS_PER_TOKEN + 2
         if task.scoring.scores_texts:
-            answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in prompt.answers))
+            texts = prompt.answers[:1] if task.scoring.writes_text else prompt.answers  # in a row
+            answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in texts))
             tokens += answers[-1]
         rows.append(min(max_tokens, tokens))
     return _Lengths(len(rows), sum(rows), max(rows), max(answers), sum(answers))
@@ -194,7 +198,8 @@ def _longest(stack: Stack) -> Texts:
     every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
     longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
     options = len(task.examples("train")[0].options)
-    return Texts(longest, answers, options if task.scoring.trains_head else 0, options)
+    at_once = LOGITS_AT_ONCE if task.scoring.writes_text else None
+    return Texts(longest, answers, options if task.scoring.trains_head else 0, options, at_once)
 
 
 def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Memory:
@@ -202,7 +207,60 @@ def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Mem
     once."""
     trial, config, num_members = stack.trial, backbone_config(stack.trial.backbone), len(stack.members)
     fitted = {s.draws for s in stack.eval_sets().values() if isinstance(s.draws, Fitted)}
-    return stack_memory(trial, config, num_members, rows, _longest(stack), gpus, saving, fitted)
+    found = stack_memory(trial, config, num_members, rows, _longest(stack), gpus, saving, fitted)
+    return max([found, *_writing_memory(stack, gpus, saving)], key=lambda memory: memory.total)
+
+
+def _writing_memory(stack: Stack, gpus: int, saving: Saving) -> list[Memory]:
+    """The same while texts are written, of each set; none where none are."""
+    trial, config, scoring = stack.trial, backbone_config(stack.trial.backbone), _writing(stack)
+    limits = _token_limits(trial)
+    sets = [_lengths(s.task, s.split, *limits) for s in stack.answer_sets().values()]
+    return [
+        decoding_memory(
+            trial,
+            config,
+            max(1, len(stack.members)),
+            [of_set.longest] * of_set.num,
+            scoring.max_new_tokens,
+            max(1, scoring.samples),
+            gpus,
+            saving,
+        )
+        for of_set in sets
+    ]
+
+
+def _writing(stack: Stack) -> Generate:
+    return cast(Generate, stack.trial.task.scoring)  # no other one has `answer_sets`
+
+
+def writing_flops(stack: Stack, per: Passes) -> float:
+    """Operations of the texts that a stack writes and scores, as if they were as long as references: every
+    member's own, and in a pool those that all write together, which every member scores."""
+    scoring, total = _writing(stack), 0.0
+    for wanted in stack.answer_sets().values():
+        of_set = _lengths(wanted.task, wanted.split, *_token_limits(stack.trial))
+        each = of_set.flops(per.forward)  # of reading the prompts with a text of each
+        num, own = max(1, len(stack.members)), 1 + scoring.samples
+        texts = len(scoring.lockstep) if stack.pool else own
+        scored = num * own + len(scoring.lockstep) if stack.pool else own
+        total += num * (texts + scored + 1) * each
+    return total
+
+
+def answers_bytes(stack: Stack) -> int:
+    """Most bytes of the answers that a stack stores, before compression: every text at the maximum of tokens,
+    references as they are."""
+    scoring, total = _writing(stack), 0
+    for wanted in stack.answer_sets().values():
+        examples, num = wanted.task.examples(wanted.split), max(1, len(stack.members))
+        references = sum(len(example.options) for example in examples)
+        own = len(examples) * (1 + scoring.samples)
+        texts = references + (num * own + len(examples) * len(scoring.lockstep) if stack.pool else own)
+        entries = (1, num) if stack.pool else (num, 1)  # and the members in each
+        total += entries[0] * texts * scoring.max_new_tokens * (8 + 8 * entries[1])
+    return total
 
 
 def typical(stack: Stack) -> Stack:

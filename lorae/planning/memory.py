@@ -10,6 +10,7 @@ GPU.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +63,18 @@ class Saving:
 @dataclass(frozen=True)
 class Texts:
     """Sizes of the longest example in tokens: the whole row (of an image or sound its patches), and of it the
-    answers that are scored by the full vocabulary (0 but for option likelihood); the classes of a head, and
-    those of an example."""
+    answers that are scored by the full vocabulary (0 but for option likelihood and texts); the classes of a
+    head, and those of an example; of how many answers' tokens the logits are there at once (None = all)."""
 
     longest: int
     answers: int = 0
     classes: int = 0
     options: int = 2
+    at_once: int | None = None
+
+    def scored(self, rows: int) -> int:
+        """Tokens of the answers of some rows whose logits are there at once."""
+        return min(rows * self.answers, self.at_once or sys.maxsize)
 
 
 def stack_memory(
@@ -171,7 +177,7 @@ class Shape:
         scores (when the inner ones are gone), or of the answers' logits."""
         inner = (2 if self.layer_norm else 3) * tokens * self.inner * self.size
         scores = 0 if self.fused else 8 * tokens * self.heads * texts.longest - inner
-        logits = 12 * rows * texts.answers * self.vocabulary
+        logits = 12 * texts.scored(rows) * self.vocabulary
         return max(inner, scores, logits)
 
     def forward_bytes(self, tokens: int, texts: Texts) -> int:
@@ -180,7 +186,7 @@ class Shape:
         inner = 3 * tokens * self.inner * self.size
         scores = 0 if self.fused else tokens * self.heads * texts.longest * (self.size + 8)
         scores += 4 * tokens * self.heads * self.head_dim * self.size
-        logits = 8 * tokens // texts.longest * texts.answers * self.vocabulary
+        logits = 8 * texts.scored(tokens // texts.longest) * self.vocabulary
         return residual + max(inner, scores, logits)
 
 

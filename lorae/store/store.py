@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from lorae import untrusted
 from lorae.identity import SCHEMA_VERSION
+from lorae.near import did_you_mean
 from lorae.store import tables
 from lorae.store.answers import Answers, answers_file, members_of, read_answers
 from lorae.store.entries import Entries
@@ -174,9 +175,10 @@ class Store(Entries):
             read = functools.partial(tables.table, where=name)
             table = self.storage.read_as(name, read, MAX_TABLE_BYTES)
         except FileNotFoundError:
-            known = ", ".join(self.storage.names("sweeps")) or "none"
+            known = self.storage.names("sweeps")
             raise ValueError(
-                f"{self.storage.path(name)} is not there; the storage has the sweeps: {known}"
+                f"{self.storage.path(name)} is not there; {did_you_mean(sweep, known)}the storage has the "
+                f"sweeps: {', '.join(known) or 'none'}"
             ) from None
         found = (table.schema.metadata or {}).get(b"lorae_schema", b"none").decode(errors="replace")
         if found != str(SCHEMA_VERSION):

@@ -14,11 +14,13 @@ from lorae.tasks.base import (
     Scoring,
     Task,
     Value,
+    content_id,
     text_example,
 )
 from lorae.tasks.boolq import BoolQ
 from lorae.tasks.cifar import CIFAR10, CIFAR100
 from lorae.tasks.commonsense_qa import CommonsenseQA
+from lorae.tasks.data import DataFiles, csv, jsonl, parquet
 from lorae.tasks.digits import Digits
 from lorae.tasks.disfl_qa import DisflQA, UnanswerableQA
 from lorae.tasks.e2e_nlg import E2E
@@ -64,6 +66,7 @@ __all__ = [
     "BoolQ",
     "CoLA",
     "CommonsenseQA",
+    "DataFiles",
     "Digits",
     "DisflQA",
     "Example",
@@ -88,5 +91,9 @@ __all__ = [
     "UnanswerableQA",
     "Value",
     "WinoGrande",
+    "content_id",
+    "csv",
+    "jsonl",
+    "parquet",
     "text_example",
 ]

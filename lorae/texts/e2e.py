@@ -10,6 +10,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,42 +63,58 @@ def example_cider(texts: Sequence[str], references: Sequence[Sequence[str]]) -> 
     in lower case without punctuation, split by nltk, in the scripts by Stanford's.
     Source: Vedantam et al. 2015, arXiv:1411.5726, as in pycocoevalcap/cider there.
     """
-    grams = [[_grams(reference) for reference in given] for given in references]
-    found_in = Counter(
-        gram
-        for given in grams
-        for gram in {gram for reference in given for order in reference for gram in order}
-    )
-    weight = _Weights(found_in, len(texts))
-    return np.array(
-        [
-            10 * np.mean([weight.similarity(_grams(text), reference) for reference in given])
-            for text, given in zip(texts, grams, strict=True)
-        ]
-    )
+    known = _corpus(tuple(map(tuple, references)))
+    return np.array([known.score(text, place) for place, text in enumerate(texts)])
 
 
-class _Weights:
-    """Inverse document frequencies over the references of a set of examples."""
+@dataclass(frozen=True)
+class _Weighted:
+    """A text as weighted counts of its n-grams, with the norm, of each order; and the length it counts as."""
 
-    def __init__(self, found_in: Counter[tuple[str, ...]], num_examples: int) -> None:
-        self.found_in, self.log_num = found_in, math.log(num_examples)
+    orders: tuple[tuple[dict[tuple[str, ...], float], float], ...]
+    length: int
 
-    def similarity(self, text: Grams, reference: Grams) -> float:
+    def similarity(self, reference: _Weighted) -> float:
         """Mean over orders of the clipped cosine, less for another length, in [0, 1]."""
+        cosines = [_cosine(*mine, *theirs) for mine, theirs in zip(self.orders, reference.orders)]
+        apart = self.length - reference.length
+        return sum(cosines) / ORDERS * math.exp(-(apart**2) / (2 * SIGMA**2))
+
+
+def _cosine(
+    a: dict[tuple[str, ...], float], norm_a: float, b: dict[tuple[str, ...], float], norm_b: float
+) -> float:
+    product = sum(min(x, b[gram]) * b[gram] for gram, x in a.items() if gram in b)
+    return product / (norm_a * norm_b) if norm_a and norm_b else 0.0
+
+
+class _Corpus:
+    """The references of a set of examples, weighted by in how many of them an n-gram is."""
+
+    def __init__(self, references: tuple[tuple[str, ...], ...]) -> None:
+        grams = [[_grams(reference) for reference in given] for given in references]
+        self.log_num = math.log(len(references))
+        self.found_in = Counter(
+            gram for given in grams for gram in {g for one in given for o in one for g in o}
+        )
+        self.references = [[self._weighted(one) for one in given] for given in grams]
+
+    def score(self, text: str, place: int) -> float:
+        """Of a text to the example at a place."""
+        mine = self._weighted(_grams(text))
+        return 10 * float(np.mean([mine.similarity(reference) for reference in self.references[place]]))
+
+    def _weighted(self, grams: Grams) -> _Weighted:
+        orders = [{g: n * (self.log_num - self._log_found(g)) for g, n in order.items()} for order in grams]
+        norms = [math.sqrt(sum(x * x for x in order.values())) for order in orders]
         # The scripts count pairs of words and call that the length
-        apart = text[1].total() - reference[1].total()
-        cosines = [self._cosine(mine, theirs) for mine, theirs in zip(text, reference)]
-        return float(np.mean(cosines)) * math.exp(-(apart**2) / (2 * SIGMA**2))
+        return _Weighted(tuple(zip(orders, norms)), grams[1].total())
 
-    def _cosine(self, mine: Counter[tuple[str, ...]], theirs: Counter[tuple[str, ...]]) -> float:
-        a, b = self._vector(mine), self._vector(theirs)
-        norms = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
-        product = sum(min(x, b[gram]) * b[gram] for gram, x in a.items() if gram in b)
-        return product / norms if norms else 0.0
+    def _log_found(self, gram: tuple[str, ...]) -> float:
+        return math.log(max(1, self.found_in[gram]))
 
-    def _vector(self, counts: Counter[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
-        return {g: n * (self.log_num - math.log(max(1, self.found_in[g]))) for g, n in counts.items()}
+
+_corpus = functools.lru_cache(maxsize=4)(_Corpus)  # every ensemble is compared with the same references
 
 
 def _grams(text: str) -> Grams:
@@ -105,6 +122,7 @@ def _grams(text: str) -> Grams:
     return [Counter(_grams_of(words, n)) for n in range(1, ORDERS + 1)]
 
 
+@functools.lru_cache(maxsize=100_000)
 def tokens(text: str) -> list[str]:
     """Words of the Penn Treebank in lower case, without punctuation."""
     from nltk.tokenize import NLTKWordTokenizer

@@ -11,14 +11,17 @@ from sklearn.metrics import roc_auc_score
 from sweeps import make_sweep
 
 from analysis.data import Trials, load_trials
-from analysis.generation import added_table, content_of, examples_table, quality_table, scores_table
+from analysis.generation import content_of
 from analysis.render import csv_text, latex, markdown
 from analysis.script import write
 from analysis.significance import Difference
 from analysis.table import Entry, Table
+from analysis.text_examples import examples_table
+from analysis.text_tables import added_table, quality_table, scores_table
 from analysis.texts import Line, Texts
+from lorae.regularizers import KL
 from lorae.store.answers import Answer
-from lorae.texts import uncertainty
+from lorae.texts import quality, uncertainty
 from lorae.texts.pools import by_example
 
 AXES = {"members": [0, 1, 3], "seed": [0, 1]}
@@ -191,6 +194,56 @@ def test_validation_calibrates_where_it_is_stored(trials, texts):
 def test_a_sweep_without_texts_is_refused(trials):
     with pytest.raises(ValueError, match=r"sweep toy has stored answers.*Generate"):
         Texts(trials, lambda row, split: None)
+
+
+@pytest.mark.slow
+def test_long_texts_have_the_metrics_of_corpora_and_no_auroc(trials):
+    def long(row, split):
+        found = []
+        for a in read(row, split) or ():
+            n = int(a.example_id[1:])
+            said = f"The {a.text.split()[-1]} is a cheap family friendly place near the river in area {n}"
+            found.append(replace(a, text=said))
+            if a.kind == "reference":
+                found.append(
+                    replace(a, text=f"Near the river, {n} is a cheap place which is friendly", draw=1)
+                )
+        return found
+
+    texts = Texts(trials, long)
+    table = quality_table(texts)
+    greedy = [
+        [e.greedy[m].text for e in by_example(long(row, "test"))]
+        for row in rows_of_3(trials)
+        for m in range(3)
+    ]
+    gold = [e.gold for e in by_example(long(rows_of_3(trials)[0], "test"))]
+    line = line_of(table, text="one member")
+    assert all(len(given) == 2 for given in gold) and line["meteor"] == Entry(None)
+    for name, metric in quality.CORPUS_METRICS.items():
+        if name != "meteor":
+            assert line[name].value == pytest.approx(np.mean([metric(words, gold) for words in greedy])), name
+    assert line["bleu"].stderr and line["cider"].stderr and 50 < line["bleu"].value < 100
+    assert any("WordNet" in note for note in table.notes)
+    scores = line_of(scores_table(texts), score="NLL", **{"from": "3 members"})
+    assert scores["auroc_wrong"] == Entry(None) and -1 < scores["prr"].value < 1
+    content_of(texts)
+
+
+def rows_of_3(trials):
+    return [row for row in trials.rows if row["members"] == 3 and row["combine"] != "weights"]
+
+
+def test_two_recipes_have_files_of_their_own_and_differences_within_each(tmp_path):
+    axes = {"regularizers": [(), (KL(),)], "members": [1, 3], "seed": [0]}
+    texts = Texts(load_trials(make_sweep(tmp_path, axes), "toy"), read)
+    content = content_of(texts)
+    names = [*(table.name for table in content.tables), *(plot.name for plot in content.plots)]
+    assert len(set(names)) == len(names) == 4 + 1 + 2 * 2 and len(texts.recipes) == 2
+    scores, added = (next(t for t in content.tables if t.name == name) for name in ("scores", "added"))
+    assert len(scores.blocks) == len(added.blocks) == 2
+    told = [{line["regularizers"].value for line in block} for block in scores.blocks]
+    assert told == [{"none"}, {"kl-0.1"}]
 
 
 # Files ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from writers import echo_trial
 from analysis.data import Trials, load_trials
 from analysis.generation import content, stored_answers
 from analysis.render import markdown
+from analysis.report import write_report
 from analysis.script import write
+from jobs.tables import run_table
 from lorae.engine.run import run_stack
 from lorae.planning.estimate import Devices
 from lorae.planning.plan import make_plan, soups_of
@@ -43,7 +45,11 @@ def trials(tiny_llama, tmp_path_factory: pytest.TempPathFactory) -> Trials:
 @pytest.mark.slow
 def test_the_tables_of_a_stored_sweep(trials, tmp_path, capsys):
     found = write(content(trials), tmp_path)
-    table = found.tables[0]
+    rows, table, scores = found.tables[:3]
+    assert sum(map(len, rows.blocks)) == len(trials.rows) and rows.name == "table"
+    (two,) = [x for x in rows.blocks[0] if x["model"].value == "LoRA ensemble of 2"]
+    (row,) = [row for row in trials.rows if (row["members"], row["combine"]) == (2, "probs")]
+    assert two["token_f1"].value == row["token_f1"] and two["train_tokens"].value == row["train_tokens"]
     lines = {line["text"].value: line for block in table.blocks for line in block}
     assert set(lines) == {
         *("backbone", "one member", "vote of 2 samples of one member", "vote of 2 members"),
@@ -56,5 +62,15 @@ def test_the_tables_of_a_stored_sweep(trials, tmp_path, capsys):
             f1.append(quality.token_f1(example.pooled["soup"].text, example.gold))
     assert lines["soup of 2"]["token_f1"].value == pytest.approx(sum(f1) / len(f1))
     assert lines["one member"]["reference_nll"].value > lines["vote of 2 members"]["reference_nll"].value
-    assert "mutual information" in markdown(found.tables[1])
-    assert (tmp_path / "prr.svg").exists() and "Members' answers" not in capsys.readouterr().err
+    assert "mutual information" in markdown(scores) and (tmp_path / "prr.svg").exists()
+    assert "temperature" not in (out := capsys.readouterr().out) and "Δ PRR" in out
+
+
+@pytest.mark.slow
+def test_the_report_and_the_standard_table_of_a_sweep_of_texts(trials, tmp_path, capsys):
+    storage = trials.store.storage.uri
+    assert run_table([storage, "--sweep", "echo", "--out", str(tmp_path / "table")]) == 0
+    assert (tmp_path / "table" / "scores.csv").exists()
+    page = write_report(storage, "echo", tmp_path / "report").read_text()
+    assert "Which part do the members add?" in page and "Calibration" not in page
+    assert (tmp_path / "report" / "examples.md").exists()

@@ -31,6 +31,7 @@ from analysis.figures_sweep import (
     quality_against_cost,
 )
 from analysis.gain import nll_gain
+from analysis.page import Section, page
 from analysis.plotting import panels
 from analysis.render import csv_text, markdown
 from analysis.significance import Difference
@@ -342,7 +343,7 @@ def test_the_page_has_the_numbers_of_the_sweep(written, storage):
 
 def test_warnings_stand_before_everything_and_provenance_is_named(written):
     text = written.read_text()
-    assert 0 < text.index("members &lt;a&gt; and b are the same") < text.index("<h2>")
+    assert 0 < text.index("members &lt;a&gt; and b are the same") < text.index("<h2")
     assert text.count(COMMAND) >= 5 and "abc123" in text
 
 
@@ -369,4 +370,17 @@ def test_an_incomplete_sweep_is_reported_with_what_it_lacks(tmp_path, capsys):
     assert "lacks 1 trial" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert cli.main([*arguments, "--allow-missing"]) == 0
     text = (tmp_path / "out" / "index.html").read_text()
-    assert text.index("Read this first") < text.index("NaN at step 3") < text.index("<h2>")
+    assert text.index("Read this first") < text.index("NaN at step 3") < text.index("<h2")
+
+
+def test_the_contents_lead_to_every_section_and_colours_follow_the_reader():
+    sections = [Section("Ensemble size", "text"), Section("What OOD sets say?", "text")]
+    text = page("Sweep toy", {}, [], sections)
+    links = re.findall(r'<a href="#([^"]+)">', text)
+    assert links == ["ensemble-size", "what-ood-sets-say"] == re.findall(r'<h2 id="([^"]+)">', text)
+    assert 'type="search"' not in text, "nothing to search where there is no table"
+    assert "prefers-color-scheme: dark" in text
+    outside = re.sub(r":root \{.*?\}", "", text[: text.index("</style>")], flags=re.DOTALL)
+    assert not re.findall(r"(?:background|color): #(?!b3261e|fff)", outside), (
+        "a colour that dark mode cannot change"
+    )

@@ -7,6 +7,8 @@ import io
 import itertools
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from analysis import demo
 from analysis.columns import Column, all_metrics, direction, margins, title
 from analysis.data import load_trials
 from analysis.render import amount, csv_text, latex, markdown
+from analysis.selection import with_columns
 from analysis.table import Entry, Table, comparison
 from lorae.methods import Lora, Vera
 from lorae.regularizers import KL, DecayB
@@ -200,7 +203,7 @@ def test_csv_parses_back_to_the_same_numbers(table):
 
 def test_latex_escapes_what_latex_reads(table):
     source = latex(table)
-    assert r"decay\_b-1" in source and r"q\_proj+v\_proj" in source
+    assert r"decay\_b-1" in source and "q_proj+v_proj" in source.partition("\n%")[2]
     read = "\n".join(line for line in source.splitlines() if not line.startswith("%"))
     assert not re.search(r"(?<!\\)[_%#]", read) and read.isascii()
     body = source.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
@@ -208,6 +211,52 @@ def test_latex_escapes_what_latex_reads(table):
         len([c for c in table.columns if c.kind != "data"]) - 1
     }
     assert r"\toprule" in source and r"\textbf{" in source and r"$\pm$" in source
+
+
+def test_a_latex_table_is_as_wide_as_it_must_be(storage):
+    """In a column where it fits, over two else; scaled only where a page is too narrow; the label is the
+    sweep's."""
+    trials = load_trials(storage, "toy")
+    wide = latex(comparison(trials))
+    assert r"\begin{table*}" in wide and r"\resizebox" in wide and wide.count("{") == wide.count("}")
+    narrow = latex(with_columns(comparison(trials), ["model", "acc", "ensemble_nll"]))
+    assert r"\begin{table}" in narrow and r"\end{table}" in narrow and r"\resizebox" not in narrow
+    assert narrow.count("&") == 2 * (1 + 7) and r"\label{tab:toy-table}" in narrow
+    caption = re.search(r"\\caption\{(.*)\}", narrow)[1]
+    assert caption.startswith("Comparison of sweep toy. Best in bold") and len(caption) < 160
+    assert latex(replace(comparison(trials), sweep="")).count(r"\label{tab:table}") == 1
+
+
+@pytest.mark.skipif(not (shutil.which("pdflatex") or shutil.which("tectonic")), reason="no LaTeX here")
+def test_latex_compiles(storage, tmp_path):
+    trials = load_trials(storage, "toy")
+    tables = [comparison(trials), with_columns(comparison(trials), ["model", "acc"])]
+    packages = r"\documentclass[twocolumn]{article}\usepackage{booktabs,graphicx}\begin{document}"
+    source = "\n".join([packages, *map(latex, tables), r"\end{document}"])
+    (tmp_path / "paper.tex").write_text(source)
+    program = shutil.which("tectonic") or "pdflatex"
+    subprocess.run([program, "paper.tex"], cwd=tmp_path, check=True, stdin=subprocess.DEVNULL, timeout=120)
+    assert (tmp_path / "paper.pdf").stat().st_size > 1000
+
+
+def test_columns_rows_and_metrics_are_chosen(storage, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = [storage, "--sweep", "toy", "--out", str(out)]
+    assert demo.main([*words, "--metric", "aurc,accuracy", "--columns", "model,members,acc,aurc"]) == 0
+    rows = list(csv.reader((out / "table.md").read_text().splitlines(), delimiter="|"))
+    assert [cell.strip() for cell in rows[0][1:-1]] == ["model", "members", "accuracy ↑", "AURC ↓"]
+    assert demo.main([*words, "--rows", "ENSEMBLE"]) == 0
+    lines = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("|")][2:]
+    assert lines and all("ensemble" in line for line in lines)
+    assert "marks compare all rows" in (out / "table.md").read_text()
+    capsys.readouterr()
+    for wrong, message in [
+        (["--metric", "eec15"], "did you mean ece15? there are acc"),
+        (["--columns", "nlll"], "--columns nlll: "),
+        (["--rows", "vera"], "--rows vera: no row of table has it; there are"),
+    ]:
+        assert demo.main([*words, *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_odd_numbers_and_texts_survive_every_rendering():

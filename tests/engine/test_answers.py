@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from writers import FarEcho, echo_trial
 
 import lorae.engine.answers as engine
+from analysis.archive import pack, unpack
+from analysis.audit import audit
 from lorae.engine.run import run_stack
 from lorae.planning.estimate import Devices
 from lorae.planning.plan import make_plan, soups_of
@@ -239,6 +242,54 @@ def test_an_ood_task_of_another_scoring_is_refused(make_trial):
     sweep = Sweep(base=make_trial(), ood=[RottenTomatoes()])
     with pytest.raises(ValueError, match=r"rotten_tomatoes is scored by LabelWords.*write answers or choose"):
         sweep.eval_tasks(sweep.base)
+
+
+def audited(store: Store, sweep: Sweep) -> list[str]:
+    """Faults that the audit finds in answers."""
+    trials = [(t, sweep.eval_tasks(t)) for t in sweep.trials()]
+    store.write_table("echo", trials_table(store, "echo", trials, {"command": "x", "commit": "y"}))
+    found = audit(store.storage.uri)
+    faults = [f for f in found if f.status == "failed"]
+    assert {f.check for f in faults} <= {"answers are whole"}
+    return [f"{f.where}: {f.what}" for f in faults]
+
+
+def test_the_audit_reads_answers_and_names_what_contradicts_them(swept, tmp_path):
+    sweep, store = swept
+    assert audited(store, sweep) == []
+    copy = Store(str(shutil.copytree(store.storage.uri, tmp_path / "copy")))
+    two = next(t for t in sweep.trials() if t.members == 2)
+    ids, name = two.member_ids(), answer_set(two.task.eval_set("validation"), WRITING.decoding)
+
+    def stored_as(folder: str, members: dict[str, str], answers) -> None:
+        content = answers_bytes(folder.rpartition("/")[2], name, members, answers)
+        copy.write_entry(folder, {answers_file(name): content})
+
+    folder = texts_folder(ids)
+    sound = copy.answers(folder, name)
+    stored_as(folder, dict(reversed(sound.members.items())), sound.answers)
+    assert any("which are not the members of" in fault for fault in audited(copy, sweep))
+    stored_as(folder, dict.fromkeys(ids, "0" * 64), sound.answers)
+    assert any("with other weights than are stored" in fault for fault in audited(copy, sweep))
+    changed = [replace(a, text="w0") if a.kind == "reference" else a for a in sound.answers]
+    stored_as(folder, sound.members, changed)
+    assert any("other references than in" in fault for fault in audited(copy, sweep))
+
+
+def test_an_archive_holds_the_texts(swept, tmp_path):
+    sweep, store = swept
+    audited(store, sweep)
+    pack(store.storage.uri, ["echo"], tmp_path / "archive")
+    unpack(tmp_path / "archive", str(tmp_path / "unpacked"))
+    copy = Store(str(tmp_path / "unpacked"))
+    rows = copy.read_table("echo").to_pylist()
+    for row in rows:
+        eval_set = json.loads(row["eval_sets"])["test"]
+        found, expected = (row_answers(s, row, eval_set) for s in (copy, store))
+        assert [(a.text, a.log_probs_MT.tolist()) for a in found] == [
+            (a.text, a.log_probs_MT.tolist()) for a in expected
+        ]
+    assert not [f for f in audit(copy.storage.uri) if f.status == "failed"]
 
 
 # The file

@@ -4,48 +4,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from toys import OPTIONS, Colours
+from trained import files, swept
 
 import lorae
 from lorae import metrics
 from lorae.draws import MCDropout
 from lorae.engine.ensembles import Ensemble
-from lorae.engine.run import run_stack
 from lorae.lookup import find_trial
 from lorae.methods import Full, InContext, LastLayer, Lora, Vera
 from lorae.metrics.conformal import conformal_sets, conformal_threshold
-from lorae.planning.stack import Stack
 from lorae.regularizers import AdapterDropout, Masksembles
-from lorae.results import read_trials, trial_id, trials_table
+from lorae.results import read_trials, trial_id
 from lorae.store.names import RECORD, member_folder
 from lorae.store.store import Store
 from lorae.tasks.base import Prompt
 from lorae.trial import AdamW, Budget
 
 SHORT = Budget(batch_size=4, steps=3)
-
-
-def swept(root: Path, *trials) -> str:
-    """A storage in which the members of some trials are trained, with their table "toy"."""
-    for trial in trials:
-        run_stack(Stack(trial, tuple(range(trial.members))), str(root))
-        if trial.soup:
-            run_stack(Stack(trial, tuple(range(trial.members)), soup=trial.soup), str(root))
-    store = Store(str(root))
-    store.write_table("toy", trials_table(store, "toy", [(t, []) for t in trials], {}))
-    return str(root)
-
-
-def files(root: str) -> dict[str, int]:
-    return {
-        str(p): p.stat().st_mtime_ns for p in Path(root).rglob("*") if p.is_file() and "locks" not in str(p)
-    }
 
 
 @pytest.mark.parametrize(
@@ -94,22 +74,6 @@ def test_the_texts_of_the_test_set_get_what_the_sweep_stored(tiny_trial, tmp_pat
     again = ensemble.predict([e.question for e in examples])
     if trial.draws is None:  # noise is of the example's id, which is that of its text here
         np.testing.assert_allclose(again.probabilities, found.probabilities, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def stored(tiny_llama, data_root, tmp_path_factory) -> SimpleNamespace:
-    """A storage with ensembles of one and three members."""
-    from lorae.trial import Trial
-
-    base = Trial(
-        backbone=tiny_llama,
-        task=Colours().located(data_root),
-        optimizer=AdamW(lr=1e-2),
-        budget=Budget(batch_size=4, epochs=3),
-        precision="fp32",
-    )
-    trials = [replace(base, members=members) for members in (1, 3)]
-    return SimpleNamespace(trials=trials, storage=swept(tmp_path_factory.mktemp("stored"), *trials))
 
 
 def test_one_text_many_texts_rows_and_frames_are_the_same(stored):
@@ -162,10 +126,25 @@ def test_the_numbers_of_a_prediction_belong_together(stored):
     assert np.isnan(single.mutual_information).all()
 
 
-def test_without_a_name_the_lowest_validation_nll_is_loaded(stored):
-    rows = read_trials(Store(stored.storage), "toy").to_pylist()
-    best = min(rows, key=lambda row: row["validation_nll"])
-    assert Ensemble.load(stored.storage).row["trial_id"] == best["trial_id"]
+def test_without_a_name_the_best_ensemble_is_loaded(stored):
+    """By validation; a single member only where there is no other."""
+    store = Store(stored.storage)
+    assert Ensemble.load(stored.storage).row["trial_id"] == trial_id(stored.trials[1])
+    rows = [row | {"members": 2} for row in read_trials(store, "toy").to_pylist() if row["members"]]
+    for best in (0, 1):
+        judged = [row | {"validation_nll": float(n != best)} for n, row in enumerate(rows)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lorae.lookup.trials_of", lambda *where, j=judged: {r["trial_id"]: r for r in j})
+            assert find_trial(store)["trial_id"] == rows[best]["trial_id"]
+
+
+def test_members_that_write_are_no_classifier(tiny_llama, tmp_path):
+    from writers import echo_trial
+
+    trial = echo_trial(tiny_llama, tmp_path)(budget=Budget(batch_size=4, steps=1, max_tokens=64))
+    storage = swept(tmp_path / "store", trial)
+    with pytest.raises(ValueError, match="write texts, which are no classes"):
+        Ensemble.load(storage)
 
 
 def test_names_of_trials_that_do_not_exist_are_refused(stored, tmp_path):

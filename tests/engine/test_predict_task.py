@@ -160,7 +160,7 @@ def test_the_task_is_read_from_words_not_executed(tmp_path):
     file.write_text("from toys import Colours\n")
     assert read_task(f"{file}:Colours(num_test=3)") == Colours(num_test=3)
     for text, message in [
-        ("Trecc", "no such task; lorae has ArcChallenge"),
+        ("Trecc", r"no such task; did you mean TREC\? lorae has "),
         ("MMLU", "missing 1 required positional"),
         ("TREC(__import__('os'))", "malformed"),
         ("__import__('os').system('true')", "no such task"),

@@ -5,41 +5,20 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_ensembles import files, swept
-from toys import OPTIONS, Colours
+import toys
+from toys import OPTIONS
+from trained import TEXTS, files
 
 from jobs.cli import main
 from lorae.engine.ensembles import Ensemble
-from lorae.results import trial_id
-from lorae.sources import Files
 from lorae.store.names import member_folder, reference_folder
 from lorae.store.predictions import prediction_sets
 from lorae.store.store import Store
-from lorae.trial import AdamW, Budget, Trial
-
-TEXTS = ["w3 w17 w5", "w1 w2", "w8 w0 w30 w4"]
-
-
-@pytest.fixture(scope="module")
-def stored(tiny_llama: Files, data_root, tmp_path_factory) -> SimpleNamespace:
-    """A storage with ensembles of one and three members."""
-    base = Trial(
-        backbone=tiny_llama,
-        task=Colours().located(data_root),
-        optimizer=AdamW(lr=1e-2),
-        budget=Budget(batch_size=4, epochs=3),
-        precision="fp32",
-    )
-    trials = [replace(base, members=members) for members in (1, 3)]
-    storage = swept(tmp_path_factory.mktemp("stored"), *trials)
-    return SimpleNamespace(trials=trials, storage=storage, trial=trial_id(trials[1]))
 
 
 @pytest.fixture
@@ -128,7 +107,7 @@ def test_a_set_that_was_added_by_mistake_is_removed_without_a_trace(stored, data
     folders = [member_folder(m) for m in stored.trials[1].member_ids()]
     folders.append(reference_folder(stored.trials[1].reference_id()))
     before = {folder: store.files(folder) for folder in folders}
-    task = f"{Path(__file__).parent}/toys.py:Greys"
+    task = f"{toys.__file__}:Greys"
     added = ["predict", stored.storage, "--task", task, "--data-root", str(data_root)]
     assert main(added) == 0
     assert "--remove greys" in capsys.readouterr().out

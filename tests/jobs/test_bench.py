@@ -13,11 +13,12 @@ from toys import Colours
 from victims import PYTHON_PATH, SUPPORT
 
 from jobs import cli
-from jobs.bench import everything, growth, memory, naive_sweep, overhead, predict, sweep, train
+from jobs.bench import everything, generate, growth, memory, naive_sweep, overhead, predict, sweep, train
 from jobs.bench.apart import apart
 from jobs.bench.limit import bare_forwards, ways
 from jobs.bench.peft_side import best_loop, hf_trainer, load_lm, lora_config
 from jobs.bench.setting import Setting, batches, environment, rows
+from lorae.backbone.loading import load_backbone
 from lorae.methods import Lora
 from lorae.regularizers import KL, DecayB
 from lorae.store.store import Store
@@ -27,6 +28,48 @@ from lorae.trial import AdamW, Budget, Sweep
 @pytest.fixture
 def trial(tiny_trial):
     return tiny_trial(members=2, budget=Budget(batch_size=4, steps=6))
+
+
+def test_sides_that_write_texts_write_the_same(trial, monkeypatch):
+    monkeypatch.setattr(generate, "NEW_TOKENS", 6)
+    trial = replace(trial, method=Lora(b_std=0.5))
+    pooled = generate.lockstep(trial, "cpu")
+    passes = [next(pooled) for _ in range(3)]
+    pooled.close()
+    load_backbone.cache_clear()  # each has a backbone of its own, whose texts never end
+    sides = {
+        "lorae": generate.greedy(trial, "cpu"),
+        "lockstep": iter(passes),
+        "peft": generate.peft_loop(trial, "cpu"),
+        "bare": generate.bare(trial, "cpu"),
+    }
+    found = generate.in_turns(sides, trial.members, 1)
+    assert found["new_tokens"] == 6 and found["same_first_tokens"] == 1
+    texts = {name: [list(map(list, member)) for member in next(side)[2]] for name, side in sides.items()}
+    assert texts["lorae"] == texts["peft"], "and not only their first tokens"
+    assert len(texts["lorae"]) == 2 and len(texts["lockstep"]) == len(texts["bare"]) == 1
+    assert texts["lorae"][0] != texts["lorae"][1] != texts["bare"][0]
+    memory = generate.memory_of_last()
+    assert min(memory.values()) > 0
+    found |= {"machine": "here", "prompts": 20, "prompt_tokens": 200}
+    found["sides"]["lorae"]["memory"] = memory
+    assert generate.text(found).count("times as fast as PEFT") == 2
+    load_backbone.cache_clear()
+
+
+def test_ratios_of_texts_are_taken_pass_by_pass():
+    """On the clock and of processor time, bare runs once for each member."""
+
+    def side(seconds: float, process_seconds: float):
+        yield "a side"
+        for slowness in (1, 2, 2):
+            yield slowness * seconds, slowness * process_seconds, [[[1, 2]]]
+
+    sides = {"lorae": side(1, 2), "lockstep": side(1.1, 3), "peft": side(4, 4), "bare": side(0.5, 0.5)}
+    found = generate.in_turns(sides, 5, 3)
+    assert found["ratios"] == pytest.approx({"peft": 4.0, "bare": 0.4, "lockstep": 1.1})
+    assert found["process_ratios"] == pytest.approx({"peft": 2.0, "bare": 0.8, "lockstep": 1.5})
+    assert found["sides"]["bare"]["seconds"] == 5.0
 
 
 @pytest.mark.slow

@@ -19,13 +19,13 @@ def test_export_writes_the_stored_adapter_by_the_beginning_of_its_id(tiny_trial,
     trial, storage = tiny_trial(members=2), tmp_path / "results"
     run_stack(Stack(trial, (0, 1)), str(storage))
     member = trial.member_id(1)
-    assert main(["export", member[:6], str(tmp_path / "out"), "--storage", str(storage)]) == 0
+    assert main(["export", str(storage), member[:6], str(tmp_path / "out")]) == 0
     stored = (storage / member_folder(member) / WEIGHTS).read_bytes()
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == stored
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_config.json", WEIGHTS]
-    assert main(["export", "", str(tmp_path / "new"), "--storage", str(storage)]) == 2
+    assert main(["export", str(storage), "", str(tmp_path / "new")]) == 2
     assert "is the beginning of 2 members" in capsys.readouterr().err
-    assert main(["export", member, str(tmp_path / "out"), "--storage", str(storage)]) == 2
+    assert main(["export", str(storage), member, str(tmp_path / "out")]) == 2
     assert "is not empty" in capsys.readouterr().err
 
 

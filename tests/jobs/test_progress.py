@@ -9,6 +9,7 @@ import termios
 
 import pytest
 
+from jobs.bars import Bars, progress, short_names
 from jobs.progress import ProgressLine
 from lorae.planning.estimate import Estimate
 from lorae.planning.stack import Stack
@@ -60,3 +61,46 @@ def test_the_line_keeps_to_one_row_of_the_terminal(tiny_trial, columns, shown):
     rows = screen.getvalue().split("\r\x1b[K")
     assert rows[-1] == shown
     assert all(len(row) < (columns or 80) for row in rows)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_for_each_running_stack_named_by_what_varies(tiny_trial, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "140")
+    stacks = (Stack(tiny_trial(), (0, 1)), Stack(tiny_trial(seed=1), (0,)))
+    estimates = 2 * (Estimate(0, 0, 60.0, 20.0),)
+    assert [*short_names(stacks)] == ["seed 0 x2", "seed 1 x1"]
+    screen = Terminal()
+    with progress(stacks, estimates, screen) as bars:
+        assert isinstance(bars, Bars)
+        bars.update(0, "train", 5, 10)
+        drawn = {task.description: task for task in bars.drawn.tasks}
+        assert drawn.keys() == {"all", "seed 0 x2"} and drawn["seed 0 x2"].fields["what"] == "train 5/10"
+        assert drawn["all"].completed == bars.share() == pytest.approx(5 / 10 * 60 / 80 / 2)
+        bars.update(0, "done")
+        bars.update(1, "load")
+        assert {task.description for task in bars.drawn.tasks} == {"all", "seed 1 x1"}
+        bars.update(1, "done")
+        assert [task.description for task in bars.drawn.tasks] == ["all"]
+    assert "stacks 2/2, members 3/3" in screen.getvalue()
+    assert screen.getvalue().count("\x1b[?25l") == screen.getvalue().count("\x1b[?25h"), "the cursor is back"
+
+
+def test_the_terminal_is_given_back_when_a_sweep_is_stopped(tiny_trial, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    screen = Terminal()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        progress((Stack(tiny_trial(), (0,)),), (Estimate(0, 0, 1.0, 0.5),), screen),
+    ):
+        raise KeyboardInterrupt
+    assert screen.getvalue().endswith("\x1b[?25h")
+
+
+def test_elsewhere_lines_are_plain(tiny_trial):
+    with progress((Stack(tiny_trial(), (0,)),), (Estimate(0, 0, 1.0, 0.5),), io.StringIO()) as line:
+        assert type(line) is ProgressLine

@@ -94,7 +94,7 @@ def test_a_sweep_file_without_error_is_a_module(tmp_path: Path) -> None:
         ("KL.beta=1", "did you mean regularizers.KL.beta?"),
         ("budget.max_token=9", "did you mean budget.max_tokens?"),
         ("regularizers=kl_0.33", "did you mean kl-0.3? the file gives it the values kl-0.3"),
-        ("task=Trec", "did you mean TREC? the file gives it the values colours; others are ArcChallenge"),
+        ("task=Trec", "did you mean TREC? the file gives it the values colours; others are A"),
         ("method=vara", "did you mean vera?"),
     ],
 )

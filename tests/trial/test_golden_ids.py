@@ -33,8 +33,9 @@ from lorae.results import trial_id
 from lorae.sources import Hub
 from lorae.store.names import soup_folder
 from lorae.tasks.arc import ArcEasy
-from lorae.tasks.base import Head, LabelWords, Letters, OptionLikelihood
+from lorae.tasks.base import Generate, Head, LabelWords, Letters, OptionLikelihood
 from lorae.tasks.cifar import CIFAR10
+from lorae.tasks.gsm8k import GSM8K
 from lorae.tasks.rotten_tomatoes import RottenTomatoes
 from lorae.tasks.trec import TREC
 from lorae.trial import AdamW, Budget, Diversity, Trial
@@ -73,6 +74,7 @@ KINDS = {
     "letters": LM | {"task": ArcEasy(source=HOME, scoring=Letters())},
     "words": LM | {"task": TREC(source=HOME, scoring=LabelWords(), num_train=100)},
     "likelihood": LM | {"task": ArcEasy(source=HOME, scoring=OptionLikelihood("chars"), option_seed=1)},
+    "text": LM | {"task": GSM8K(source=HOME, scoring=Generate(300, stop=("Q:",), samples=3))},
     "head": ENCODER,
     "image": ENCODER | {"task": CIFAR10(source=HOME, num_train=64)},
     "sentences": LM | {"task": RottenTomatoes(source=HOME)},

@@ -12,7 +12,6 @@ import torch
 from lorae.backbone.loading import Backbone
 from lorae.backbone.past import Reading
 from lorae.engine.batches import beginning
-from lorae.engine.prediction import length_batches
 from lorae.planning.decoding import CACHE_BYTES, token_bytes
 from lorae.planning.memory import PREDICT_TOKENS
 from lorae.shapes import most_tokens
@@ -137,5 +136,9 @@ def prompt_batches(
         draws: texts that are written to each at once.
     """
     each = token_bytes(backbone.lm.config.to_dict(), backbone.dtype.itemsize) * backbone.num_members
-    most = max(1, CACHE_BYTES[backbone.device.type] // each)
-    yield from length_batches([len(prompt) + room * draws for prompt in prompts], most)
+    longest_first, begin = np.argsort([-len(prompt) for prompt in prompts], kind="stable"), 0
+    while begin < len(prompts):
+        tokens = len(prompts[longest_first[begin]]) + room * draws  # shorter ones are kept as if as long
+        end = begin + max(1, CACHE_BYTES[backbone.device.type] // (each * tokens))
+        yield longest_first[begin:end]
+        begin = end

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from lorae.backbone.loading import Backbone
 from lorae.backbone.past import Continuation
 from lorae.backbone.tokens import end_tokens
 from lorae.engine.decoding.choosing import BROKEN, Chooser
-from lorae.engine.decoding.ending import StopStrings, decoded, stop_strings
+from lorae.engine.decoding.ending import decoded, stop_strings
 from lorae.engine.decoding.prompts import Prompts, by_weights, check_length
 from lorae.planning.decoding import LOGIT_BYTES
 
@@ -51,41 +51,59 @@ def decode(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: must be >= 1")
     check_length(backbone, prompts.longest, max_new_tokens)
-    stops = stop_strings(backbone.tokenizer, tuple(stop), backbone.lm.config.vocab_size)
-    ends = torch.tensor(end_tokens(backbone.lm, backbone.tokenizer), device=backbone.device)
     num_members, num_prompts, _ = prompts.hidden_MND.shape
-    shape = num_members, num_prompts * draws
-    hidden_MSD = prompts.hidden_MND.repeat_interleave(draws, 1)
-    rows_MS = torch.arange(shape[0] * shape[1], device=backbone.device).view(shape)
-    tokens_RT = torch.full((rows_MS.numel(), max_new_tokens), BROKEN, device=backbone.device)
-    length_R = torch.zeros_like(tokens_RT[:, 0])
-    finished_R = torch.zeros_like(length_R, dtype=torch.bool)
-    going_MS = torch.ones_like(rows_MS, dtype=torch.bool)
+    sheet = _Sheet(backbone, num_members * num_prompts * draws, max_new_tokens, tuple(stop))
     texts = [Continuation(reading, draws, max_new_tokens) for reading in prompts.readings]
+    hidden_MSD = prompts.hidden_MND.repeat_interleave(draws, 1)
+    rows_MS = torch.arange(sheet.length_R.numel(), device=backbone.device).view(num_members, -1)
+    going_MS = torch.ones_like(rows_MS, dtype=torch.bool)
     for step in range(max_new_tokens):
         chosen_MS = _chosen(prompts, chooser, hidden_MSD, rows_MS, step)
-        broken_MS, ended_MS = chosen_MS == BROKEN, torch.isin(chosen_MS, ends)
-        written = rows_MS[going_MS & ~broken_MS]
-        tokens_RT[written, step] = chosen_MS[going_MS & ~broken_MS]
-        length_R[written] = step + 1
-        ended_MS |= stops.complete(tokens_RT, rows_MS, chosen_MS, going_MS & ~broken_MS & ~ended_MS)
-        finished_R[rows_MS[going_MS & ended_MS]] = True
-        going_MS &= ~(broken_MS | ended_MS)
+        going_MS = sheet.add(rows_MS, chosen_MS, going_MS, step)
         unfinished_MN = going_MS.unflatten(1, (-1, draws)).any(-1)
         most = int(unfinished_MN.sum(1).max())
         if not most or step + 1 == max_new_tokens:
             break
-        ids_MS = chosen_MS.clamp(min=0)
-        hidden_MSD = _step(prompts, texts, ids_MS)
         if most <= COMPACTED * unfinished_MN.shape[1]:
             kept_MS = _keep(texts, unfinished_MN, most, draws)
-            rows_MS, going_MS = rows_MS.gather(1, kept_MS), going_MS.gather(1, kept_MS)
-            hidden_MSD = hidden_MSD.gather(1, kept_MS[..., None].expand(-1, -1, hidden_MSD.shape[-1]))
-    found = zip(tokens_RT.tolist(), length_R.tolist(), finished_R.tolist())
-    written = [_text(backbone.tokenizer, ids[:n], ended, ends.tolist(), stops) for ids, n, ended in found]
-    nested = np.empty(len(written), object)
-    nested[:] = written
-    return nested.reshape(num_members, num_prompts, draws)[: 1 if chooser.pools else None].tolist()
+            rows_MS, going_MS, chosen_MS = (x.gather(1, kept_MS) for x in (rows_MS, going_MS, chosen_MS))
+        hidden_MSD = _step(prompts, texts, chosen_MS.clamp(min=0))
+    nested_MNK = sheet.texts().reshape(num_members, num_prompts, draws)
+    return nested_MNK[: 1 if chooser.pools else None].tolist()
+
+
+class _Sheet:
+    """Tokens of all R texts, how many each has, and which of them ended by themselves."""
+
+    def __init__(self, backbone: Backbone, num_texts: int, room: int, stop: tuple[str, ...]) -> None:
+        lm, self.tokenizer = backbone.lm, backbone.tokenizer
+        self.stops = stop_strings(self.tokenizer, stop, lm.config.vocab_size)
+        self.ends = torch.tensor(end_tokens(lm, self.tokenizer), dtype=torch.long, device=backbone.device)
+        self.tokens_RT = torch.full((num_texts, room), BROKEN, device=backbone.device)
+        self.length_R = torch.zeros_like(self.tokens_RT[:, 0])
+        self.finished_R = torch.zeros_like(self.length_R, dtype=torch.bool)
+
+    def add(
+        self, rows_MS: torch.Tensor, chosen_MS: torch.Tensor, going_MS: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """Write one token of each text that goes on; which texts (M, S) still do."""
+        going_MS = going_MS & (chosen_MS != BROKEN)
+        rows = rows_MS[going_MS]
+        self.tokens_RT[rows, step], self.length_R[rows] = chosen_MS[going_MS], step + 1
+        ended_MS = going_MS & torch.isin(chosen_MS, self.ends)
+        ended_MS |= self.stops.complete(self.tokens_RT, rows_MS, chosen_MS, going_MS & ~ended_MS)
+        self.finished_R[rows_MS[ended_MS]] = True
+        return going_MS & ~ended_MS
+
+    def texts(self) -> np.ndarray:
+        """Every `Text`, (R,)."""
+        found, ends = np.empty(len(self.length_R), object), set(self.ends.tolist())
+        columns = zip(self.tokens_RT.tolist(), self.length_R.tolist(), self.finished_R.tolist())
+        written = [(tuple(ids[:length]), finished) for ids, length, finished in columns]
+        shown = [ids[:-1] if finished and ids[-1] in ends else ids for ids, finished in written]
+        for r, ((ids, finished), text) in enumerate(zip(written, decoded(self.tokenizer, shown))):
+            found[r] = Text(ids, self.stops.cut(text), finished)
+        return found
 
 
 def _chosen(
@@ -128,8 +146,3 @@ def _keep(texts: list[Continuation], unfinished_MN: torch.Tensor, most: int, dra
         first = num_prompts * torch.arange(len(part), device=part.device)
         text.keep((part + first[:, None]).flatten())
     return (kept_MN[..., None] * draws + torch.arange(draws, device=kept_MN.device)).flatten(1)
-
-
-def _text(tokenizer: Any, ids: list[int], finished: bool, ends: list[int], stops: StopStrings) -> Text:
-    shown = ids[:-1] if finished and ids[-1] in ends else ids
-    return Text(tuple(ids), stops.cut(decoded(tokenizer, [shown])[0]), finished)

@@ -1,0 +1,17 @@
+"""Which score tells a wrong short answer? SQuAD by 135M parameters; twin of pipelines/squad.py.
+
+python -m analysis.squad lorae-results
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from analysis.generation import content
+from analysis.script import run
+
+main = functools.partial(run, "squad", content)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The tutorial, end to end; messages that are explained are ours; attributes that are documented exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from jobs import driver
+from jobs.cli import main
+from lorae.engine.ensembles import EnsemblePrediction
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.DOTALL)
+
+
+def blocks(page: str) -> dict[str, str]:
+    return dict(BLOCK.findall((ROOT / "docs" / page).read_text()))
+
+
+@pytest.mark.slow
+def test_the_tutorial_leads_from_a_csv_to_a_prediction(backbones, tmp_path, monkeypatch, capsys):
+    """By its own files and commands; the encoder is a tiny one."""
+    files = blocks("tutorial.md") | blocks("api.md")
+    assert files.keys() == {"make_tickets.py", "tickets.py", "predict.py", "example.py"}
+    tiny = f"Files({backbones['bert'].path!r})"
+    files["tickets.py"], replaced = re.subn(r"(?m)^BACKBONE = .*$", f"BACKBONE = {tiny}", files["tickets.py"])
+    assert replaced == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "_tracked", lambda *arguments: None)
+    for name, code in files.items():
+        (tmp_path / name).write_text(code)
+    runpy.run_path("make_tickets.py", run_name="__main__")
+    assert len((tmp_path / "tickets/train.csv").read_text().splitlines()) == 91
+    assert main(["check", "tickets.py"]) == 0
+    assert main(["sweep", "tickets.py", "--local"]) == 0
+    assert "LoRA ensemble of 3" in capsys.readouterr().err
+    runpy.run_path("predict.py", run_name="__main__")
+    runpy.run_path("example.py", run_name="__main__")
+    out = capsys.readouterr().out
+    assert "LoRA ensemble of 3" in out and "ensemble_nll" in out and "conformal_set" in out
+    assert [line.split()[0] for line in out.splitlines()[-2:]] == ["a", "b"]
+    Path("new.csv").write_text("text\nI cannot open the invoice\n")
+    assert (
+        main(["predict", "lorae-results", "--file", "new.csv", "--column", "text", "--out", "p.parquet"]) == 0
+    )
+    assert Path("p.parquet").is_file()
+
+
+def texts(tree: ast.AST) -> str:
+    """All string literals of a module; where an f-string has a value stands nothing."""
+    parts = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts.append("".join(str(v.value) for v in node.values if isinstance(v, ast.Constant)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            parts.append(node.value)
+    return "\n".join(parts)
+
+
+def test_every_message_that_is_explained_is_one_of_ours():
+    sources = [p for folder in ("lorae", "jobs", "analysis") for p in (ROOT / folder).rglob("*.py")]
+    ours = "\n".join(texts(ast.parse(p.read_text())) for p in sources).replace("=", "")
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    rows = re.findall(r"(?m)^\| (`.*?) \|", page)
+    assert len(rows) > 20
+    for phrase in (phrase for row in rows for phrase in re.findall(r"`([^`]+)`", row)):
+        assert phrase.replace("=", "") in ours, phrase
+
+
+def test_the_attributes_that_are_documented_exist():
+    page = (ROOT / "docs/api.md").read_text().partition("attribute of a prediction")[2]
+    named = [n for row in re.findall(r"(?m)^\| (`.*?) \|", page) for n in re.findall(r"`(\w+)", row)]
+    assert len(named) == 10
+    known = {*EnsemblePrediction.__dataclass_fields__, *vars(EnsemblePrediction)}
+    assert set(named) <= known
