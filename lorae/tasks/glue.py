@@ -73,6 +73,7 @@ class QNLI(Glue):
     5,463 test.
 
     Judged by accuracy. Columns: question, sentence, label (0 it does, 1 it does not), idx.
+    Example: "Who wrote it?" | "The book has twelve chapters." | 1
     """
 
     columns = ("question", "sentence")
