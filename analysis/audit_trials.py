@@ -23,6 +23,7 @@ from lorae.results import (
     OLDER,
     POOLED_FLAG,
     SCALED,
+    SETS,
     row_answers,
     text_metrics,
     trial_cost,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from analysis.audit import Stored
 
 SAME_VALUE = 1e-9
-SINCE_ADDED = ("mcc",)  # metrics of classes that tables of an older lorae lack
+SINCE_ADDED = ("mcc", "credal_width", *SETS)  # metrics of classes that tables of an older lorae lack
 DIVERSITIES = [Diversity(i, o) for i, o in itertools.product(("per_member", "shared"), repeat=2)]
 SPECS = (*METHODS, *get_args(Init), *REGULARIZERS, AdamW, Budget)
 

@@ -401,6 +401,7 @@ def test_one_member_has_no_diversity_and_says_so():
             metric(logits_MNC)
     summary = metrics.summary(logits_MNC, labels_N)
     undefined = {"disagreement", "disagreement_per_error", "jsd", "mutual_information", "error_correlation"}
+    undefined |= {"credal_width"}
     assert {name for name, value in summary.items() if value is None} == undefined
     of_ood = metrics.ood_summary(logits_MNC, logits_MNC)
     assert of_ood["auroc_mutual_information"] is None and of_ood["fpr95_top_prob_variance"] is None
