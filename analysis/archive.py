@@ -1,4 +1,4 @@
-"""A storage without its weights, in a few Parquet files: all that its tables are computed from.
+"""A storage without its weights, in a few Parquet files: everything its tables are computed from.
 
     python -m analysis.archive pack lorae-results results/study study study_trec
     python -m analysis.archive unpack results/study lorae-results
@@ -9,13 +9,12 @@ An archive has a folder for each sweep, and SHA256SUMS:
     <sweep>/predictions.parquet    prediction sets and paths of the entries that no earlier sweep has
     <sweep>/answers.parquet        their texts, where members write any
     <sweep>/curves.parquet         their training curves
-    <sweep>/records.parquet        their JSON files: recipes, streams, costs, what draws were fitted by
-    <sweep>/files.parquet          size and checksum of every file that they had, weights included
+    <sweep>/records.parquet        their JSON files: recipes, streams, costs, fits of draws
+    <sweep>/files.parquet          size and checksum of each of their files, weights included
 
-Rows begin with the entry (`members/<id>`, `reference/<id>`, `soups/<id>`) and the file that they were in.
-What is unpacked is a storage whose members are stored, but have no weights: tables, reports, the audit and
-further sweeps read it like any other, and only what needs weights fails. `opened` takes an archive for a
-storage.
+Each row begins with its entry (`members/<id>`, `reference/<id>`, `soups/<id>`) and file. Unpacking gives a
+storage whose members have no weights: tables, reports, the audit and further sweeps read it like any other,
+and only what needs weights fails. `opened` accepts an archive in place of a storage.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from lorae.store.tables import table as as_table
 SUMS = "SHA256SUMS"
 OPTIONAL = {"answers"}  # tables that the archive of sweeps without texts does not have
 PLACE = [pa.field("entry", pa.string()), pa.field("file", pa.string())]
-METADATA = pa.field("metadata", pa.string())  # of the file's schema, as JSON: the prompts' template
+METADATA = pa.field("metadata", pa.string())  # the schema metadata as JSON: the prompt template
 RECORDS = pa.schema([*PLACE, pa.field("text", pa.string())])
 FILES = pa.schema([*PLACE, pa.field("sha256", pa.string()), pa.field("bytes", pa.int64())])
 SCHEMAS = {
@@ -86,12 +85,12 @@ def pack(storage: str, sweeps: Sequence[str], folder: Path) -> int:
 
 
 def placeless(text: str) -> str:
-    """A provenance without the folders of the machine that it was written on: an archive is published."""
+    """A provenance without the folders of the machine that wrote it, because archives are published."""
     return re.sub(r"(?<=[\s\"=])/(?:[^\s/\"]+/)*([^\s/\"]+)", r"\1", text)
 
 
 def entries_of(rows: Iterable[Row]) -> list[str]:
-    """Entries that rows are made of, and those that their recipes were tuned by."""
+    """Entries that the rows are computed from, and those that tuned their recipes."""
     found: dict[str, None] = {}
     for row in rows:
         reference = [] if row["reference_id"] == "none" else [reference_folder(row["reference_id"])]
@@ -136,7 +135,7 @@ def _published_table(store: Store, sweep: str) -> bytes:
 
 
 def _published(text: str) -> str:
-    """A record, with a placeless provenance if it has one, and as long as before: rows count stored bytes."""
+    """A record with a placeless provenance, if any, padded to its old length: rows count stored bytes."""
     record = json.loads(text)
     if "provenance" not in record:
         return text
@@ -145,7 +144,7 @@ def _published(text: str) -> str:
 
 
 def _kind(name: str) -> str | None:
-    """The table that a file of an entry goes to; None of weights, which are left out."""
+    """The table that a file of an entry goes to; None for weights, which are left out."""
     if name.endswith(".json"):
         return "records"
     if name == CURVE_FILE:
@@ -156,7 +155,7 @@ def _kind(name: str) -> str | None:
 
 
 def _placed(store: Store, entry: str, name: str, schema: pa.Schema) -> pa.Table:
-    """A table of an entry, with where it was in front."""
+    """A table of an entry, preceded by columns that say where it was stored."""
     table = pq.read_table(pa.BufferReader(store.read(entry, name)))
     if more := set(table.column_names) - set(schema.names):
         raise ValueError(f"{entry}/{name} has {', '.join(more)}: predictions of numbers are not archived yet")
@@ -211,7 +210,7 @@ def _records(table: pa.Table) -> Iterator[tuple[Place, bytes]]:
 
 
 def _split(table: pa.Table) -> Iterator[tuple[Place, bytes]]:
-    """The files that a table was made of, whose rows are together."""
+    """The files that make up a table; the rows of each file are contiguous."""
     codes = [table[c].combine_chunks().dictionary_encode().indices.to_numpy() for c in ("entry", "file")]
     starts = np.flatnonzero(np.any([np.diff(code, prepend=-1) for code in codes], axis=0))
     for start, end in itertools.pairwise([*starts.tolist(), len(table)]):
@@ -225,7 +224,7 @@ def _split(table: pa.Table) -> Iterator[tuple[Place, bytes]]:
 
 
 def _listed(table: pa.Table) -> dict[str, dict[str, Any]]:
-    """Size and checksum of each entry's files, as they were."""
+    """Size and checksum of each entry's original files."""
     found: dict[str, dict[str, Any]] = {}
     for row in table.to_pylist():
         found.setdefault(row["entry"], {})[row["file"]] = {"sha256": row["sha256"], "bytes": row["bytes"]}
@@ -243,7 +242,7 @@ def _write_entry(store: Store, entry: str, listed: dict[str, Any], files: dict[s
 
 
 def _write(store: Store, name: str, content: bytes) -> None:
-    """Without waiting for the disk, as `Storage.write` does: an archive can be unpacked again."""
+    """Unlike `Storage.write`, do not wait for the disk: an archive can be unpacked again."""
     path = Path(store.storage.path(name))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -251,7 +250,7 @@ def _write(store: Store, name: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def opened(storage: str) -> Iterator[str]:
-    """The storage itself; of an archive one that it is unpacked into, and that the block's end deletes."""
+    """The storage itself, or a folder that an archive is unpacked into, deleted after the block."""
     if "://" in storage or not (Path(storage).expanduser() / SUMS).is_file():
         yield storage
         return

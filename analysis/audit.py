@@ -1,16 +1,16 @@
-"""Mistakes that published results contain, looked for in a storage: `lorae audit STORAGE`.
+"""Search a storage for the kinds of mistakes found in published results: `lorae audit STORAGE`.
 
 findings = audit("lorae-results", sweep=None)
 print(text(findings))
 
-Every check works from stored files alone; an entry that one check finds broken is left out of the others, so
-that a fault is named once. In a copy without weights (`analysis.archive`) adapters are told apart by their
-checksums, and what needs the numbers in them is not checked. What no stored file can show: that a cell is
-missing with all its seeds; an overlap of texts under different ids (removed when data are read), or of the
-training split where no trial has KL, for which the backbone predicts it; an OOD set that overlaps; whether a
-member without KL, whose data order no other member has, began as the backbone; whether a backbone of files
-has the name that its rows give it, unless another one has; and whether the costs in a member's record were
-measured rightly.
+Every check works from stored files alone. An entry that one check finds broken is left out of the others, so
+that each fault is reported once. In a copy without weights (`analysis.archive`), adapters are told apart by
+their checksums, and checks of their values are skipped. Stored files cannot show: whether a cell is missing
+with all its seeds; whether texts overlap under different ids (removed when data are read), or overlap the
+training split where no trial has KL, for which the backbone predicts it; whether an OOD set overlaps; whether
+a member without KL, whose data order no other member has, began as the backbone; whether a backbone loaded
+from files has the name that its rows give it, unless another one has that name; and whether the costs in a
+member's record were measured correctly.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _precision(value: Any) -> bool:
 
 
 def _source(value: Any) -> bool:
-    """Where the backbone was, or nothing: an older lorae did not say."""
+    """Where the backbone came from, or None: an older lorae did not record it."""
     return value is None or (isinstance(value, dict) and all(type(part) is str for part in value.values()))
 
 
@@ -103,7 +103,7 @@ _MEMBER = {  # what the checks rely on in a member.json
 _TRAINED = {"streams": {"init": list, "order": list}}
 _PROMPTED = {"recipe": {"method": {"shots": count}}, "context": {"demonstrations": [str], "text": str}}
 
-_NEEDED = {  # files of an entry, beside its predictions
+_NEEDED = {  # files of an entry, besides its predictions
     "reference": (),
     "members": (WEIGHTS, ADAPTER_CONFIG, CURVE_FILE, RECORD),
     "soups": (SOUP_RECORD,),
@@ -125,7 +125,7 @@ def audit(storage: str, sweep: str | None = None) -> list[Finding]:
 
 
 def text(findings: Sequence[Finding]) -> str:
-    """The findings by check, faults below the check that saw them, and a last line with the counts."""
+    """The findings by check, faults below the check that found them, and a last line with the counts."""
     lines, counts = [], dict.fromkeys(("passed", "failed", "not applicable"), 0)
     for check, group in itertools.groupby(findings, key=lambda finding: finding.check):
         found = list(group)
@@ -140,7 +140,7 @@ def text(findings: Sequence[Finding]) -> str:
     return "\n".join([*lines, f"{sum(counts.values())} checks: {total}"])
 
 
-# What is looked at -----------------------------------------------------------------------------------------
+# What is checked -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ class Stored:
 
     @cached_property
     def unfit(self) -> dict[str, list[Problem]]:
-        """Whole entries with a prediction set that is not what it should be, with the faults."""
+        """Entries that are not broken but have a faulty prediction set, with the faults."""
         return unfit_entries(self)
 
     def is_sound(self, folder: str) -> bool:
@@ -170,7 +170,7 @@ class Stored:
 
     @cached_property
     def sound(self) -> tuple[Row, ...]:
-        """Done trials of which every entry is sound."""
+        """Done trials whose entries are all sound."""
         return tuple(row for row in self.done if all(map(self.is_sound, _trained_folders(row))))
 
     @property
@@ -187,12 +187,12 @@ class Stored:
 
     @cached_property
     def member_faults(self) -> tuple[tuple[Row, list[str]], ...]:
-        """Sound trials, and what is wrong with the members that they name."""
+        """Sound trials, each with the faults of its members."""
         return tuple((row, list(member_faults(self, row))) for row in self.sound)
 
     @cached_property
     def trials(self) -> tuple[tuple[Row, Trial], ...]:
-        """Sound rows whose members are who they say, and the trials that they are of."""
+        """Sound rows without member faults, each with its trial."""
         return tuple((row, trial_of(row)) for row, faults in self.member_faults if not faults)
 
     def predictions(self, folder: str, eval_set: str) -> Predictions:
@@ -226,22 +226,22 @@ def _open(storage: str, sweep: str | None) -> Stored:
     kept = [row for row in rows if row["status"] != "pruned"]  # no member of a pruned trial is expected
     named = dict.fromkeys(folder for row in kept for folder in _named_folders(row))
     folders = sorted({*named} if sweep is not None else {*named, *stored}, reverse=True)
-    folders.sort(key=lambda folder: folder.startswith(("soups/", "pools/")))  # after what they are made of
-    diverged = {folder for row in rows for folder in tuning_folders(row, failed=True)}  # so was not chosen
+    folders.sort(key=lambda folder: folder.startswith(("soups/", "pools/")))  # after their members
+    diverged = {folder for row in rows for folder in tuning_folders(row, failed=True)}  # so it was not chosen
     failed = [m for m in failed if member_folder(m) not in diverged]
     failures = {m: store.failure(m) or "" for m in failed if sweep is None or member_folder(m) in named}
     return Stored(store, tuple(rows), tuple(done), tuple(incomplete), tuple(folders), failures)
 
 
 def _named_folders(row: Row) -> list[str]:
-    """Entries that a trial needs, or its recipe was tuned by; a backbone below members with heads of their
-    own predicts nothing."""
+    """Entries that a trial needs or that tuned its recipe. A backbone whose members have their own heads
+    predicts nothing."""
     reference = [] if row["reference_id"] == "none" else [reference_folder(row["reference_id"])]
     return [*reference, *_trained_folders(row), *together(row), *tuning_folders(row)]
 
 
 def _trained_folders(row: Row) -> list[str]:
-    """Entries that a trial's predictions come from: of a soup also its members."""
+    """Entries that a trial's predictions come from; for a soup, also its members."""
     return [*pool(row), *(map(member_folder, row["member_ids"]) if is_soup(row) else ())]
 
 
@@ -249,8 +249,8 @@ def _trained_folders(row: Row) -> list[str]:
 
 
 def entries_are_whole(stored: Stored) -> list[Finding]:
-    """Every entry that is stored or named by a trial has its files, they agree with their checksums and are
-    the entry's own, a member's id is the hash of the recipe and streams beside it, and no member failed."""
+    """Every entry that is stored or named by a trial has its files; they match their checksums and belong to
+    the entry; a member's id is the hash of the recipe and streams beside it; and no member failed."""
     faults = dict(stored.broken)
     for member, reason in stored.failures.items():
         folder, reason = member_folder(member), " ".join(reason.split())
@@ -281,7 +281,7 @@ def _missing_files(stored: Stored, folder: str) -> str | None:
 
 
 def _check_record(stored: Stored, folder: str) -> None:
-    """Raise ValueError where a member's record, curve or adapter cannot be read, or a soup's record."""
+    """Raise ValueError if a member's record, curve or adapter, or a soup's record, cannot be read."""
     if folder.startswith("soups/"):
         stored.store.record(folder, SOUP, SOUP_RECORD)
     if folder.startswith("members/"):
@@ -297,7 +297,7 @@ def _check_record(stored: Stored, folder: str) -> None:
 
 
 def _check_context(record: dict[str, Any], folder: str) -> None:
-    """Raise ValueError where a member has not as many demonstrations as it should."""
+    """Raise ValueError if a member does not have exactly `shots` distinct demonstrations."""
     shots, found = record["recipe"]["method"]["shots"], record["context"]["demonstrations"]
     if len(set(found)) != shots or len(found) != shots:
         what = f"{len(found)} demonstrations, {len(set(found))} distinct, of {shots} shots"

@@ -1,4 +1,4 @@
-"""The check of `analysis.audit` that looks at the texts which members wrote."""
+"""The check of `analysis.audit` on the texts that members wrote."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def answers_are_whole(stored: Stored) -> list[Finding]:
-    """Log-probabilities are at most 0 and as many as a text's tokens, by every member; each text is there
-    once and is of a member of its pool; the members are those of the entry, as they are stored now; and all
-    entries have the same references of a set."""
+    """Every member gives each token of a text a log-probability of at most 0; each text occurs once and was
+    written by a member of its pool; the members are those of the entry, as they are stored now; and all
+    entries have the same references for a set."""
     problems: list[Problem] = []
     references: dict[str, tuple[str, list[tuple[str, int, str]]]] = {}
     num = 0
@@ -45,7 +45,7 @@ def _sets(stored: Stored, folder: str) -> list[str]:
 
 
 def _faults(stored: Stored, folder: str, found: Answers) -> Iterator[str]:
-    """Whether the answers are of the entry's own members, as they are now."""
+    """Faults of answers that the entry's own members, as they are stored now, did not write."""
     kind, _, entry = folder.rpartition("/")
     owner = texts_folder(list(found.members)) if kind == "pools" else f"{kind}/{next(iter(found.members))}"
     if owner != folder or (kind != "pools" and len(found.members) > 1):

@@ -1,4 +1,4 @@
-"""Checks of `analysis.audit` that look at what members learned, and from where."""
+"""Checks of `analysis.audit` on what members learned and where they started."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SAME_NLL = {"fp32": 1e-3, "bf16": 0.1}  # nats between equal computations in dif
 _ZERO = ((method, method.zero_factor) for method in METHODS if method.zero_factor)
 ZERO_FACTORS = tuple(
     {f".{method.peft_names.get(zero, zero)}" for method, zero in _ZERO}
-)  # as they are stored
+)  # by their stored names
 
 
 def members_start_as_the_backbone(stored: Stored) -> list[Finding]:
     """Members with the same first batch have the same NLL on it, and under KL a first divergence of zero.
 
-    The first step's loss is computed before any update, when a zero-initialised factor makes the adapter
-    nothing. Equal streams of data order give equal first batches, whatever method and regularisers are.
+    The first step's loss is computed before any update, while a zero-initialised factor makes the adapter
+    zero. Equal data-order streams give equal first batches, whatever the method and regularisers.
     """
     first_nlls: dict[str, tuple[str, float]] = {}
     problems, num_seen = [], 0
@@ -58,8 +58,8 @@ def members_start_as_the_backbone(stored: Stored) -> list[Finding]:
 
 
 def _starts_as_the_backbone(recipe: dict[str, Any]) -> bool:
-    """Whether a member computes what the backbone does until its first update. One that has a head or is no
-    low-rank branch does not under noise, nor where it is drawn at random."""
+    """Whether a member computes the same as the backbone until its first update. It does not if its adapter
+    is drawn at random; nor under noise, if it has a head or is not a low-rank branch."""
     method = recipe["method"]
     if is_in_context(recipe):
         return False  # it has no steps
@@ -87,8 +87,8 @@ def first_step(store: Store, member: str) -> tuple[float, float]:
 
 
 def _first_batch(record: dict[str, Any]) -> str:
-    """What a member's first batch and the NLL on it before training depend on: the backbone, and with a head
-    its initialisation."""
+    """Digest of what determines a member's first batch and its NLL before training: the backbone, and the
+    initialisation of its head, if it has one."""
     recipe = record["recipe"]
     shared = {name: recipe[name] for name in ("backbone", "precision", "task")}
     budget = {name: recipe["budget"][name] for name in ("batch_size", "max_tokens")}
@@ -98,7 +98,7 @@ def _first_batch(record: dict[str, Any]) -> str:
 
 
 def members_differ_after_training(stored: Stored) -> list[Finding]:
-    """No two members of a recipe, of one seed or of several, have the same logits on a whole test set; unless
+    """No two members of a recipe, within or across seeds, have the same logits on a whole test set, unless
     they drew the same demonstrations."""
 
     def logits(row: Row, member: str) -> str:
@@ -121,7 +121,7 @@ def adapters_are_distinct_and_trained(stored: Stored) -> list[Finding]:
     whole = [m for m in trained if has_weights(stored.store, m)]
 
     def weights(row: Row, member: str) -> str:
-        """Of the tensors, as the file also says whose it is; an archive has none to compare."""
+        """Digest of the tensors, since the file also names its member; an archive has no tensors."""
         return digest(_hashes(stored.store, member)) if member in whole else member
 
     repeated, _ = _repeats(stored, weights)
@@ -141,7 +141,7 @@ def adapters_are_distinct_and_trained(stored: Stored) -> list[Finding]:
 
 
 def vera_members_differ(stored: Stored) -> list[Finding]:
-    """VeRA members with projections of their own differ in them, and those that share a data order also in
+    """VeRA members with their own projections differ in them; those that share a data order also differ in
     what they learned."""
     groups: dict[str, list[str]] = {}
     for member, record in stored.members.items():
@@ -180,7 +180,7 @@ def _hashes(store: Store, member: str) -> dict[str, str]:
 
 
 def has_weights(store: Store, member: str) -> bool:
-    """Whether a member's weights are there; a copy may leave them out, see `analysis.archive`."""
+    """Whether a member's weights are stored; a copy may leave them out, see `analysis.archive`."""
     return WEIGHTS not in store.left_out(member_folder(member))
 
 
@@ -191,8 +191,8 @@ def weights_of(store: Store, member: str) -> dict[str, np.ndarray]:
 
 
 def _repeats(stored: Stored, key: Callable[[Row, str], str]) -> tuple[list[tuple[str, str]], int]:
-    """Members whose key an earlier member of the same recipe and test set has, with that one; and how many
-    were compared."""
+    """Pairs of a member and the earlier member of the same recipe and test set with the same key; and the
+    number of members compared."""
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for row in stored.done:
         group = groups.setdefault((row["recipe"], eval_sets(row)["test"]), {})

@@ -1,4 +1,4 @@
-"""Checks of `analysis.audit` that look at predictions."""
+"""Checks of `analysis.audit` on predictions."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 
 def predictions_are_whole(stored: Stored) -> list[Finding]:
-    """As many predictions as unique example ids in every draw, labels inside the number of logits, and the
-    same examples and labels in every entry, in the plain set and in those of draws."""
+    """Every draw has one prediction for each example id, every label is below the number of logits, and every
+    entry has the same examples and labels, in the plain set and in those of draws."""
     problems = [problem for faults in stored.unfit.values() for problem in faults]
     files = [s for folder in stored.folders if folder not in stored.broken for s in _sets(stored, folder)]
     return results("predictions are whole", problems, len(files), "prediction sets")
 
 
 def _sets(stored: Stored, folder: str) -> list[str]:
-    """Prediction sets of an entry, a plain one before its draws."""
+    """Prediction sets of an entry; a plain set comes before those of its draws."""
     return sorted(prediction_sets(stored.store.files(folder)))
 
 
 def unfit_entries(stored: Stored) -> dict[str, list[Problem]]:
     """Entries whose predictions cannot be compared -> what is wrong with them."""
     unfit: dict[str, list[Problem]] = {}
-    first_seen: dict[str, tuple[str, pa.Table]] = {}  # plain set -> file that was read first, its examples
+    first_seen: dict[str, tuple[str, pa.Table]] = {}  # plain set -> the first file read, its examples
     for folder in stored.folders:
         for eval_set in _sets(stored, folder) if folder not in stored.broken else ():
             name = prediction_file(eval_set)
@@ -67,7 +67,7 @@ def _draw(table: pa.Table, draw: int) -> pa.Table:
 
 
 def _table_faults(table: pa.Table, entry: str) -> Iterator[Problem]:
-    """Columns of one prediction set that are wrong, and how."""
+    """Faulty columns of one prediction set, and their faults."""
     if not len(table):
         yield "example_id", "no predictions"
         return
@@ -90,8 +90,8 @@ def _table_faults(table: pa.Table, entry: str) -> Iterator[Problem]:
 
 
 def splits_are_disjoint(stored: Stored) -> list[Finding]:
-    """No example id of a trial is in two of test, validation and the training split, of which known are those
-    that the backbone predicted (KL), and the demonstrations of in-context learning."""
+    """No example id of a trial is in two of the test, validation and training splits. Known of the training
+    split are the examples that the backbone predicted (KL) and in-context demonstrations."""
     problems: dict[Problem, None] = {}
     for row in stored.sound:
         sets = {split: eval_sets(row)[split] for split in ("test", "validation")} | {"train": _train_set(row)}
@@ -105,8 +105,7 @@ def splits_are_disjoint(stored: Stored) -> list[Finding]:
 
 
 def ood_prompts_are_the_tests(stored: Stored) -> list[Finding]:
-    """The prompts of a trial's OOD sets have the template of its test set: a detector that sees another one
-    detects the template."""
+    """The prompts of a trial's OOD sets use its test set's template: a detector would detect another one."""
     problems: dict[Problem, None] = {}
     pairs = 0
     for row in stored.sound:
@@ -127,7 +126,7 @@ def _train_set(row: Row) -> str:
 
 
 def _demonstrated(stored: Stored, row: Row) -> set[str]:
-    """Ids of the examples that a trial's members read before a question."""
+    """Ids of the demonstrations in the prompts of a trial's members."""
     records = [stored.members[m] for m in row["member_ids"] if m in stored.members]
     prompted = [record for record in records if is_in_context(record["recipe"])]
     return {example for record in prompted for example in record["context"]["demonstrations"]}
@@ -142,11 +141,11 @@ def _ids(stored: Stored, row: Row, eval_set: str) -> set[str]:
 
 
 def zero_shot_is_not_below_chance(stored: Stored) -> list[Finding]:
-    """The backbone's accuracy on a test set is no sign of swapped label words, see `below_chance`."""
+    """The backbone's accuracy on a test set does not suggest swapped label words; see `below_chance`."""
     pairs = dict.fromkeys(
         (reference_folder(r["reference_id"]), plain_set(eval_sets(r)["test"]))
         for r in stored.done
-        if r["decoding"] is None  # else predictions are of tokens, by no class that chance could hit
+        if r["decoding"] is None  # else it predicts tokens, and there are no classes to guess
     )
     here = [(f, s) for f, s in pairs if stored.is_sound(f) and stored.store.has_predictions(f, [s])]
     problems = []
@@ -160,10 +159,11 @@ def zero_shot_is_not_below_chance(stored: Stored) -> list[Finding]:
 
 
 def below_chance(logits_NC: np.ndarray, labels_N: np.ndarray) -> str | None:
-    """How far an accuracy is below chance by more than three standard errors, or None.
+    """A message if the accuracy is more than three standard errors below chance, else None.
 
-    Chance is the smaller of a uniform guess among each example's classes, and of the predictions assigned to
-    the examples at random: a backbone that always says "no" is poor on an unbalanced set, but not swapped.
+    Chance is the smaller of two accuracies: of a uniform guess among each example's classes, and of the
+    predictions assigned to the examples at random. A backbone that always says "no" is poor on an unbalanced
+    set, but its label words are not swapped.
     """
     num, predicted_N = len(labels_N), logits_NC.argmax(axis=1)
     acc = float((predicted_N == labels_N).mean())

@@ -1,4 +1,4 @@
-"""Checks of `analysis.audit` that look at the rows of trials.parquet."""
+"""Checks of `analysis.audit` on the rows of trials.parquet."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SPECS = (*METHODS, *get_args(Init), *REGULARIZERS, AdamW, Budget)
 
 @dataclass(frozen=True)
 class _StoredBackbone(Hub):
-    """A backbone by the name and the fingerprint that a row has of it; its files may be elsewhere."""
+    """A backbone with the name and fingerprint that a row records; its files may be elsewhere."""
 
     content: str = ""
 
@@ -61,7 +61,7 @@ class _StoredBackbone(Hub):
 
 @dataclass(frozen=True, kw_only=True)
 class _StoredTask(Task):
-    """A task by the fingerprint and the test set that a row has of it; its files may be elsewhere."""
+    """A task with the fingerprint and test set that a row records; its files may be elsewhere."""
 
     content: str
     test_set: str
@@ -79,11 +79,11 @@ class _StoredTask(Task):
 
 
 def trial_of(row: Row) -> Trial:
-    """The trial that a row's recipe is of, with the row's seed, number of members and rule. Its draws are
-    those of its prediction sets.
+    """The trial of a row's recipe, with the row's seed, number of members and rule. Its draws are those of
+    its prediction sets.
 
     Raises:
-        ValueError: this lorae has no such recipe, or refuses the trial.
+        ValueError: this lorae does not know the recipe, or refuses the trial.
     """
     recipe, test = json.loads(row["recipe"]), eval_sets(row)["test"]
     try:
@@ -103,7 +103,7 @@ def trial_of(row: Row) -> Trial:
             combine=row["combine"],
             draws=read_draws(test.removeprefix(plain_set(test)).removeprefix("-")),
         )
-        trial.factors()  # of parts of other types there may be no label
+        trial.factors()  # parts of other types may have no label
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"its recipe is none of this lorae ({error}); repeat the sweep") from error
     trials = [replace(trial, diversity=diversity) for diversity in _diversities(row)]
@@ -111,14 +111,14 @@ def trial_of(row: Row) -> Trial:
 
 
 def _backbone(name: str, content: dict[str, Any]) -> Source:
-    """A repository of the hub has its name; that of any other is in no recipe, and the row's is taken."""
+    """The recipe names a hub repository; no other backbone's name is in a recipe, so the row's is taken."""
     if content["type"] == "Hub":
         return spec_of(content, [Hub])
     return _StoredBackbone(name, content=canonical_json(content))
 
 
 def _diversities(row: Row) -> list[Diversity]:
-    """Those that a row may have: the untouched backbone's row does not say which."""
+    """Diversities that a row may have; the untouched backbone's row does not say which."""
     return [d for d in DIVERSITIES if row["members"] and d.label == row["diversity"]] or DIVERSITIES
 
 
@@ -126,18 +126,18 @@ def _diversities(row: Row) -> list[Diversity]:
 
 
 def members_are_who_they_say(stored: Stored) -> list[Finding]:
-    """A trial has M members of its recipe, with the streams that its seed gives them; a soup is of its
-    members as they are now. Whether a member's id is the hash of its recipe and streams is seen when it is
-    read.
+    """A trial has M members of its recipe, with the streams that its seed gives them; a soup was made from
+    its members as they are now. Reading a member already checks that its id is the hash of its recipe and
+    streams.
 
-    Members are allowed to be one and the same only where the trial says so: a diversity of "none".
+    Members may be identical only if the trial says so, by a diversity of "none".
     """
     problems = [(trial_name(row), fault) for row, faults in stored.member_faults for fault in faults]
     return results("members are who they say", problems, len(stored.members), "members")
 
 
 def member_faults(stored: Stored, row: Row) -> Iterator[str]:
-    """What is wrong with the members that a trial names, each of whom is sound."""
+    """Faults of the members that a trial names, each of which is sound."""
     ids, recipe = row["member_ids"], digest(json.loads(row["recipe"]))
     if len(ids) != row["members"] or (len(set(ids)) < len(ids) and row["diversity"] != "none"):
         yield f"has {len(set(ids))} distinct members, not {row['members']}"
@@ -160,7 +160,7 @@ def member_faults(stored: Stored, row: Row) -> Iterator[str]:
 
 
 def _soup_faults(stored: Stored, row: Row, name: str) -> Iterator[str]:
-    """What is wrong with the soup of a row's members."""
+    """Faults of the soup of a row's members."""
     ids, folder = row["member_ids"], soup_folder(row["member_ids"], name)
     if stored.store.is_of_others(ids, name):
         yield f"{folder} is of members that were trained again; repeat the sweep that made it"
@@ -171,7 +171,7 @@ def _soup_faults(stored: Stored, row: Row, name: str) -> Iterator[str]:
         found = stored.store.predictions([entry], eval_sets(row)["validation"])
         return pooled_nll(found.logits_MNC, found.labels_N)
 
-    with contextlib.suppress(ValueError):  # another check names what is missing
+    with contextlib.suppress(ValueError):  # another check reports what is missing
         faults = COMBINATIONS[name].faults(stored.store.soup_record(ids, name), nll)
         yield from (f"{folder}/{SOUP_RECORD}: {fault}" for fault in faults)
 
@@ -181,8 +181,8 @@ def _text(streams: dict[str, Any]) -> str:
 
 
 def factors_come_from_the_recipe(stored: Stored) -> list[Finding]:
-    """Every factor of every done trial, its id and that of its backbone, made again from its recipe, its seed
-    and the names of its prediction sets."""
+    """Every factor of every done trial, its id and its backbone's id are those derived again from its recipe,
+    its seed and the names of its prediction sets."""
     problems, names = [], _backbone_names(stored)
     for row, trial in stored.trials:
         expected = trial.factors() | {"trial_id": trial_id(trial), "reference_id": trial.reference_id()}
@@ -199,8 +199,7 @@ def factors_come_from_the_recipe(stored: Stored) -> list[Finding]:
 
 
 def _backbone_names(stored: Stored) -> dict[str, set[str]]:
-    """Digest of each backbone -> its names where its members were trained: a folder may have another one by
-    now."""
+    """Digest of each backbone -> its names where members were trained; a folder may hold another by now."""
     names: dict[str, set[str]] = {}
     for record in stored.members.values():
         with contextlib.suppress(ValueError, RuntimeError):  # no source, or a path that leads nowhere here
@@ -210,9 +209,9 @@ def _backbone_names(stored: Stored) -> dict[str, set[str]]:
 
 
 def costs_come_from_the_records(stored: Stored) -> list[Finding]:
-    """Every cost column of every done trial, summed again over its members' records.
+    """Every cost column of every done trial is the sum over its members' records.
 
-    Prediction sets and samples that a member got after the table was made are in no row's `stored_bytes`.
+    A row's `stored_bytes` excludes prediction sets and samples that a member got after the table was made.
     """
     problems = []
     for row, trial in stored.trials:
@@ -230,7 +229,7 @@ def costs_come_from_the_records(stored: Stored) -> list[Finding]:
 
 
 def _later_bytes(stored: Stored, row: Row) -> int:
-    """Bytes of the members' prediction sets that a row does not name, and of what draws were fitted by."""
+    """Bytes of the members' prediction sets that a row does not name, and of the fits of draws."""
     total = 0
     for member in dict.fromkeys(row["member_ids"]):
         sizes = stored.store.file_bytes(member_folder(member))
@@ -241,8 +240,8 @@ def _later_bytes(stored: Stored, row: Row) -> int:
 
 
 def metrics_come_from_the_logits(stored: Stored) -> list[Finding]:
-    """Every metric column of every done trial, computed again from its stored logits and answers, within
-    1e-9. What an older lorae scaled otherwise is in no table."""
+    """Every metric column of every done trial agrees within 1e-9 with the value recomputed from its stored
+    logits and answers. Metrics that an older lorae scaled differently are in no table."""
     problems = []
     for row in stored.sound:
         try:
@@ -281,5 +280,5 @@ def trials_are_complete(stored: Stored) -> list[Finding]:
 
 
 def trial_name(row: Row) -> str:
-    """Where a fault of a row is."""
+    """A row's name in a finding."""
     return f"{row['sweep']}/{row['trial_id']} ({describe(row)})"

@@ -1,4 +1,4 @@
-"""Checks of `analysis.audit` that look at how the rows of a table were tuned."""
+"""Checks of `analysis.audit` on how the rows of a table were tuned."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 def tuning_folders(row: Row, failed: bool = False) -> list[str]:
-    """Members of the points at which a row's recipe was tuned: of those with an NLL, or of those where one
-    `failed`."""
+    """Folders of the members of the points at which a row's recipe was tuned: of the points with an NLL, or
+    of those where a member `failed`."""
     points = (tuning_of(row) or {"points": []})["points"]
     kept = [point for point in points if (point["validation_nll"] is None) == failed]
     return [member_folder(member) for point in kept for member in point["member_ids"]]
 
 
 def recipes_are_tuned_alike(stored: Stored) -> list[Finding]:
-    """The trained rows of one sweep and test set were tuned over equally many points, unless the sweep says
-    that they were not."""
+    """The trained rows of one sweep and test set were tuned over the same number of points, unless the sweep
+    says otherwise."""
     compared: dict[tuple[str, str], list[Row]] = {}
     for row in stored.done:
         if row["members"] and row["method"] not in PROMPTED:
@@ -55,8 +55,9 @@ def recipes_are_tuned_alike(stored: Stored) -> list[Finding]:
 
 
 def choices_come_from_validation(stored: Stored) -> list[Finding]:
-    """Every tuned row has the values with the lowest mean NLL of single members, computed again from their
-    stored predictions on validation within 1e-9, and these are members of its recipe with those values."""
+    """Every tuned row has the values with the lowest mean validation NLL of single members. The NLLs
+    recomputed from stored predictions agree within 1e-9, and the members are those of the row's recipe with
+    the point's values."""
     tuned = [(row, trial, tuning) for row, trial in stored.trials if (tuning := tuning_of(row))]
     sound = [(r, t, tuning) for r, t, tuning in tuned if all(map(stored.is_sound, tuning_folders(r)))]
     problems = [(trial_name(r), fault) for r, t, tuning in sound for fault in _faults(stored, t, tuning)]
@@ -87,14 +88,14 @@ def _faults(stored: Stored, trial: Trial, tuning: Tuning) -> Iterator[str]:
 
 
 def _members(trial: Trial, tuning: Tuning, point: dict[str, Any]) -> list[str]:
-    """Members of the row's recipe at a point; those that share every stream are one."""
-    num = min(tuning["members"], len(point["member_ids"]) + 1)  # enough to tell; a table may say any number
+    """Members of the row's recipe at a point; members that share every stream count once."""
+    num = min(tuning["members"], len(point["member_ids"]) + 1)  # enough to tell; a table may state any
     judged = replace(trial, seed=tuning["seed"] or 0, members=num, combine="probs", draws=None)
     return list(dict.fromkeys(with_values(judged, point["values"]).member_ids()))
 
 
 def _nll(stored: Stored, eval_set: str, members: list[str]) -> float | None:
-    """Mean NLL of single members; None where one has no predictions."""
+    """Mean NLL of single members; None if one has no predictions."""
     folders = [member_folder(m) for m in members]
     if not all(stored.store.has_predictions(folder, [eval_set]) for folder in folders):
         return None

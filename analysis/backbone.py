@@ -18,8 +18,8 @@ from lorae.sources import Files
 from lorae.store.storage import Storage
 from lorae.untrusted import COPY, MAX_HEADER_BYTES, safetensors_header
 
-FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # numpy has no bfloat16: its bits
-RENAMED = (  # what transformers 5 renames, one after the other, when it loads a ViT, DeiT or AST
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # numpy has no bfloat16: read its bits
+RENAMED = (  # the renamings, in order, by which transformers 5 loads a ViT, DeiT or AST
     ("encoder.layer.", "layers."),
     ("attention.query", "q_proj"),
     ("attention.key", "k_proj"),
@@ -45,7 +45,7 @@ class Stored:
     shape: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        """Its values in float32; nothing else of the file is read.
+        """The values in float32; reads nothing else of the file.
 
         Raises:
             LacksLayer: it is quantised.
@@ -73,15 +73,15 @@ class BackboneWeights:
     A file of the bare encoder lacks the path's first part ("bert", "vit"), which loading adds.
 
     Args:
-        precision: in which it was loaded; "bf16" rounds the weights.
-        transposed: the files have them as (d_in, d_out).
+        precision: of the loaded model; "bf16" rounds the weights.
+        transposed: the files store weights as (d_in, d_out).
     """
 
     folder: Path
     tensors: dict[str, Stored]
     precision: str = "fp32"
     transposed: bool = False
-    left: dict[str, np.ndarray] = field(default_factory=dict)  # layer -> its singular vectors, once needed
+    left: dict[str, np.ndarray] = field(default_factory=dict)  # layer -> singular vectors, once needed
 
     @functools.cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -89,14 +89,14 @@ class BackboneWeights:
         return {name: (d_in, d_out) for name, (d_out, d_in) in shapes.items()} if self.transposed else shapes
 
     def d_in(self, layer: str) -> int:
-        """Width of a layer's input; errors as of `read`."""
+        """Width of a layer's input; raises as `read` does."""
         return self._stored(layer).shape[0 if self.transposed else 1]
 
     def read(self, layer: str) -> np.ndarray:
         """The weight W (d_out, d_in) in float32.
 
         Raises:
-            LacksLayer: the backbone has no such layer, or has it in a quantised form.
+            LacksLayer: the backbone has no such layer, or only a quantised one.
         """
         weight = self.oriented(self._stored(layer).read())
         return weight if self.precision == "fp32" else _rounded_to_bf16(weight)
@@ -106,7 +106,7 @@ class BackboneWeights:
         return weight.T if self.transposed else weight
 
     def left_singular_vectors(self, layer: str) -> np.ndarray:
-        """Those of `read(layer)`; kept, as every member is compared with them (4 d_out^2 bytes or less)."""
+        """Those of `read(layer)`; cached, as every member is compared with them (at most 4 d_out^2 bytes)."""
         if layer not in self.left:
             self.left[layer] = left_singular_vectors(self.read(layer))
         return self.left[layer]
@@ -119,7 +119,7 @@ class BackboneWeights:
 
 
 def _rounded_to_bf16(values: np.ndarray) -> np.ndarray:
-    """The nearest numbers whose float32 has 16 lower bits of zero, of two equally near ones the even."""
+    """Values rounded to the nearest bfloat16, ties to even, in float32."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
@@ -141,7 +141,7 @@ def open_backbone(folder: Path, precision: str = "fp32") -> BackboneWeights:
 
 
 def _loaded(name: str) -> str:
-    """The name of a ViT's tensor in the loaded model; a file may have that already."""
+    """The name of a ViT's tensor in the loaded model; a file may already use that name."""
     for old, new in RENAMED:
         name = name.replace(old, new)
     return name
@@ -157,7 +157,7 @@ def stored_tensors(storage: Storage, file: str) -> dict[str, Stored]:
     """Name -> place of every tensor; only the header of the file is read.
 
     Raises:
-        ValueError: it is no whole file of that format.
+        ValueError: it is not a complete safetensors file.
     """
     path = storage.path(file)
     with storage.filesystem.open_input_file(path) as stream:
@@ -175,7 +175,7 @@ def stored_tensors(storage: Storage, file: str) -> dict[str, Stored]:
 
 
 def _misplaced(entry: dict[str, Any], num_bytes: int) -> str | None:
-    """Why the data of a file, so many bytes, do not hold a tensor, or None."""
+    """Why a file with `num_bytes` of data cannot hold a tensor, or None."""
     places = entry["data_offsets"]
     if len(places) != 2 or not places[0] <= places[1] <= num_bytes:
         return f"bytes {places} of {num_bytes}"
@@ -191,9 +191,9 @@ def folder_at_hand(backbone: dict[str, Any], given: Path | None) -> Path:
 
     Args:
         backbone: its fingerprint in a recipe.
-        given: the folder, where the user names one.
+        given: the folder that the user named, if any.
     Raises:
-        ValueError: it is not here, or `given` is another one.
+        ValueError: the backbone is not on this machine, or `given` is another one.
     """
     if given:
         if backbone["type"] == "Files" and Files(str(given)).fingerprint() != backbone:
@@ -223,7 +223,7 @@ def _cached_snapshot(repository: str, commit: str) -> Path | None:
 
 
 def _made_here(backbone: dict[str, Any]) -> Path | None:
-    """The backbone of local files that lorae made itself and keeps in its cache, such as the ViT of MNIST."""
+    """A backbone of local files that lorae made itself and keeps in its cache, such as the ViT for MNIST."""
     for folder in sorted((cache_dir() / "backbones").glob("*/")):
         same_names = all((folder / name).is_file() for name in backbone["sha256"])
         if same_names and Files(str(folder)).fingerprint() == backbone:

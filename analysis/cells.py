@@ -1,4 +1,4 @@
-"""Cells: the rows of a table that differ in nothing but their seed."""
+"""Cells: rows of a table that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PROMPTED = {method.label for method in METHODS if method.regime == "prompted"}  
 class Cell:
     """The rows of one setting, one for each seed."""
 
-    factors: dict[str, Any]  # without seed; None where the backbone alone has no such setting
-    rows: tuple[Row, ...]  # by rising seed
+    factors: dict[str, Any]  # without seed; None for settings that the bare backbone lacks
+    rows: tuple[Row, ...]  # by ascending seed
 
     @property
     def members(self) -> int:
@@ -70,19 +70,19 @@ class Cell:
 
     @cached_property
     def test_set(self) -> str:
-        """The prediction set that its metrics are computed on, whatever was drawn; only cells that share it
+        """The prediction set that its metrics are computed on, whatever the draws; only cells that share it
         can be compared."""
         return plain_set(eval_sets(self.rows[0])["test"])
 
     @property
     def draws(self) -> Draws | None:
-        """What each member is drawn by, where its training does not give its draws."""
+        """How draws of each member are made, if its training does not provide them."""
         return read_draws(self.rows[0]["draws"])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Factors, with the strength of each regulariser ("KL beta", "DecayB strength") in place of their
-        label, and the number of an initialisation ("Xavier gain", "Gaussian std") in place of its."""
+        """Factors, with a regulariser's label replaced by its strength ("KL beta", "DecayB strength"), and an
+        initialisation's label by its number ("Xavier gain", "Gaussian std")."""
         found = {name: value for name, value in self.factors.items() if name != "regularizers"}
         if not self.members:
             return found
@@ -96,13 +96,13 @@ class Cell:
 
 
 def _strength(spec: dict[str, Any]) -> dict[str, float]:
-    """The first number of a spec in canonical JSON by its name, {"KL beta": 0.1}; {} if it has none."""
+    """The first number of a spec in canonical JSON, by name: {"KL beta": 0.1}; {} if it has none."""
     numbers = [name for name, value in spec.items() if isinstance(value, (int, float))]
     return {f"{spec['type']} {name}": spec[name] for name in numbers[:1]}
 
 
 def draws_name(label: str) -> str:
-    """What a model with several draws of each member is called; "" for one draw."""
+    """Name of a model with several draws of each member; "" for one draw."""
     if draws := read_draws(label):
         return draws.title
     kind, _, size = label.partition("-")

@@ -1,4 +1,4 @@
-"""Columns of tables and axes of figures: their titles and directions, by their name in trials.parquet."""
+"""Titles and directions of table columns and figure axes, by their name in trials.parquet."""
 
 from __future__ import annotations
 
@@ -125,10 +125,10 @@ class Column:
     Args:
         name: as in trials.parquet.
         kind: "text"; "metric", a fraction or nats; "pooled", its mean over folds with the
-            standard deviation; "difference" of a metric to a baseline; "estimate", a number with or without
-            its interval; "level", the same of a metric, which needs no sign; "amount", a cost or a count;
-            "data", a text for machines that appears in CSV only.
-        decimals: of what is not a text or an amount.
+            standard deviation; "difference" of a metric from a baseline; "estimate", a number with or without
+            its interval; "level", the same for a metric, without a sign; "amount", a cost or a count; "data",
+            machine-readable text that appears only in CSV.
+        decimals: of every kind but texts and amounts.
     """
 
     name: str
@@ -152,7 +152,7 @@ def direction(column: str) -> Direction:
 
 
 def margin_name(column: str) -> str:
-    """What the margin of a tested column is called in MARGINS."""
+    """Key of a tested column's margin in MARGINS."""
     metric = column.partition(OOD_SEPARATOR)[0].removeprefix("ts_")
     return "auroc" if metric.startswith("auroc_") else metric
 
@@ -161,7 +161,7 @@ def margins(texts: Sequence[str]) -> dict[str, float]:
     """Margins by metric from words such as "ensemble_nll=0.01".
 
     Raises:
-        ValueError: another metric, or a margin that is not above 0.
+        ValueError: an unknown metric, or a margin that is not above 0.
     """
     found = {}
     for text in texts:
@@ -194,7 +194,7 @@ def title(column: str) -> str:
 
 
 def ood_columns(trials: Trials) -> list[str]:
-    """AUROC by the maximum probability for each OOD task; many of them have a table of their own."""
+    """AUROC by the maximum probability for each OOD task; if there are many, they have their own table."""
     few = trials.ood_tasks if len(trials.ood_tasks) <= FEW_TASKS else ()
     return [f"auroc_msp{OOD_SEPARATOR}{task}" for task in few]
 
@@ -217,11 +217,11 @@ def _has(trials: Trials, column: str) -> bool:
 
 
 def tested_metrics(trials: Trials) -> list[str]:
-    """Those of `default_metrics` whose differences are tested: not ECE-15, which favours sure models."""
+    """The `default_metrics` whose differences are tested; not ECE-15, which favours confident models."""
     return [column for column in default_metrics(trials) if trials.estimates.is_tested(column)]
 
 
 def all_metrics(trials: Trials) -> list[str]:
-    """Every metric column of the sweep's rows, and the scaled calibration error without bias."""
+    """Every metric column of the sweep's rows, and the temperature-scaled debiased calibration error."""
     ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in OOD_METRICS]
     return [*METRICS, *SCALED, *CONFORMAL, *SETS, "ts_debiased_ce15", "validation_nll", *ood]

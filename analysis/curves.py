@@ -1,14 +1,14 @@
-"""A metric of a recipe by ensemble size, and the power law that it follows.
+"""A recipe's metric by ensemble size, and the power law that it follows.
 
     for curve in curves(load_trials("lorae-results", "members")):
         curve.name, curve.law, curve.enough()
 
 A curve is the temperature-scaled NLL ("CNLL", Ashukha et al. 2020, arXiv:2002.06470) of the ensembles of each
-size in the pools of a recipe, whatever sizes its sweep has rows of.
+size in a recipe's pools, whatever sizes its sweep has rows for.
 
-All sizes of a pool share its members and the test examples, so what one of them moves is known for the
-whole curve at once, by the jackknife of `analysis.estimates`, and is carried through the fit. A size near
-the pool's says little that smaller ones do not: it moves as they do, and makes the law no surer.
+All sizes share the pool's members and the test examples. The jackknife of `analysis.estimates` gives how far
+each of them moves the whole curve, and this is carried through the fit. A size near the pool's adds little to
+the smaller ones: it moves as they do, and makes the law no more certain.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lorae.results import METRICS, OOD_SEPARATOR, SCALED
 
 LAW_METRIC = "ts_ensemble_nll"
 MARGIN = 0.001  # nats
-MIN_POOL = 3  # sizes that a law of three numbers needs
+MIN_POOL = 3  # sizes needed to fit a law of three parameters
 REACH = 4  # times the pool, as far as the law was tested out of sample (RESULTS.md)
 
 
@@ -44,8 +44,8 @@ class Curve:
     Args:
         cell: the recipe's largest row.
         margin: a smaller gain is not worth a member, in the unit of the metric.
-        cells: by size, up to that of the smallest pool: what a sweep's row of so many members would be.
-        points: the metric of each of them.
+        cells: by size, up to the smallest pool's: what a row of that many members would be.
+        points: the metric of each cell.
         missing: why there are no points; "" otherwise.
     """
 
@@ -74,7 +74,7 @@ class Curve:
         return fit_power_law(list(self.points), [point.value for point in self.points.values()])
 
     def at(self, members: int) -> Estimate:
-        """The law at a size, with what each example and training moves there."""
+        """The law at a size, with how far each example and training moves it."""
         points = list(self.points.values())
         weights_K = self.law.leverage(list(self.points), members)
         return Estimate(
@@ -86,8 +86,8 @@ class Curve:
         )
 
     def interval(self, members: int) -> tuple[float, float] | None:
-        """The 95 % interval of the law at a size, over new trainings, on these very test examples: where the
-        mean ensemble of so many newly trained members lies. None where nothing says how trainings differ."""
+        """The 95 % interval of the law at a size, over new trainings on the same test examples: where the
+        mean ensemble of that many newly trained members lies. None if it is unknown how trainings differ."""
         predicted = self.at(members)
         half = half_width(predicted)
         return None if math.isnan(half) else (predicted.value - half, predicted.value + half)
@@ -111,7 +111,7 @@ class Curve:
 
 
 def curves(trials: Trials, margin: float = MARGIN) -> list[Curve]:
-    """A curve for each recipe of each task that is trained, soups left out, in the sweep's order."""
+    """A curve for each trained recipe of each task, in the sweep's order; soups are left out."""
     largest: dict[str, Cell] = {}
     for cell in trials.cells:
         if cell.members and cell.factors["combine"] not in SOUPS:
@@ -133,20 +133,20 @@ def curve_of(estimates: Estimates, cell: Cell, margin: float = MARGIN, metric: s
         if found is None or not math.isfinite(found.value):
             why = estimates.flags.get(one) or "; ".join(estimates.lacking) or "it is infinite"
             return replace(curve, missing=f"no {title(metric)} of {size} members: {why}")
-        if found.members is None and points:  # all members of the only pool: they move it as the size before
+        if found.members is None and points:  # the whole of the only pool: moves as at the size before
             found = replace(found, members=list(points.values())[-1].members)
         points[size] = found
     return replace(curve, points=points)
 
 
 def _sizes(pool_size: int) -> list[int]:
-    """Sizes that are measured: all up to 10, of larger pools five and then about four for each doubling."""
+    """Sizes to measure: all up to 10; for larger pools all up to 5, then about four per doubling."""
     spread = np.geomspace(min(5, pool_size), pool_size, 7).round().astype(int)
     return sorted({*range(1, min(5, pool_size) + 1), *spread.tolist()})
 
 
 def half_width(estimate: Estimate) -> float:
-    """Of the 95 % interval over new trainings, by Student's t; NaN where nothing says how they differ."""
+    """Half-width of the 95 % interval over new trainings, by Student's t; NaN if their spread is unknown."""
     moved = estimate.members or estimate.seeds
     if moved is None or estimate.stderr is None:
         return math.nan
@@ -154,7 +154,7 @@ def half_width(estimate: Estimate) -> float:
 
 
 def of_size(cell: Cell, members: int) -> Cell:
-    """What the cell would be with so many members; its rows' own metrics, which are of others, left out."""
+    """The cell with another number of members, without its rows' metrics, which are of another size."""
     own = {*METRICS, *SCALED}
     rows = [
         {name: value for name, value in row.items() if name not in own and OOD_SEPARATOR not in name}
@@ -164,7 +164,7 @@ def of_size(cell: Cell, members: int) -> Cell:
 
 
 def _carried(weights_K: np.ndarray, moves: Sequence[Moves | None]) -> Moves | None:
-    """What each training moves a weighted sum; None where it cannot be told for a part of it."""
+    """How far each training moves a weighted sum; None if that is unknown for one of its terms."""
     known = [moved for moved in moves if moved is not None]
     if len(known) < len(moves):
         return None

@@ -44,12 +44,12 @@ class Trials:
     sweep: str
     rows: tuple[Row, ...]
     missing: tuple[str, ...]  # what `allow_missing` left out, in words
-    pruned: tuple[str, ...] = ()  # what a search stopped, in words; its metrics are of no finished ensemble
+    pruned: tuple[str, ...] = ()  # what a search stopped, in words; its ensembles are unfinished
     margins: Mapping[str, float] = field(default_factory=dict)  # by metric, in place of `columns.MARGINS`
 
     @cached_property
     def estimates(self) -> Estimates:
-        """Every number of the cells, with what chance there is in it."""
+        """Every number of the cells, with its uncertainty."""
         return Estimates(self.store, self.rows, self.margins)
 
     @cached_property
@@ -81,8 +81,8 @@ class Trials:
     def with_stored_ood(self) -> Trials:
         """The same rows with OOD metrics on every other task that all members of all seeds have predicted.
 
-        `lorae predict` adds such sets; members that another sweep shares may have them too. What only some
-        seeds of a cell have is left out, and a task that the sweep names itself is not taken twice.
+        `lorae predict` adds such sets; members shared with another sweep may also have them. Sets that only
+        some seeds of a cell have are left out, and a task that the sweep itself names is not added twice.
         """
         added: dict[str, Row] = {}
         for cells in self.by_test_set().values():
@@ -118,15 +118,17 @@ class Trials:
 def load_trials(
     storage: str, sweep: str, allow_missing: bool = False, margins: Mapping[str, float] = MappingProxyType({})
 ) -> Trials:
-    """The finished rows of `sweeps/<sweep>/trials.parquet`; those that a search stopped are named apart.
+    """The finished rows of `sweeps/<sweep>/trials.parquet`; those that a search stopped are listed
+    separately.
 
     Args:
         storage: path or URI of the storage.
-        allow_missing: leave failed trials and missing seeds out and say so in `missing`, instead of refusing.
+        allow_missing: leave out failed trials and missing seeds and list them in `missing`, instead of
+            refusing.
         margins: the largest differences that do not matter, by metric, in place of `columns.MARGINS`.
     Raises:
-        ValueError: no such sweep, a table that cannot be read, a trial that is there twice, or one that
-            failed or is missing: which, and the command that fills them.
+        ValueError: there is no such sweep, its table cannot be read, a trial occurs twice, or trials failed
+            or are missing; the message names them and the command that fills them.
     """
     store = Store(storage)
     rows = read_trials(store, sweep).to_pylist()
@@ -153,8 +155,8 @@ def load_trials(
 def _stored_ood(trials: Trials, cells: Sequence[Cell]) -> dict[Cell, dict[str, str]]:
     """Further OOD tasks of each cell of one test set, and the prediction set that all of its draws have.
 
-    A column is of one set of examples: of a task's versions the one that the most cells have, the first of
-    equals.
+    A column is of one set of examples: of a task's versions, the one that most cells have, or the first if
+    several do.
     """
     stored = {cell: _further_sets(trials, cell) for cell in cells}
     num_cells = Counter(name for sets in stored.values() for name in sets)
@@ -198,7 +200,7 @@ def _ood_columns(trials: Trials, row: Row, sets: dict[str, str]) -> Row:
 
 
 def _suffix(eval_set: str) -> str:
-    """What a prediction set's name says of its draws."""
+    """The part of a prediction set's name that describes its draws."""
     return eval_set.removeprefix(plain_set(eval_set))
 
 
@@ -244,9 +246,9 @@ _OF_TRAINING = (  # factors that in-context learning lacks
 
 
 def _unnamed_settings(rows: Sequence[Row]) -> list[str]:
-    """Parts of the recipe (`optimizer.eps`) that tell rows apart which agree in every factor.
+    """Parts of the recipe (`optimizer.eps`) that distinguish rows with equal factors.
 
-    Without them such rows would be pooled as if they were seeds.
+    Without them, such rows would be pooled as if they differed only in their seed.
     """
     recipes: dict[tuple[Any, ...], set[str]] = {}
     for row in rows:
@@ -270,7 +272,7 @@ def _flat(recipe: str) -> dict[str, Any]:
             for name, part in parts:
                 walk(part, f"{path}.{name}" if path else str(name))
         else:
-            leaves[path] = "none" if value is None else value  # None is kept for what a cell lacks
+            leaves[path] = "none" if value is None else value  # None is reserved for what a cell lacks
 
     walk(json.loads(recipe), "")
     return leaves

@@ -1,4 +1,4 @@
-"""How much something changes: each cell minus a named baseline, with its interval.
+"""Effects of a change: each cell minus a named baseline, with its interval.
 
 ensembling(trials)         ensembles minus the single member of the same setting
 regularising(trials)       regularised cells minus the unregularised of the same size
@@ -6,9 +6,9 @@ same_parameters(trials)    ensembles minus the single LoRA of rank M * r
 same_compute(trials)       ensembles minus the single adapter trained M times as long
 same_predictions(trials)   ensembles minus M samples of a single member
 souping(trials)            soups minus the ensemble of the same members
-against_rivals(trials)     the largest LoRA ensemble minus each other way to its accuracy
+against_rivals(trials)     the largest LoRA ensemble minus each of its rivals
 
-All read their differences off the families of pairs that the comparison table is marked by.
+All take their differences from the families of pairs that mark the comparison table.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def ensembling(trials: Trials) -> Table:
 
 
 def _averaging(cell: Cell) -> dict[str, Any]:
-    """Factors of the cell that averages predictions, of a soup the ensemble of its members."""
+    """Factors of the cell that averages predictions; for a soup, the ensemble of its members."""
     return cell.factors | ({"combine": "probs"} if cell.is_soup else {})
 
 
@@ -75,7 +75,7 @@ def regularising(trials: Trials) -> Table:
 
 
 def same_parameters(trials: Trials) -> Table:
-    """Each ensemble minus the single adapter that has as many parameters, where the sweep has one."""
+    """Each ensemble minus the single adapter with as many parameters, if the sweep has one."""
 
     def larger(cell: Cell) -> dict[str, Any] | None:
         if cell.members < 2 or not cell.factors["rank"]:
@@ -88,7 +88,7 @@ def same_parameters(trials: Trials) -> Table:
 
 
 def same_compute(trials: Trials) -> Table:
-    """Each ensemble minus the single adapter whose training cost as much, where the sweep has one."""
+    """Each ensemble minus the single adapter whose training cost as much, if the sweep has one."""
 
     def longer(cell: Cell) -> dict[str, Any] | None:
         if cell.members < 2:
@@ -101,8 +101,8 @@ def same_compute(trials: Trials) -> Table:
 
 
 def same_predictions(trials: Trials) -> Table:
-    """Each ensemble minus as many samples of its first member, where the sweep has them: equal forward passes
-    for a prediction."""
+    """Each ensemble minus as many samples of its first member, if the sweep has them: the same number of
+    forward passes per prediction."""
 
     def sampled(cell: Cell) -> dict[str, Any] | None:
         if cell.members < 2 or cell.is_soup or cell.factors["draws"] != "none":
@@ -124,12 +124,12 @@ def souping(trials: Trials) -> Table:
 
 
 def against_rivals(trials: Trials) -> Table:
-    """The largest LoRA ensemble minus each of its rivals, with what the rival costs; no lines where a sweep
-    has no rival but single adapters.
+    """The largest LoRA ensemble minus each of its rivals, with the rival's costs; empty if the sweep's only
+    rivals are single adapters.
 
-    Rivals are the other methods, several draws of one member, the ensemble's own member and soup, and the
-    single adapters of as many parameters or of more training. Of several LoRA ensembles of that size it is
-    the one with which they share most settings.
+    Rivals are the other methods, several draws of one member, the ensemble's own member and soup, and single
+    adapters with as many parameters or more training. If several LoRA ensembles have that size, the one that
+    shares most settings with the rivals is taken.
     """
     columns = _columns(["ensemble_nll", "ts_ensemble_nll", "debiased_ce15", "acc", *ood_columns(trials)])
     blocks: list[tuple[Line, ...]] = []
@@ -172,7 +172,7 @@ def _is_plain(cell: Cell) -> bool:
 
 
 def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
-    """The LoRA ensemble of one test set that is compared, if there is one, and its rivals."""
+    """The LoRA ensemble to compare on one test set, or None, and its rivals."""
     trained = [cell for cell in cells if cell.members]
     plain = [cell for cell in trained if _is_plain(cell)]
     others = [cell for cell in trained if not _is_plain(cell) and not cell.is_soup]
@@ -192,8 +192,8 @@ def _rivals(cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
 
 
 def _is_single_rival(cell: Cell, ensemble: Cell) -> bool:
-    """Whether it is the ensemble's own member, or differs from that in its rank, budget and regulariser; of
-    another rank or budget, or where recipes were tuned, it may have a learning rate of its own."""
+    """Whether it is the ensemble's own member, or differs from it only in rank, budget and regulariser; with
+    another rank or budget, or if recipes were tuned, the learning rate may differ too."""
     ours, theirs = ensemble.factors, cell.factors
     free = {"members", "rank", "alpha", "budget", "regularizers"}
     tuned = ensemble.rows[0]["tuning"] is not None
@@ -205,7 +205,7 @@ def _is_single_rival(cell: Cell, ensemble: Cell) -> bool:
 
 
 def _told_apart(rival: Cell, ensemble: Cell) -> str:
-    """A rival's name with the settings that such a name does not say."""
+    """A rival's name, with the settings that the name does not show."""
     words = [rival.name]
     if _is_plain(rival):
         if rival.factors["rank"] != ensemble.factors["rank"]:
@@ -222,12 +222,11 @@ def _told_apart(rival: Cell, ensemble: Cell) -> str:
 def differences(
     trials: Trials, baseline: Callable[[Cell], dict[str, Any] | None], name: str, heading: str
 ) -> Table:
-    """A table of cells minus their baselines of the same test set; no lines where no cell has one.
+    """A table of cells minus their baselines on the same test set; empty if no cell has one.
 
     Args:
-        baseline: factors of the cell to subtract; None leaves the cell out. Where no cell has these, it is
-            the one that has all but the learning rate, which a recipe may have of its own, if there is only
-            one.
+        baseline: factors of the cell to subtract; None leaves the cell out. If no cell has them, it is the
+            only cell that has all but the learning rate, which may differ between recipes.
     """
     columns = _columns(tested_metrics(trials))
     cells = {_place(cell, cell.factors): cell for cell in trials.cells}
@@ -257,12 +256,12 @@ def differences(
 
 
 def _place(cell: Cell, factors: dict[str, Any]) -> tuple[Any, ...]:
-    """Factors of a cell on the test set of another: subsets of one test split share every factor."""
+    """Key of these factors on a cell's test set: subsets of one test split share every factor."""
     return cell.test_set, *factors.items()
 
 
 def _columns(metrics: Sequence[str]) -> list[Column]:
-    """A difference of each metric; beside that of accuracy the answers that flip."""
+    """A difference for each metric; beside that of accuracy, the answers that flip."""
     found = []
     for metric in metrics:
         found += [Column(metric, "difference"), *([Column("flips", "text")] if metric == "acc" else [])]
@@ -284,7 +283,7 @@ def _difference(
 
 
 def _flips(trials: Trials, cell: Cell, baseline: Cell) -> str | None:
-    """Test answers that one side alone has right, expected over the ensembles of each: "+12 -9"."""
+    """Test answers that only one side has right, in expectation over each side's ensembles: "+12 -9"."""
     ours_N, theirs_N = (trials.estimates.correct(one) for one in (cell, baseline))
     if ours_N is None or theirs_N is None:
         return None
@@ -293,7 +292,7 @@ def _flips(trials: Trials, cell: Cell, baseline: Cell) -> str | None:
 
 
 def _intervals(trials: Trials, columns: Sequence[Column], cells: Sequence[Cell]) -> str:
-    """What a caption says of the differences."""
+    """What a caption says about the differences."""
     metrics = [column.name for column in columns if column.kind == "difference"]
     these = f" {THESE}" if any(is_of_these(trials, cell) for cell in cells) else ""
     return f"{INTERVALS.format(margins=margins_text(trials, metrics))}{these} {FLIPS}"

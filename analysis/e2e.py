@@ -1,4 +1,4 @@
-"""LoRA and VeRA on E2E: what their ensembles write beside the published models; twin of pipelines/e2e.py.
+"""LoRA and VeRA on E2E: what their ensembles write, next to the published models; twin of pipelines/e2e.py.
 
 python -m analysis.e2e lorae-results
 """

@@ -1,4 +1,4 @@
-"""E2E by 135M parameters: what LoRA's and VeRA's ensembles write; twin of pipelines/e2e_small.py.
+"""E2E with 135M parameters: what LoRA's and VeRA's ensembles write; twin of pipelines/e2e_small.py.
 
 python -m analysis.e2e_small lorae-results
 """

@@ -17,7 +17,7 @@ from analysis.script import Content, run
 
 
 def content(trials: Trials) -> Content:
-    """Means over the folds; and of every fold what all sweeps of LoRA-Ensemble show."""
+    """Means over the folds; and for every fold what all LoRA-Ensemble sweeps show."""
     of_folds = lora_ensemble.content(trials)
     pooled = over_folds(trials, lora_ensemble.metrics_of(trials))
     return Content([pooled, *of_folds.tables], of_folds.plots)

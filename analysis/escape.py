@@ -1,7 +1,8 @@
-"""Text as it may stand in Markdown, LaTeX, HTML and CSV.
+"""Escape text for Markdown, LaTeX, HTML and CSV.
 
-Labels, names of tasks and errors come from sweep files and storages; no character of theirs is a command.
-Every text that a table or page shows passes through one of these; of figures see `plotting.plain_text`.
+Labels, task names and errors come from sweep files and storages, and none of their characters may act as a
+command. Every text in a table or page passes through one of these functions; for figures see
+`plotting.plain_text`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import html
 import re
 from typing import Any
 
-# Ends of lines in Python or Unicode, terminal controls, and characters that reverse what follows
+# Line ends of Python or Unicode, terminal controls, and characters that reverse what follows
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
-_CODE = re.compile(r"((?<!`)`[^`]+`(?!`))")  # as CommonMark sees it, too
+_CODE = re.compile(r"((?<!`)`[^`]+`(?!`))")  # as in CommonMark
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -32,7 +33,7 @@ LATEX = {
 
 
 def one_line(words: str) -> str:
-    """The text without ends of lines and other control characters."""
+    """The text without line ends and other control characters."""
     return _CONTROL.sub(" ", words)
 
 
@@ -40,7 +41,7 @@ def latex(words: str) -> str:
     """LaTeX source of plain text; `code` in backticks becomes typewriter."""
     escaped = "".join(LATEX.get(c, c) for c in one_line(words))
     escaped = _CODE.sub(lambda found: rf"\texttt{{{found[1][1:-1]}}}", escaped)
-    # After the end of a table's row these would be its option
+    # After the end of a table row, LaTeX would read these as its option
     return "{}" + escaped if escaped.lstrip().startswith(("[", "*")) else escaped
 
 
@@ -51,23 +52,23 @@ def markdown(words: str) -> str:
 
 
 def markdown_cell(words: str) -> str:
-    """The same for a cell of a table."""
+    """Markdown of plain text in a table cell."""
     return _no_markup(one_line(words)).replace("|", "\\|").replace("`", "\\`")
 
 
 def _no_markup(words: str) -> str:
-    """Neither tags nor emphasis, and no link or image, which a reader's program would fetch."""
+    """Escape tags and emphasis, and links and images, which a viewer would fetch."""
     return re.sub(r"[\\<*]|(?<=\])\(", r"\\\g<0>", words)
 
 
 def page(words: str) -> str:
-    """HTML of plain text; `code` in backticks becomes code, and ends of lines stay."""
+    """HTML of plain text; `code` in backticks becomes code, and line ends stay."""
     lines = (html.escape(one_line(line)) for line in words.split("\n"))
     return "<br>".join(_CODE.sub(lambda found: f"<code>{found[1][1:-1]}</code>", line) for line in lines)
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell that no spreadsheet computes: text that begins like a formula gets an apostrophe."""
+    """A cell that no spreadsheet evaluates: text that begins like a formula gets an apostrophe."""
     if not isinstance(value, str):
         return value
     return ("'" if re.match(r"\s*([=@]|[+-](?![\d.]*$))", value) else "") + one_line(value)

@@ -1,8 +1,8 @@
-"""What an ensemble of M members of a recipe gives: the mean over the subsets of what was trained.
+"""What an ensemble of M members of a recipe achieves: the mean over subsets of the trained members.
 
-A table's row of M members estimates *an* ensemble of M trained by its recipe, not the one that happens to
-have the first M members: the metric's mean over the subsets of size M of each pool (all members of one recipe
-and seed), then over seeds. Every table, figure and finding takes its numbers from here.
+A table's row of M members estimates *an* ensemble of M members trained by its recipe, not the one that
+happens to have the first M: the metric's mean over the subsets of size M of each pool (all members of one
+recipe and seed), then over seeds. Every table, figure and finding takes its numbers from here.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from analysis.influence import Measured
 from analysis.significance import Estimate, Moves
 from lorae.ensemble import subsets
 
-MAX_SUBSETS = 70  # of a pool: all of 4 of 8
-CROSSED_EXAMPLES = 1000  # of a test set, from which what examples and trainings move together is estimated
+MAX_SUBSETS = 70  # of a pool; enough for all subsets of 4 of 8
+CROSSED_EXAMPLES = 1000  # test examples from which the joint effect of examples and trainings is estimated
 
 Subset = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """The subsets of a pool of P members that an ensemble of M members is estimated by.
+    """The subsets of a pool of P members from which an ensemble of M members is estimated.
 
     Args:
         pool_size: P.
         chosen: subsets of size M, whose mean is the estimate.
-        deleted: of a pool of just M members, those that lack one of them each: what a member moves is then
-            told by the ensembles of M - 1; () = it is not asked for.
+        deleted: for a pool of exactly M members, the subsets that lack one member each: the ensembles of M -
+            1 then give how far a member moves the estimate; () = not needed.
     """
 
     pool_size: int
@@ -40,8 +40,8 @@ class Design:
 
     @classmethod
     def of(cls, pool_size: int, members: int, max_subsets: int = MAX_SUBSETS) -> Design:
-        """All subsets, or about `max_subsets` of them that hold each member equally often: how many of them a
-        good member is in must not be left to chance.
+        """All subsets, or about `max_subsets` of them that contain each member equally often, so that a good
+        member's share is not left to chance.
 
         Raises:
             ValueError: members is not in [1, pool_size].
@@ -60,8 +60,9 @@ class Design:
     def moved(self, values_of: Callable[[Subset], np.ndarray]) -> np.ndarray:
         """How far each member moves the estimate, (P, ...): the jackknife's pseudo-values minus their mean.
 
-        They are P - 1 times the estimate minus the one without the member. Where not all subsets were chosen,
-        they come from the least-squares effects of the members on the subsets' values. 0 for a pool of one.
+        Each is P - 1 times the difference of the estimate and the one without the member. If not all subsets
+        were chosen, they come from the least-squares effects of the members on the subsets' values. 0 for a
+        pool of one.
         """
         size = len(self.chosen[0])
         if self.deleted:
@@ -76,7 +77,7 @@ class Design:
 
 
 def _balanced(pool_size: int, members: int, max_subsets: int) -> list[Subset]:
-    """Subsets one after the other round a circle of shuffled members until it closes, then round another."""
+    """Consecutive subsets around a circle of shuffled members until it closes, then around another one."""
     per_circle = pool_size // math.gcd(pool_size, members)
     rng = np.random.default_rng((0, pool_size, members))
     found: list[Subset] = []
@@ -94,7 +95,7 @@ class Pool:
     Args:
         seed: root of their random streams.
         design: the subsets that were measured.
-        measured: the metric of a subset; asked for the same one several times.
+        measured: gives the metric of a subset; called several times with the same one.
     """
 
     seed: int
@@ -120,9 +121,9 @@ def estimate(pools: Sequence[Pool], *, exchangeable: bool, root: bool = False) -
     """One metric of an ensemble of M members of a recipe, from its pools of all seeds.
 
     Args:
-        exchangeable: members of a seed share no random stream, so each is a training of its own; otherwise
+        exchangeable: members of a seed share no random stream, so each is an independent training; otherwise
             only seeds are.
-        root: the metric is a square that is shown by its root.
+        root: the metric is a square, whose root is shown.
     """
     values_S = np.array([pool.values for pool in pools])
     whole, num_examples = values_S.mean(axis=0), values_S.shape[1] - 1
@@ -145,7 +146,7 @@ def estimate(pools: Sequence[Pool], *, exchangeable: bool, root: bool = False) -
 def _members(
     pools: Sequence[Pool], between_S: np.ndarray, places: np.ndarray, scale: np.ndarray
 ) -> Moves | None:
-    """Of n trainings each one's pseudo-value minus the estimate, over sqrt(n (n - 1)).
+    """The pseudo-value of each of n trainings minus the estimate, over sqrt(n (n - 1)).
 
     None for one pool that is no larger than the ensemble: its ensemble is one observation.
     """
@@ -165,7 +166,7 @@ def _members(
 
 
 def _seeds(pools: Sequence[Pool], between_S: np.ndarray) -> Moves | None:
-    """Of n seeds each one's value minus the estimate, over sqrt(n (n - 1)); None for a single seed."""
+    """The value of each of n seeds minus the estimate, over sqrt(n (n - 1)); None for a single seed."""
     num = len(pools)
     if num < 2:
         return None

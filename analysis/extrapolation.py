@@ -1,4 +1,4 @@
-"""Does the law of five members foresee ten and twenty? The tables and figures of pipelines/extrapolation.py.
+"""Does the law of five members predict ten and twenty? The tables and figures of pipelines/extrapolation.py.
 
 python -m analysis.extrapolation lorae-results
 """
@@ -29,12 +29,12 @@ from lorae.store.store import Store
 
 FITTED = 5  # members of a pool that a law is fitted to
 TESTED = (10, 20)
-ROUNDS = 5  # in each of which the members of a seed are dealt out anew
+ROUNDS = 5  # in each, a seed's members are dealt into new pools
 METRICS = (LAW_METRIC, "ensemble_nll")
 
 
 def content(trials: Trials) -> Content:
-    """All rows, the laws of whole pools, and the law of five members against what the others give."""
+    """All rows, the laws of whole pools, and the law of five members against the ensembles of the others."""
     found = curves(trials)
     tables = [comparison(trials), recipes(trials, found, MARGIN), sizes(trials, found)]
     checked = out_of_sample(trials, found)
@@ -105,7 +105,7 @@ def _mean(values: Iterable[float]) -> Entry:
 
 @dataclass(frozen=True)
 class Check:
-    """The law of one pool against what the other members give, in nats."""
+    """The law of one pool against the ensembles of the other members, in nats."""
 
     error: float
     error_without_law: float
@@ -116,7 +116,7 @@ class Check:
 
 
 class HalfOfTest(Store):
-    """A storage of which every second example is seen, beginning with the `first`, 0 or 1."""
+    """A storage that shows every second example, beginning with the `first`, 0 or 1."""
 
     def __init__(self, store: Store, first: int) -> None:
         super().__init__(store.storage)
@@ -128,7 +128,7 @@ class HalfOfTest(Store):
 
 
 def _deals(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
-    """Each pool that the members of a seed are dealt into, and all other members of any seed, as rows."""
+    """Each pool that a seed's members are dealt into, and all other members of all seeds, as rows."""
     everyone = [member for row in rows for member in row["member_ids"]]
     for row in rows:
         rng = np.random.default_rng(row["seed"])
@@ -145,7 +145,7 @@ def _with_members(row: Row, members: list[str]) -> Row:
 
 
 def _checks(store: Store, cell: Cell, pool: Row, others: Row) -> Iterator[tuple[tuple[str, int], Check]]:
-    """One check for each metric and size of which the temperature says something."""
+    """One check for each metric and size with a meaningful temperature."""
     here, there = HalfOfTest(store, 0), HalfOfTest(store, 1)
     fitted, same, new = (
         Estimates(s, [row], {}) for s, row in ((here, pool), (here, others), (there, others))
@@ -166,7 +166,7 @@ def _check(curve: Curve, size: int, measured: Estimate, start: Estimate, end: Es
     """
     Args:
         measured: the other members' ensembles of this size, on the examples of the fit.
-        start, end: theirs of `FITTED` and of this size, on the other examples.
+        start, end: their ensembles of `FITTED` and of this size, on the other examples.
     """
     error = curve.law.at(size) - measured.value
     gain, foreseen = Family({0: start, 1: end}, MARGIN).difference(0, 1), curve.gain(FITTED, size)

@@ -43,14 +43,14 @@ def standard_figures(trials: Trials) -> list[Plot]:
 
 @styled
 def metric_against_members(trials: Trials, panel: Panel, metric: str) -> Plot:
-    """A metric against M, one line for each setting: the estimates of the tables, with their standard errors
-    over trainings where these are known."""
+    """A metric against M, one line per setting: the tables' estimates, with their standard errors over
+    trainings if these are known."""
     figure, axes = axes_of()
     sizes = {cell.members for line in panel.lines.values() for cell in line}
     for number, (label, line) in enumerate(panel.lines.items()):
         found = [(cell.members, of) for cell in line if (of := trials.estimates.of(cell, metric))]
         bars = [np.nan if of.stderr is None else of.stderr for _, of in found]
-        shift = 1 + 0.02 * (number - (len(panel.lines) - 1) / 2)  # bars beside, not over each other
+        shift = 1 + 0.02 * (number - (len(panel.lines) - 1) / 2)  # error bars side by side
         members, values = [m * shift for m, _ in found], [of.mean for _, of in found]
         axes.errorbar(members, values, bars, capsize=2, label=label or "LoRA", **look(number))
     if panel.zero_shot and (backbone := trials.estimates.of(panel.zero_shot, metric)):

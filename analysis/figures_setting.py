@@ -15,11 +15,11 @@ from analysis.columns import title
 from analysis.data import Trials
 from analysis.plotting import MAX_LINES, Plot, axes_of, backbone_line, legend_above, look, slug, styled
 
-FOLLOWS = {"rank": ("alpha",)}  # alpha / rank is usually held, and alpha then no setting of its own
+FOLLOWS = {"rank": ("alpha",)}  # alpha / rank is usually fixed, so alpha is not a separate setting
 
 
 def numeric_settings(trials: Trials) -> list[str]:
-    """Settings with three or more different numbers, "rank" or "KL beta" say; not the number of members."""
+    """Settings with three or more numbers, such as "rank" or "KL beta"; not the number of members."""
     found: dict[str, set[Any]] = {}
     for cell in trials.cells:
         for name, value in cell.settings.items():
@@ -31,11 +31,11 @@ def numeric_settings(trials: Trials) -> list[str]:
 
 @styled
 def metric_against_setting(trials: Trials, setting: str, metric: str) -> list[Plot]:
-    """A metric against a setting, one line for each ensemble size and what else varies; by test set.
+    """A metric against a setting, one line per ensemble size and whatever else varies; by test set.
 
-    A cell that differs from all others in something else is a point of no line and left out; more lines than
-    fit make more figures. Points are estimates, bars standard errors over trainings. Of a regulariser's
-    strength the dotted lines are the same ensembles without any regulariser.
+    A cell that differs from all others in something else is on no line and is left out; lines that do not fit
+    go to further figures. Points are estimates, bars standard errors over trainings. For a regulariser's
+    strength, dotted lines are the same ensembles without any regulariser.
     """
     plots = []
     groups = trials.by_test_set()
@@ -77,7 +77,7 @@ def _figure(
 
 
 def _lines(cells: Sequence[Cell], setting: str) -> dict[str, list[Cell]]:
-    """Cells that have the setting, two or more in a line, by the values of the other settings in which the
+    """Lines of two or more cells that have the setting, by the values of the other settings in which the
     lines differ."""
     inside = [cell for cell in cells if cell.members and setting in cell.settings]
     names = dict.fromkeys(name for cell in inside for name in cell.settings)

@@ -34,7 +34,7 @@ from analysis.rows import Row, is_soup
 DIVERSITY = ("disagreement", "mutual_information")
 COSTS = ("train_tokens", "forwards_per_prediction")
 QUALITY = "ensemble_nll"
-ALL = "all"  # the label where they are too many to tell apart
+ALL = "all"  # the label where there are too many to tell apart
 
 
 # Diversity -------------------------------------------------------------------------------------------------
@@ -42,9 +42,9 @@ ALL = "all"  # the label where they are too many to tell apart
 
 @styled
 def diversity_against_gain(trials: Trials) -> list[Plot]:
-    """Gain of each ensemble's NLL over its mean member against its diversity; none for fewer than three.
+    """Gain of each ensemble's NLL over its mean member against its diversity; no figure for fewer than three.
 
-    Trials that share members are not independent: the correlation describes, it tests nothing.
+    Trials that share members are not independent, so the correlation is a description, not a test.
     """
     rows = [r for r in trials.rows if r["members"] > 1 and not is_soup(r) and np.isfinite(nll_gain(r))]
     if len(rows) < 3:
@@ -85,14 +85,14 @@ def _scatter(axes: Axes, rows: Sequence[Row], diversity: str) -> None:
 
 
 def _kind(rows: Sequence[Row]) -> Callable[[Row], str]:
-    """What a row's marker says: its method where the rows have several, else its regulariser."""
+    """What a row's marker shows: its method if the rows have several, else its regulariser."""
     if len({row["method"] for row in rows}) > 1:
         return lambda row: method_name(row["method"])
     return lambda row: row["regularizers"]
 
 
 def _groups(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A marker for each label, or one for all where they are too many to tell apart."""
+    """A marker for each label, or one for all if there are too many to tell apart."""
     names = list(dict.fromkeys(labels))
     names = names if len(names) <= MAX_LINES else [ALL]
     return {label: look(number) for number, label in enumerate(names)}
@@ -163,9 +163,9 @@ def _cost_axes(axes: Axes, trials: Trials, cells: Sequence[Cell], cost: str) -> 
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points that no other is at least as low as in both coordinates, by rising first one.
+    """Indices of the points that no other point is as low as in both coordinates, by ascending first one.
 
-    Of equal points the first counts.
+    Of equal points, the first is kept.
     """
     front: list[int] = []
     best = float("inf")
@@ -183,8 +183,9 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def heat_maps(trials: Trials) -> list[Plot]:
     """NLL over the two numeric settings with the most values, for each choice of the others.
 
-    Numeric are members, rank, learning rate and the like, and a regulariser's strength if it has three values
-    (0 where it is absent). None where fewer than two vary, or the second only together with the first.
+    Numeric settings are members, rank, learning rate and the like, and a regulariser's strength if it has
+    three values (0 where it is absent). There is no map if fewer than two vary, or if the second varies only
+    together with the first.
     """
     settings = {cell: cell.settings for cell in trials.cells if cell.members}
     values: dict[str, set[Any]] = {}
@@ -208,7 +209,7 @@ def heat_maps(trials: Trials) -> list[Plot]:
         for key, grid in grids.items()
         if len(grid) > max(sides := [len({place[side] for place in grid}) for side in (0, 1)])
         and min(sides) > 1
-        and all(len(cells) == 1 for cells in grid.values())  # else they differ in what has no number
+        and all(len(cells) == 1 for cells in grid.values())  # else they differ in a setting without numbers
     }
     told = [place for place in range(len(others)) if len({key[place] for key in whole}) > 1]
     return [

@@ -1,4 +1,4 @@
-"""What a check of `analysis.audit` says."""
+"""The findings of a check of `analysis.audit`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Problem = tuple[str, str]  # where, what
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check says: one finding if it passed or has nothing to look at, else one for each fault."""
+    """A finding of a check, which has one if it passed or has nothing to look at, else one per fault."""
 
     check: str
     status: Status

@@ -13,10 +13,11 @@ from analysis.table import Entry, Line, Table, cell_columns, cell_line, made_by,
 
 
 def over_folds(trials: Trials, metrics: Sequence[str]) -> Table:
-    """Mean and standard deviation over the folds of each metric, of one fold its mean over seeds; mean costs.
+    """Mean and standard deviation of each metric over the folds, where a fold's value is its mean over seeds;
+    mean costs.
 
-    This is how the numbers of ESC-50 are published. A model that lacks a fold of the sweep is left out and
-    named: its mean would be of other test sets.
+    ESC-50 results are published this way. A model that lacks a fold of the sweep is left out and named: its
+    mean would be over other test sets.
     """
     models: dict[tuple[tuple[str, object], ...], list[Cell]] = {}
     for cell in trials.cells:

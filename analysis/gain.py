@@ -31,7 +31,7 @@ DIVERSITY = (
 GAINS = ("nll_gain", "acc_gain")
 RESAMPLES = 10_000
 Correlation = Callable[[np.ndarray], np.ndarray]  # how often each pool was drawn (R, K) -> values (R,)
-MIN_POOLS = 10  # resampling fewer says little about how far other pools would lie
+MIN_POOLS = 10  # resampling fewer says little about how far other pools would differ
 CAPTION = (
     "Correlation (Pearson's r, Spearman's rho) of an ensemble's diversity with what it gains over its mean "
     "member: the mean member's NLL minus its own, its accuracy minus the mean member's. [95 % interval] by "
@@ -72,7 +72,7 @@ def correlations(trials: Trials) -> Table:
     """One line for each measure of diversity, over the ensembles of all trials that have it.
 
     Args:
-        trials: `with_gains`; `with_updates` too, for the cosine of updates.
+        trials: made by `with_gains`, and by `with_updates` for the cosine of updates.
     """
     names = [f"{coefficient}_{gain}" for gain in GAINS for coefficient in ("r", "rho")]
     columns = [Column(name, "estimate") for name in names]
@@ -97,12 +97,12 @@ def correlations(trials: Trials) -> Table:
 
 
 def _pool(row: Row) -> str:
-    """The pool of an ensemble: it starts with the same member at every size."""
+    """An ensemble's pool, named by its first member, which is the same at every size."""
     return row["member_ids"][0]
 
 
 def _correlations(rows: Sequence[Row], measure: str, gain: str) -> list[Entry | Difference]:
-    """Pearson's and Spearman's correlation over the rows; without a value where either is constant."""
+    """Pearson's and Spearman's correlation over the rows; no value if either variable is constant."""
     x_N, y_N = (np.array([row[name] for row in rows]) for name in (measure, gain))
     if len(rows) < 3 or np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
         return [Entry(None), Entry(None)]
@@ -115,8 +115,8 @@ def _correlations(rows: Sequence[Row], measure: str, gain: str) -> list[Entry | 
 
 
 def _bootstrapped(metric: Correlation, num_pools: int) -> Difference:
-    """A correlation with the percentile interval of resampled pools, which stays inside its bounds, and twice
-    the smaller share of resamples on a side of 0 as its p-value.
+    """A correlation with its percentile interval over resampled pools, which stays in [-1, 1]. Its p-value is
+    twice the smaller share of resamples on one side of 0.
 
     Source: Efron and Tibshirani 1993, chapters 13 and 16.
     """
@@ -144,7 +144,7 @@ def correlation(x_N: np.ndarray, y_N: np.ndarray, pool_N: np.ndarray, ranks: boo
     0 on a resample where either is constant.
 
     Args:
-        pool_N: number of each example's pool.
+        pool_N: index of each example's pool.
     """
 
     def metric(counts_RK: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Metrics of a pooled prediction with what each example contributes to them.
+"""Metrics of a pooled prediction, with each example's contribution to them.
 
 The contribution of an example is its empirical influence divided by N, scaled so that the sum of squares is
 the variance of the metric over test sets: (x_n - mean) / sqrt(N (N - 1)) for a mean. Source: Efron 1982, The
@@ -104,7 +104,8 @@ def of_squared_error(logp_NC: np.ndarray, labels_N: np.ndarray) -> Measured:
 
 
 def of_separation(in_N: np.ndarray, ood_N: np.ndarray) -> Measured:
-    """AUROC of a score, over the N_in and then the N_ood examples. Source: DeLong et al. 1988, Biometrics."""
+    """AUROC of a score, with contributions of N_in, then N_ood examples. Source: DeLong et al. 1988,
+    Biometrics."""
     above_in, below_ood = of_mean(1 - _placements(ood_N, in_N)), of_mean(_placements(in_N, ood_N))
     if min(len(in_N), len(ood_N)) < 2:
         return Measured(below_ood.value, np.zeros(0))
@@ -112,7 +113,7 @@ def of_separation(in_N: np.ndarray, ood_N: np.ndarray) -> Measured:
 
 
 def _widened(of_side: Measured) -> np.ndarray:
-    """Contributions of one side of an AUROC, which has degrees of freedom of its own."""
+    """Contributions of one side of an AUROC, widened for its own degrees of freedom."""
     return of_side.examples * stats.t.isf(0.025, len(of_side.examples) - 1) / stats.norm.isf(0.025)
 
 

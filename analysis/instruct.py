@@ -3,8 +3,8 @@ pipelines/instruct.py.
 
 python -m analysis.instruct lorae-results
 
-Beside the tables it writes `model_answer/<model>.jsonl` of every member, lock-step and soup, as FastChat's
-llm_judge reads them: https://github.com/lm-sys/FastChat.
+Besides the tables it writes `model_answer/<model>.jsonl` for every member, lock-step and soup, in the format
+that FastChat's llm_judge reads: https://github.com/lm-sys/FastChat.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def content(trials: Trials) -> Content:
 
 
 def model_answer_files(trials: Trials) -> dict[str, str]:
-    """Name and content of each writer's file; none where no row answered MT-Bench."""
+    """Name and content of each writer's file; empty if no row answered MT-Bench."""
     found = {}
     for cell in trials.cells:
         for row in cell.rows if cell.members else cell.rows[:1]:
@@ -48,7 +48,7 @@ def model_answer_files(trials: Trials) -> dict[str, str]:
 
 
 def _writers(cell: Cell, answers: Sequence[Answer]) -> Iterator[tuple[str, list[Answer]]]:
-    """What wrote the answers of a row, and its texts; of several members those that they wrote together."""
+    """Each writer of a row's answers, and its texts; for several members, those that they wrote together."""
     if cell.is_soup:
         yield "soup", [a for a in answers if a.kind == "soup"]
     elif cell.members > 1:
@@ -60,7 +60,7 @@ def _writers(cell: Cell, answers: Sequence[Answer]) -> Iterator[tuple[str, list[
 
 
 def _model(cell: Cell, row: Row, writer: str) -> str:
-    """Name of what wrote, told apart by all that differs between rows."""
+    """A writer's name, which shows everything that differs between rows."""
     told = [
         method_name(str(row["method"])),
         row["regularizers"],

@@ -25,7 +25,7 @@ SENSITIVITY = ("Xavier gain", "rank")
 
 
 def metrics_of(trials: Trials) -> list[str]:
-    """Accuracy, macro F1, NLL, calibration (10 bins, as the paper, and 15) and OOD detection."""
+    """Accuracy, macro F1, NLL, calibration (10 bins, as in the paper, and 15) and OOD detection."""
     ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in ("auroc_msp", "aupr_msp")]
     scaled = ("ts_ensemble_nll", "ts_debiased_ce15")
     return ["acc", "f1", "ensemble_nll", "ece10", "ece15", "debiased_ce15", "brier", *ood, *scaled]

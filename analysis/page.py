@@ -87,10 +87,10 @@ if (search) search.oninput = () => {
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A heading with text and what stands under it.
+    """A heading with its text, tables and figures.
 
     Args:
-        folded: tables that are closed until somebody opens them.
+        folded: the tables are hidden until a reader opens them.
     """
 
     heading: str
@@ -161,7 +161,7 @@ def figure_html(plot: Plot) -> str:
 
 
 def table_html(table: Table) -> str:
-    """The table, which sorts within its blocks by a click on a head, and its caption and notes."""
+    """The table with its caption and notes; a click on a head sorts it within its blocks."""
     columns = shown(table)
     heads = "".join(f"<th{_class(c)}>{_unbroken(c.head)}</th>" for c in columns)
     rooms = [_room(c, [line[c.name] for block in table.blocks for line in block]) for c in columns]
@@ -179,7 +179,7 @@ def table_html(table: Table) -> str:
 
 
 def notebook_html(table: Table) -> str:
-    """The table where a notebook's own style surrounds it."""
+    """The table with the style that it needs inside a notebook."""
     style = ".lorae .room { visibility: hidden } .lorae .words { text-align: left }"
     return f'<style>{style}</style><div class="lorae">{table_html(table)}</div>'
 
@@ -190,7 +190,7 @@ def _unbroken(head: str) -> str:
 
 
 def _room(column: Column, entries: Sequence[Entry | Difference]) -> tuple[str, str]:
-    """Room that a cell without uncertainty or without a sign leaves for them, so that the digits align."""
+    """Space that a cell without an uncertainty or a sign leaves for it, so that the digits align."""
     uncertainties = [parts(column, entry)[1] for entry in entries]
     widest = html.escape(max(uncertainties, key=len, default=""))
     signed = _sign("≈" if any(map(sign, entries)) else "")

@@ -1,8 +1,8 @@
-"""How members move through function space while they are trained, after a figure of arXiv:2405.14438.
+"""How members move through function space during training, after a figure of arXiv:2405.14438.
 
-A sweep with `paths=True` stores the class logits on validation of each ensemble's members at six points of
-their training. A point is the vector of all class probabilities of (at most 500) validation examples; the
-points of all models are projected on the first two principal components of the lot.
+A sweep with `paths=True` stores each member's class logits on validation at six points of its training. A
+point is the vector of all class probabilities of (at most 500) validation examples; the points of all models
+are projected on their first two principal components.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MAX_EXAMPLES = 500
 
 @styled
 def path_figures(trials: Trials) -> list[Plot]:
-    """The members' paths in the models with the most members, first seed, one model of each kind first; none
-    if none is stored. A model whose members belong to a larger one has no lines of its own."""
+    """Paths of the members of the largest models, first seed, one model of each kind first; no figure if no
+    path is stored. A model whose members all belong to larger ones has no lines of its own."""
     walked = ((cell, paths) for cell in _ensembles(trials) if (paths := _paths(trials, cell)))
     found = dict(itertools.islice(walked, MAX_LINES))
     shapes = {p.shape[1:] for paths in found.values() for p in paths}
-    if not found or len(shapes) > 1:  # models of tasks with other validation examples have no space in common
+    if not found or len(shapes) > 1:  # tasks with different validation examples share no space
         return []
     points, share = principal([p for paths in found.values() for p in paths])
     placed = iter(points)
@@ -64,8 +64,8 @@ def principal(paths: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def _ensembles(trials: Trials) -> list[Cell]:
-    """Trained cells, no soups, with members that no larger one has, the largest of each name before the
-    others."""
+    """Trained cells other than soups with a member that no larger cell has; the largest of each name
+    first."""
     kept: list[tuple[int, Cell]] = []
     shown: set[str] = set()
     for cell in sorted((c for c in trials.cells if c.members and not c.is_soup), key=lambda c: -c.members):
@@ -76,7 +76,7 @@ def _ensembles(trials: Trials) -> list[Cell]:
 
 
 def _labels(cells: list[Cell]) -> list[str]:
-    """Names of the cells; of those with the same name with the settings in which they differ."""
+    """Names of the cells; those with the same name are followed by the settings in which they differ."""
     labels = []
     for cell in cells:
         alike = [other.settings for other in cells if other.name == cell.name]

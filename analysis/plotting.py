@@ -28,7 +28,7 @@ from lorae.combinations import COMBINATIONS, SOUPS
 
 COLUMN_INCHES = 3.25
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\U0010ffff]")
-MAX_LINES = 6  # in one figure; more factors than fit make more figures
+MAX_LINES = 6  # in one figure; further lines go to further figures
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -51,7 +51,7 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "lorae",  # the same figure is the same file
 }
-# Okabe and Ito's colours differ for the colour-blind; markers and dashes differ without any colour.
+# Okabe and Ito's colours are distinct for the colour-blind; markers and dashes, without any colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (6, 1, 1, 1, 1, 1)))
@@ -62,7 +62,7 @@ styled = mpl.rc_context(STYLE)  # decorator of functions that draw or save
 
 @dataclass(frozen=True, eq=False)
 class Plot:
-    """A figure with its file name (without ending) and what it shows."""
+    """A figure with its file name (without suffix) and caption."""
 
     name: str
     caption: str
@@ -77,9 +77,9 @@ class Plot:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Cells that belong in one figure: lines of rising ensemble size, and the backbone they share."""
+    """Cells that belong in one figure: lines of ascending ensemble size, and the backbone they share."""
 
-    label: str  # the settings that other panels have otherwise; "" if there is one panel
+    label: str  # the settings that differ between panels; "" if there is one panel
     lines: dict[str, tuple[Cell, ...]]
     zero_shot: Cell | None
 
@@ -101,9 +101,9 @@ class Panel:
 def panels(trials: Trials) -> list[Panel]:
     """Cells in panels of at most `MAX_LINES` lines, one line for each setting of the adapters.
 
-    Backbones and test sets have panels of their own. Regularisers always tell lines apart, and so do the
-    other varying factors that fit; more lines than fit continue in a next panel. Where ensembles are compared
-    with single adapters of equal cost, those are points of no line and left to the tables.
+    Each backbone and test set has its own panels. Regularisers always distinguish lines, and so do the other
+    varying factors that fit; further lines continue in the next panel. Single adapters of equal cost that
+    ensembles are compared with are on no line and are left to the tables.
     """
     trained = [cell for cell in trials.cells if cell.members]
     sizes: dict[str, set[int]] = {}
@@ -126,7 +126,7 @@ def panels(trials: Trials) -> list[Panel]:
                 label = _label(inside[0], panel_factors)
                 if len(lines) > MAX_LINES:
                     label = ", ".join([*filter(None, [label]), f"part {start // MAX_LINES + 1}"])
-                if label in found:  # test sets that differ in their size only
+                if label in found:  # test sets that differ only in their size
                     label = ", ".join([*filter(None, [label]), inside[0].test_set])
                 named = {_label(line[0], told): _by_size(line) for line in part}
                 found[label] = Panel(label, named, _backbone(trials, inside[0]))
@@ -149,13 +149,12 @@ def _key(cell: Cell, factors: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _label(cell: Cell, factors: Sequence[str]) -> str:
-    """Values of the factors; a number, and a setting without a column, say of what."""
+    """Values of the factors; numbers, and settings without a column, are preceded by the factor's name."""
     return ", ".join(filter(None, (_value(factor, cell.factors[factor]) for factor in factors)))
 
 
 def _telling(lines: Sequence[Sequence[Cell]], factors: Sequence[str]) -> list[str]:
-    """The regulariser, and of the other factors those that tell lines apart which agree so far; the method
-    first."""
+    """The regulariser, and each other factor that distinguishes lines equal so far; the method first."""
     told = [factor for factor in factors if factor == "regularizers"]
     for factor in factors:
         known, more = ({_key(line[0], names) for line in lines} for names in (told, [*told, factor]))
@@ -165,7 +164,7 @@ def _telling(lines: Sequence[Sequence[Cell]], factors: Sequence[str]) -> list[st
 
 
 def method_name(method: str) -> str:
-    """What a method is called, whatever the number of members."""
+    """A method's name, whatever the number of members."""
     single, _ = METHOD_NAMES.get(method, (method, ""))
     return single.removeprefix("single ").removesuffix(" member")
 
@@ -200,13 +199,13 @@ def look(number: int) -> dict[str, Any]:
 
 
 def axes_of(height: float = 2.2) -> tuple[Figure, Axes]:
-    """A figure of one plot, as wide as a paper's column; inches."""
+    """A figure of one plot, as wide as a paper's column; height in inches."""
     figure = Figure((COLUMN_INCHES, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def members_axis(axes: Axes, sizes: Iterable[int]) -> None:
-    """A logarithmic axis of ensemble sizes with ticks at these."""
+    """A logarithmic axis of ensemble sizes, with ticks at `sizes`."""
     axes.set(xlabel="members M", xscale="log")
     axes.xaxis.set(major_locator=FixedLocator(sorted(set(sizes))), minor_locator=NullLocator())
     axes.xaxis.set(major_formatter=ScalarFormatter(), minor_formatter=NullFormatter())
@@ -222,7 +221,7 @@ def legend_above(figure: Figure, axes: Axes) -> None:
 
 
 def backbone_line(axes: Axes, value: float) -> None:
-    """The untouched backbone's value across the plot; where it is far off, the legend says it instead."""
+    """Draw the untouched backbone's value across the plot, or give it in the legend if it is far off."""
     lo, hi = axes.get_ylim()
     if lo - (hi - lo) / 2 <= value <= hi + (hi - lo) / 2:
         axes.axhline(value, label="zero-shot", **BACKBONE)
@@ -231,7 +230,7 @@ def backbone_line(axes: Axes, value: float) -> None:
 
 
 def plain_text(figure: Figure) -> Figure:
-    """The figure, in whose texts $ is a dollar; numbers at its axes may be formulas (10^3)."""
+    """The figure with $ as a plain dollar in its texts; tick labels may be formulas (10^3)."""
     axes = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
     given = FixedFormatter, FuncFormatter
     numbers = [axis for axis in axes if not isinstance(axis.get_major_formatter(), given)]

@@ -3,7 +3,8 @@
     trials.estimates.of(cell, "ensemble_nll")              what an ensemble of this recipe and size gives
     trials.estimates.family(cells, "ensemble_nll")         every difference between cells of one test set
 
-A cell's pool of a seed holds all members of its recipe that the sweep has stored: those of its largest row.
+For each seed, a cell's pool holds all members of its recipe that the sweep has stored: those of its largest
+row.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from lorae.store.store import Store
 if TYPE_CHECKING:
     from analysis.cells import Cell
 
-NOTHING = np.zeros(0)  # of a number that no test example is known to move
+NOTHING = np.zeros(0)  # for a number without known contributions of test examples
 TESTED = ("acc", "mcc", "ensemble_nll", "brier", "debiased_ce15")
 TESTED_SCALED = tuple(f"ts_{name}" for name in TESTED[2:])
 TESTED_VALUES = ("rmse", "mae", "crps", "pearson")  # and the NLL, also scaled
@@ -56,7 +57,7 @@ class Estimates:
 
     Args:
         store: where the logits are.
-        rows: all finished rows of the sweep, which say what its pools are.
+        rows: all finished rows of the sweep, which define its pools.
         margins: by metric, in place of `columns.MARGINS`.
     """
 
@@ -64,7 +65,7 @@ class Estimates:
         self.store = store
         self.margins = margins
         self.flags: dict[Cell, str] = {}  # why a cell has no temperature-scaled metrics
-        self.lacking: list[str] = []  # what is not stored, so that rows tell of their own members alone
+        self.lacking: list[str] = []  # what is not stored, so that numbers are of a row's own members
         self._largest: dict[str, Row] = {}
         for row in rows:
             known = self._largest.get(_recipe(row))
@@ -75,9 +76,9 @@ class Estimates:
         self._predictions = functools.lru_cache(maxsize=8)(self._read)
 
     def of(self, cell: Cell, column: str) -> Estimate | None:
-        """A column of a cell; None where it is undefined for one of the cell's ensembles.
+        """A column of a cell; None if it is undefined for one of the cell's ensembles.
 
-        Where logits are not stored it is the mean of the rows' own numbers, which is compared with nothing.
+        If logits are not stored, it is the mean of the rows' own numbers, which is not compared.
         """
         if (cell, column) not in self._found:
             try:
@@ -133,7 +134,7 @@ class Estimates:
     # Measuring --------------------------------------------------------------------------------------------
 
     def _measured_beside(self, cell: Cell, column: str) -> dict[str, Estimate | None]:
-        """The column, and others that cost nothing more."""
+        """The column, and others that come at no extra cost."""
         metric, source = column.partition(OOD_SEPARATOR)[0], _source(column)
         if source is not None:
             return self._tested(cell, source)
@@ -164,9 +165,10 @@ class Estimates:
         return {f"auroc_{s}{OOD_SEPARATOR}{where}": of_separation(in_[s], out[s]) for s in in_}
 
     def _scaled(self, cell: Cell, logp_NC: np.ndarray, labels_N: np.ndarray) -> Columns:
-        """The same metrics at cross-fitted temperatures; none where a temperature says nothing.
+        """The same metrics at cross-fitted temperatures; none if a temperature is not meaningful.
 
-        An example's own term only: at its optimum a temperature's own error moves the NLL in second order.
+        An example contributes only its own term: near the optimum, an error of the temperature moves the NLL
+        only in second order.
         """
         try:
             fit = cross_fitted(logp_NC, labels_N)
@@ -192,7 +194,7 @@ class Estimates:
         return {"ts_ensemble_nll": measured_values(fit.mixture, y_N)["ensemble_nll"]}
 
     def _untested(self, cell: Cell) -> dict[str, Estimate | None]:
-        """Every column that `trial_metrics` computes, without its chance in the examples."""
+        """Every column that `trial_metrics` computes, without contributions of the examples."""
 
         def measure(row: Row, subset: Subset) -> Columns:
             sets = {where: self._ensemble(row, where, subset) for where in eval_sets(row)}
@@ -204,7 +206,7 @@ class Estimates:
 
         names = [*METRICS, *SCALED, *CONFORMAL, *SETS, "validation_nll"]
         names += [f"{n}{OOD_SEPARATOR}{task}" for task in ood_sets(cell.rows[0]) for n in OOD_METRICS]
-        names = [name for name in names if _source(name) is None]  # the others know their chance
+        names = [name for name in names if _source(name) is None]  # the others have contributions
         return self._from_pools(cell, measure, names, is_tested=False)
 
     def _from_pools(
@@ -218,7 +220,7 @@ class Estimates:
         for row in cell.rows if cell.members else cell.rows[:1]:
             remembered = functools.cache(functools.partial(measure, row))
             design = self._design(row)
-            if not is_tested or len(cell.rows) == 1:  # then nothing is done with them
+            if not is_tested or len(cell.rows) == 1:  # then they are not used
                 design = replace(design, deleted=())
             pools.append((row["seed"], design, remembered))
         exchangeable = all(row["diversity"] == INDEPENDENT and not is_soup(row) for row in cell.rows)
@@ -246,7 +248,7 @@ class Estimates:
         return tuple(pool(whole)), eval_sets(row)[where]
 
     def _ensemble(self, row: Row, where: str, subset: Subset) -> Predictions:
-        """Predictions of the members of a subset; () is all of them."""
+        """Predictions of the members of a subset; () means all of them."""
         folders, name = self._address(row, where)
         whole = self._predictions(folders, name)
         if not subset:
@@ -263,14 +265,14 @@ class Estimates:
 
 
 def _recipe(row: Row) -> str:
-    """What rows share whose members are of one pool."""
+    """Key of the rows whose members belong to one pool."""
     draws = eval_sets(row)["test"].removeprefix(plain_set(eval_sets(row)["test"]))
     test = plain_set(eval_sets(row)["test"])
     return json.dumps([row["recipe"], row["seed"], row["diversity"], test, draws, min(row["members"], 1)])
 
 
 def _source(column: str) -> str | None:
-    """The evaluation set of a column whose differences are tested: "test" or an OOD task; None of others."""
+    """The evaluation set of a column whose differences are tested, "test" or an OOD task; otherwise None."""
     metric, _, task = column.partition(OOD_SEPARATOR)
     if metric in (*TESTED, *TESTED_SCALED, *TESTED_VALUES):
         return "test"
@@ -290,7 +292,7 @@ def _estimate(
     exchangeable: bool,
     root: bool,
 ) -> Estimate | None:
-    """One column from what the subsets of each pool have; None where one of them does not have it."""
+    """One column, estimated from the subsets of each pool; None if one of them lacks it."""
     found = [
         {subset: columns_of(subset).get(name) for subset in (*design.chosen, *design.deleted)}
         for _, design, columns_of in pools
@@ -300,7 +302,7 @@ def _estimate(
         return None
     if not all(math.isfinite(one.value) for one in values if one):
         return Estimate(math.inf, NOTHING)
-    if not is_trained:  # the backbone is one model, which no training moves
+    if not is_trained:  # the backbone is one model without trainings
         (whole,) = [one for one in values if one]
         return Estimate(whole.value, whole.examples, root=root)
     of_seeds = [

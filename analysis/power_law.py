@@ -1,8 +1,8 @@
 """The power law of deep ensembles: the NLL of M members is about c + b M^-a.
 
-Of the plain NLL a is 1 to first order in 1/M, whatever the members are; of the temperature-scaled one
-("CNLL") it need not be. Source of the law: Lobacheva et al. 2020, arXiv:2007.08483. The fit is ours: plain
-least squares in nats, with a in [0.1, 5], b >= 0 (more members do not harm) and c >= 0 (an NLL has no less).
+For the plain NLL, a is 1 to first order in 1/M, whatever the members; for the temperature-scaled one ("CNLL")
+it need not be. Source of the law: Lobacheva et al. 2020, arXiv:2007.08483. The fit is ours: plain least
+squares in nats, with a in [0.1, 5], b >= 0 (more members do no harm) and c >= 0 (an NLL is never negative).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -23,8 +24,8 @@ class PowerLaw:
 
     Args:
         c: limit of many members.
-        b: what they gain over one; 0 where the metric does not fall with M, and a says nothing.
-        a: how fast.
+        b: what they gain over one; 0 if the metric does not fall with M; a then means nothing.
+        a: how fast the metric falls.
     """
 
     c: float
@@ -35,14 +36,14 @@ class PowerLaw:
         return f"{self.c:.4f} + {self.b:.4f} M^-{self.a:.2f}" if self.b else f"{self.c:.4f}, flat"
 
     def at(self, members: int) -> float:
-        """The metric of an ensemble of so many members."""
+        """The metric of an ensemble of this many members."""
         return self.c + self.b * members**-self.a
 
     def leverage(self, sizes_K: Sequence[int], members: int) -> np.ndarray:
         """How far the law at `members` moves with each value that it was fitted to, (K,).
 
-        Least squares in the law's tangent space, spanned by 1, M^-a and M^-a log M, as if no bound held: a
-        curve that looks flat is no surer than another.
+        Least squares in the law's tangent space, spanned by 1, M^-a and M^-a log M, as if there were no
+        bounds: a curve that looks flat is no more certain than another.
         """
         return self._tangent([members])[0] @ np.linalg.pinv(self._tangent(sizes_K))
 
@@ -55,8 +56,8 @@ class PowerLaw:
 def fit_power_law(sizes_K: Sequence[int], values_K: Sequence[float]) -> PowerLaw:
     """The law with the least squared error; every size counts the same.
 
-    For each a the best c and b have a closed form, so that only a is searched: on a grid, then between its
-    best point's neighbours.
+    For each a, the best c and b have a closed form, so only a is searched: on a grid, then between the
+    neighbours of its best point.
 
     Args:
         sizes_K: numbers of members, at least three.
@@ -74,7 +75,7 @@ def fit_power_law(sizes_K: Sequence[int], values_K: Sequence[float]) -> PowerLaw
     grid = np.linspace(math.log(SLOWEST), math.log(FASTEST), 40)
     best = int(np.argmin([error(log_a) for log_a in grid]))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    refined = optimize.minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 1e-7})
+    refined: Any = optimize.minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 1e-7})
     found = min((grid[best], float(refined.x)), key=error)
     return law(found) if law(found).b else PowerLaw(float(value_K.mean()), 0.0, 1.0)
 

@@ -40,13 +40,13 @@ class Published:
 
     Args:
         source: where it was read.
-        trained_on, evaluated_on: data sets; those that we have too by their `Task.name`.
+        trained_on, evaluated_on: data sets; those that lorae also has by their `Task.name`.
         num_members: of an ensemble, or draws of one member.
-        metric: "acc", "ece" (both fractions), "nll" (nats), or one of texts in the unit of our column.
+        metric: "acc", "ece" (both fractions), "nll" (nats), or a metric of texts in the unit of our column.
         std: over seeds; None = not published.
         ece_bins: equal-width bins of an "ece".
         note: what the source says about its setting.
-        suspect: why the number is doubted, reasons parted by "; "; "" if it is not.
+        suspect: why the number is doubted, reasons separated by "; "; "" if it is not.
     """
 
     source: str
@@ -69,7 +69,7 @@ class Published:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """The reasons of `suspect`, each by itself."""
+        """The reasons in `suspect`, one by one."""
         return tuple(self.suspect.split("; ")) if self.suspect else ()
 
 
@@ -102,7 +102,7 @@ def beside(trials: Trials) -> list[Table]:
     """A table of the published rows of a sweep's tasks, in and out of distribution, if there are any."""
     pairs: dict[tuple[str, str], None] = {}
     for row in trials.rows:
-        # the name, as the factor `task` has the subset's size; published are means over the folds of a task
+        # by name: the factor `task` holds the subset's size, and published numbers are means over folds
         task = dataset(json.loads(row["recipe"])["task"]["task"])
         pairs |= dict.fromkeys((task, evaluated_on) for evaluated_on in (task, *ood_sets(row)))
     rows = [row for pair in pairs for row in published_rows(*pair)]
@@ -115,7 +115,7 @@ def dataset(task: str) -> str:
 
 
 def published_table(rows: Sequence[Published]) -> Table:
-    """A line for each setting, in blocks of one training and test set; none is compared, so none is best."""
+    """A line per setting, in blocks of one training and test set; lines are not compared, so none is best."""
     blocks: dict[tuple[str, str], dict[tuple[Any, ...], list[Published]]] = {}
     for row in rows:
         settings = blocks.setdefault((row.trained_on, row.evaluated_on), {})
@@ -149,7 +149,7 @@ def _line(rows: Sequence[Published], letters: dict[str, str]) -> Line:
 
 
 def _marks(rows: Sequence[Published], letters: dict[str, str]) -> list[str]:
-    """Which numbers are doubted, and the letters of why: "all (a, b)", "ECE-15, NLL (c)"."""
+    """Which numbers are doubted, and the letters of the reasons: "all (a, b)", "ECE-15, NLL (c)"."""
     doubted: dict[str, list[str]] = {}
     for row in rows:
         if row.doubts:
@@ -162,7 +162,7 @@ def _marks(rows: Sequence[Published], letters: dict[str, str]) -> list[str]:
 
 
 def _columns(lines: Sequence[Line]) -> tuple[Column, ...]:
-    """Those in which something is written, and always whether it is suspect."""
+    """Columns with an entry, and always the one that marks suspect numbers."""
     used = {name for line in lines for name, entry in line.items() if entry.value is not None}
     metrics = [c for m in METRICS for c in (Column(m, "metric"), Column(f"{m}_std", "amount"))]
     return (
@@ -177,7 +177,7 @@ def _columns(lines: Sequence[Line]) -> tuple[Column, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the published numbers as Markdown; the exit code, 2 where none are known."""
+    """Print the published numbers as Markdown; returns the exit code, 2 if none are known."""
     parser = argparse.ArgumentParser(prog="python -m analysis.published", description=CAPTION)
     parser.add_argument("--task", choices=sorted({row.trained_on for row in _all_rows()}), help="trained on")
     parser.add_argument("--metric", choices=sorted({row.metric for row in _all_rows()}))

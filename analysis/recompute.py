@@ -1,13 +1,13 @@
-"""The main metrics of a sweep's trials from its Parquet files alone, without lorae: the file can be copied to
-any place that has numpy, scipy and pyarrow.
+"""The main metrics of a sweep's trials from its Parquet files alone, without lorae: this file runs wherever
+numpy, scipy and pyarrow are installed.
 
     python -m analysis.recompute STORAGE SWEEP [OOD_TASK ...]
 
-A line of JSON for each row of trials.parquet, of its own members; under "pool" what tables show: the mean
-over all ensembles of so many of the members that its recipe and seed have. Tables then average over seeds.
-STORAGE may be an archive of one, such as results/study.
+Prints a line of JSON for each row of trials.parquet: the metrics of the row's own members and, under "pool",
+what tables show: the mean over all ensembles of that size from the members of its recipe and seed. Tables
+then average over seeds. STORAGE may be an archive, such as results/study.
 
-Rows that average probabilities, of one prediction of each member, and soups; other sweeps are refused.
+Handles soups and rows that average probabilities of one prediction per member; refuses other sweeps.
 """
 
 import glob
@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,7 +40,7 @@ class Stored:
                 )
 
     def table(self, entry, file):
-        """A prediction set of a storage, or of an archive of one."""
+        """A prediction set of a storage or of an archive."""
         if not self.archive:
             return pq.read_table(f"{self.storage}/{entry}/{file}")
         return pq.read_table(self.archive, filters=[("entry", "=", entry), ("file", "=", file)])
@@ -55,7 +56,7 @@ class Stored:
         return log_softmax([t["logits"].to_pylist() for t in tables], axis=2), tables[0]["label"].to_numpy()
 
     def pool_of(self, row):
-        """The row with the most members of the same recipe and seed; itself if it has none, or is a soup."""
+        """The row with the most members of the same recipe and seed; a soup or zero-shot row itself."""
         if not row["member_ids"] or (row["combine"] == "weights" and row["members"] > 1):
             return row
         names = ("recipe", "seed", "diversity")
@@ -82,7 +83,7 @@ class Stored:
         return found | {"pool": self.over_subsets(row)}
 
     def over_subsets(self, row):
-        """Mean metrics of all ensembles that are as large as the row, of its pool's members."""
+        """Mean metrics of all ensembles of the row's size, from its pool's members."""
         pool = self.pool_of(row)
         each, y = self.members(pool, "test")
         size = row["members"] if pool["members"] > row["members"] > 0 else len(each)
@@ -124,13 +125,17 @@ def debiased_ce15(logp, y):
 
 
 def temperature(logp, y):
-    """The temperature of the lowest NLL."""
-    scaled = minimize_scalar(lambda log_t: nll(log_softmax(logp / np.exp(log_t), 1), y), (-1, 1), tol=1e-9)
-    return np.exp(scaled.x)
+    """The temperature with the lowest NLL."""
+
+    def loss(log_t):
+        return nll(log_softmax(logp / np.exp(log_t), 1), y)
+
+    best: Any = minimize_scalar(loss, (-1, 1), tol=1e-9)
+    return np.exp(best.x)
 
 
 def calibrated(logp, y):
-    """Each of five folds by the temperature that is best on the other four."""
+    """Each of five folds, scaled by the temperature that is best on the other four."""
     fold = np.empty(len(y), int)
     fold[np.random.RandomState(0).permutation(len(y))] = np.arange(len(y)) % 5
     t = np.array([temperature(logp[fold != k], y[fold != k]) for k in range(5)])

@@ -41,7 +41,7 @@ def text(column: Column, entry: Entry | Difference) -> str:
 
 
 def parts(column: Column, entry: Entry | Difference) -> tuple[str, str]:
-    """`text` taken apart: a number and its uncertainty, "" if it has none."""
+    """`text` split into the number and its uncertainty, "" if it has none."""
     number, _, uncertainty = text(column, entry).partition(" ")
     return (number, uncertainty) if column.kind in CSV_PARTS else (text(column, entry), "")
 
@@ -55,14 +55,14 @@ def amount(value: float) -> str:
 
 
 def is_bold(entry: Entry | Difference) -> bool:
-    """The best of its column, or a difference that is one."""
+    """Whether it is the best of its column, or a difference whose interval excludes 0."""
     return entry.verdict in ("lower", "higher") if isinstance(entry, Difference) else entry.mark == "best"
 
 
 def sign(entry: Entry | Difference) -> str:
-    """≈ for what is equivalent, ? for what is undecided, † for what holds for these very members; or "".
+    """≈ for equivalent, ? for undecided, † for a number of these very members; or "".
 
-    A difference that is undecided shows that by its interval.
+    An undecided difference has no sign; its interval shows it.
     """
     if isinstance(entry, Difference):
         return "†" if entry.verdict is None else "≈" if entry.verdict == "equivalent" else ""
@@ -118,8 +118,8 @@ CSV_PARTS = {
 def csv_text(table: Table) -> str:
     """Every column by its name in trials.parquet, in full precision, with columns for its uncertainty.
 
-    A metric has `_stderr` and `_mark`, over folds `_std`; a level `_lo` and `_hi`, a difference or estimate
-    `_p_value` (corrected), too, a difference also `_verdict`.
+    A metric has `_stderr` and `_mark`, or `_std` over folds; a level has `_lo` and `_hi`; a difference or
+    estimate also `_p_value` (corrected); a difference also `_verdict`.
     """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
@@ -136,7 +136,7 @@ def csv_text(table: Table) -> str:
 # LaTeX -----------------------------------------------------------------------------------------------------
 
 
-COLUMN_CHARACTERS, PAGE_CHARACTERS = 60, 130  # of a line in scriptsize: in a column, over two of them
+COLUMN_CHARACTERS, PAGE_CHARACTERS = 60, 130  # per line in scriptsize: in one column, across two
 MARKS = {
     "best": "Best in bold",
     "equivalent": "equivalent to it underlined",
@@ -145,8 +145,8 @@ MARKS = {
 
 
 def latex(table: Table) -> str:
-    """A `table`, or `table*` where a column is too narrow, which needs the package booktabs; one that is
-    wider than a page is scaled to it (graphicx). The caption is short; the long one is in comments."""
+    """A `table`, or a `table*` if a column is too narrow; needs the package booktabs. A table wider than a
+    page is scaled to fit (graphicx). The caption is short; the long one is in comments."""
     columns = shown(table)
     heads = " & ".join(_latex_head(column) for column in columns)
     blocks = [
@@ -179,7 +179,7 @@ def latex(table: Table) -> str:
 
 
 def short_caption(table: Table) -> str:
-    """The title and what the marks mean that the table has: what a paper has room for."""
+    """The title and the meaning of the table's marks: all that a paper has room for."""
     entries = [line[c.name] for block in table.blocks for line in block for c in shown(table)]
     marks = {entry.mark for entry in entries if isinstance(entry, Entry)}
     told = [words for mark, words in MARKS.items() if mark in marks]

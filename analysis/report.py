@@ -40,8 +40,8 @@ from lorae.results import COST
 from lorae.store.names import member_folder
 from lorae.untrusted import text_if_any
 
-SHOWN = ("lorae", "torch", "transformers", "device", "date")  # of what members record of their training
-MAX_PANELS = 8  # of which figures are drawn; the tables are always whole
+SHOWN = ("lorae", "torch", "transformers", "device", "date")  # provenance of members' training that is shown
+MAX_PANELS = 8  # with figures; the tables are always complete
 
 
 def write_report(

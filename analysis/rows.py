@@ -30,12 +30,12 @@ def provenance(row: Row) -> dict[str, Any]:
 
 
 def rule(row: Row) -> Rule:
-    """By which a row's logits are combined."""
+    """The rule that combines a row's logits."""
     return COMBINATIONS[row["combine"]].rule
 
 
 def soup(row: Row) -> str | None:
-    """Name of the combination that makes one model of a row's members, if it predicts so."""
+    """Name of the combination that makes one model of a row's members, or None."""
     return row["combine"] if is_soup(row) else None
 
 
@@ -45,7 +45,7 @@ def together(row: Row) -> list[str]:
 
 
 def is_soup(row: Row) -> bool:
-    """Whether a row predicts with one model that is made of its members."""
+    """Whether a row predicts with one model made of its members."""
     return row["members"] > 1 and row["combine"] in SOUPS
 
 
@@ -60,7 +60,7 @@ def eval_sets(row: Row) -> dict[str, str]:
 
 
 def ood_sets(row: Row) -> dict[str, str]:
-    """The same of its OOD tasks alone."""
+    """`eval_sets` of the OOD tasks alone."""
     return {task: name for task, name in eval_sets(row).items() if task not in ("test", "validation")}
 
 

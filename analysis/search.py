@@ -21,9 +21,9 @@ TABLE_METRICS = ("acc", "ensemble_nll", "ece15")
 
 
 def content(trials: Trials) -> Content:
-    """The best point of each study and all points in a table each; the objective against what was sampled.
+    """A table of each study's best point, and one of all points; the objective against the sampled settings.
 
-    Points are chosen on validation; a table of test metrics over them chooses nothing.
+    Points are chosen on validation; their test metrics are shown, but choose nothing.
     """
     plots = [p for s in numeric_settings(trials) for p in metric_against_setting(trials, s, OBJECTIVE)]
     every = comparison(trials, (OBJECTIVE, *TABLE_METRICS))
@@ -52,7 +52,7 @@ def best_points(trials: Trials) -> Table:
 
 
 def _study(cell: Cell) -> tuple[str, ...]:
-    """What is tuned on its own: the kinds of regularisers count, their strengths are what was sampled."""
+    """Key of what is tuned separately: it has the kinds of regularisers, but not their sampled strengths."""
     regularizers = json.loads(cell.rows[0]["recipe"])["regularizers"] if cell.members else []
     kinds = "+".join(regularizer["type"] for regularizer in regularizers)
     return cell.test_set, str(cell.factors["method"]), kinds, str(cell.members)

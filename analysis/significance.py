@@ -1,22 +1,24 @@
-"""How sure is a difference: for new test examples and for new trainings, over all pairs of rows at once.
+"""How certain a difference is, over new test examples and new trainings, for all pairs of rows at once.
 
-A number of a table is an `Estimate`: its value, and how much each test example and each training moved it.
-Rows of one table share examples, and often members, so the difference of two rows is the difference of what
-moved them, source by source:
+A number in a table is an `Estimate`: its value, and how far each test example and each training moved it.
+Rows of one table share examples, and often members, so the contributions of two rows are subtracted source by
+source:
 
     Var(a - b) = sum_n (a_n - b_n)^2 + sum_i (a_i - b_i)^2 - sum_in (a_in - b_in)^2
 
-The first sum, over test examples, is the infinitesimal jackknife, which for a mean is the paired t-test; the
-second, over trainings, the jackknife over members, or over seeds where members of a seed share a random
-stream. What an example and a training do together is in both, and is taken off once: the variance components
-of two crossed random effects (Owen 2007, Annals of Applied Statistics 1(2)). An interval's half-width h has
-h^2 = sum t^2 V over the sources' variances V, each with the quantile t of its own degrees of freedom, which
-covers at least as often as it says however few trainings there are (Banerjee 1961, Journal of the American
-Statistical Association 56; by Welch and Satterthwaite it covers less where few degrees of freedom decide).
+The first sum, over test examples, is the infinitesimal jackknife, which for a mean is the paired t-test. The
+second, over trainings, is the jackknife over members, or over seeds if members of a seed share a random
+stream. Both contain the joint effect of an example and a training, so it is subtracted once: the variance
+components of two crossed random effects (Owen 2007, Annals of Applied Statistics 1(2)). An interval's
+half-width h has h^2 = sum t^2 V over the sources' variances V, each with the quantile t of its own degrees of
+freedom. Its coverage is at least nominal, however few trainings there are (Banerjee 1961, Journal of the
+American Statistical Association 56; the interval of Welch and Satterthwaite covers less where few degrees of
+freedom decide).
 
 All pairs of rows of a column are one family: p-values and intervals are adjusted by the largest of all
 pairs' statistics (max-T, Westfall and Young 1993), drawn from the normal distribution with the rows'
-covariance. Whatever is read off them agrees: who is worse than the best, and any row minus any other.
+covariance. All that is derived from them agrees: which rows are worse than the best, and any row minus any
+other.
 """
 
 from __future__ import annotations
@@ -33,12 +35,10 @@ from analysis.t_scores import half_width, largest_scores, normal_score
 from lorae.metrics.summary import Direction
 
 ALPHA = 0.05  # of the simultaneous intervals (1 - ALPHA) and the verdicts
-DRAWS = 4_000  # of the largest statistic under "all rows are equal"
-ROUNDING = (
-    1e-6  # of a difference, relative, where no variance is told: below it variances are lost to rounding
-)
+DRAWS = 4_000  # of the largest statistic if all rows are equal
+ROUNDING = 1e-6  # relative; the variance of a smaller difference is lost to rounding
 BLOCK_NUMBERS = 1_000_000  # draws x pairs at once
-MAX_NUMBERS = 10_000_000  # draws x pairs; of more pairs fewer draws, and at least 1,000
+MAX_NUMBERS = 10_000_000  # draws x pairs; more pairs get fewer draws, but at least 1,000
 
 # What a training, (seed, member), contributed: to the metric, and to each example's contribution to it
 Moves = dict[tuple[int, int], np.ndarray]
@@ -52,17 +52,17 @@ Row = TypeVar("Row", bound=Hashable)
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A metric of a row with what each source of chance contributed to it.
+    """A row's metric with the contribution of each source of chance.
 
     The sum of a source's squared contributions is its share of the variance.
 
     Args:
-        value: mean over the subsets of each pool, then over seeds; of a squared error, see `root`.
+        value: mean over the subsets of each pool, then over seeds; for a squared error, see `root`.
         examples: contribution of each example, (N,), in an order that all rows of a column share.
-        members: the same of each training, then what it moves together with each example; None where it
-            cannot be told.
-        seeds: the same of each seed, as its member 0; None for a single seed.
-        num_trainings: distinct members that the value is made of; 0 for a model that was not trained.
+        members: contribution of each training, then its joint contributions with each example; None if
+            unknown.
+        seeds: the same for each seed, as its member 0; None for a single seed.
+        num_trainings: distinct members behind the value; 0 for an untrained model.
         root: the value is the square of what is shown; differences are tested as squares.
     """
 
@@ -75,12 +75,12 @@ class Estimate:
 
     @property
     def mean(self) -> float:
-        """What is shown: of a square that chance took below 0 the root of 0."""
+        """The value shown; 0 for a square that chance took below 0."""
         return root_of(self.value) if self.root else self.value
 
     @property
     def stderr(self) -> float | None:
-        """Standard error over trainings, on the scale that is shown; None where it cannot be told."""
+        """Standard error over trainings, on the scale that is shown; None if unknown."""
         moved = self.members or self.seeds
         if moved is None:
             return None
@@ -91,17 +91,17 @@ class Estimate:
 
     @property
     def is_of_these(self) -> bool:
-        """Whether it holds for its very members: nothing says how much a new training would move it."""
+        """Whether it holds only for its own members: how far a new training would move it is unknown."""
         return self.num_trainings > 0 and self.members is None and self.seeds is None
 
     @property
     def is_comparable(self) -> bool:
-        """Whether it says how much new examples and new trainings would move it."""
+        """Whether it is known how far new examples and new trainings would move it."""
         return len(self.examples) > 1 and not self.is_of_these
 
 
 def root_of(square: float) -> float:
-    """What a square is shown as: its root, 0 of one that chance took below 0."""
+    """The root of a square, as it is shown; 0 if chance took the square below 0."""
     return float(np.sqrt(max(square, 0.0)))
 
 
@@ -112,7 +112,8 @@ def root_of(square: float) -> float:
 class Difference:
     """One row minus another with its simultaneous 95 % interval, adjusted p-value and verdict.
 
-    Without a verdict, interval and p-value are None: it is about these very members, not about new ones.
+    Without a verdict, interval and p-value are None: the difference holds for these very members, not for new
+    ones.
     """
 
     value: float
@@ -129,10 +130,10 @@ class Family(Generic[Row]):
     Args:
         rows: their estimates, which share the order of their examples.
         margin: the largest difference that does not matter, in the unit of the metric.
-        is_share: the metric is a share of right answers. Where few of them differ, their variance is told
-            too low to call two rows equivalent; then it is taken to be what it is at the margin, at least
-            m - m^2 for a paired difference of 1, 0 or -1 with mean m.
-        pairs: the differences that are asked for, each (row, baseline), if not all: the family is theirs.
+        is_share: the metric is a share of correct answers. If few answers differ, their estimated variance is
+            too low to call two rows equivalent; the variance at the margin is then taken instead, at least m
+            - m^2 for a paired difference of 1, 0 or -1 with mean m.
+        pairs: the differences that make up the family, each (row, baseline); None = all.
     Raises:
         ValueError: the margin is not above 0.
     """
@@ -147,7 +148,7 @@ class Family(Generic[Row]):
             raise ValueError(f"margin={self.margin}: must be > 0, the largest difference that is none")
 
     def difference(self, row: Row, baseline: Row) -> Difference:
-        """`row` minus `baseline`; of squares, on the scale of their roots."""
+        """`row` minus `baseline`; for squares, on the scale of their roots."""
         a, b = self.rows[row], self.rows[baseline]
         if row == baseline or row not in self._place or baseline not in self._place:
             return Difference(a.mean - b.mean)
@@ -164,10 +165,10 @@ class Family(Generic[Row]):
         return Difference(value, lo, hi, self._p_value(normal_score(square, variances, df)), verdict)
 
     def marks(self, direction: Direction) -> dict[Row, Mark]:
-        """Each row against the best of those that can be told: "worse" than it, "equivalent", or "undecided".
+        """Each row against the best comparable row: "worse" than it, "equivalent", or "undecided".
 
-        Rows about which only their own members are known have no mark; one that holds the best value leaves
-        the others to be compared with the best of the rest.
+        Rows that hold only for their own members have no mark; if one of them has the best value, the others
+        are compared with the best of the rest.
         """
         sign = {"lower": 1, "higher": -1}[direction]
         if not self._place:
@@ -183,13 +184,13 @@ class Family(Generic[Row]):
         return found
 
     def _gap(self, row: Row, baseline: Row) -> float:
-        """Difference of two values; 0 for rows that differ by rounding, which no variance is told of."""
+        """Difference of two values; 0 for rows that differ only by rounding, which have no variance."""
         a, b = self.rows[row].value, self.rows[baseline].value
         moved = self._sources[0, :, self._place[row], self._place[baseline]].any()
         return a - b if moved or abs(a - b) > ROUNDING * max(abs(a), abs(b)) else 0.0
 
     def _is_told_equal(self, square: float, variances: np.ndarray, df: np.ndarray) -> bool:
-        """Whether the variances are no underestimates that make a small difference look sure."""
+        """Whether equivalence does not rest on underestimated variances."""
         if not self.is_share:
             return square == 0 or bool(variances.any())
         least = (self.margin - self.margin**2) / df[0]
@@ -197,7 +198,7 @@ class Family(Generic[Row]):
         return abs(square) + half_width(self._critical, at_margin, df) < self.margin
 
     def _p_value(self, score: float) -> float:
-        """Adjusted for all pairs; it is at most ALPHA where the interval excludes 0."""
+        """Adjusted for all pairs; at most ALPHA if the interval excludes 0."""
         alone = float(2 * special.ndtr(-score))
         if self._num_pairs == 1:
             return alone
@@ -206,14 +207,14 @@ class Family(Generic[Row]):
 
     @cached_property
     def _place(self) -> dict[Row, int]:
-        """Place of each comparable row in the arrays below."""
+        """Index of each comparable row in the arrays below."""
         comparable = (row for row, estimate in self.rows.items() if estimate.is_comparable)
         return {row: place for place, row in enumerate(comparable)}
 
     @cached_property
     def _sources(self) -> np.ndarray:
-        """Variances and degrees of freedom (2, 4, K, K) of what moves each difference: examples, trainings
-        that both rows have, those of one row, and of the other."""
+        """Variances and degrees of freedom (2, 4, K, K) of the sources of each difference: examples,
+        trainings that both rows have, those of one row only, and of the other only."""
         estimates = [self.rows[row] for row in self._place]
         examples_KN = np.array([e.examples for e in estimates])
         by_member = np.array([e.members is not None or not e.num_trainings for e in estimates])
@@ -228,7 +229,7 @@ class Family(Generic[Row]):
 
     @cached_property
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the rows of each difference of the family."""
+        """Indices of the two rows of each difference in the family."""
         if self.pairs is None:
             return np.triu_indices(len(self._place), 1)
         told = [(self._place[a], self._place[b]) for a, b in self.pairs if {a, b} <= self._place.keys()]
@@ -242,7 +243,7 @@ class Family(Generic[Row]):
     @cached_property
     def _critical(self) -> float:
         """What the largest difference's normal score exceeds with probability ALPHA if all rows are equal; at
-        least as of one pair, at most Bonferroni's."""
+        least the value of a single pair, at most Bonferroni's."""
         if self._num_pairs == 1:
             return float(stats.norm.isf(ALPHA / 2))
         last = int(ALPHA * (len(self._largest) + 1)) - 1
@@ -253,8 +254,8 @@ class Family(Generic[Row]):
     def _largest(self) -> np.ndarray:
         """Draws of the largest |difference| over all pairs if all rows are equal, each as a normal score.
 
-        Differences follow the rows' covariance; the variances that they are divided by are drawn for each
-        pair apart, with Satterthwaite's degrees of freedom.
+        Differences follow the rows' covariance; the variances that they are divided by are drawn separately
+        for each pair, with Satterthwaite's degrees of freedom.
         """
         num = len(self._place)
         first, second = self._pairs
@@ -291,9 +292,9 @@ class Family(Generic[Row]):
 
 
 def _of_trainings(moves: Sequence[Moves | None]) -> np.ndarray:
-    """What trainings do to the differences of K rows, (7, K, K): three variances, by the trainings that both
-    rows have, which are paired, by those that only the first has, and only the second; their degrees of
-    freedom; and the variance by trainings and examples together."""
+    """Effect of trainings on the differences of K rows, (7, K, K): three variances, from the trainings that
+    both rows have (paired), that only the first has, and that only the second has; their degrees of freedom;
+    and the joint variance of trainings and examples."""
     table_KUX = _table(moves)
     has_KU = (~np.isnan(table_KUX[:, :, 0])).astype(np.float64)
     table_KUX = np.nan_to_num(table_KUX)
@@ -308,12 +309,12 @@ def _of_trainings(moves: Sequence[Moves | None]) -> np.ndarray:
 
 
 def _apart(members: Moves | None) -> Moves | None:
-    """Members as trainings of their own, beside rows of which only seeds are known, which are member 0."""
+    """Members renumbered from 1, beside rows for which only seeds are known, which are member 0."""
     return members and {(seed, member + 1): row for (seed, member), row in members.items()}
 
 
 def _squared_distances(x_KN: np.ndarray) -> np.ndarray:
-    """Sum of squares of the difference of each two rows, (K, K); exactly 0 for equal ones."""
+    """Squared distance between each two rows, (K, K); exactly 0 for equal ones."""
     gram = x_KN @ x_KN.T
     size = np.diag(gram)
     found = size[:, None] + size - 2 * gram
@@ -321,7 +322,7 @@ def _squared_distances(x_KN: np.ndarray) -> np.ndarray:
 
 
 def _table(moves: Sequence[Moves | None]) -> np.ndarray:
-    """Contributions by row, training and what is moved, (K, U, X); NaN where a row lacks a training."""
+    """Contributions by row, training and moved quantity, (K, U, X); NaN where a row lacks a training."""
     units = dict.fromkeys(unit for moved in moves for unit in moved or ())
     width = max((len(row) for moved in moves for row in (moved or {}).values()), default=1)
     found = np.full((len(moves), len(units), width), np.nan)
@@ -333,7 +334,7 @@ def _table(moves: Sequence[Moves | None]) -> np.ndarray:
 
 
 def _difference_of_roots(difference: float, total: float) -> float:
-    """sqrt(a) - sqrt(b) of two squares with a - b and a + b, neither below 0."""
+    """sqrt(a) - sqrt(b) from a - b and a + b, neither square below 0."""
     total = max(total, abs(difference))
     return float(np.sqrt((total + difference) / 2) - np.sqrt((total - difference) / 2))
 

@@ -1,4 +1,4 @@
-"""How many members are worth training? What the next one gains by its recipe's law, and what it costs.
+"""How many members are worth training? What the next member gains by the recipe's law, and what it costs.
 
 lorae size lorae-results --sweep members --margin 0.001
 """
@@ -21,7 +21,7 @@ from analysis.render import markdown, save_table
 from analysis.significance import Difference
 from analysis.table import Entry, Line, Table, cell_columns, cell_line, entry, made_by, setting
 
-DECIMALS = 4  # of NLLs that differ by no more than the margin
+DECIMALS = 4  # for NLLs that differ by no more than the margin
 LAW_COLUMNS = (
     Column("law", "text"),
     *(Column(name, "data") for name in ("c", "b", "a")),
@@ -34,7 +34,7 @@ NOTHING: Line = {column.name: Entry(None) for column in LAW_COLUMNS}
 def write_sizes(
     storage: str, sweep: str, margin: float = MARGIN, out: Path | None = None, allow_missing: bool = False
 ) -> str:
-    """The tables of a sweep as Markdown; into `out` also their files and the figures.
+    """The tables of a sweep as Markdown; also writes their files and the figures into `out`.
 
     Raises:
         ValueError: as `load_trials`, or a margin that is not above 0.
@@ -107,7 +107,7 @@ def _worth(curve: Curve) -> str:
 
 
 def _of_member(cell: Cell, cost: str) -> float | None:
-    """A cost of one member, mean over the cell's rows; None where a row does not have it."""
+    """A cost of one member, mean over the cell's rows; None if a row lacks it."""
     costs = [row.get(cost) for row in cell.rows]
     if any(cost is None for cost in costs):
         return None
@@ -128,7 +128,7 @@ def _lacking(found: Sequence[Curve]) -> list[str]:
 def sizes(trials: Trials, found: Sequence[Curve]) -> Table:
     """A line for each recipe and size: what was measured, the law, and what one more member gains.
 
-    Recipes of one member have no other sizes, and no line.
+    Recipes with a single member have no other sizes, and no line.
     """
     metrics = ["ensemble_nll", "debiased_ce15", *ood_columns(trials)]
     return Table(
@@ -180,7 +180,7 @@ def _law_entries(curve: Curve, size: int) -> Line:
 
 
 def recipe_columns(trials: Trials) -> list[Column]:
-    """`cell_columns` but the size."""
+    """`cell_columns` without the size."""
     return [column for column in cell_columns(trials) if column.name != "members"]
 
 

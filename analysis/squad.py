@@ -1,4 +1,4 @@
-"""Which score tells a wrong short answer? SQuAD by 135M parameters; twin of pipelines/squad.py.
+"""Which score detects wrong short answers? SQuAD with 135M parameters; twin of pipelines/squad.py.
 
 python -m analysis.squad lorae-results
 """

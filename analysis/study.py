@@ -3,7 +3,7 @@
     python -m analysis.study results/study
     python -m analysis.study lorae-results --sweep study_trec
 
-Of a file of pipelines/study*.py that was run as a whole and in part, the whole is shown.
+If a file of pipelines/study*.py was run both as a whole and in part, the whole is shown.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def content(trials: Trials) -> Content:
 
 
 def of_one_size(trials: Trials) -> Trials:
-    """The ensembles of the size that most pools have, the largest of equals: gains grow with the size."""
+    """The ensembles of the size that most pools have, the largest on ties: gains grow with the size."""
     sizes = Counter(row["members"] for row in trials.rows if row["members"] > 1)
     size = max(sizes, key=lambda members: (sizes[members], members), default=None)
     return replace(trials, rows=tuple(row for row in trials.rows if row["members"] == size))
@@ -75,7 +75,7 @@ def of_one_size(trials: Trials) -> Trials:
 
 
 def sources(trials: Trials) -> Table:
-    """What a shared source of chance costs: ensembles whose members share their data order or their
+    """What a shared source of randomness costs: ensembles whose members share their data order or their
     initialisation minus those that share neither."""
     return differences(
         trials,
@@ -122,11 +122,11 @@ class Question:
     """A question of docs/study.md and the lines that answer it.
 
     Args:
-        number: of the question, and what it asks.
-        table: whose differences answer it.
-        lines: those of its lines that do.
-        metrics: in these columns; "ood" stands for the AUROC of each OOD task.
-        is_first: no question before has the same table.
+        number: of the question, and its topic.
+        table: makes the table whose differences answer it.
+        lines: whether a line of that table answers it.
+        metrics: the columns that answer it; "ood" stands for the AUROC of each OOD task.
+        is_first: no earlier question has the same table.
     """
 
     number: str
@@ -145,7 +145,7 @@ def _is_regularised(line: Line) -> bool:
 
 
 def _is_members_own(line: Line) -> bool:
-    """Whether it averages independent members that predict once."""
+    """Whether it averages independent members with one prediction each."""
     said = [_said(line, factor) for factor in ("draws", "diversity")]
     return said == ["none", INDEPENDENT] and _said(line, "combine") == "probs"
 
@@ -182,7 +182,8 @@ QUESTIONS = (
 
 
 def answers(sweeps: Sequence[Trials]) -> Table:
-    """A line for each cell that answers a question: the difference, its verdict, and what could be told."""
+    """A line for each cell that answers a question: the difference, its verdict, and the smallest difference
+    that could be detected."""
     lines = [line for asked in QUESTIONS for trials in sweeps for line in _answers(asked, trials)]
     return Table(
         name="answers",
@@ -216,7 +217,7 @@ def _answers(asked: Question, trials: Trials) -> list[Line]:
 
 
 def _name(line: Line) -> str:
-    """A line's model with the settings that its name does not say."""
+    """A line's model, with the settings that its name does not show."""
     words = [_said(line, "rival") or _said(line, "model"), _said(line, "regularizers")]
     words += [_said(line, "diversity")]
     return ", ".join(str(word) for word in words if word not in (None, "none", INDEPENDENT))
@@ -238,8 +239,7 @@ def _numbers(metric: str, difference: Difference) -> Line:
 
 
 def sweeps_of(names: Sequence[str]) -> list[str]:
-    """The study's sweeps among those of a storage, in the order of FILES: of each file the whole, or else its
-    parts."""
+    """The study's sweeps in a storage, in the order of FILES: each file's whole sweep, or else its parts."""
     found: list[str] = []
     for file in FILES:
         parts = [name for name in names if name.startswith(f"{file}-")]

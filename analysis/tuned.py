@@ -1,4 +1,4 @@
-"""How the rows of a table were tuned: over what, what was chosen, and what that cost."""
+"""How the rows of a table were tuned: over which grid, what was chosen, and what it cost."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Tuning = dict[str, Any]  # see `lorae.planning.choice.TUNING`
 
 
 def tuning_of(row: Row) -> Tuning | None:
-    """What a row says of its tuning."""
+    """The tuning that a row records, or None."""
     return json.loads(row["tuning"]) if row["tuning"] else None
 
 
 def tuning_tokens(cell: Cell) -> int | None:
-    """Tokens that all points of the grid were trained on, members that the row reuses included; None of a
+    """Tokens that all points of the grid were trained on, including members that the row reuses; None for a
     cell that was not tuned."""
     tuning = tuning_of(cell.rows[0])
     return tuning["train_tokens"] if tuning else None
 
 
 def tuning_notes(cells: Sequence[Cell]) -> list[str]:
-    """A line for each grid and the recipes that were tuned over it, with what was chosen; choices at an end
-    of their grid, beyond which a better value may lie, are said to be."""
+    """A line for each grid, with the recipes tuned over it and their choices; and a line that names choices
+    at an end of their grid, beyond which a better value may lie."""
     grids: dict[str, dict[str, None]] = {}
     at_end: dict[str, None] = {}
     for cell in cells:

@@ -3,15 +3,15 @@
     python -m analysis.weights lorae-results --sweep demo
     python -m analysis.weights lorae-results --sweep demo --backbone ~/models/Llama-2-7b-hf
 
-A member's update is all its adapted layers' dW in one vector. Ranks and intruder dimensions are means over
-the layers, and over the members. The mean update is that of averaged weights, with which a soup predicts and
-an ensemble does not: its norm and rank, beside its members', say how much of what they learned they share.
-Intruder dimensions need the backbone's weights, and an SVD of each adapted one, which takes long for a large
-backbone.
+A member's update is the dW of all its adapted layers in one vector. Ranks and intruder dimensions are means
+over the layers, and over the members. The mean update is that of averaged weights, with which a soup predicts
+and an ensemble does not: its norm and rank, beside its members', show how much of what they learned is
+shared. Intruder dimensions need the backbone's weights and an SVD of each adapted one, which is slow for a
+large backbone.
 
-Full fine-tuning changes every weight. So that an explicit ensemble is compared with one of LoRA by the same
-weights, its update is dW = W - W0 of the layers that the low-rank members of the sweep adapt, or of the
-projections of attention where it has none; the rest of what it learned is left out.
+Full fine-tuning changes every weight. To compare an explicit ensemble with a LoRA ensemble by the same
+weights, its update is dW = W - W0 of the layers that the sweep's low-rank members adapt, or of the attention
+projections if it has none; the rest of what it learned is left out.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ Measures = dict[str, float | None]
 def with_updates(
     trials: Trials, backbone: Path | None = None, max_entries: float = np.inf
 ) -> tuple[Trials, tuple[str, ...]]:
-    """The trials with columns `WEIGHT_SPACE`, None where undefined; and notes: what is lacking, and why.
+    """The trials with columns `WEIGHT_SPACE`, None where undefined; and notes on what is missing, and why.
 
     Args:
-        backbone: folder of the backbone's weights; None = look into this machine's caches, fetch nothing.
-        max_entries: of the weights decomposed for intruder dimensions; if there are more, those are left out.
+        backbone: folder of the backbone's weights; None = look in this machine's caches, fetch nothing.
+        max_entries: of weights to decompose for intruder dimensions; with more, these are left out.
     """
     backbones, notes = _backbones(trials.rows, backbone)
     known: dict[tuple[str, ...], Measures] = {}
     lacking: list[str] = []
     targets = _targets(trials.rows)
-    without: Counter[str] = Counter()  # why there are no intruder dimensions -> of how many trials
+    without: Counter[str] = Counter()  # why there are no intruder dimensions -> number of trials
     rows: list[Row] = []
     if _num_entries(trials.rows, backbones) > max_entries:
         command = f"python -m analysis.weights {trials.store.storage.uri} --sweep {trials.sweep}"
@@ -97,7 +97,7 @@ def with_updates(
 
 
 def weight_table(trials: Trials, notes: Sequence[str]) -> Table:
-    """Diversity of each trained cell in function space and in weight space; of trials `with_updates`."""
+    """Diversity of each trained cell in function space and in weight space; takes trials `with_updates`."""
     shown = [Column(name, "metric") for name in (*DIVERSITY_METRICS, *WEIGHT_SPACE)]
     blocks = []
     for cells in trials.by_test_set().values():
@@ -136,7 +136,7 @@ def _measured(
     targets: tuple[str, ...],
     known: dict[tuple[str, ...], Measures],
 ) -> tuple[Measures, list[str]]:
-    """`ensemble_measures`; without intruder dimensions where the backbone's files lack a layer, and why."""
+    """`ensemble_measures`, without intruder dimensions if the backbone's files lack a layer; and why."""
     try:
         return ensemble_measures(store, row, backbone, targets, known), []
     except LacksLayer as error:
@@ -154,10 +154,10 @@ def ensemble_measures(
 
     Args:
         backbone: None leaves intruder dimensions undefined.
-        targets: the layers to look at of members that have all weights of their own.
-        known: measures of mean updates by their members' ids; what is found is added.
+        targets: the layers to compare for members with full fine-tuning.
+        known: measures of mean updates by their members' ids; new ones are added.
     Raises:
-        ValueError: a member is not stored, damaged, or of a method that has no update.
+        ValueError: a member is not stored or damaged, or its method has no update.
     """
     ids = tuple(row["member_ids"])
     updates = [stored_update(store, member, backbone, targets) for member in ids]
@@ -175,8 +175,9 @@ def stored_update(
     """A stored member's update.
 
     Args:
-        backbone: knows the widths of VeRA's layers where they differ, and what full fine-tuning changed.
-        targets: of `full_update`.
+        backbone: gives the widths of VeRA's layers where they differ, and the weights that full fine-tuning
+            changed.
+        targets: as in `full_update`.
     Raises:
         ValueError: as `ensemble_measures`.
     """
@@ -193,11 +194,11 @@ def stored_update(
 def full_update(
     tensors: dict[str, Stored], backbone: BackboneWeights, targets: tuple[str, ...] = ATTENTION
 ) -> Update:
-    """W - W0 of the layers that LoRA would adapt; one layer is read at a time, when it is asked for.
+    """W - W0 of the layers that LoRA would adapt; reads one layer at a time, on demand.
 
     Args:
         tensors: of the member's file, by their names in the model.
-        targets: names of the layers, as of `Lora`.
+        targets: names of the layers, as in `Lora`.
     Raises:
         ValueError: a target matches no layer.
     """
@@ -211,7 +212,7 @@ def full_update(
 
 
 def mean_update(updates: Sequence[Update]) -> Update:
-    """The mean of members' updates of the same layers: their factors side by side, or dense where that is
+    """The mean of members' updates of the same layers: their factors side by side, or dense if that is
     smaller."""
 
     def factors(layer: str) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +225,7 @@ def mean_update(updates: Sequence[Update]) -> Update:
 
 
 def update_measures(update: Update, backbone: BackboneWeights | None) -> Measures:
-    """`OF_UPDATE`: the norm over all layers, and means over the layers, of ranks over those that changed."""
+    """`OF_UPDATE`: the norm over all layers, means over the layers, and mean ranks of those that changed."""
     spectra, intruders = [], []
     for layer in update.layers:
         B_ER, A_RD = update.factors(layer)
@@ -265,12 +266,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _backbone_of(row: Row) -> str:
-    """A row's backbone, as it was loaded: fingerprint and precision."""
+    """A row's backbone as loaded: fingerprint and precision."""
     return json.dumps([json.loads(row["recipe"])["backbone"], row["precision"]])
 
 
 def _targets(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Names of the layers that the sweep's low-rank members adapt; of attention where it has none."""
+    """Names of the layers that the sweep's low-rank members adapt; those of attention if it has none."""
     methods = [json.loads(row["recipe"])["method"] for row in rows if row["members"]]
     adapted = [target for m in methods if m["type"] in LOW_RANK for target in m["targets"]]
     return tuple(dict.fromkeys(adapted)) or ATTENTION
@@ -292,14 +293,14 @@ def _backbones(rows: Sequence[Row], given: Path | None) -> tuple[dict[str, Backb
 
 
 def _num_entries(rows: Sequence[Row], backbones: dict[str, BackboneWeights]) -> int:
-    """Entries of the weights that intruder dimensions would decompose, one for each update and layer."""
+    """Number of weight entries that intruder dimensions would decompose, over all updates and layers."""
     entries: dict[tuple[str, ...], int] = {}  # of each member and of each ensemble's mean update
     for row in rows:
         ids, weights = tuple(row["member_ids"]), backbones.get(_backbone_of(row))
         method = json.loads(row["recipe"])["method"]
         if ids and weights and method["type"] in ("Full", *LOW_RANK):
             targets = tuple(method.get("targets", _targets(rows)))
-            with contextlib.suppress(ValueError):  # the files lack a target, and nothing is decomposed
+            with contextlib.suppress(ValueError):  # the files lack a target, so nothing is decomposed
                 adapted = Lora(rank=1, targets=targets).adapted_layers(weights.linears, row["backbone"])
                 size = sum(d_in * d_out for d_in, d_out in adapted.values())
                 entries |= dict.fromkeys([ids, *((member,) for member in ids)], size)
@@ -310,7 +311,7 @@ def _num_entries(rows: Sequence[Row], backbones: dict[str, BackboneWeights]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print both tables and write them; the exit code, 2 for wrong usage."""
+    """Print both tables and write them; returns the exit code, 2 for wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.weights", description="Diversity of a sweep's members, and what it gains."
     )

@@ -1,4 +1,4 @@
-"""An action that may hang, such as a request to a server, in a thread that is not waited for without end."""
+"""Run an action that may hang, such as a request to a server, in a thread with a deadline."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Beat = Callable[[], None]  # what an action calls before each of its steps
 
 
 class Abandoned(Exception):
-    """Nobody waits for the action any more."""
+    """Raised in an action that nobody waits for any more."""
 
 
 class Attempt(Generic[T]):
-    """Begin an action, in a daemon thread: one that hangs does not keep the process.
+    """Start an action in a daemon thread: if it hangs, the process can still exit.
 
     Args:
-        action: called with `beat`, which it calls before each step; when it was given up, `beat` ends it.
+        action: called with `beat`, which it calls before each step; `beat` ends an abandoned action.
     """
 
     def __init__(self, action: Callable[[Beat], T]) -> None:
@@ -45,7 +45,7 @@ class Attempt(Generic[T]):
         """What the action returns, or raises.
 
         Raises:
-            TimeoutError: from now on, a step took longer than `step_seconds`, or all of them than
+            TimeoutError: a step took longer than `step_seconds`, or all steps from now on longer than
                 `total_seconds`.
         """
         deadline = time.monotonic() + total_seconds

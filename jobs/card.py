@@ -1,4 +1,4 @@
-"""The model card of an exported ensemble, with the code that loads it by `peft` alone; a test runs it."""
+"""The model card of an exported ensemble, with code that loads it by `peft` alone; a test runs that code."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ AVERAGED = """    if said["average"] == "probs":
         logp = torch.stack(logits).mean(0).log_softmax(-1)
     return dict(zip(classes, (logp / said["temperature"]).softmax(-1).tolist()))"""
 
-# Members as adapters of one model; where PEFT would have them share what is drawn for each (VeRA), as models
+# Members as adapters of one model, or as models where PEFT would share what is drawn for each member (VeRA)
 TOGETHER = (
     """first, *others = said["members"]
 model = AUTO.from_pretrained(first, adapter_name=firstDTYPE).eval()

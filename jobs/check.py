@@ -1,4 +1,4 @@
-"""`lorae check`: all that is wrong with a sweep file, its data and its backbones' files, as one report."""
+"""`lorae check`: report every fault of a sweep file, its data and its backbones' files at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep ends with: the head of its table, and the commands that follow."""
+"""What a sweep prints at its end: the head of its table, and the commands that follow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ METRICS = ("acc", "ensemble_nll", "ece15")
 
 
 def table_head(storage: str, sweep: str) -> str:
-    """The first lines of a sweep's comparison, "" where it has none yet."""
+    """The first lines of a sweep's comparison, "" if it has none yet."""
     from analysis.data import load_trials
     from analysis.render import markdown
     from analysis.table import comparison

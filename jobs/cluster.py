@@ -1,4 +1,4 @@
-"""Several nodes as one: what they can run, the autoscaler's included, and whether they agree."""
+"""Several nodes as one: what they and the autoscaler's can run, and whether they agree."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ Resources = dict[str, float]  # as Ray counts them: "CPU", "GPU", "accelerator_t
 
 
 def cluster_nodes() -> list[Resources]:
-    """Resources of each node of the connected cluster; on its head also of those that the autoscaler may
-    start."""
+    """Resources of each node of the connected cluster; on its head, also of nodes that may be autoscaled."""
     config = _autoscaler_config()
     if config is None:
         return [record["Resources"] for record in _alive()]
@@ -39,7 +38,7 @@ def cluster_nodes() -> list[Resources]:
 
 
 def startable_workers(config: dict[str, Any]) -> list[Resources]:
-    """Workers of a cluster.yaml at its largest; of a size not known before they start, none."""
+    """Workers of a cluster.yaml at its largest, without workers whose size is unknown before they start."""
     types = [
         (kind["resources"], kind["max_workers"])
         for name, kind in config["available_node_types"].items()
@@ -49,8 +48,7 @@ def startable_workers(config: dict[str, Any]) -> list[Resources]:
 
 
 def _autoscaler_config() -> dict[str, Any] | None:
-    """The cluster.yaml of the autoscaler of this cluster, where that runs on this node: `ray submit` runs us
-    there."""
+    """The cluster.yaml of this cluster's autoscaler if it runs on this node, as under `ray submit`."""
     import psutil
     import ray
     import yaml
@@ -65,7 +63,7 @@ def _autoscaler_config() -> dict[str, Any] | None:
 
 
 def _alive() -> list[dict[str, Any]]:
-    """Ray's records of the nodes that are up."""
+    """Ray's records of the running nodes."""
     import ray
 
     return [record for record in ray.nodes() if record["Alive"]]
@@ -76,8 +74,8 @@ def _head() -> dict[str, Any]:
 
 
 def gpus_of_nodes(gpus: Callable[[], list[Any]]) -> list[Any]:
-    """What a function finds on each node with GPUs that is up; nothing where lorae cannot be imported, which
-    the agreement will tell."""
+    """What a function finds on each running node with GPUs; nothing where lorae cannot be imported, which the
+    agreement reports."""
     import ray
     from ray.exceptions import RayError
 
@@ -89,7 +87,7 @@ def gpus_of_nodes(gpus: Callable[[], list[Any]]) -> list[Any]:
 
 
 def _await_workers(num: int) -> None:
-    """`ray up` returns when the head is up; wait for the workers that are always there."""
+    """Wait for the permanent workers: `ray up` returns as soon as the head is up."""
     deadline, said = time.monotonic() + WAIT_SECONDS, None
     while (there := len(_alive()) - 1) < num:
         if time.monotonic() > deadline:
@@ -113,7 +111,7 @@ class Agreement:
     folders: tuple[str, ...] = ()
 
     def broken(self, retry_seconds: float = 0.0) -> str | None:
-        """What this node does not share, a line each, or None.
+        """What this node does not share, one per line, or None.
 
         Args:
             retry_seconds: how long to ask a storage that refuses.
@@ -152,7 +150,7 @@ class Agreement:
 
 
 def software() -> dict[str, str]:
-    """Versions that decide results; lorae's with a checksum of its source."""
+    """Versions that affect results; lorae's with a checksum of its source."""
     files = [f for package in (lorae, jobs) for f in sorted(Path(package.__path__[0]).rglob("*.py"))]
     source = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
     return {
@@ -164,7 +162,7 @@ def software() -> dict[str, str]:
 
 @contextlib.contextmanager
 def agreement(storage_uri: str, stacks: Sequence[Stack]) -> Iterator[Agreement]:
-    """Write a token into the storage that nodes look for, and ask every node that is there.
+    """Write a token into the storage, which nodes look for, and ask every running node.
 
     Raises:
         ValueError: a node sees another storage, has other software, or lacks a folder that the stacks read.
@@ -173,7 +171,7 @@ def agreement(storage_uri: str, stacks: Sequence[Stack]) -> Iterator[Agreement]:
     agreed = Agreement(storage_uri, name, secrets.token_hex(16), software(), _folders(stacks))
     storage.write(name, agreed.token.encode())
     try:
-        with storage.lock(name.removeprefix("locks/")):  # else it is swept up as a dead driver's
+        with storage.lock(name.removeprefix("locks/")):  # else it is removed as a dead driver's
             if broken := [answer for answer in _answers(agreed) if answer]:
                 raise ValueError("\n".join(broken))
             yield agreed
@@ -190,7 +188,7 @@ def _folders(stacks: Sequence[Stack]) -> tuple[str, ...]:
 
 
 def _answers(agreed: Agreement) -> list[str | None]:
-    """`Agreement.broken` of each node but this one."""
+    """`Agreement.broken` of every other node."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -223,4 +221,4 @@ def _answer(node: str, answer: Any) -> str | None:
         reason = str(error).strip().splitlines()[-1]
         return f"node {node} cannot run lorae ({reason}); install it on every node, as cluster.yaml does"
     except RayError:
-        return None  # the node has gone; whatever replaces it is asked when a stack starts there
+        return None  # the node is gone; its replacement is asked when a stack starts there

@@ -16,7 +16,7 @@ from lorae.planning.estimate import Devices
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU: memory as nvidia-smi reports it, dense bf16 (else fp16) rate of the data sheet."""
+    """A kind of GPU: memory as nvidia-smi reports it, dense bf16 (else fp16) rate from the data sheet."""
 
     gib: float
     tflops: float
@@ -45,8 +45,8 @@ GPUS = {
 
 
 def known_gpu(name: str, memory_bytes: int | None = None) -> Gpu | None:
-    """The kind that a driver or Ray calls by `name` ("NVIDIA A100-SXM4-80GB", "A100"), the smallest one if
-    several have that name and the memory is not given."""
+    """The kind that a driver or Ray calls `name` ("NVIDIA A100-SXM4-80GB", "A100"); the smallest if several
+    have that name and the memory is not given."""
     found = [gpu for kind, gpu in GPUS.items() if kind.split("-")[0] in _words(name)]
     if memory_bytes:
         return min(found, key=lambda gpu: abs(gpu.memory_bytes - memory_bytes), default=None)
@@ -59,7 +59,7 @@ def _words(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Seen:
-    """A GPU as its driver reports it; its memory is None where it is not told."""
+    """A GPU as its driver reports it; its memory is None if unknown."""
 
     index: str
     uuid: str
@@ -73,7 +73,7 @@ class Seen:
 
 
 def local_devices() -> Devices:
-    """This machine's GPUs that CUDA_VISIBLE_DEVICES leaves, or its CPUs; loads neither torch nor ray."""
+    """This machine's GPUs that CUDA_VISIBLE_DEVICES allows, or its CPUs; loads neither torch nor ray."""
     gpus = visible_gpus()
     cpus = len(os.sched_getaffinity(0))
     if not gpus:
@@ -82,14 +82,14 @@ def local_devices() -> Devices:
 
 
 def process_devices() -> Devices:
-    """What one process runs one stack after another on: the first GPU, or all CPUs."""
+    """Devices for one process that runs stacks one after another: the first GPU, or all CPUs."""
     here = local_devices()
     cpus = here.cpus_per_stack if here.kind == "cuda" else here.num * here.cpus_per_stack
     return replace(here, num=1, cpus_per_stack=cpus)
 
 
 def _like_the_least(gpus: Sequence[Seen], devices: Devices) -> Devices:
-    """The devices with the memory and rate of the GPU that has least memory, if all tell theirs."""
+    """The devices with the memory and rate of the GPU that has the least memory, if all report theirs."""
     if not gpus or any(gpu.memory_bytes is None for gpu in gpus):
         return devices
     least = min(gpus, key=lambda gpu: gpu.memory_bytes or 0)
@@ -97,8 +97,7 @@ def _like_the_least(gpus: Sequence[Seen], devices: Devices) -> Devices:
 
 
 def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this machine's CPUs multiply in bf16 (avx512_bf16, AMX, Arm's bf16); True where Linux does not
-    tell."""
+    """Whether this machine's CPUs multiply in bf16 (avx512_bf16, AMX, Arm's bf16); True if unknown."""
     try:
         words = set(Path(cpuinfo).read_text().split())
     except OSError:
@@ -107,17 +106,17 @@ def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
 
 
 def cpu_devices(cpus_of_nodes: list[int]) -> Devices:
-    """Two stacks per node where it has two CPUs: threads of one stack wait for each other, stacks do not."""
+    """Two stacks per node if it has two CPUs: threads of one stack wait for each other, stacks do not."""
     per_node = 2 if min(cpus_of_nodes) >= 2 else 1
     return Devices("cpu", per_node * len(cpus_of_nodes), min(cpus_of_nodes) // per_node)
 
 
 def ray_devices(nodes: list[cluster.Resources], seen: Sequence[Seen] = ()) -> Devices:
-    """What the nodes of a cluster can run, from their Ray resources. Where nodes differ a stack asks for no
-    more than each has; of several kinds of GPU the smallest counts.
+    """What the nodes of a cluster can run, from their Ray resources. If nodes differ, a stack asks for no
+    more than each of them has; the smallest kind of GPU counts.
 
     Args:
-        seen: GPUs of the nodes that are up; Ray's name of a kind does not tell an A100 from another.
+        seen: GPUs of the running nodes; Ray's name of a kind does not distinguish the A100s.
     Raises:
         ValueError: no stack could ever start.
     """
@@ -141,7 +140,7 @@ def ray_devices(nodes: list[cluster.Resources], seen: Sequence[Seen] = ()) -> De
     devices = Devices("cuda", sum(num_gpus), cpus_per_stack, per_node=min(num_gpus))
     names = {key.partition(":")[2] for n in with_gpus for key in n if key.startswith("accelerator_type:")}
     for name in sorted(names):
-        if not any(_is_named(gpu, name) for gpu in seen):  # of nodes that are still to come
+        if not any(_is_named(gpu, name) for gpu in seen):  # of nodes that have not started yet
             kind = known_gpu(name)
             seen = [*seen, Seen("", "", name, kind.memory_bytes if kind else None)]
     return _like_the_least(seen, devices)
@@ -166,14 +165,14 @@ def nvidia_gpus() -> list[Seen]:
 
 
 def visible_gpus() -> list[Seen]:
-    """Those of this machine that CUDA_VISIBLE_DEVICES leaves to this process."""
+    """GPUs of this machine that CUDA_VISIBLE_DEVICES leaves to this process."""
     gpus, visible = nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return gpus
     found = []
-    for word in visible.split(","):  # CUDA stops at the first that is none
+    for word in visible.split(","):  # CUDA stops at the first invalid one
         gpu = next((g for g in gpus if word and (word == g.index or g.uuid.startswith(word))), None)
-        if gpus and word.startswith("MIG-"):  # a part of one
+        if gpus and word.startswith("MIG-"):  # a part of a GPU
             gpu = Seen("", word, word, None)
         if gpu is None:
             break

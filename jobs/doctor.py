@@ -1,4 +1,4 @@
-"""`lorae doctor`: what this machine has, and what a sweep would find missing."""
+"""`lorae doctor`: what this machine has, and what a sweep would miss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "ray", "transformers", "datasets", "deepspeed", "mlflow", "
 
 
 def run_doctor(storage: str, data_root: str | None) -> int:
-    """Print one line per check; returns 0 if everything that a local sweep needs is there, else 1."""
+    """Print one line per check; returns 0 if a local sweep has everything it needs, else 1."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: sys.version.split()[0]),
         *((name, lambda name=name: importlib.metadata.version(name)) for name in PACKAGES),
@@ -34,7 +34,7 @@ def run_doctor(storage: str, data_root: str | None) -> int:
     for name, check in checks:
         try:
             print(f"ok    {name}: {check()}", flush=True)
-        except Exception as error:  # a check that breaks is a finding, not a crash
+        except Exception as error:  # a check that raises is a finding, not a crash
             optional = name == "model hub"
             broken += not optional
             print(f"{'note ' if optional else 'FAIL '} {name}: {error}", flush=True)

@@ -31,8 +31,8 @@ from lorae.store.store import Store
 from lorae.tasks.splits import refuse
 from lorae.uris import shown
 
-MEDIA_SECONDS = 5.0  # for decoding images and sounds before training; the rest is decoded when a stack begins
-PLAN_RETRY_SECONDS = 5.0  # a storage that refuses is refused while the person still looks; stacks wait longer
+MEDIA_SECONDS = 5.0  # to decode images and sounds before training; the rest is decoded when a stack begins
+PLAN_RETRY_SECONDS = 5.0  # report a storage that refuses while the user is watching; stacks wait longer
 
 
 def run_sweep(
@@ -48,14 +48,14 @@ def run_sweep(
     """Run a sweep, or what remains of it; returns the exit code.
 
     Args:
-        single_driver: no other driver works on the storage, whose mount need not have locks then.
+        single_driver: no other driver works on the storage, so its mount needs no locks.
     Raises:
         ValueError: bad input, before anything is trained.
     """
     store, started = Store(request.storage), time.monotonic()
     search, elsewhere = request.sweep.search, not local and cluster_address(address) is not None
     patience, store.storage.retry_seconds = store.storage.retry_seconds, PLAN_RETRY_SECONDS
-    # What a cluster can run is known when it is connected; bad input is refused before
+    # What a cluster can run is known once it is connected; bad input is refused before that
     here = None if elsewhere else request.on(process_devices() if local else local_devices())
     plan = make_plan(request.sweep, store, here, "local" if local else "tune")
     if search:
@@ -94,14 +94,14 @@ def _run(
     """Run what a plan lacks, write the table, then MLflow; returns the exit code."""
     search = request.sweep.search
     store.storage.sweep()
-    store.finish_writes()  # of a run that was killed, where no stack remains that would do so
+    store.finish_writes()  # of a killed run that left no stack to do so
     if search or here or plan.is_done:
         say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
         _warn_of_slow_bf16(plan, here)
     run = partial(_run_all, request=request, store=store, here=here, local=local, address=address)
     patient = "training goes on; MLflow is tried again at its end"
     preparing = Thread(target=_tracked, args=(tracking.prepare, store, tracking_uri, patient), daemon=True)
-    preparing.start()  # MLflow takes as long to be there as Ray does
+    preparing.start()  # MLflow takes as long to start as Ray
     with verifying(store, used_entries(plan)) as damaged:
         found, rotten = run(plan), damaged()
     if rotten:
@@ -150,7 +150,7 @@ def _run_all(
 def _run_grid(
     plan: Plan, request: Request, store: Store, here: Devices | None, local: bool, address: str | None
 ) -> Found:
-    """Run what is to be tuned, every stack, then the soups. A plan for devices that are not `here` is told
+    """Run the tuning, every stack, then the soups. A plan for devices that are not `here` is printed
     first."""
     failed, trained = dict[str, str](), 0
     if not plan.is_done:
@@ -164,7 +164,7 @@ def _run_grid(
                 _warn_of_slow_bf16(plan, devices)
             if tuning := plan.tuning:
                 lost = run(tuning, request, devices) if tuning.stacks else {}
-                # A member that diverges is an answer: its value is not chosen
+                # A diverged member is a result: its value is not chosen
                 failed |= {what: why for what, why in lost.items() if what not in tuning.needed}
                 trained += num_trained(store, tuning)
                 plan = placed(after_tuning(request.sweep, store), devices, host)
@@ -177,7 +177,7 @@ def _run_grid(
 
 
 def _warn_of_slow_bf16(plan: Plan, devices: Devices | None) -> None:
-    """Say so before a CPU that has no bf16 arithmetic emulates it: fp32 is several times as fast there."""
+    """Warn before a CPU without bf16 arithmetic emulates it: fp32 is several times as fast there."""
     emulates = devices is not None and devices.kind == "cpu" and not cpu_has_bf16()
     stacks = [s for p in (plan.tuning, plan) if p for s in (*p.begun, *p.pending)]
     if emulates and any(stack.trial.precision == "bf16" for stack in stacks):
@@ -185,7 +185,7 @@ def _warn_of_slow_bf16(plan: Plan, devices: Devices | None) -> None:
 
 
 def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | None, then: str) -> None:
-    """Write to MLflow; a server that cannot be reached costs seconds and a message, not the sweep."""
+    """Write to MLflow; an unreachable server costs seconds and a message, not the sweep."""
     started = time.monotonic()
     try:
         write(tracking_uri or tracking.default_uri(store))
@@ -208,7 +208,7 @@ def show_plan(plan: Plan, as_json: bool, search: str, simulated: Devices | None 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
     """The plan as plain data: trials, members needed, stored and to train, stacks with their place, memory
-    and time. Before what is tuned is known the same of the "tuning", and the plan is "at_most"."""
+    and time. Before the tuned values are known, it has the same for the "tuning" and is marked "at_most"."""
     record = {
         "trials": [trial.factors() for trial, _ in plan.trials],
         "members": {
@@ -240,7 +240,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan for a person; before what is tuned is known in two parts."""
+    """The plan for a person; in two parts before the tuned values are known."""
     if plan.tuning is None:
         return _round_text(plan)
     num_tuned = sum(bool(choice.study.points) for choice in plan.tuned)
@@ -255,7 +255,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def tuning_text(plan: Plan) -> tuple[str, ...]:
-    """What was chosen for each recipe that is tuned, and whether they are tuned alike."""
+    """What was chosen for each tuned recipe, and whether recipes are tuned alike."""
     lines, sizes = filter(None, map(str, plan.tuned)), {len(choice.study.points) for choice in plan.tuned}
     if len(sizes) < 2 or any(choice.study.uneven for choice in plan.tuned):
         return tuple(lines)
@@ -264,7 +264,7 @@ def tuning_text(plan: Plan) -> tuple[str, ...]:
 
 
 def _round_text(plan: Plan) -> str:
-    """What is run at once, for a person."""
+    """What is run together, for a person."""
     record = plan_record(plan)
     members = record["members"]
     prompted = plan.num_to_prompt
@@ -275,7 +275,7 @@ def _round_text(plan: Plan) -> str:
     lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
     lines += map(str, plan.backbones)
     for number, stack in enumerate(record["stacks"], 1):
-        # What trains nothing has no learning rate
+        # A method that trains nothing has no learning rate
         size = f"rank {stack['rank']} lr {stack['lr']:g}" if stack["lr"] else stack["init"]
         lines.append(
             f"  stack {number}: {stack['task']} {stack['method']} {size} {stack['regularizers']} "

@@ -1,4 +1,4 @@
-"""Writing a stored member as a PEFT adapter folder."""
+"""Write a stored member as a PEFT adapter folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from lorae.store.store import Store
 
 
 def export_member(storage: str, member: str, folder: str) -> Path:
-    """Write adapter_config.json and adapter_model.safetensors of a member to a new or empty folder.
+    """Write a member's adapter_config.json and adapter_model.safetensors to a new or empty folder.
 
     Args:
-        member: a member id, or a beginning of it that only one stored member has.
+        member: a member id, or a prefix of it that only one stored member has.
     Raises:
-        ValueError: no such member, several, one that is no PEFT adapter, or a folder with other files.
+        ValueError: there is no such member or several, it is not a PEFT adapter, or the folder has other
+            files.
     """
     store, target = Store(storage), Path(folder)
     matches = [m for m in store.storage.names("members") if m.startswith(member) and store.is_member(m)]

@@ -42,7 +42,7 @@ class Exported:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The backbone's."""
+        """The backbone's config."""
         return backbone_config(self.group.source)
 
     @cached_property
@@ -53,11 +53,11 @@ class Exported:
 
     @property
     def options(self) -> tuple[str, ...] | None:
-        """Names of the classes, where all examples have the same."""
+        """Names of the classes, if all examples have the same."""
         return self.group.classes or self.group.options
 
     def said(self) -> dict[str, Any]:
-        """What ensemble.json says."""
+        """The content of ensemble.json."""
         row, group, source = self.row, self.group, self.group.source
         return {
             "trial": row["trial_id"],
@@ -78,7 +78,8 @@ class Exported:
         }
 
     def files(self, number: int) -> dict[str, bytes]:
-        """A member's files, as `AutoPeftModel` opens them; a head that PEFT has no place for lies beside."""
+        """A member's files, as `AutoPeftModel` opens them; a head without a place in PEFT gets its own
+        file."""
         folder = member_folder(self.members[number])
         config = untrusted.json_object(self.store.read(folder, ADAPTER_CONFIG), ADAPTER_CONFIG, {})
         weights = self.store.read(folder, WEIGHTS)
@@ -102,14 +103,14 @@ class Exported:
         return {"base_model_class": kind.__name__, "parent_library": kind.__module__}
 
     def licence(self) -> str | None:
-        """Of the backbone, as the card beside its weights says."""
+        """The backbone's licence, according to the card beside its weights."""
         page = backbone_folder(self.group.source) / CARD
         words = page.read_text(errors="replace")[:5000] if page.is_file() else ""
         found = re.search(r"^license:\s*([\w.-]+)", words, re.MULTILINE)
         return found[1] if found else None
 
     def table(self) -> str:
-        """The row of its table in Markdown, with what the marks mean."""
+        """The trial's row of its table in Markdown, with the meaning of the marks."""
         trials = load_trials(self.store.storage.uri, self.row["sweep"], allow_missing=True)
         found = comparison(trials)
         own = next(cell for cell in trials.cells for r in cell.rows if r["trial_id"] == self.row["trial_id"])
@@ -128,8 +129,8 @@ def export_ensemble(store: Store, row: dict[str, Any], folder: str) -> Path:
     """Write a trial's members, ensemble.json and README.md to a new or empty folder.
 
     Raises:
-        ValueError: members that PEFT does not know, a trial that does not average its members' predictions,
-            or a folder with files.
+        ValueError: PEFT does not know the members, the trial does not average its members' predictions, or
+            the folder has files.
     """
     target = Path(folder).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -147,7 +148,7 @@ def export_ensemble(store: Store, row: dict[str, Any], folder: str) -> Path:
 
 
 def member_name(number: int) -> str:
-    """Of a member's folder."""
+    """Name of a member's folder."""
     return f"member-{number}"
 
 
@@ -155,7 +156,7 @@ def _group(store: Store, row: dict[str, Any]) -> Group:
     """The members' common recipe.
 
     Raises:
-        ValueError: why they cannot be exported.
+        ValueError: they cannot be exported; the message says why.
     """
     if row["combine"] not in ("probs", "logits") or row["draws"] != "none":
         raise ValueError(

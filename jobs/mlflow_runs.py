@@ -1,4 +1,4 @@
-"""Runs in MLflow: the experiment, made where it is missing, and what MLflow can show of names and values."""
+"""Runs in MLflow: the experiment, created if missing, and the names and values that MLflow can show."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("lorae")
 EXPERIMENT = "lorae"
 PARENT, LEFT_OUT = "mlflow.parentRunId", "left_out"
-LOCK, LOCK_SECONDS = "mlflow", 50.0  # less than a step may take
-SCRATCH_SECONDS = 3600.0  # nobody takes as long to make a database
-MAX_NAME, MAX_VALUE = 250, 5000  # characters that MLflow, and old servers, take
+LOCK, LOCK_SECONDS = "mlflow", 50.0  # shorter than a step's deadline
+SCRATCH_SECONDS = 3600.0  # longer than making a database takes
+MAX_NAME, MAX_VALUE = 250, 5000  # characters that MLflow, and old servers, accept
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -43,13 +43,13 @@ _SETTINGS = {
 
 
 def key(name: str) -> str:
-    """A name as MLflow takes it for a metric, param or tag: other characters become their code, "a+b"
-    "a:2b:b"."""
+    """A name that MLflow accepts for a metric, param or tag: other characters become their code, "a+b"
+    becomes "a:2b:b"."""
     return re.sub(r"[^/\w.\- :]", lambda found: f":{ord(found[0]):x}:", name)[:MAX_NAME]
 
 
 def finite(metrics: dict[str, float]) -> tuple[dict[str, float], str]:
-    """The metrics that MLflow can show, and in words those that it cannot."""
+    """The metrics that MLflow can show, and a text that lists the others."""
     lost = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
     return {name: value for name, value in metrics.items() if math.isfinite(value)}, ", ".join(lost)
 
@@ -87,7 +87,7 @@ class Experiment:
     beat: Beat
 
     def runs(self, tags: dict[str, str]) -> list[Run]:
-        """Those with these tags, whatever characters are in their values."""
+        """Runs with these tags, whatever characters are in the values."""
         self.beat()
         quotable = {name: value for name, value in tags.items() if not re.search(r'["\\\x00-\x1f]', value)}
         wanted = " and ".join(f'tags.{name} = "{value}"' for name, value in quotable.items())
@@ -101,7 +101,7 @@ class Experiment:
         params: dict[str, str],
         points: Sequence[tuple[str, float, int]] = (),
     ) -> str:
-        """Create a run with all but its final status; returns its id.
+        """Create a run with everything but its final status; returns its id.
 
         Args:
             points: (metric, value, step).
@@ -125,7 +125,7 @@ class Experiment:
         return run_id
 
     def leave_out(self, run_id: str, what: str) -> None:
-        """Say what a run does not show."""
+        """Record what a run does not show."""
         self.tag(run_id, {LEFT_OUT: what})
         LOG.warning("MLflow does not show of run %s: %s", run_id, shown(what)[:300])
 
@@ -135,17 +135,17 @@ class Experiment:
             self.client.set_tag(run_id, name, shown(value)[:MAX_VALUE])
 
     def log_table(self, run_id: str, table: dict[str, Any]) -> None:
-        """Keep a table with a run; where that is impossible the run says so."""
+        """Store a table with a run; if that is impossible, the run says so."""
         self.beat()
         place = self.client.get_run(run_id).info.artifact_uri or ""
         if urlsplit(self.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file"):
-            # A folder of the server's machine; on this one it may be anything
+            # A folder on the server's machine; on this one it may be anything
             self.leave_out(run_id, f"trials.json: the server keeps artifacts in its folder {place}")
             return
         self.beat()
         try:
             self.client.log_table(run_id, table, "trials.json")
-        except Exception as error:  # of the server, or of a client of S3 that is not installed
+        except Exception as error:  # from the server, or from an S3 client that is not installed
             self.leave_out(run_id, f"trials.json: {type(error).__name__}: {error}")
 
     def end(self, run_id: str, status: str) -> None:
@@ -158,11 +158,11 @@ class Experiment:
 
 
 def open_experiment(uri: str, beat: Beat) -> Experiment:
-    """The experiment, made where missing; a sqlite database's artifacts lie beside it, wherever it moved."""
+    """The experiment, created if missing; a sqlite database's artifacts are beside it, even after a move."""
     remember(uri)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient  # only now: it takes seconds, and telemetry starts with the import
+    from mlflow import MlflowClient  # late: it takes seconds, and telemetry starts with the import
 
     database = database_of(uri)
     if database:
@@ -196,7 +196,7 @@ def _artifacts(database: Path) -> str:
 
 
 def _make(database: Path) -> None:
-    """Make a database that appears whole: a process that is killed while it makes one leaves none."""
+    """Make a database atomically: a process killed meanwhile leaves none."""
     from mlflow import MlflowClient
 
     if not _is_empty(database):
@@ -212,7 +212,7 @@ def _make(database: Path) -> None:
 
 @contextlib.contextmanager
 def _scratch(database: Path) -> Iterator[Path]:
-    """A new folder beside a database; those of processes that were killed are removed."""
+    """A new folder beside a database; folders of killed processes are removed."""
     for left in database.parent.glob(".lorae-mlflow-*"):
         if left.is_dir() and time.time() - left.lstat().st_mtime > SCRATCH_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
@@ -222,7 +222,7 @@ def _scratch(database: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _connected(database: Path) -> Iterator[sqlite3.Connection]:
-    """A database that is locked fails after 5 s here, where MLflow tries for 100 s."""
+    """A connection that fails on a locked database after 5 s; MLflow tries for 100 s."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         yield connection
 
@@ -241,7 +241,7 @@ def _is_half_made(database: Path) -> bool:
     with _connected(database) as connection:
         tables = _tables(connection)
         if not tables & {"experiments", "alembic_version"}:
-            return False  # of another program
+            return False  # another program's
         if "runs" in tables and connection.execute("SELECT count(*) FROM runs").fetchone()[0]:
             return False
         if "experiments" in tables:
@@ -259,13 +259,13 @@ def _opens(database: Path) -> bool:
         copy = shutil.copy(database, folder)
         try:
             MlflowClient(f"sqlite:///{copy}").search_runs(["0"])
-        except Exception:  # of alembic, of sqlalchemy, or MLflow's own
+        except Exception:  # from alembic, from sqlalchemy, or MLflow's own
             return False
     return True
 
 
 def _relocate(database: Path) -> None:
-    """Let the runs of a database that was moved find their artifacts beside it; MLflow stores whole paths."""
+    """Let the runs of a moved database find their artifacts beside it; MLflow stores absolute paths."""
     new = _artifacts(database)
     with _connected(database) as connection, connection:
         if "experiments" not in _tables(connection):

@@ -1,4 +1,4 @@
-"""An argument parser that says what was probably meant, and knows what belongs to each command."""
+"""An argument parser that suggests what was probably meant, and knows the options of each command."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lorae.near import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """Of the whole command line, or of one command."""
+    """Parser of the whole command line, or of one command."""
 
-    words: ClassVar[Sequence[str]] = ()  # that are read now
+    words: ClassVar[Sequence[str]] = ()  # being read now
 
     def read(self, words: Sequence[str] | None = None) -> argparse.Namespace:
-        """As `parse_args`; an option that does not exist is compared with those of its own command."""
+        """As `parse_args`, but an unknown option is compared with those of its own command."""
         self.remember()
         Parser.words = sys.argv[1:] if words is None else words
         arguments, unknown = self.parse_known_args(words)
@@ -29,13 +29,13 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def remember(self) -> None:
-        """Let each command's arguments name its parser."""
+        """Store each command's parser in its arguments."""
         for command in self.commands().values():
             command.set_defaults(parser=command)
             command.remember()
 
     def commands(self) -> dict[str, Any]:
-        """The parsers of its commands."""
+        """The parsers of its commands, by name."""
         kinds = (a for a in self._actions if isinstance(a, argparse._SubParsersAction))
         return {name: parser for action in kinds for name, parser in action.choices.items()}
 
@@ -44,13 +44,13 @@ class Parser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings]
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong, and what was meant where a command is misspelt; exit code 2."""
+        """Print what is wrong, and what was meant if a command is misspelt; exit code 2."""
         if found := re.match(r"argument (\w+): invalid choice: '(.*?)'", message):
             known = list(self.commands())
             if found[1] in ("COMMAND", "PART") and known:
                 near = did_you_mean(found[2], known)
                 message = f"{found[2]!r} is no command; {near}there are {', '.join(known)}"
-        elif "required" in message:  # perhaps it is there, and misspelt
+        elif "required" in message:  # perhaps it is given but misspelt
             flags = [word.partition("=")[0] for word in self.words if word.startswith("--")]
             meant = [f"{f}: {near}" for f in flags if f not in self.flags() and (near := self._near(f))]
             message += "".join(f"; {hint.strip()}" for hint in meant)
@@ -67,6 +67,6 @@ def use_colour(stream: Any = None) -> bool:
 
 
 def coloured(text: str, colour: str, stream: Any = None) -> str:
-    """The text in "red", "green" or "bold" where that is seen, else as it is."""
+    """The text in "red", "green" or "bold" if the stream shows colours, else unchanged."""
     code = {"red": 31, "green": 32, "bold": 1}[colour]
     return f"\x1b[{code}m{text}\x1b[0m" if use_colour(stream) else text

@@ -1,8 +1,8 @@
-"""The process group of a stack's Ray Train workers, on the one interface that Ray itself uses.
+"""The process group of a stack's Ray Train workers, on the single interface that Ray itself uses.
 
-Ray's `TorchConfig` lets torch open the store of rank 0, which listens on every interface of the machine.
-Here rank 0 binds the socket, and tells the other ranks its port through Ray. Neither the store nor gloo or
-NCCL asks who connects: see docs/threat_model.md.
+With Ray's `TorchConfig`, torch opens the store of rank 0, which listens on every interface of the machine.
+Here rank 0 binds the socket itself and tells the other ranks its port through Ray. Neither the store nor gloo
+or NCCL authenticates connections: see docs/threat_model.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig
 
 
 class Joining(TorchConfig):
-    """Ray's settings of torch, but the workers form their process group themselves, by `join`."""
+    """Ray's settings for torch, except that the workers form their process group themselves, by `join`."""
 
     @property
     def backend_cls(self) -> Any:
@@ -37,7 +37,7 @@ def join(device: str, timeout_s: float) -> None:
         device: "cpu" or "cuda".
         timeout_s: how long a rank waits for another one.
     Raises:
-        ValueError: the address by which Ray knows this node is no address of an interface.
+        ValueError: no interface has the address by which Ray knows this node.
     """
     import ray
     from ray.train import collective, get_context
@@ -47,7 +47,7 @@ def join(device: str, timeout_s: float) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(context.get_local_rank()))
     interface = interface_of(address)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": this one, not all that begin so
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": this one, not all with this prefix
     listener = _listening(address) if rank == 0 else None
     where = collective.broadcast_from_rank_zero(listener and listener.getsockname()[:2])
     timeout = timedelta(seconds=timeout_s)
@@ -63,10 +63,10 @@ def _listening(address: str) -> socket.socket:
 
 
 def interface_of(address: str) -> str:
-    """Name of the network interface that has an address.
+    """Name of the network interface with an address.
 
     Raises:
-        ValueError: none has.
+        ValueError: no interface has it.
     """
     interfaces = psutil.net_if_addrs().items()
     found = {a.address.partition("%")[0]: name for name, addresses in interfaces for a in addresses}

@@ -1,4 +1,4 @@
-"""Progress that a person can follow: one line that is rewritten in a terminal, plain lines elsewhere."""
+"""Progress for a person to follow: one rewritten line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PLAIN_SECONDS = 15.0
 
 
 class ProgressLine:
-    """Stacks done and running, members, steps and the time that remains.
+    """Stacks done and running, members, steps and the remaining time.
 
     Args:
-        stacks: what will be run, with `estimates` of their relative length.
-        stream: where to write; None for the standard error of the moment.
+        stacks: the stacks to run, with `estimates` of their relative length.
+        stream: where to write; None for the current standard error.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ProgressLine:
         self.started = self.printed = time.monotonic()
 
     def update(self, stack: int, phase: str, step: int = 0, num_steps: int = 0) -> None:
-        """A stack's news: its phase, and how far it is in training (steps) or predicting (per cent)."""
+        """Update a stack: its phase, and how far it is in training (steps) or predicting (per cent)."""
         trained = self.estimates[stack].train_seconds / self.estimates[stack].seconds
         within = step / num_steps if num_steps else 0.0
         predicted = 0.99 if self.stacks[stack].answer_sets() else 1.0  # before texts are written
@@ -48,14 +48,14 @@ class ProgressLine:
             self._print()
 
     def waiting(self) -> None:
-        """Nothing runs: say so now and then; an autoscaling cluster takes minutes to start a node."""
+        """Say now and then that nothing runs; an autoscaling cluster takes minutes to start a node."""
         if time.monotonic() - self.printed >= PLAIN_SECONDS and min(self.fractions) < 1:
             self._print(note="waiting for a node (`ray status` shows what is being started)")
 
     def line(self, columns: int | None = None, note: str = "") -> str:
-        """The line as of now; on a terminal as many of the running stacks as it has columns for.
+        """The current line; on a terminal, with as many of the running stacks as fit in its columns.
 
-        A longer line would wrap, and what is written over it would leave its first rows behind.
+        A longer line would wrap, and overwriting it would leave its first rows behind.
         """
         running = [
             f"{stack_label(s)}: {phase}"
@@ -90,7 +90,7 @@ class ProgressLine:
     def _print(self, final: bool = False, note: str = "") -> None:
         self.printed = time.monotonic()
         if self.stream.isatty():
-            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: it does not know
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: unknown
             self.stream.write(f"\r\x1b[K{self.line(columns, note)}" + ("\n" if final else ""))
         else:
             self.stream.write(self.line(note=note) + "\n")

@@ -1,4 +1,4 @@
-"""Temporary folders that are deleted even if their process is killed: by the next one that needs one."""
+"""Temporary folders that are deleted even if their process is killed: by the next process that needs one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFIX = "lorae-scratch-"
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[str]:
-    """A temporary folder that is locked while this process lives; those of dead ones are deleted."""
+    """A temporary folder that is locked while this process lives; folders of dead processes are deleted."""
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         _delete_abandoned(left)
     folder, descriptor = _locked_folder()

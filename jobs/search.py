@@ -1,13 +1,12 @@
-"""Searches: Optuna proposes points of the continuous axes, ASHA or the median rule ends stacks of a grid.
+"""Searches: Optuna proposes points on the continuous axes; ASHA or the median rule ends a grid's stacks.
 
-Optuna works in rounds: it proposes points, whatever host there is trains the members that the store lacks,
-and it is told the NLLs that the store then has. Nothing else is remembered, so a repeated search takes the
-same way, finds its points stored, and goes on where it was.
+Optuna works in rounds: it proposes points, the host trains the members that the store lacks, and Optuna is
+told the NLLs that the store then has. There is no other state, so a repeated search proposes the same points,
+finds them stored, and continues where it stopped.
 
-Stacks are ended by Ray Tune's schedulers, in the order in which their reports happen to arrive. What they
-reported is kept in `sweeps/<name>/search.json`: when the command is repeated, a stack that was ended stays
-so, and the others are judged against the same field. A sweep without the search trains an ended stack on from
-its checkpoint.
+Ray Tune's schedulers end stacks, in the order in which their reports happen to arrive. The reports are kept
+in `sweeps/<name>/search.json`: when the command is repeated, an ended stack stays ended, and the others are
+judged against the same reports. A sweep without the search continues an ended stack from its checkpoint.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ LOG = logging.getLogger("lorae")
 
 @dataclass(frozen=True)
 class Found:
-    """What a search made of a sweep.
+    """The outcome of a search.
 
     Attributes:
-        plan: of every row: the sweep's own, or the points that were proposed.
-        failed: by member or stack, with the reason.
-        trained: number of members.
+        plan: of every row: the sweep's own, or the proposed points.
+        failed: member or stack -> reason.
+        trained: number of trained members.
         pruned: members of the stacks that were ended early.
-        best: of each study, in words.
+        best: best point of each study, in words.
     """
 
     plan: Plan
@@ -64,7 +63,7 @@ def check_search(search: Search, plan: Plan, request: Request, local: bool) -> N
     """Refuse a search that cannot work on this plan or host.
 
     Raises:
-        ValueError: what is wrong.
+        ValueError: it cannot; the message says why.
     """
     if not isinstance(search, EarlyEnd):
         return
@@ -106,14 +105,14 @@ def run_search(
 
 @dataclass(frozen=True)
 class _Study:
-    """Rows that share their members, and the axes that are tuned for them."""
+    """Rows that share their members, and the axes tuned for them."""
 
     rows: tuple[Trial, ...]
     space: dict[str, Uniform]
     optuna: optuna.Study
 
     def ask(self, num: int) -> list[tuple[optuna.trial.Trial, tuple[Trial, ...]]]:
-        """Proposed points, and the rows there."""
+        """Proposed points, each with its rows."""
         return [(asked, self.at(asked.params)) for asked in (self._ask() for _ in range(num))]
 
     def at(self, point: dict[str, float]) -> tuple[Trial, ...]:
@@ -138,7 +137,7 @@ def _studies(search: Optuna, sweep: Sweep) -> list[_Study]:
     studies = []
     trained = [trial for trial in sweep.trials() if trial.members]
     for cell in dict.fromkeys(map(cell_of, trained)):
-        # Without the liar, the points of a round would crowd where the best one was
+        # Without the liar, the points of a round would crowd around the best one
         sampler = optuna.samplers.TPESampler(seed=search.seed, constant_liar=True)
         study = optuna.create_study(sampler=sampler)
         space = sweep.space(cell)
@@ -148,7 +147,7 @@ def _studies(search: Optuna, sweep: Sweep) -> list[_Study]:
 
 
 def _sample(search: Optuna, request: Request, store: Store, local: bool, address: str | None) -> Found:
-    """All studies side by side, a round of each at a time."""
+    """Run all studies side by side, one round of each at a time."""
     import optuna
 
     studies = _studies(search, request.sweep)
@@ -175,7 +174,7 @@ def _sample(search: Optuna, request: Request, store: Store, local: bool, address
 
 
 def objective(store: Store, rows: Sequence[Trial]) -> float | None:
-    """Validation NLL of the largest ensemble's mean probability; None if members of it are not stored."""
+    """Validation NLL of the largest ensemble's mean probability; None if a member is not stored."""
     trial = max(rows, key=lambda row: row.members)
     try:
         stored = store.predictions(
@@ -207,7 +206,7 @@ def _best(studies: Sequence[_Study]) -> tuple[str, ...]:
 
 
 def _end_early(search: EarlyEnd, plan: Plan, request: Request, store: Store, address: str | None) -> Found:
-    """The stacks of a task compete; one task comes after the other."""
+    """Let the stacks of each task compete, one task after another."""
     record, failed = SearchRecord(store, request.name, search), {}
     remaining = [stack for stack in plan.pending if not record.ended(stack)]
     if remaining:
@@ -226,7 +225,7 @@ def _end_early(search: EarlyEnd, plan: Plan, request: Request, store: Store, add
 
 
 def _on_one_device(plan: Plan, devices: Devices) -> Plan:
-    """The plan on these devices, none of its stacks divided.
+    """The plan on these devices, with no stack divided.
 
     Raises:
         ValueError: a stack needs several GPUs.
@@ -247,12 +246,12 @@ def _scheduler(search: EarlyEnd, stacks: Sequence[Stack]) -> Any:
 
     class Median(MedianStoppingRule):
         def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
-            """A stack's last report is no evaluation, and would be taken for one."""
+            """Ignore a stack's last report: it is not an evaluation, but would be taken for one."""
 
     shared: dict[str, Any] = {"time_attr": TIME, "metric": OBJECTIVE, "mode": "min"}
     shared["grace_period"] = search.grace
     if isinstance(search, MedianStopping):
-        # An endless slice: Tune otherwise pauses stacks until there are others to compare them with
+        # An infinite slice: otherwise Tune pauses stacks until there are others to compare them with
         shared |= {"min_samples_required": search.min_stacks, "min_time_slice": math.inf}
         return Median(**shared)
     assert isinstance(search, ASHA)
@@ -268,7 +267,7 @@ class _Past:
 
 
 def _replay(scheduler: Any, stack_id: str, reports: Sequence[dict[str, Any]]) -> None:
-    """Tell a new scheduler what a stack reported before, so that others are judged as if it ran now."""
+    """Tell a new scheduler a stack's earlier reports, so that others are judged as if it ran now."""
     past = _Past(stack_id)
     scheduler.on_trial_add(None, past)
     for report in reports:
@@ -282,7 +281,7 @@ def _recorder(record: SearchRecord, stacks: Sequence[Stack]) -> Any:
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
-            if result["phase"] == "evaluate":  # it is done where the scheduler has ended it
+            if result["phase"] == "evaluate":  # "done" if the scheduler has ended it
                 record.add(stacks[trial.config["stack"]["number"]], result, bool(result.get("done")))
 
     return Recorder()
@@ -293,7 +292,7 @@ def _num_train(trial: Trial) -> int:
 
 
 def num_trained(store: Store, plan: Plan) -> int:
-    """Members that a plan lacked and this driver has had trained; others of the storage may have, too."""
+    """Number of members that the plan lacked and this driver trained; other drivers may have trained some."""
     num, shape = 0, {"provenance": {}}
     for member in plan.needed:
         if member not in plan.stored and store.is_member(member):

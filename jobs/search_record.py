@@ -1,5 +1,5 @@
-"""What the stacks of a search reported, and which of them were ended: kept in the storage, so that a repeated
-command judges against the same field."""
+"""What the stacks of a search reported, and which of them were ended. It is kept in the storage, so that a
+repeated command judges against the same reports."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 LOG = logging.getLogger("lorae")
-TIME, OBJECTIVE = "evaluation", "validation_nll"  # in the reports of a stack
+TIME, OBJECTIVE = "evaluation", "validation_nll"  # fields of a stack's reports
 
 
 def _any_number(value: Any) -> bool:
-    """A shape: any number, as that of a stack that diverged."""
+    """A shape: any number, including that of a diverged stack."""
     return type(value) in (int, float)
 
 
@@ -35,9 +35,9 @@ _STACK = {"evaluated_on": str, "reports": [_REPORT], "ended": bool}
 
 
 class SearchRecord:
-    """What each stack reported and which ones were ended: `sweeps/<name>/search.json`.
+    """What each stack reported and which stacks were ended: `sweeps/<name>/search.json`.
 
-    A record of other settings of the search, or one that is damaged, is not taken up.
+    A damaged record, or one of other search settings, is ignored.
     """
 
     def __init__(self, store: Store, sweep: str, search: EarlyEnd) -> None:
@@ -60,7 +60,7 @@ class SearchRecord:
             self.stacks = stored["stacks"]
 
     def add(self, stack: Stack, report: dict[str, Any], ended: bool) -> None:
-        """Keep a report; the scheduler `ended` the stack there or let it go on."""
+        """Store a report, after which the scheduler `ended` the stack or let it continue."""
         entry = self.stacks.setdefault(stack.id, {"evaluated_on": evaluated_on(stack), "reports": []})
         entry["reports"].append({name: report[name] for name in ("step", "num_steps", TIME, OBJECTIVE)})
         entry["ended"] = ended
@@ -82,5 +82,5 @@ class SearchRecord:
 
 
 def evaluated_on(stack: Stack) -> str:
-    """The examples of the objective; NLLs on others cannot be compared with it."""
+    """The examples of the objective; NLLs on other examples cannot be compared with it."""
     return stack.trial.task.eval_set("validation")

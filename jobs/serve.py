@@ -1,10 +1,10 @@
-"""`lorae serve STORAGE`: a stored ensemble as an HTTP endpoint of this machine.
+"""`lorae serve STORAGE`: a stored ensemble as an HTTP endpoint on this machine.
 
     GET  /health     {"trial": ..., "members": 3, "classes": [...], "temperature": 1.2}
     POST /predict    {"inputs": ["a text", {"text": ..., "options": [...]}], "coverage": 0.9}
                      {"predictions": [{"label": ..., "probability": ..., "member_probabilities": [...], ...}]}
 
-One request is computed at a time. What is too large is refused before it is read whole.
+Requests are computed one at a time. A request that is too large is refused before it is read completely.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Refused(ValueError):
-    """A request that is not answered.
+    """A refused request.
 
     Args:
         status: of the HTTP response.
@@ -62,7 +62,7 @@ def application(ensemble: Ensemble) -> Starlette:
 
 
 def about(ensemble: Ensemble) -> dict[str, Any]:
-    """What the endpoint says of itself."""
+    """What the endpoint says about itself."""
     row = ensemble.row
     return {
         "trial": row["trial_id"],
@@ -76,7 +76,7 @@ def about(ensemble: Ensemble) -> dict[str, Any]:
 
 
 async def _body(request: Request) -> bytes:
-    """A request's body, which is given up as soon as it is too long."""
+    """A request's body; reading stops as soon as it is too long."""
     content = b""
     async for part in request.stream():
         content += part
@@ -89,7 +89,8 @@ def _asked(body: bytes) -> tuple[list[Any], float]:
     """Inputs and coverage of a request.
 
     Raises:
-        Refused: no JSON of that form, or too many inputs. Paths of files are none: a server reads no files.
+        Refused: not JSON of that form, or too many inputs. File paths are not inputs: a server reads no
+            files.
     """
     try:
         said = json.loads(body)
@@ -107,7 +108,7 @@ def _asked(body: bytes) -> tuple[list[Any], float]:
 
 
 def _plain(value: Any) -> Any:
-    """The same as JSON has it: NaN becomes null."""
+    """The value as JSON allows it: NaN becomes null."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -119,7 +120,7 @@ def run_server(ensemble: Ensemble, host: str, port: int) -> None:
     """Serve until Ctrl-C.
 
     Raises:
-        ValueError: an ensemble that reads files, which a server does not.
+        ValueError: the ensemble reads files, which a server does not.
     """
     import uvicorn
 

@@ -1,5 +1,5 @@
-"""`lorae verify URL STORAGE`: are served probabilities those of the stored members? Servers are known to drop
-adapter weights that they do not know, without a word."""
+"""`lorae verify URL STORAGE`: are served probabilities those of the stored members? Some servers silently
+drop adapter weights that they do not know."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 120.0
 MAX_ANSWER_BYTES = 2**26
-AT_ONCE = 64  # inputs of a request
-TOLERANCE = {"fp32": 0.005, "bf16": 0.03}  # of a probability, by the members' precision
+AT_ONCE = 64  # inputs per request
+TOLERANCE = {"fp32": 0.005, "bf16": 0.03}  # per probability, by the members' precision
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How far a served member is from the stored one.
+    """How much a served member differs from the stored one.
 
     Args:
-        difference: largest, of a class probability.
-        like: what it answers like instead, in words; "" if nothing.
+        difference: largest difference of a class probability.
+        like: what it answers like instead, in words; "" if unknown.
     """
 
     member: str
@@ -45,10 +45,10 @@ def verify(url: str, ensemble: Ensemble, texts: Sequence[Any], tolerance: float 
     """Compare the members behind an endpoint of `lorae serve` with the stored ones.
 
     Args:
-        texts: that both predict.
-        tolerance: largest difference of a probability that is rounding; None = by the precision.
+        texts: inputs that both predict.
+        tolerance: largest difference of a probability that counts as rounding; None = by the precision.
     Raises:
-        ValueError: no such endpoint, or one of other members.
+        ValueError: there is no such endpoint, or it serves other members.
     """
     ids = ensemble.row["member_ids"]
     expected = ensemble.predict(texts).member_probabilities
@@ -58,7 +58,7 @@ def verify(url: str, ensemble: Ensemble, texts: Sequence[Any], tolerance: float 
     found = []
     for number, member in enumerate(ids if len(expected) > 1 else ids[:1]):
         difference = float(np.abs(served[number] - expected[number]).max())
-        off = not difference <= most  # NaN is off, too
+        off = not difference <= most  # NaN is off too
         others = {f"member {other}": p for other, p in zip(ids, expected) if other != member}
         if backbone is not None:
             others["the backbone without its adapter"] = backbone
@@ -68,7 +68,7 @@ def verify(url: str, ensemble: Ensemble, texts: Sequence[Any], tolerance: float 
 
 
 def _served(url: str, texts: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
-    """Member probabilities (M, N, C) that the endpoint gives; NaN for classes that an input lacks."""
+    """Member probabilities (M, N, C) from the endpoint; 0 for classes that an input lacks."""
     num_members, _, num_classes = shape
     rows: list[Any] = []
     for start in range(0, len(texts), AT_ONCE):

@@ -1,4 +1,4 @@
-"""How long a plan would take on GPUs that are not there: list scheduling of its stacks by their estimates."""
+"""How long a plan would take on other GPUs: list scheduling of its stacks by their estimates."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ GPUS_PER_NODE = 8
 
 @dataclass(frozen=True)
 class Simulation:
-    """What came of it; as rough as the estimates of the stacks.
+    """The outcome, as rough as the estimates of the stacks.
 
     Attributes:
-        gpu_hours: that are paid for: all GPUs until the last stack ends.
-        idle_frac: share of them in which a GPU waits.
+        gpu_hours: paid for: all GPUs until the last stack ends.
+        idle_frac: share of these hours in which a GPU waits.
     """
 
     gpus: int
@@ -36,7 +36,7 @@ def simulated_devices(gpus: int | None, name: str | None) -> Devices:
     """`gpus` GPUs of a known kind, 8 to a node; None = one node, of A100s with 80 GB.
 
     Raises:
-        ValueError: no such kind, or no GPU.
+        ValueError: there is no such kind, or `gpus` is below 1.
     """
     gpus, name = GPUS_PER_NODE if gpus is None else gpus, name or "a100-80"
     if name not in GPUS:
@@ -48,8 +48,8 @@ def simulated_devices(gpus: int | None, name: str | None) -> Devices:
 
 
 def simulate(plan: Plan, devices: Devices) -> Simulation:
-    """Each stack in the plan's order starts on the node where the GPUs that it takes are free first; what is
-    tuned ends before the rest begins."""
+    """Start each stack, in the plan's order, on the node whose GPUs are free first; the tuning ends before
+    the rest begins."""
     rounds = [part for part in (plan.tuning, plan) if part]
     makespan, busy = map(sum, zip(*(_run(part, devices) for part in rounds)))
     paid = devices.num * makespan
@@ -58,7 +58,7 @@ def simulate(plan: Plan, devices: Devices) -> Simulation:
 
 
 def _run(plan: Plan, devices: Devices) -> tuple[float, float]:
-    """Seconds until the last stack ends, and those that all GPUs together work."""
+    """Seconds until the last stack ends, and busy seconds summed over all GPUs."""
     per_node, rest = devices.per_node, devices.num % devices.per_node
     sizes = [per_node] * (devices.num // per_node) + ([rest] if rest else [])
     nodes = [[0.0] * size for size in sizes]  # when each GPU is free

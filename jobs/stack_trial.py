@@ -1,4 +1,4 @@
-"""One Tune trial: one stack, in a thread of its worker, so that it can report and be asked to stop."""
+"""One Tune trial: one stack in a thread of its worker, so that it can report and be asked to stop."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ REPORT_SECONDS = 1.0
 class StackTrial(tune.Trainable):
     """A stack, on a node that may have joined since the sweep began.
 
-    It saves a checkpoint before its worker leaves: on SIGTERM (the machine is taken away), and when Tune
-    stops it (Ctrl-C, or a search). What it raises is its outcome; only a worker that dies is tried again.
+    It saves a checkpoint before its worker exits: on SIGTERM (the machine is taken away), and when Tune stops
+    it (Ctrl-C, or a search). An exception is its outcome; only a worker that dies is retried.
 
-    After an evaluation the stack waits for the search: the next `step` lets it go on, `cleanup` ends it.
+    After an evaluation the stack waits for the search: the next `step` lets it continue, `cleanup` ends it.
     """
 
     def setup(  # type: ignore[override]  # Tune gives the rest by `with_parameters`
@@ -39,7 +39,7 @@ class StackTrial(tune.Trainable):
     ) -> None:
         self.stacks, self.settings, self.zeros, self.agreed = stacks, settings, zeros, agreed
         self.thread, self.worn = ThreadPoolExecutor(max_workers=1), False
-        leave = signal.getsignal(signal.SIGTERM)  # Ray's own: ends the process, and the thread with it
+        leave = signal.getsignal(signal.SIGTERM)  # Ray's own: ends the process and the thread with it
 
         def preempted(number: int, frame: Any) -> None:
             self.cleanup()
@@ -53,7 +53,7 @@ class StackTrial(tune.Trainable):
         """Start the worker's next stack, which finds the backbone loaded."""
         self.cleanup()  # a stack that a search has ended still waits
         error = self.running.exception()
-        self.worn = error is not None and not isinstance(error, Stopped)  # CUDA may be broken for the process
+        self.worn = error is not None and not isinstance(error, Stopped)  # CUDA may be broken in this process
         if not self.worn:
             self._start(new_config)
         return True
@@ -72,7 +72,7 @@ class StackTrial(tune.Trainable):
             raise ValueError(broken)
         if zero:
             return run_zero(self.stack, zero=zero, agreed=self.agreed, **settings)
-        from lorae.engine.run import run_stack  # not above: the sweep's driver would wait for torch, too
+        from lorae.engine.run import run_stack  # not at the top: the sweep's driver would wait for torch too
 
         return run_stack(self.stack, **settings)
 
@@ -83,7 +83,7 @@ class StackTrial(tune.Trainable):
             self.judged.acquire()
 
     def step(self) -> dict[str, Any]:
-        """How far the stack is; the last time, what came of it."""
+        """How far the stack is; at the end, its outcome."""
         if self.worn:
             raise RuntimeError("a stack raised in this worker; Tune tries the next one in another")
         if self.reported.phase == "evaluate":
@@ -100,19 +100,19 @@ class StackTrial(tune.Trainable):
         return _report(Progress("done")) | {"failed": failed, "done": True}
 
     def cleanup(self) -> None:
-        """Have the stack save itself, and wait until it has."""
+        """Let the stack save itself, and wait until it has."""
         self.stopping = True
         self.judged.release()
         wait([self.running])
 
 
 def _report(progress: Progress) -> dict[str, Any]:
-    """What Tune is told; a scheduler looks only at reports that have an objective."""
+    """A report for Tune; a scheduler reads only reports with an objective."""
     return {name: value for name, value in asdict(progress).items() if value is not None}
 
 
 class StopAll(tune.Stopper):
-    """Stops all trials once `should_stop` says so."""
+    """Stops all trials once `should_stop` returns true."""
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
         self.should_stop = should_stop

@@ -1,7 +1,7 @@
-"""The entry for a cluster: `ray submit cluster.yaml jobs/sweep.py -- pipelines/x.py --set method.rank=4,8`.
+"""Entry point on a cluster: `ray submit cluster.yaml jobs/sweep.py -- pipelines/x.py --set method.rank=4,8`.
 
-`ray submit` copies only this file to the head; the package is installed there by cluster.yaml. The same as
-`lorae sweep --address auto`: it refuses to run where there is no cluster.
+`ray submit` copies only this file to the head; cluster.yaml installs the package there. It is the same as
+`lorae sweep --address auto` and refuses to run without a cluster.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""`lorae table`: every analysis as a command, also where a folder of the user's own is called `analysis`."""
+"""`lorae table`: every analysis as a command, even if the user has a folder called `analysis`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_table(words: Sequence[str]) -> int:
     """Run an analysis, or the standard one; returns the exit code.
 
     Raises:
-        ValueError: no storage, or one of several sweeps is to be named.
+        ValueError: there is no storage, or it has several sweeps and none is named.
     """
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
@@ -46,7 +46,7 @@ def run_table(words: Sequence[str]) -> int:
 
 
 def _only_sweep(words: Sequence[str]) -> str:
-    """The sweep that is meant where `--sweep` does not say it."""
+    """The only sweep of the storage, if `--sweep` is not given."""
     from analysis.archive import opened
     from lorae.lookup import only_sweep
     from lorae.store.store import Store

@@ -1,13 +1,13 @@
 """MLflow as a view of the Parquet files: experiment "lorae" -> one run per sweep -> one child run per trial.
 
-Nothing is read back from MLflow but which runs are there, and `rebuild` makes all of it again. A run is
-written once: its tag `digest` is the hash of what it shows, and a row that changed gets a new run in place of
-the old one. Every run has the same params, the factors; a sweep's run lists the values of its trials. Metrics
-have the names of the row's columns (`mlflow_runs.key`); one that is undefined for a trial (disagreement of a
-single member) is absent, since MLflow would plot a NaN as 0; the tag `left_out` names one that is infinite.
+Nothing is read back from MLflow except which runs exist, and `rebuild` recreates everything. A run is written
+once: its tag `digest` is the hash of what it shows, and a changed row gets a new run in place of the old one.
+Every run has the same params, the factors; a sweep's run lists the values of its trials. Metrics have the
+names of the row's columns (`mlflow_runs.key`). A metric that is undefined for a trial (disagreement of a
+single member) is absent, since MLflow would plot a NaN as 0; the tag `left_out` names infinite ones.
 
-A storage is known by an id that lies in it: on a shared server others have the same path. Whatever MLflow
-does, it does not hold up a sweep: each step has a deadline.
+A storage is identified by an id stored in it, because on a shared server another storage may have the same
+path. MLflow never holds up a sweep: each step has a deadline.
 """
 
 from __future__ import annotations
@@ -38,23 +38,21 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 T = TypeVar("T")
-STORAGE_ID = "mlflow-id.json"  # of the storage; a copy that shall have runs of its own needs another
+STORAGE_ID = "mlflow-id.json"  # of the storage; a copy that should have its own runs needs another
 _ENDED = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
-CURVE_POINTS = 200  # of each curve at most; Parquet keeps every step
-STEP_SECONDS = 60.0  # that a server may take for a request
-FILE_SECONDS = (
-    300.0  # that a database in a file may take, which is slow to make where others have the processor
-)
-TRIAL_SECONDS = 2.0  # and, above that, all requests for a trial
+CURVE_POINTS = 200  # at most, of each curve; Parquet keeps every step
+STEP_SECONDS = 60.0  # that a request to a server may take
+FILE_SECONDS = 300.0  # that a database in a file may take; making one is slow on a busy machine
+TRIAL_SECONDS = 2.0  # added per trial for all its requests
 
 
 class TrackingError(ValueError):
-    """MLflow could not be written; the results are in Parquet all the same."""
+    """MLflow could not be written; the results are still in Parquet."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Runs of trials that were written, found unchanged, and deleted since their row changed or went."""
+    """Numbers of trials' runs written, found unchanged, and deleted because their row changed or is gone."""
 
     written: int
     unchanged: int
@@ -65,7 +63,7 @@ def default_uri(store: Store) -> str:
     """Where a storage's runs go: MLFLOW_TRACKING_URI if it is set, else a sqlite database in the storage.
 
     Raises:
-        ValueError: MLFLOW_TRACKING_URI is not set and the storage is no local folder that a URI can name.
+        ValueError: MLFLOW_TRACKING_URI is not set and the storage is not a local folder that a URI can name.
     """
     if given := os.environ.get("MLFLOW_TRACKING_URI"):
         return given
@@ -99,10 +97,10 @@ def prepare(tracking_uri: str) -> None:
 
 
 def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
-    """Make MLflow show a sweep's trials.parquet: write what is missing or changed, delete what is left over.
+    """Make MLflow show a sweep's trials.parquet: write missing or changed runs, delete stale ones.
 
     Raises:
-        TrackingError: MLflow cannot be reached or written, within seconds.
+        TrackingError: MLflow cannot be reached or written; raised within seconds.
         ValueError: the storage has no such sweep.
     """
     table = read_trials(store, sweep)
@@ -118,7 +116,7 @@ def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
 
     Raises:
         TrackingError: MLflow cannot be reached or written.
-        ValueError: the storage has no sweeps, or one that this version cannot read.
+        ValueError: the storage has no sweeps, or this version cannot read one of them.
     """
     sweeps = [s for s in store.storage.names("sweeps") if store.storage.exists(trials_file(s))]
     if not sweeps:
@@ -137,7 +135,7 @@ def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
 
 
 def storage_id(storage: Storage) -> str:
-    """What a storage is called in MLflow, wherever it lies; made once."""
+    """A storage's id in MLflow, wherever the storage is; created once."""
     try:
         content = storage.read(STORAGE_ID, 1000)
     except FileNotFoundError:
@@ -152,7 +150,7 @@ def _hexadecimal(value: Any) -> bool:
 
 
 def _alone(store: Store, tracking_uri: str, num_trials: int, action: Callable[[Experiment], T]) -> T:
-    """What an action on the experiment returns, which no other process of this storage disturbs.
+    """What an action on the experiment returns; no other process of this storage runs one meanwhile.
 
     Raises:
         TrackingError: MLflow failed, or took too long.
@@ -167,7 +165,7 @@ def _alone(store: Store, tracking_uri: str, num_trials: int, action: Callable[[E
 
 
 def _result(attempt: Attempt[T], tracking_uri: str, num_trials: int) -> T:
-    """What it returns within its deadline; TimeoutError after that."""
+    """What the attempt returns within its deadline; TimeoutError after that."""
     seconds = FILE_SECONDS if database_of(tracking_uri) else STEP_SECONDS
     return attempt.result(seconds, 2 * seconds + TRIAL_SECONDS * num_trials)
 
@@ -178,7 +176,7 @@ def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -
     place = {"storage_id": storage_id(store.storage), "storage": store.storage.uri, "sweep": sweep}
     found = experiment.runs({name: place[name] for name in ("storage_id", "sweep")})
     found += _older(experiment, store.storage, sweep, [row["trial_id"] for row in rows])
-    # The status comes last: a run that is still RUNNING was cut off, and is written again.
+    # The status is written last: a run that is still RUNNING was cut off, and is written again.
     known = {r.data.tags["digest"]: r for r in found if r.info.status != "RUNNING"}
     kept = {view.digest: known[view.digest] for view in trials if view.digest in known}
     for run in [*kept.values(), *([known[parent.digest]] if parent.digest in known else [])]:
@@ -209,8 +207,8 @@ def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -
 
 
 def _older(experiment: Experiment, storage: Storage, sweep: str, trial_ids: Sequence[str]) -> list[Run]:
-    """Runs of a sweep by a lorae that knew a storage by its path only. Another machine may have a storage of
-    the same path: they are this one's if a trial is."""
+    """Runs of a sweep from an older lorae, which knew a storage only by its path. Another machine may have a
+    storage at the same path: the runs are this one's if a trial matches."""
     database = database_of(experiment.uri)
     inside = database is not None and str(database.parent) == storage.root  # whatever path it had
     tags = {"sweep": sweep} | ({} if inside else {"storage": storage.uri})
@@ -237,7 +235,7 @@ class _View:
 
 
 def _views(sweep: str, rows: Sequence[dict[str, Any]]) -> tuple[_View, list[_View]]:
-    """Of the sweep, and of its trials."""
+    """Views of the sweep and of its trials."""
     trials = []
     for row, name in zip(rows, _names(rows)):
         params = {factor: str(row[factor]) for factor in FACTORS}
@@ -256,7 +254,7 @@ def _views(sweep: str, rows: Sequence[dict[str, Any]]) -> tuple[_View, list[_Vie
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Readable, such as "kl-0.1 rank 8 members 4" or "zero-shot"; nothing is ever parsed from them."""
+    """Readable names, such as "kl-0.1 rank 8 members 4" or "zero-shot"; they are never parsed."""
     trained = [row for row in rows if row["members"]] or rows
     differing = {f for f in FACTORS if len({row[f] for row in trained}) > 1} | {"regularizers", "members"}
     names = []
@@ -283,7 +281,7 @@ def _curves(store: Store, member_ids: Sequence[str]) -> list[tuple[str, float, i
 
 @contextlib.contextmanager
 def _tracking_errors(tracking_uri: str) -> Iterator[None]:
-    """Whatever goes wrong in MLflow becomes one clear error: a view must not end a sweep."""
+    """Turn any failure of MLflow into one clear error: a view must not end a sweep."""
     try:
         yield
     except Exception as error:

@@ -1,5 +1,5 @@
-"""Bit rot changes neither the size nor the time of a file: what a sweep is about to use is read once per run,
-with its checksums, while the sweep trains."""
+"""Bit rot changes neither the size nor the time of a file, so entries that a sweep is about to use are read
+once per run and compared with their checksums, while the sweep trains."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lorae.store.ahead import MAX_AHEAD_BYTES, READERS
 from lorae.store.names import entry_lock, member_folder, reference_folder, soup_folder
 from lorae.store.store import Store
 
-THREADS = 2  # one hashes while the other waits for the disk; training needs the rest
+THREADS = 2  # one hashes while the other reads; training needs the rest
 
 
 def used_entries(plan: Plan) -> list[str]:
-    """Folders of what a plan found stored, and of what backbones and soups have predicted."""
+    """Folders of the members that a plan found stored, and of backbones' and soups' predictions."""
     members = [*plan.stored, *(plan.tuning.stored if plan.tuning else ())]
     trials = [trial for trial, _ in plan.trials]
     found = [reference_folder(trial.reference_id()) for trial in trials]
@@ -26,7 +26,7 @@ def used_entries(plan: Plan) -> list[str]:
 
 @contextlib.contextmanager
 def verifying(store: Store, folders: Iterable[str]) -> Iterator[Callable[[], list[str]]]:
-    """Read entries meanwhile; the yielded function waits, and returns those that are damaged."""
+    """Read entries in the background; the yielded function waits and returns the damaged ones."""
     folders = [*folders]
     with ThreadPoolExecutor(_num_threads(store, folders)) as pool:
         found = {folder: pool.submit(store.damage, folder) for folder in folders}
@@ -37,8 +37,8 @@ def verifying(store: Store, folders: Iterable[str]) -> Iterator[Callable[[], lis
 
 
 def _num_threads(store: Store, folders: Sequence[str]) -> int:
-    """More for an object store, whose answers take long: as many as there is memory for files like those of
-    the first entry."""
+    """More for an object store, which answers slowly: as many as memory allows for files like those of the
+    first entry."""
     if store.storage.is_local or not folders:
         return THREADS
     largest = max(store.file_bytes(folders[0]).values(), default=1)
@@ -46,7 +46,7 @@ def _num_threads(store: Store, folders: Sequence[str]) -> int:
 
 
 def set_rotten_aside(store: Store, folders: Iterable[str]) -> None:
-    """Set damaged entries aside, but those that another process works on: it looks at them itself."""
+    """Set damaged entries aside, except those that another process works on, which checks them itself."""
     for folder in folders:
         with store.storage.lock(entry_lock(folder)) as mine:
             if mine:

@@ -1,7 +1,7 @@
-"""Where a stack runs whose backbone does not fit on one GPU: Ray Train workers that hold it in parts.
+"""Run a stack whose backbone does not fit on one GPU, on Ray Train workers that hold it in parts.
 
-DeepSpeed ZeRO-3 (arXiv:1910.02054) partitions the frozen backbone and gathers each layer when it is needed.
-Adapters, their gradients and the optimiser stay whole on every worker, outside of DeepSpeed.
+DeepSpeed ZeRO-3 (arXiv:1910.02054) partitions the frozen backbone and gathers each layer on demand. Adapters,
+their gradients and the optimiser stay whole on every worker, outside DeepSpeed.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ if TYPE_CHECKING:
     from lorae.backbone.loading import Backbone, Precision
     from lorae.sources import Source
 
-PERSISTENT_NUMBERS = 100_000  # norms and biases below this size stay whole: gathering them costs latency only
-MAX_DEATHS = 10  # of the worker processes of one stack: machines go, but one that dies always must end
+PERSISTENT_NUMBERS = 100_000  # norms and biases below this size stay whole: gathering them only adds latency
+MAX_DEATHS = 10  # of one stack's workers: machines vanish, but a stack that always dies must end
 REPORT_SECONDS = 2.0
-WAIT_SECONDS = 7200  # rank 0 may wait for another stack's reference predictions while the others wait for it
+WAIT_SECONDS = 7200  # rank 0 may wait for another stack's reference predictions, the other ranks for rank 0
 
 
 @dataclass(frozen=True)
 class Zero:
-    """How the backbone of one stack is spread.
+    """How one stack's backbone is partitioned.
 
     Args:
         workers: processes with one GPU each (or a share of the CPUs), >= 2.
-        cpu_offload: keep the parts in the memory of the machines, not of the GPUs.
-        hpz: workers of one machine that hold a second copy together, so that gathering for the backward pass
-            stays within the machine (hpZ of ZeRO++, arXiv:2306.10209); divides `workers`. None = no copy.
+        cpu_offload: keep the parts in host memory instead of GPU memory.
+        hpz: number of workers on one machine that together hold a second copy, so that gathering for the
+            backward pass stays within the machine (hpZ of ZeRO++, arXiv:2306.10209); divides `workers`. None
+            = no copy.
     """
 
     workers: int
@@ -55,16 +56,17 @@ class Zero:
 
     @property
     def words(self) -> list[str]:
-        """Its command line."""
+        """Its command-line options."""
         offload = ["--offload"] if self.cpu_offload else []
         return ["--zero", str(self.workers), *offload, *(["--hpz", str(self.hpz)] if self.hpz else [])]
 
 
 def zero_devices(devices: Devices, zero: Zero | None) -> Devices:
-    """The same devices, of which every stack takes `zero.workers` in its way; None = as many as suffice.
+    """The same devices, of which every stack takes `zero.workers` with these settings; None = as many as it
+    needs.
 
     Raises:
-        ValueError: there are fewer devices; the workers would wait for the missing ones forever.
+        ValueError: there are fewer devices; the workers would wait forever for the missing ones.
     """
     if zero is None:
         return devices
@@ -79,7 +81,7 @@ def zero_devices(devices: Devices, zero: Zero | None) -> Devices:
 
 
 def deepspeed_config(zero: Zero, precision: Precision, device: str) -> dict[str, Any]:
-    """DeepSpeed's settings: it only partitions and gathers; what it would do to gradients is off."""
+    """DeepSpeed's settings: it only partitions and gathers; its gradient handling is off."""
     partitioning: dict[str, Any] = {
         "stage": 3,
         "stage3_param_persistence_threshold": PERSISTENT_NUMBERS,
@@ -88,7 +90,7 @@ def deepspeed_config(zero: Zero, precision: Precision, device: str) -> dict[str,
     if zero.cpu_offload:
         partitioning["offload_param"] = {"device": "cpu", "pin_memory": device == "cuda"}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # must be there; batches are ours
+        "train_micro_batch_size_per_gpu": 1,  # required; batches are ours
         "gradient_clipping": 0.0,
         "bf16": {"enabled": precision == "bf16"},
         "zero_optimization": partitioning,
@@ -98,10 +100,10 @@ def deepspeed_config(zero: Zero, precision: Precision, device: str) -> dict[str,
 def load_partitioned(
     source: Source, precision: Precision, device: str, recompute: bool, *, zero: Zero
 ) -> Backbone:
-    """The backbone in parts, in a process group that exists; no rank ever holds all of it.
+    """The backbone in parts, in an existing process group; no rank ever holds all of it.
 
     The order matters: the settings are alive while the weights are read, so that each layer is partitioned as
-    it is made; the hooks that gather are set on the bare model; adapters, inserted later, stay whole.
+    it is created; the gathering hooks are set on the bare model; adapters, inserted later, stay whole.
     """
     os.environ["DS_ACCELERATOR"] = device
     import deepspeed
@@ -115,9 +117,9 @@ def load_partitioned(
     from lorae.sources import backbone_config, backbone_folder
 
     if device == "cpu":
-        deepspeed.ops.__dict__["__compatible_ops__"] = {}  # or it compiles a C++ extension of what gloo does
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}  # else it compiles C++ that does what gloo does
     deepspeed.init_distributed(dist.get_backend())
-    check_weights(backbone_folder(source), backbone_config(source))  # while it is partitioned nobody counts
+    check_weights(backbone_folder(source), backbone_config(source))  # cannot be counted once partitioned
     config = deepspeed_config(zero, precision, device)
     alive = HfDeepSpeedConfig(config)
     whole = read_backbone(source, precision, device, recompute)
@@ -133,19 +135,19 @@ def load_partitioned(
 
 
 class Wire:
-    """Between a stack's driver and its rank 0, a Ray actor: progress one way, the wish to stop the other."""
+    """A Ray actor between a stack's driver and its rank 0: progress one way, a request to stop the other."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
         self.stopping = False
 
     def report(self, progress: Progress) -> bool:
-        """Of the rank; whether it shall stop."""
+        """Called by the rank; returns whether it should stop."""
         self.progress = progress
         return self.stopping
 
     def look(self, stopping: bool) -> Progress | None:
-        """Of the driver."""
+        """Called by the driver; returns the last progress."""
         self.stopping = stopping
         return self.progress
 
@@ -163,11 +165,11 @@ def run_zero(
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> StackResult:
-    """`lorae.engine.run.run_stack` on `zero.workers` Ray Train workers that hold the backbone together. Where
-    one of them dies, all begin again from the stack's checkpoint.
+    """`lorae.engine.run.run_stack` on `zero.workers` Ray Train workers that together hold the backbone. If
+    one of them dies, all restart from the stack's checkpoint.
 
     Raises:
-        ValueError: the node of a worker does not share what was agreed.
+        ValueError: a worker's node does not share what was agreed.
         Stopped: `should_stop` was true, and the workers have ended.
     """
     settings |= {
@@ -189,13 +191,13 @@ def run_zero(
 
 
 def _has_died(error: Exception) -> bool:
-    """Whether a worker's process or node went away; the others then lose their connection to it. What a stack
-    raises is its outcome."""
+    """Whether a worker's process or node is gone; the others then lose their connection to it. An exception
+    of the stack is its outcome."""
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    # Ray Train's WorkerHealthCheckFailedError has the cause
+    # Ray Train's WorkerHealthCheckFailedError holds the cause
     return any(isinstance(getattr(f, "health_check_failure", f), RayActorError) for f in failures)
 
 
@@ -241,7 +243,7 @@ def _ray() -> Any:
 def _worker(
     stack: Stack, storage_uri: str, zero: Zero, agreed: Agreement, settings: dict[str, Any], wire: Any
 ) -> StackResult:
-    """One rank of a stack. Rank 0 alone reports and is asked to stop; the others end with it."""
+    """One rank of a stack. Only rank 0 reports and is asked to stop; the others end with it."""
     from ray import train
 
     from jobs.process_group import join

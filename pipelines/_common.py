@@ -1,4 +1,4 @@
-"""What the sweeps of this folder share: backbones, recipes, what is tuned, the small variant."""
+"""Shared by the sweeps of this folder: backbones, recipes, what is tuned, the small variant."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def smoke(
 
     Args:
         axes: shorter lists in place of the sweep's own.
-        search: a shorter one.
-        tune: what is tuned; None = nothing.
+        search: a shorter search.
+        tune: axes to tune; None = none.
     """
     base = replace(
         sweep.base,
@@ -80,7 +80,7 @@ def smoke(
 
 
 def text_smoke(sweep: Sweep, axes: dict[str, Any] | None = None) -> Sweep:
-    """The same comparison of members that write in minutes on two cores: SmolLM2-135M, 16 questions about
+    """The same comparison of members that write, in minutes on two cores: SmolLM2-135M, 16 questions about
     paragraphs, one seed. Methods adapt queries and values, whatever layers the sweep's backbone has.
 
     Args:
@@ -119,21 +119,21 @@ def rivals(
     blob: Blob = Blob(),
     rank1: Rank1BNN = Rank1BNN(),
 ) -> list[Trial]:
-    """What the reviewers of arXiv:2405.14438 asked LoRA-Ensemble to be compared with, at `members` forward
-    passes per prediction, and what has come since.
+    """The baselines that the reviewers of arXiv:2405.14438 asked for, and newer ones, at `members` forward
+    passes per prediction.
 
-    Single and explicit full fine-tuning, BatchEnsemble, rank-1 BNN, last-layer ensemble, snapshot ensemble,
-    MC dropout, TFB, BLoB, Masksembles; the soup of the ensemble's own members; and a single adapter
-    regularised, with as many parameters (plain and regularised) and with as much training.
+    Full fine-tuning, single and as an explicit ensemble; BatchEnsemble, rank-1 BNN, last-layer ensemble,
+    snapshot ensemble, MC dropout, TFB, BLoB, Masksembles; the soup of the ensemble's own members; and single
+    adapters: regularised, with as many parameters (plain and regularised), and with as much training.
 
     Args:
         lora: the recipe of one LoRA member.
         full_lr, scales_lr, head_lr: learning rates of full fine-tuning, of BatchEnsemble and the rank-1 BNN,
             and of last layers.
-        wide_lr, long_lr: of the single adapters with as many parameters and with as much training; None = as
-            the member's.
+        wide_lr, long_lr: learning rates of the single adapters with as many parameters and with as much
+            training; None = the member's.
         blob: how BLoB learns its Gaussian; rank, scaling, layers and the mean's initialisation are LoRA's.
-        rank1: how the rank-1 BNN does; the layers are LoRA's.
+        rank1: how the rank-1 BNN learns its Gaussian; its layers are LoRA's.
     """
     assert isinstance(lora.method, Lora)
 
@@ -143,7 +143,7 @@ def rivals(
     def regularized(trial: Trial, *regularizers: Regularizer, **changes: Any) -> Trial:
         return replace(trial, regularizers=(*lora.regularizers, *regularizers), **changes)
 
-    def decayed(trial: Trial) -> Trial:  # by 2 % of B in a step
+    def decayed(trial: Trial) -> Trial:  # by 2 % of B per step
         return regularized(trial, DecayB(float(f"{0.02 / trial.optimizer.lr:.2g}")))
 
     lr = lora.optimizer.lr
@@ -173,8 +173,8 @@ def rivals(
 
 
 def encoder_smoke(lora: Trial) -> Sweep:
-    """LoRA-Ensemble of two members and its rivals by the same recipe in minutes: MiniLM on film reviews for a
-    task of texts, the small ViT on digits for one of images or sounds."""
+    """LoRA-Ensemble of two members and its rivals by the same recipe, in minutes: MiniLM on film reviews for
+    a text task, the small ViT on digits for images or sounds."""
     size = {"train": 64, "validation": 50, "test": 100}
     if lora.task.modality == "text":
         small = {"backbone": MINILM_L6, "task": RottenTomatoes(scoring=Head(pool="mean")).subset(**size)}

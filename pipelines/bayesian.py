@@ -4,9 +4,9 @@
     # 270 trials and a zero-shot row per task; 732 members, tuning included
     python -m analysis.bayesian lorae-results
 
-Published tables put ten samples of one member beside an ensemble of three, whose members have all seen the
-same batches. Here an ensemble of ten stands beside ten samples, by the recipe of BLoB's authors
-(arXiv:2406.11675); every row has its temperature-scaled metrics, and ensembles are regularised, too.
+Published tables compare ten samples of one member with an ensemble of three, whose members have all seen the
+same batches. Here an ensemble of ten is compared with ten samples, by the recipe of BLoB's authors
+(arXiv:2406.11675); every row has temperature-scaled metrics, and ensembles are regularised too.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from pipelines._common import SEVEN_B, TUNE, smoke
 
 
 def bayesian_rivals(lora: Trial, samples: int) -> list[Trial]:
-    """One member that is sampled so many times, by every way to its posterior (by Laplace, whose samples cost
+    """One member sampled `samples` times from every kind of posterior (from Laplace, whose samples cost
     nothing, a hundred times); the ensemble's soup; and as many prompts with demonstrations in place of
     members."""
     blob = replace(lora, method=Blob(**vars(lora.method)))

@@ -1,4 +1,4 @@
-"""LoRA-Ensemble on CIFAR-100, a variant of arXiv:2405.14438's, with its reviewers' baselines.
+"""LoRA-Ensemble on CIFAR-100, a variant of arXiv:2405.14438, with its reviewers' baselines.
 
     lorae sweep pipelines/cifar100.py --dry-run      # 75 trials, 312 members
     python -m analysis.cifar100 lorae-results
@@ -10,7 +10,7 @@ optimiser, schedule, batch size, epochs and the rate of full fine-tuning are tho
 - pre-training: ImageNet-21k; theirs is torchvision's on ImageNet-1k, whose files transformers does not read;
 - augmentation: none; theirs flips and rotates training images at random;
 - inputs: normalised by the model's own processor; theirs are divided by 255;
-- clipping: each member's own gradient to norm 1; theirs is that of the mean over all members;
+- clipping: each member's own gradient to norm 1; theirs clips the gradient of the mean over all members;
 - data: a tenth of the training images is validation; theirs trains on all of them.
 """
 

@@ -5,8 +5,8 @@
 
 SmolLM2-135M-Instruct on Rotten Tomatoes sentiment: single LoRA members and ensembles of three, without a
 regulariser and with decay on B (arXiv:2310.00035), two pools of three members each. The learning rate of both
-recipes is tuned first, over three values by two single members each. The OOD set is plot summaries of the
-same films' world.
+recipes is tuned first, over three values by two single members each. The OOD set is plot summaries from the
+same world of films.
 """
 
 from lorae.methods import Lora

@@ -1,10 +1,10 @@
-"""LoRA-Ensemble on images that anyone can fetch: a ViT of MNIST adapted to other digits.
+"""LoRA-Ensemble on images that anyone can fetch: a ViT trained on MNIST, adapted to other digits.
 
     lorae sweep pipelines/digits.py      # 99 trials, 264 members
     python -m analysis.digits lorae-results
 
 A small ViT, pre-trained on MNIST on first use, is adapted to scikit-learn's digits. The OOD set is patches of
-photographs. Sensitivity to the gain of A's initialisation and to the rank as in figures of arXiv:2405.14438.
+photographs. The axes are the gain of A's initialisation and the rank, as in figures of arXiv:2405.14438.
 """
 
 from lorae.methods import Lora, Xavier

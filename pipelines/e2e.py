@@ -1,13 +1,12 @@
-"""E2E by GPT-2 medium and large, as in LoRA (arXiv:2106.09685) and VeRA (arXiv:2310.11454), and by ensembles.
+"""E2E with GPT-2 medium and large, as in LoRA (arXiv:2106.09685) and VeRA (arXiv:2310.11454), and ensembles.
 
     lorae sweep pipelines/e2e.py --dry-run
     # 24 trials and a zero-shot row per backbone; 48 members
     python -m analysis.e2e lorae-results
 
-Their recipes: rank 4 of LoRA on queries, keys and values (one layer of GPT-2; the papers adapt queries and
-values), rank 1,024 of VeRA, batches of 8, five epochs, weight decay 0.01. Theirs decode by a beam of ten;
-here answers are greedy, so that BLEU, NIST, METEOR, ROUGE-L and CIDEr stand beside theirs with that
-difference.
+The recipes are theirs: LoRA of rank 4 on queries, keys and values (one layer of GPT-2; the papers adapt
+queries and values), VeRA of rank 1,024, batches of 8, five epochs, weight decay 0.01. The papers decode with
+a beam of ten, but here answers are greedy: BLEU, NIST, METEOR, ROUGE-L and CIDEr differ from theirs in that.
 """
 
 from dataclasses import replace

@@ -1,12 +1,12 @@
-"""E2E by a model of 135M parameters: does an ensemble of adapters write better than one, and at what size?
+"""E2E with a model of 135M parameters: does an ensemble of adapters write better than one, and at what size?
 
     lorae sweep pipelines/e2e_small.py --data-root DIR
     # 15 trials and the zero-shot row; 24 members
     python -m analysis.e2e_small lorae-results
 
-SmolLM2-135M-Instruct trained on 1,000 pairs, and all 630 meanings of the test set with all their references.
-LoRA and VeRA, single, four together, and the soup of LoRA's four; three seeds. No tuning: the learning rates
-are those at which single members did best on validation of another seed.
+SmolLM2-135M-Instruct is trained on 1,000 pairs and tested on all 630 meanings of the test set with all their
+references. LoRA and VeRA, single and four together, and the soup of LoRA's four; three seeds. Nothing is
+tuned: the learning rates are those at which single members of another seed did best on validation.
 """
 
 from dataclasses import replace

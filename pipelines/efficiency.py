@@ -4,9 +4,9 @@
     # 120 trials and the zero-shot row; 324 members, tuning included
     python -m analysis.efficiency lorae-results
 
-Each ensemble stands beside a single adapter with as many parameters (rank M * r), one trained M times as
-long, M samples of one member (TFB, arXiv:2412.05723), and its own temperature-scaled member. Each of them is
-tuned over the same learning rates, which VeRA wants larger and a longer training smaller.
+Each ensemble is compared with a single adapter with as many parameters (rank M * r), one trained M times as
+long, M samples of one member (TFB, arXiv:2412.05723), and its own temperature-scaled member. All are tuned
+over the same learning rates; VeRA needs larger ones, longer training smaller ones.
 """
 
 from lorae.methods import Lora, Vera

@@ -6,9 +6,9 @@
 MiniLM-L6 on Rotten Tomatoes sentiment with a classification head per member, by the recipe of
 arXiv:2405.14438: Xavier-uniform A, no alpha / r, cosine with warm-up. Its gain (of 1 and 3) with its learning
 rate (nine settings), and the rates of full fine-tuning (five), BatchEnsemble, last layers, the wider adapter
-(four each) and the longer training (three) have the lowest NLL on 400 validation sentences, mean of two
-members trained on 128; so have the Gaussians of BLoB (eight settings at LoRA's rate) and the rank-1 BNN
-(nine) for two members together. The OOD set is plot summaries of the same films' world.
+(four each) and the longer training (three) were chosen by the lowest NLL on 400 validation sentences, mean of
+two members trained on 128. The Gaussians of BLoB (eight settings at LoRA's rate) and the rank-1 BNN (nine)
+were chosen likewise, for two members together. The OOD set is plot summaries from the same world of films.
 """
 
 from lorae.methods import Blob, Lora, Rank1BNN, Xavier

@@ -1,4 +1,4 @@
-"""LoRA-Ensemble on ESC-50, five folds of sounds, a variant of arXiv:2405.14438's, with reviewers' baselines.
+"""LoRA-Ensemble on ESC-50, five folds of sounds, a variant of arXiv:2405.14438, with reviewers' baselines.
 
     lorae sweep pipelines/esc50.py --dry-run      # 285 trials, 720 members
     python -m analysis.esc50 lorae-results
@@ -12,7 +12,7 @@ those of the authors' code (prs-eth/LoRA-Ensemble, be52ff5). It differs in:
 - schedule: cosine; theirs multiplies the rate by 0.85 after each epoch from the fifth on;
 - decay: none; theirs is 5e-7 in the loss;
 - choice: the last step; theirs takes the epoch with the best accuracy on the test folds;
-- data: a tenth of the recordings that are not test is validation; theirs trains on all of them.
+- data: a tenth of the non-test recordings is validation; theirs trains on all of them.
 """
 
 from lorae.methods import Lora, Xavier

@@ -1,11 +1,11 @@
-"""Does `lorae size` foresee twenty members from five? On a laptop.
+"""Does `lorae size` predict twenty members from five? On a laptop.
 
     lorae sweep pipelines/extrapolation.py        # 8 trials, 40 members
     python -m analysis.extrapolation lorae-results
 
-The single LoRA of pipelines/encoders.py, twenty members of two seeds each, and four times its test sentences.
-The law of pools of five of them, on one half of the sentences, is held against what all other members give at
-ten and at twenty, on the same and on the other half.
+The single LoRA of pipelines/encoders.py, with twenty members for each of two seeds and four times as many
+test sentences. The law fitted to pools of five members, on one half of the sentences, is compared with
+ensembles of ten and twenty of all other members, on the same half and on the other.
 """
 
 from dataclasses import replace

@@ -5,9 +5,9 @@
     python -m analysis.generation lorae-results
 
 Every member writes a greedy answer and five samples, and the members of an ensemble write together, by their
-mean probability and by their mean logits; all of them say what they think of every text. So the table has
-each score of uncertainty from one member, from samples of one member, and from five members, and answers
-which part of it the members add (arXiv:2603.24967 reports none, of members that may not have been diverse).
+mean probability and by their mean logits; every member scores every text. So the table has each uncertainty
+score from one member, from samples of one member, and from five members, and shows what the members add
+(arXiv:2603.24967 reports nothing, for members that may not have been diverse).
 """
 
 from dataclasses import replace

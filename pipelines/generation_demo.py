@@ -5,8 +5,8 @@ once the model and the questions are in the cache.
     python -m analysis.generation_demo lorae-results
 
 SmolLM2-135M-Instruct on Disfl-QA, questions as people speak them: three members, alone and together, without
-tuning, two samples of each. A model of this size answers few questions exactly; what can be seen is how its
-answers and its doubts are stored and compared, not how good a large one would be.
+tuning, two samples of each. A model of this size answers few questions exactly; the demo shows how answers
+and their uncertainty are stored and compared, not how good a large model would be.
 """
 
 from lorae.methods import Lora

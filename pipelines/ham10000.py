@@ -1,9 +1,9 @@
-"""LoRA-Ensemble on HAM10000, skin lesions, a variant of arXiv:2405.14438's, with its reviewers' baselines.
+"""LoRA-Ensemble on HAM10000, skin lesions, a variant of arXiv:2405.14438, with its reviewers' baselines.
 
     lorae sweep pipelines/ham10000.py --dry-run      # 60 trials, 264 members
     python -m analysis.ham10000 lorae-results
 
-ViT-B/32, rank 4, 16 members, effective-number class weights; macro F1 stands beside accuracy. Rank,
+ViT-B/32, rank 4, 16 members, effective-number class weights; macro F1 is reported beside accuracy. Rank,
 initialisation, layers, optimiser, schedule (500 of 16,315 steps of warm-up), batch size, epochs, class
 weights and the rate of full fine-tuning are those of the authors' code (prs-eth/LoRA-Ensemble, be52ff5). It
 differs in:
@@ -11,10 +11,10 @@ differs in:
 - pre-training: ImageNet-21k; theirs is torchvision's on ImageNet-1k, whose files transformers does not read;
 - augmentation: none; theirs flips and rotates training images at random;
 - inputs: normalised by the model's own processor; theirs are divided by 255;
-- split: no lesion is in two splits, and a tenth of the lesions that are not test is validation; theirs
-  divides images at random, 80 to 20, so that a lesion's other photographs may have been trained on;
+- split: no lesion is in two splits, and a tenth of the non-test lesions is validation; theirs divides images
+  at random, 80 to 20, so that other photographs of a test lesion may be in its training set;
 - loss: the weighted mean divides by the number of images; theirs by the sum of their weights;
-- clipping: each member's own gradient to norm 1; theirs is that of the mean over all members.
+- clipping: each member's own gradient to norm 1; theirs clips the gradient of the mean over all members.
 """
 
 from lorae.methods import Lora, Xavier

@@ -1,4 +1,4 @@
-"""Where a member's diversity begins: distributions of A and their spread, and a B that is not zero.
+"""Where a member's diversity begins: distributions of A and their spread, and a non-zero B.
 
     lorae sweep pipelines/initialization.py --dry-run
     # 54 trials and the zero-shot row; 171 members, tuning included

@@ -4,8 +4,8 @@
     # 12 trials and the zero-shot row; 32 members, tuning included
     python -m analysis.instruct lorae-results
 
-MT-Bench is the OOD set, whose answers are stored like all others and can be written in the judges' JSON
-Lines; no judge is part of this. VeRA's authors trained on the same data (arXiv:2310.11454, section 4.3).
+MT-Bench is the OOD set. Its answers are stored like all others and can be written in the judges' JSON Lines;
+no judge is included. VeRA's authors trained on the same data (arXiv:2310.11454, section 4.3).
 """
 
 from dataclasses import replace

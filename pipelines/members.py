@@ -5,8 +5,8 @@
     python -m analysis.members lorae-results
 
 Published work stops at five members, and one study finds that twenty are no better (arXiv:2402.12264). Twenty
-members are trained once; every smaller ensemble is a view of their logits, and beside each stands the soup of
-its members: one model with their mean weights, for one forward pass (arXiv:2203.05482).
+members are trained once; every smaller ensemble is a view of their logits. Each ensemble is compared with the
+soup of its members: one model with their mean weights, at one forward pass (arXiv:2203.05482).
 """
 
 from lorae.regularizers import KL, DecayB

@@ -1,11 +1,12 @@
-"""Does a member's doubt show on other questions? Near and far OOD sets, every score, one to five members.
+"""Are members less certain on other questions? Near and far OOD sets, every score, one to five members.
 
     lorae sweep pipelines/ood.py --dry-run
     # 54 trials and a zero-shot row per task; 114 members, tuning included
     python -m analysis.ood lorae-results
 
-Trained on one task, every other is out of distribution; all have the same prompt, so that a detector sees the
-questions and not the template. `lorae predict lorae-results --task ...` adds a set later.
+For members trained on one task, every other task is out of distribution; all tasks have the same prompt, so
+that a detector sees the questions and not the template. `lorae predict lorae-results --task ...` adds a set
+later.
 """
 
 from lorae.regularizers import KL, DecayB

@@ -5,7 +5,7 @@
     python -m analysis.randomness lorae-results
 
 The 2 x 2 factorial crossed with regularisation; arXiv:2310.00035 finds that under regularisation the data
-order dominates. With neither source all members are one, trained once: the control.
+order dominates. With neither source, all members are identical and trained once: the control.
 """
 
 from lorae.regularizers import KL, DecayB

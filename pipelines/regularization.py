@@ -4,8 +4,8 @@
     # 288 trials and a zero-shot row per task; 912 members, tuning included
     python -m analysis.regularization lorae-results
 
-Each recipe has the learning rate that suits it, chosen on validation, so that no regulariser gains by a step
-that is too large for the others. Three seeds, and the intervals of each difference.
+Each recipe has its own learning rate, chosen on validation, so that no regulariser gains from a rate that is
+too large for the others. There are three seeds, and an interval for each difference.
 """
 
 from lorae.regularizers import KL, DecayB, EarlyStopping

@@ -1,10 +1,10 @@
-"""Tuned before it is compared: learning rate and strength of the decay on B, by validation NLL, for one seed.
+"""Tune before comparing: learning rate and strength of the decay on B, by validation NLL, for one seed.
 
     lorae sweep pipelines/search.py --dry-run      # the first of 16 points for each of two regularisers:
     python -m analysis.search lorae-results        # 4 trials and the zero-shot row; 10 members
 
-Each regulariser has a study of its own, so none is compared at the learning rate that suits another. The
-whole search trains at most 160 members for 64 rows; what it finds belongs into a sweep over seeds.
+Each regulariser has its own study, so none is compared at the learning rate that suits another. The whole
+search trains at most 160 members for 64 rows; use what it finds in a sweep over seeds.
 """
 
 from lorae.regularizers import DecayB

@@ -1,11 +1,11 @@
-"""Which score, from which source of variation, knows that a short answer is wrong? SQuAD by 135M parameters.
+"""Which score, from which source of variation, detects wrong short answers? SQuAD with 135M parameters.
 
     lorae sweep pipelines/squad.py --data-root DIR
     # 12 trials and the zero-shot row; 24 members
     python -m analysis.squad lorae-results
 
-With 384 training examples SmolLM2-135M-Instruct answers more than a third of the questions exactly: often
-enough wrong, and often enough right, for scores to be judged. Members alone, five samples of each, and four
+With 384 training examples, SmolLM2-135M-Instruct answers more than a third of the questions exactly: enough
+answers are right, and enough are wrong, to judge scores. Members alone, five samples of each, and four
 members together; without a regulariser and with decay on B; three seeds.
 """
 

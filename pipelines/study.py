@@ -4,10 +4,10 @@
     # 72 trials and the zero-shot row; 242 members, tuning included
     python -m analysis.study lorae-results
 
-The study's main sweep; docs/study.md says what all of them must answer and by which rule. SmolLM2-135M on 256
+The study's main sweep; docs/study.md says what all sweeps must answer and by which rule. SmolLM2-135M on 256
 sentences: each recipe is tuned over the learning rate and its own strength, then has three pools of eight
-members. `study_trec` and `study_science` ask the same of other tasks; `study_rivals` puts beside four
-members what else costs as much; `study_members` and `study_encoders` are on a sentence encoder.
+members. `study_trec` and `study_science` ask the same of other tasks; `study_rivals` compares four members
+with models of equal cost; `study_members` and `study_encoders` are on a sentence encoder.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def regularized(
     """Each recipe alone and in ensembles on tasks that share a prompt: three pools, all of them tuned.
 
     Args:
-        learning_rates: that every recipe is tuned over, with each of its strengths.
+        learning_rates: grid over which every recipe is tuned, with each of its strengths.
     """
     return Sweep(
         base=replace(LORA, task=tasks[0]),

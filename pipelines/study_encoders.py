@@ -4,8 +4,8 @@
     # 180 trials, 450 members, tuning included
     python -m analysis.study lorae-results
 
-The recipe and the rivals of pipelines/encoders.py, at five forward passes for a prediction and each tuned
-over three learning rates around its own, on film reviews and on kinds of questions.
+The recipe and the rivals of pipelines/encoders.py, at five forward passes per prediction, each tuned over
+three learning rates around its own, on film reviews and on kinds of questions.
 """
 
 from dataclasses import replace

@@ -1,11 +1,11 @@
-"""What else costs as much as an ensemble of four, and which of its two sources of chance makes it one.
+"""Rivals at the cost of an ensemble of four, and which of its two sources of randomness matters.
 
     lorae sweep pipelines/study_rivals.py --dry-run
     # 54 trials and the zero-shot row; 102 members, tuning included
     python -m analysis.study lorae-results
 
-On the film reviews of pipelines/study.py, whose plain members are shared: four members beside four samples or
-passes of one (TFB, MC dropout, BLoB; Laplace), their soup, one adapter of four times the rank, one trained
+On the film reviews of pipelines/study.py, whose plain members are shared: four members against four samples
+or passes of one (TFB, MC dropout, BLoB; Laplace), their soup, one adapter of four times the rank, one trained
 four times as long, and VeRA; and ensembles whose members share their data order or their initialisation. All
 are tuned over three learning rates around their own.
 """
@@ -22,9 +22,10 @@ from pipelines.study import LORA, PLOTS
 
 
 def at_equal_cost(lora: Trial, members: int) -> list[Trial]:
-    """One model at the forward passes, parameters or training of an ensemble; and ensembles of VeRA.
+    """Single models with the forward passes, parameters or training of an ensemble; and ensembles of VeRA.
 
-    What is trained for its own sake has two members of each seed, which say more of a training's chance.
+    Models that are trained only for this have two members per seed, for a better estimate of the variance of
+    trainings.
     """
     assert isinstance(lora.method, Lora)
     wide, longer = lora.method.times(members), lora.budget.times(members)

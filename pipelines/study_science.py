@@ -4,7 +4,7 @@
     # 54 trials and two zero-shot rows; 120 members, tuning included
     python -m analysis.study lorae-results
 
-As pipelines/study.py, with its first three recipes and up to four members.
+Like pipelines/study.py, with its first three recipes and up to four members.
 """
 
 from lorae.tasks import ArcEasy, OpenBookQA, OptionLikelihood

@@ -4,9 +4,9 @@
     # 36 trials and the zero-shot row; 104 members, tuning included
     python -m analysis.study lorae-results
 
-As pipelines/study.py, with its first three recipes and without an OOD set, since no other task has this
-prompt. The backbone knows next to nothing of this task before it is trained (accuracy 0.16), of film reviews
-most (0.80).
+Like pipelines/study.py, with its first three recipes and without an OOD set, since no other task has this
+prompt. Before training, the backbone knows next to nothing of this task (accuracy 0.16), but most of film
+reviews (0.80).
 """
 
 from lorae.tasks import TREC

@@ -1,2 +1,2 @@
-"""What `lorae bench` measures, a module for each part: `measure(...)` gives plain data, `text(found)` a
-table for people."""
+"""What `lorae bench` measures, one module per part: `measure(...)` gives plain data, `text(found)` a
+table."""

@@ -1,7 +1,7 @@
 """`lorae bench analysis`: how fast stored logits become metrics, tables and verdicts, and in how much memory.
 
-The five metrics are those of `lorae.metrics` and the same numbers by torchmetrics, in one run on the same
-logits; the rest is measured on a `synthetic_storage`.
+Five metrics are computed by `lorae.metrics` and by torchmetrics, in one run on the same logits; the rest is
+measured on a `synthetic_storage`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lorae.trial import Trial
 MEMBERS = 20
 GROWTH = (1, 10, 100)
 TABLE_ROWS = 1000
-RENDERED_CELLS = 20  # whose lines are shown again and again
+RENDERED_CELLS = 20  # whose lines are repeated
 COMPARED_ROWS = (2, 20)
 SWEEP = "bench"
 
@@ -42,10 +42,10 @@ Side = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, float]]
 
 
 def measure(num_examples: int) -> dict[str, Any]:
-    """Every figure as plain data; two to three minutes for 1,000 examples on one core.
+    """All figures as plain data; takes two to three minutes for 1,000 examples on one core.
 
     Args:
-        num_examples: test examples at size 1x; the storage's trials have so many too.
+        num_examples: test examples at size 1x, and of the storage's trials.
     Raises:
         ValueError: torchmetrics is not installed.
     """
@@ -98,7 +98,7 @@ def _metrics(num_examples: int) -> dict[str, Any]:
 
 
 def repeat(side: Side, num_examples: int) -> tuple[dict[str, float], float]:
-    """A side's values on random predictions, and the fastest of its calls in about two seconds."""
+    """A side's values on random predictions, and the seconds of its fastest call within about two seconds."""
     rng = np.random.default_rng(0)
     labels_N = rng.integers(0, NUM_CLASSES, num_examples)
     shape = (MEMBERS, num_examples, NUM_CLASSES)
@@ -127,7 +127,7 @@ def by_lorae(logits_MNC: np.ndarray, labels_N: np.ndarray, ood_MNC: np.ndarray) 
 
 
 def by_torchmetrics(logits_MNC: np.ndarray, labels_N: np.ndarray, ood_MNC: np.ndarray) -> dict[str, float]:
-    """The same by torchmetrics' functions, in double precision too; its NLL is the log of a perplexity, its
+    """The same by torchmetrics' functions, also in double precision; the NLL is the log of a perplexity, the
     Brier score a mean squared error times the number of classes."""
     import torch
     from torchmetrics.functional import classification, mean_squared_error
@@ -158,7 +158,7 @@ def tabulate(storage: str, trials: Sequence[tuple[Trial, Sequence[Task]]]) -> No
 
 
 def render(storage: str, num_rows: int) -> None:
-    """Every metric of so many cells as Markdown, CSV, LaTeX and HTML: the stored rows again and again."""
+    """Every metric of `num_rows` cells as Markdown, CSV, LaTeX and HTML; the stored rows are repeated."""
     trials = load_trials(storage, SWEEP)
     few = replace(trials, rows=trials.rows[:RENDERED_CELLS])
     table = comparison(few, all_metrics(few))
@@ -169,7 +169,7 @@ def render(storage: str, num_rows: int) -> None:
 
 
 def compare(storage: str, num_rows: int) -> None:
-    """Estimates and verdicts of so many rows on the default metrics."""
+    """Estimates and verdicts of `num_rows` rows on the default metrics."""
     trials = load_trials(storage, SWEEP)
     few = replace(trials, rows=trials.rows[:num_rows])
     comparison(few)

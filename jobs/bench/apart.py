@@ -1,4 +1,4 @@
-"""Functions timed in processes of their own, so that their memory and their settings are their own."""
+"""Time functions in separate processes, so that each has its own memory and settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Measured:
-    """What a function returned, its seconds, and its process's peak of resident memory, imports included."""
+    """What a function returned, its seconds, and its process's peak resident memory, imports included."""
 
     result: Any
     seconds: float
@@ -27,22 +27,22 @@ def apart(function: Callable[..., Any], *arguments: Any, environment: Mapping[st
     """Call a top-level function in a fresh process.
 
     Args:
-        environment: variables that the process starts with, beside those of this one.
+        environment: variables that the process starts with, besides those of this one.
     """
     with _fresh() as process, _environment(environment):
         return process.submit(_measured, function, arguments).result()
 
 
 class Rounds:
-    """A generator in a process of its own, one value at a time; a context manager that ends the process.
+    """A generator in its own process, one value at a time; a context manager that ends the process.
 
-    Sides of a comparison run in turns this way, each with its model loaded: a machine that gets slower or
-    faster meanwhile does so for all. The first value is begun at once, so that sides whose first step is to
-    load their model do so together; `wait` for it before anything is measured.
+    The sides of a comparison take turns this way, each with its model loaded: a machine that gets slower or
+    faster does so for all. The first value is started at once, so that sides load their models together;
+    `wait` for it before measuring anything.
 
     Args:
         function: a top-level function that returns the generator.
-        environment: variables that the process starts with, beside those of this one.
+        environment: variables that the process starts with, besides those of this one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Rounds:
         self._process.shutdown()
 
     def wait(self) -> None:
-        """Until the first value is there."""
+        """Wait for the first value."""
         if self._first:
             self._first.result()
 
@@ -68,11 +68,11 @@ class Rounds:
         return first.result() if first else self.call(_next)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a top-level function returns in that process."""
+        """Call a top-level function in that process."""
         return self._process.submit(function, *arguments).result()
 
 
-_generators: list[Iterator[Any]] = []  # of this process: the one that `_open` opened
+_generators: list[Iterator[Any]] = []  # of this process: the one opened by `_open`
 
 
 def _open(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Any:
@@ -89,13 +89,13 @@ def _fresh() -> ProcessPoolExecutor:
 
 
 def _leave_stdout() -> None:
-    """What libraries print in the process goes to stderr; stdout is the caller's, for `--json`."""
+    """Redirect what libraries print in the process to stderr; stdout is the caller's, for `--json`."""
     os.dup2(2, 1)
 
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """A process that is started in the block has these variables; an allocator reads its own only then."""
+    """Give processes started in the block these variables; an allocator reads its own only at the start."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -118,16 +118,16 @@ def peak_bytes() -> int:
     """Peak of this process's resident memory."""
     if sys.platform != "linux":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return _status("VmHWM")  # Linux's ru_maxrss counts the parent before exec too
+    return _status("VmHWM")  # Linux's ru_maxrss also counts the parent before exec
 
 
 def resident_bytes() -> int:
-    """This process's resident memory now; where only its peak is known, that."""
+    """This process's current resident memory, or its peak if only that is known."""
     return _status("VmRSS") if sys.platform == "linux" else peak_bytes()
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` start from now; only Linux can."""
+    """Reset `peak_bytes`; only possible on Linux."""
     if sys.platform == "linux":
         with open("/proc/self/clear_refs", "w") as stream:
             stream.write("5")

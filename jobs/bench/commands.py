@@ -1,4 +1,4 @@
-"""Sweeps as commands of their own on the CPU, start-up included."""
+"""Run sweeps as separate commands on the CPU, start-up included."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ON_THE_CPU = {
 
 
 def sweep_file(folder: Path, sweep: Sweep) -> Path:
-    """A sweep as a file that both sides read."""
+    """Write a sweep to a file that both sides read."""
     folder.mkdir(parents=True)
     task = type(sweep.base.task)
     path = folder / "bench.py"
@@ -35,7 +35,7 @@ def command(words: list[str]) -> float:
     """Seconds of `python -m WORDS`.
 
     Raises:
-        RuntimeError: it failed; what it wrote to stderr.
+        RuntimeError: it failed; the message has its stderr.
     """
     started = time.perf_counter()
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`lorae bench all`: every part in one document, and a table of ratios beside what they should be."""
+"""`lorae bench all`: every part in one document, and a table of ratios beside their targets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PARTS = {
 
 
 def measure(where: Setting) -> dict[str, Any]:
-    """The figures of every part, the seconds they took, and the table of ratios. Each part's tables go to
-    stderr as soon as they are there."""
+    """The figures of every part, the seconds they took, and the table of ratios. Each part's tables are
+    printed to stderr as soon as they are ready."""
     found: dict[str, Any] = {}
     seconds = {}
     for name, part in PARTS.items():
@@ -35,7 +35,7 @@ def measure(where: Setting) -> dict[str, Any]:
 
 
 def ratios(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was to be reached, what was, and whether that is enough."""
+    """Each target, what was measured, and whether the target is met."""
     table = []
 
     def add(what: str, measured: float, least: float | None = None, most: float | None = None) -> None:

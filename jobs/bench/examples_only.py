@@ -1,4 +1,4 @@
-"""Verdicts as lorae gave them until 2026-11-30, for `lorae bench verdicts` to show beside today's.
+"""Verdicts as lorae gave them until 2026-11-30, which `lorae bench verdicts` shows beside today's.
 
 A row was the first M members of each seed, averaged over seeds. Only test examples were resampled. Each row
 was compared with the best of the sample, by the larger of the p-values of percentile and basic intervals, and
@@ -26,7 +26,7 @@ MEANS = ("acc", "ensemble_nll", "brier", "ts_ensemble_nll")
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """A metric on the examples as they are and on every resample, (R,)."""
+    """A metric on the original examples and on every resample, (R,)."""
 
     value: float
     resampled_R: np.ndarray
@@ -39,7 +39,7 @@ class Resampled:
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """How often each test example and each OOD example is in each resample; all rows share them."""
+    """How often each test and OOD example occurs in each resample; all rows share the resamples."""
 
     test_RN: np.ndarray
     ood_RN: np.ndarray
@@ -53,7 +53,7 @@ class Resampling:
     def columns(self, members: Members, subset: Subset) -> dict[str, Resampled]:
         """Every column of one ensemble, ECE-15 in place of its debiased form.
 
-        An AUROC is resampled by each example's contribution, which leaves out terms of the order of 1/N.
+        An AUROC is resampled by each example's contribution, which omits terms of order 1/N.
         """
         found, num = members.columns(subset), self.test_RN.shape[1]
         names = [name for name in MEANS if name in found]
@@ -87,7 +87,7 @@ def _gaps(logp_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
 
 
 def worse(rows: Sequence[Resampled], column: str) -> tuple[int, set[int]]:
-    """Place of the best row, and of those that were told to be worse."""
+    """Index of the best row, and indices of the rows judged worse."""
     values = [row.value for row in rows]
     best = int((np.argmin if direction(column) == "lower" else np.argmax)(values))
     others = [place for place, value in enumerate(values) if value != values[best]]

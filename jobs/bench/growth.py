@@ -1,8 +1,8 @@
 """`lorae bench growth`: time of a member's step as stacks and sentences get longer, and where that time goes.
 
-Real batches for the number of members; rows of one length, as many as make the same number of tokens for
-each member, for the lengths. The share of frozen products is the profiler's: mm and addmm; bmm and baddbmm
-are those of the adapters and of eager attention.
+The number of members is varied on real batches; the length on rows of equal length, with the same number of
+tokens for each member. The profiler gives the share of frozen products: mm and addmm; bmm and baddbmm are
+those of the adapters and of eager attention.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lorae.trial import Trial
 
 MEMBERS = (1, 2, 5, 10, 20)
 LENGTHS = (32, 64, 128, 256, 512)
-STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # of each member, where lengths are compared
+STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # for each member, where lengths are compared
 LENGTH_MEMBERS = 2  # where lengths are compared
-STEPS = {"cpu": 2, "cuda": 8}  # timed; one more is not. Half of them where steps are long or alike
+STEPS = {"cpu": 2, "cuda": 8}  # timed, after one that is not; half of them where steps are long or alike
 LONG = 10  # members
-GAIN = 1.05  # less than this from one size to the next is none
+GAIN = 1.05  # a smaller ratio from one size to the next is no gain
 PRODUCTS = {
     "frozen products": ("aten::mm", "aten::addmm"),
     "batched products": ("aten::bmm", "aten::baddbmm"),
@@ -87,7 +87,7 @@ def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
     def on_step(step: int, num_steps: int) -> None:
         if not cuda:
             clock()
-        if step == num_steps - 1:  # the last step alone, since reading a profile takes longer than a step
+        if step == num_steps - 1:  # only the last step, since reading a profile takes longer than a step
             profiler.start()
         elif step == num_steps:
             profiler.stop()
@@ -106,10 +106,10 @@ def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
 
 
 def shares(events: Any, cuda: bool) -> dict[str, float]:
-    """Shares of the time that operators take themselves, by kind; of a GPU's, without its idle time."""
+    """Shares of the operators' own time, by kind; on a GPU without its idle time."""
     from torch.profiler import DeviceType
 
-    operators = [e for e in events if e.device_type == DeviceType.CPU]  # kernels are listed beside theirs
+    operators = [e for e in events if e.device_type == DeviceType.CPU]  # kernels are listed beside them
     own = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in operators}
     total = sum(own.values())
     found = {
@@ -122,8 +122,8 @@ def shares(events: Any, cuda: bool) -> dict[str, float]:
 
 
 def limit(sizes: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """The size from which the tokens per second grow by less than `GAIN` at each further one, and the share
-    of frozen products there."""
+    """The size from which tokens per second grow by less than `GAIN` at each larger size, and the share of
+    frozen products there."""
     rates = [at["tokens_per_second"] for at in sizes]
     last = max((n for n in range(1, len(rates)) if rates[n] >= GAIN * rates[n - 1]), default=0)
     return {key: sizes[last][key], "frozen_frac": sizes[last]["shares"]["frozen products"]}

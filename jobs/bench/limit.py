@@ -1,4 +1,4 @@
-"""The limit of a machine: bare forward passes of the backbone, without output head, over the same tokens."""
+"""A machine's limit: bare forward passes of the backbone, without output head, over the same tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lorae.engine.prediction import length_batches
 from lorae.tasks.encoding import Row
 from lorae.trial import Trial
 
-PADDED_TOKENS = {"cpu": (256, 512), "cuda": (512, 2048, 8192)}  # of a batch of sentences, sorted by length
-PACKED_TOKENS = (64, 256)  # of a row that holds parts of many sentences
-PACKED_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens of a batch of such rows
-SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens on which each way is tried
-# Batches of each way that are not timed: on a GPU the first, which loads its kernels; on a CPU the smallest
+PADDED_TOKENS = {"cpu": (256, 512), "cuda": (512, 2048, 8192)}  # per batch of sentences, sorted by length
+PACKED_TOKENS = (64, 256)  # per row, which holds parts of many sentences
+PACKED_BATCH = {"cpu": 2048, "cuda": 16384}  # tokens per batch of such rows
+SAMPLE = {"cpu": 2048, "cuda": 16384}  # tokens to try each way on
+# Untimed batches of each way: on a GPU the first, which loads its kernels; on a CPU the smallest
 WARM_UP = {"cpu": slice(-1, None), "cuda": slice(0, 1)}
 
 Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
@@ -32,8 +32,8 @@ Way = tuple[str, str, list[torch.Tensor]]  # in words, attention, batches of ids
 def beside_limit(
     sides: dict[str, Callable[..., Iterator[Any]]], trial: Trial, device: str, encoded: Sequence[Row]
 ) -> Iterator[dict[str, Rounds]]:
-    """The sides and, on these rows, the limit: each in a process of its own with the same environment. The
-    sides load their models together; the limit looks for its fastest way alone, when they have."""
+    """The sides and, on these rows, the limit: each in its own process with the same environment. The sides
+    load their models together; after that, the limit searches for its fastest way alone."""
     with contextlib.ExitStack() as processes:
         started = {
             name: processes.enter_context(Rounds(side, trial, device, environment=environment()))
@@ -46,7 +46,7 @@ def beside_limit(
 
 
 def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator[Any]:
-    """Yields what it is, then for each pass over the rows (seconds, tokens)."""
+    """Yields its description, then (seconds, tokens) for each pass over the rows."""
     without_cudnn_attention()
     lm = load_lm(trial, device).base_model  # without its output head
     name, attention, ids = fastest(lm, encoded, device)
@@ -60,8 +60,8 @@ def bare_forwards(trial: Trial, device: str, encoded: Sequence[Row]) -> Iterator
 
 
 def fastest(lm: Any, encoded: Sequence[Row], device: str) -> Way:
-    """The way to process these rows with most real tokens per second, tried on some of them; a way that has
-    taken longer than the best is given up."""
+    """The way with the most real tokens per second, tried on a sample of the rows; a way is abandoned once it
+    takes longer than the best."""
     size = max(1, SAMPLE[device] * len(encoded) // num_tokens(encoded))
     sample = [encoded[n * len(encoded) // size] for n in range(min(size, len(encoded)))]
     least, best = math.inf, None
@@ -78,7 +78,7 @@ def fastest(lm: Any, encoded: Sequence[Row], device: str) -> Way:
 
 
 def ways(device: str) -> list[tuple[str, Callable[[Sequence[Row], str], list[torch.Tensor]]]]:
-    """How rows become batches: in words, and the function that does it."""
+    """Ways to turn rows into batches: a description and the function."""
     by_padding = [
         (f"sentences sorted by length, padded, up to {most} tokens a batch", _sorted(most))
         for most in PADDED_TOKENS[device]
@@ -99,7 +99,7 @@ def _sorted(most: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
 
 
 def _packed(length: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
-    """Neither parts nor positions know where a sentence begins: only the number of tokens counts here."""
+    """Rows and positions ignore where a sentence begins: only the number of tokens counts here."""
 
     def cut(encoded: Sequence[Row], device: str) -> list[torch.Tensor]:
         ids = to_device([token for row in encoded for token in row.tokens], device)
@@ -112,7 +112,7 @@ def _packed(length: int) -> Callable[[Sequence[Row], str], list[torch.Tensor]]:
 
 @torch.inference_mode()
 def _seconds(lm: Any, ids: Sequence[torch.Tensor], device: str, most: float = math.inf) -> float:
-    """Seconds of forward passes over the batches, or of the first of them that take more than `most`."""
+    """Seconds of forward passes over the batches; stops once they take more than `most`."""
     synchronize(device)
     started = time.perf_counter()
     for batch in ids:

@@ -1,7 +1,7 @@
 """`lorae bench memory`: peak memory of training and predicting with a stack of ten members, and with one.
 
-Each stack has a process of its own. What the process holds beside the weights once the backbone is loaded
-(interpreter and libraries) is left out; on CUDA the figures are those of the GPU.
+Each stack has its own process. What the process holds besides the weights once the backbone is loaded
+(interpreter and libraries) is left out; on CUDA the figures are the GPU's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from jobs.bench.train import with_steps
 from lorae.trial import Trial
 
 MEMBERS = {"cpu": (1, 10), "cuda": (1, 5, 10)}
-STEPS = 8  # one of every length that batches of a window have
-NUM_TEST = 16  # more than one batch of ten members, all of which have as many tokens
+STEPS = 8  # one for every length of the batches in a window
+NUM_TEST = 16  # more than one batch for ten members; all batches have equally many tokens
 
 
 def measure(where: Setting) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def measure(where: Setting) -> dict[str, Any]:
 
 
 def stack_bytes(trial: Trial, device: str) -> dict[str, int]:
-    """Bytes of a stack at its peak, by what takes them."""
+    """Bytes of a stack at its peak, by kind."""
     import torch
 
     from lorae.backbone.loading import load_backbone
@@ -59,7 +59,7 @@ def stack_bytes(trial: Trial, device: str) -> dict[str, int]:
 
 
 def against_bound(stacks: list[dict[str, int]]) -> dict[str, Any]:
-    """The largest stack over one backbone, M times the adapters and M times the activations of one member."""
+    """The largest stack relative to one backbone plus M times one member's adapters and activations."""
     one, most = stacks[0], stacks[-1]
     times = most["members"] / one["members"]
     bound = one["backbone_bytes"] + times * (one["adapter_bytes"] + one["activation_bytes"])

@@ -1,10 +1,10 @@
-"""A sweep as users write it with Ray Tune and PEFT: every trial loads the model, trains its own members one
-after another, and evaluates with the model's logits over the whole vocabulary.
+"""A sweep as users write it with Ray Tune and PEFT: every trial loads the model, trains its own members
+sequentially, and evaluates with the model's logits over the whole vocabulary.
 
     python -m jobs.bench.naive_sweep FILE OUT [DATA_ROOT]
 
-It reads the same sweep file as `lorae sweep` and writes to OUT, as JSON, of each trial the class
-probabilities of the test examples and the seconds of its parts.
+It reads the same sweep file as `lorae sweep`. To OUT it writes JSON with each trial's class probabilities of
+the test examples and the seconds of its parts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lorae.regularizers import KL, DecayB
 from lorae.tasks.encoding import Row
 from lorae.trial import Trial
 
-AT_ONCE = 2  # with a CPU each: on two cores faster than one after another with two threads
+AT_ONCE = 2  # with one CPU each: faster on two cores than sequential trials with two threads
 EVAL_BATCH = 32
 
 
@@ -53,7 +53,7 @@ def main(file: str, out: str, data_root: str | None) -> None:
 
 
 def train_and_evaluate(config: dict[str, Any], trials: Sequence[Trial]) -> dict[str, Any]:
-    """A trial: its members' mean class probabilities on the test examples, and seconds."""
+    """One trial: its members' mean class probabilities on the test examples, and seconds."""
     started = time.perf_counter()
     import torch
     from peft import get_peft_model
@@ -85,8 +85,8 @@ def train_and_evaluate(config: dict[str, Any], trials: Sequence[Trial]) -> dict[
 
 
 def train_member(model: Any, trial: Trial, train: Sequence[Row]) -> None:
-    """Batches in random order, padded, the loss over the whole vocabulary; KL from the model with its adapter
-    switched off, decay of B as AdamW's weight decay."""
+    """Train on padded batches in random order with the loss over the whole vocabulary; KL from the model with
+    its adapter disabled, decay of B as AdamW's weight decay."""
     import torch
     from torch.nn import functional as F
     from transformers import get_linear_schedule_with_warmup

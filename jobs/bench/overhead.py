@@ -1,6 +1,6 @@
-"""What a sweep costs beyond training, the second half of `lorae bench sweep`: until the first step, for each
-further stack, with two workers instead of one, and in planning. The model is so small that little else is
-left.
+"""What a sweep costs beyond training, the second half of `lorae bench sweep`: time until the first step, per
+further stack, with two workers instead of one, and for planning. The model is so small that little else
+remains.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLANNED, STORED = 10_000, 1_000
 
 
 def measure(trial: Trial, folder: Path, data_root: str | None) -> dict[str, Any]:
-    """Every figure as plain data, of stacks of this trial."""
+    """All figures as plain data, for stacks of this trial."""
     budget = Budget(batch_size=8, steps=STACK_STEPS, max_tokens=128)
     many = Sweep(base=replace(trial, budget=budget), axes={"seed": list(range(STACKS))}, zero_shot=False)
     single = one_stack(replace(many, axes={"members": [1]}), folder / "one", data_root)
@@ -50,7 +50,7 @@ def measure(trial: Trial, folder: Path, data_root: str | None) -> dict[str, Any]
 
 
 def one_stack(sweep: Sweep, folder: Path, data_root: str | None) -> dict[str, float]:
-    """`lorae sweep` of one member: seconds to its first step, and those beyond training and prediction."""
+    """`lorae sweep` of one member: seconds to its first step, and seconds beyond training and prediction."""
     file, storage = sweep_file(folder, sweep), folder / "storage"
     root = ["--data-root", data_root] if data_root else []
     words = ["jobs.cli", "sweep", str(file), "--storage", str(storage), *root]
@@ -58,7 +58,7 @@ def one_stack(sweep: Sweep, folder: Path, data_root: str | None) -> dict[str, fl
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(command, words)
         while not running.done() and not list(storage.glob("checkpoints/*.json")):
-            time.sleep(0.01)  # a stack is noted there just before its first step
+            time.sleep(0.01)  # a stack is recorded there just before its first step
         first = time.perf_counter() - started
         wall = running.result()
     work = sum(sum(seconds) for seconds, _ in _stacks(Store(str(storage))))
@@ -66,8 +66,8 @@ def one_stack(sweep: Sweep, folder: Path, data_root: str | None) -> dict[str, fl
 
 
 def run_stacks(sweep: Sweep, folder: Path, workers: int, data_root: str | None) -> dict[str, float]:
-    """A sweep on so many workers: seconds with Ray's start, and those of a further stack on a worker beyond
-    its training and prediction (median)."""
+    """A sweep on `workers` workers: seconds with Ray's start, and the median seconds of a further stack on a
+    worker beyond its training and prediction."""
     from jobs.hosts import ray_cluster, run_tune
     from jobs.request import read_request
     from lorae.planning.plan import make_plan, placed
@@ -81,14 +81,14 @@ def run_stacks(sweep: Sweep, folder: Path, workers: int, data_root: str | None) 
             raise RuntimeError(f"stacks failed: {failed}")
     wall, stacks = time.perf_counter() - started, _stacks(store)
     ends = [end for _, end in stacks]
-    # With several workers one's next stack is the one that ends `workers` places later
+    # With several workers, a worker's next stack ends `workers` places later
     gaps = [later - end for end, later in zip(ends, ends[workers:])]
     further = [gap - sum(seconds) for gap, (seconds, _) in zip(gaps, stacks[workers:])]
     return {"seconds": wall, "further_stack_seconds": statistics.median(further)}
 
 
 def _stacks(store: Store) -> list[tuple[list[float], float]]:
-    """Of each stack the seconds of its members, and when it was stored; in that order."""
+    """Seconds of each stack's members, and when the stack was stored; sorted by that time."""
     stacks: dict[int, tuple[list[float], float]] = {}
     for member_id in store.storage.names("members"):
         record = json.loads(store.read(member_folder(member_id), "member.json"))
@@ -101,7 +101,7 @@ def _stacks(store: Store) -> list[tuple[list[float], float]]:
 
 
 def plan_many(trial: Trial, storage: str, num_trials: int) -> float:
-    """Seconds to plan so many trials of a grid."""
+    """Seconds to plan a grid of `num_trials` trials."""
     from jobs.devices import cpu_devices
     from lorae.planning.plan import make_plan
 

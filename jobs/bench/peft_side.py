@@ -1,4 +1,4 @@
-"""The same members by PEFT: as the HF Trainer trains them, and by the best loop around PEFT that can be
+"""The same members with PEFT: trained by the HF Trainer, and by the best loop around PEFT that can be
 written.
 
 Nothing here uses lorae's model code: the model is transformers' own, the adapters are PEFT's.
@@ -29,7 +29,7 @@ ATTENTION = ("eager", "sdpa")
 
 
 def without_cudnn_attention() -> None:
-    """Leave out cuDNN's attention, whose plans for every new length cost more than they gain."""
+    """Disable cuDNN's attention, whose plans for every new length cost more than they gain."""
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -56,7 +56,7 @@ def lora_config(trial: Trial) -> Any:
 
 
 def adapter_name(member: int) -> str:
-    """What PEFT's model calls a member."""
+    """A member's adapter name in PEFT's model."""
     return f"member{member}"
 
 
@@ -107,7 +107,7 @@ def _train_by_trainer(trial: Trial, member: int, device: str) -> tuple[float, in
     model: Any = get_peft_model(load_lm(trial, device).train(), lora_config(trial))
     words = tokenizer(trial.backbone)
     words.pad_token = words.pad_token or words.eos_token
-    # In an order of the Trainer's own
+    # The Trainer shuffles them itself
     seen = [row for batch in batches(trial, member, rows(trial, "train")) for row in batch]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -166,7 +166,7 @@ def best_loop(trial: Trial, device: str) -> Iterator[Any]:
 
 
 def best_attention(lm: Any, device: str, run: Callable[[], object]) -> str:
-    """Leave the model with the attention by which `run` is faster."""
+    """Set the model's attention to the implementation with which `run` is faster, and return it."""
     seconds = {}
     for attention in ATTENTION:
         lm.set_attn_implementation(attention)

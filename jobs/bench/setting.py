@@ -1,4 +1,4 @@
-"""What the parts of the benchmark share: the recipe, the texts with their real lengths, precision, clock."""
+"""Shared by the parts of the benchmark: the recipe, the texts with their real lengths, precision, clock."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NUM_TRAIN, NUM_TEST = 256, {"cpu": 48, "cuda": 960}
 MEMBERS, BATCH_SIZE, LR = 5, 8, 1e-3
-SIZES: dict[str, dict[str, Any]] = {  # of random Llamas, with the vocabulary of the tokenizer at hand
+SIZES: dict[str, dict[str, Any]] = {  # of random Llamas, with the vocabulary of the available tokenizer
     "1b": {  # Llama-3.2-1B
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -59,12 +59,12 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what is measured.
+    """The machine and the recipes to measure.
 
     Attributes:
-        trials: recipe of each task by its name: r 8 on q and v, M = 5, batches of 8.
+        trials: recipe of each task, by task name: r 8 on q and v, M = 5, batches of 8.
         device: "cpu" with all cores, or "cuda".
-        machine: in words, with how the precision was chosen.
+        machine: in words, and how the precision was chosen.
         left_out: tasks without data, and why.
         data_root: local copies of datasets, or None.
     """
@@ -88,7 +88,7 @@ def setting(device: str, data_root: str | None, size: str | None = None) -> Iter
     Args:
         size: one of `SIZES`; None = the smallest.
     Raises:
-        ValueError: no such device or size, or peft is not installed.
+        ValueError: there is no such device or size, or peft is not installed.
     """
     import torch
 
@@ -126,21 +126,21 @@ def setting(device: str, data_root: str | None, size: str | None = None) -> Iter
 
 
 def environment() -> dict[str, str]:
-    """Of every process that is measured, whichever side: what lorae's sweeps start their workers with, and
-    one GPU, since the Trainer would spread a batch over all it sees."""
+    """Environment of every measured process on either side: that of the workers of lorae's sweeps, and one
+    GPU, since the Trainer would spread a batch over all visible ones."""
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return ALLOCATOR | {"CUDA_VISIBLE_DEVICES": gpu}
 
 
 def peak_memory(device: str) -> int:
-    """Peak bytes of this process on the device: resident memory, or what tensors took of the GPU."""
+    """Peak bytes of this process on the device: resident memory, or tensors on the GPU."""
     import torch
 
     return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
 
 
 def fastest_precision(device: str) -> tuple[Any, str]:
-    """bf16 on CUDA; on a CPU the one whose matrix products are faster, by a short measurement."""
+    """bf16 on CUDA; on a CPU, the precision with the faster matrix products, by a short measurement."""
     import torch
 
     if device == "cuda":
@@ -170,8 +170,8 @@ def _machine(device: str) -> str:
 
 
 def random_llama(folder: str, shape: dict[str, Any], precision: str = "bf16", device: str = "cpu") -> Files:
-    """A random Llama with SmolLM2's tokenizer in hub layout, made on `device`; speed does not depend on what
-    weights say."""
+    """A random Llama with SmolLM2's tokenizer in hub layout, made on `device`; speed does not depend on
+    weights."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -202,20 +202,20 @@ def tokenizer(backbone: Source) -> Any:
 
 
 def batches(trial: Trial, member: int, train: Sequence[Row]) -> list[list[Row]]:
-    """The batches that a member sees, in its order, one for each step."""
+    """The batches that a member sees, in its order, one per step."""
     lengths, order_key = np.array([len(r.tokens) for r in train]), trial.member_key(member)["order"]
     order = DataOrder(order_key, trial.seed, lengths, trial.budget.batch_size)
     return [[train[n] for n in order.batch(step)] for step in range(trial.budget.num_steps(len(train)))]
 
 
 def num_tokens(encoded: Sequence[Row]) -> int:
-    """Real tokens, padding left out."""
+    """Number of real tokens, without padding."""
     return sum(len(r.tokens) for r in encoded)
 
 
 class StepClock:
-    """Notes the end of each step, on a GPU by its own clock, for which the host need not wait; the first
-    step, in which things are set up, is not counted."""
+    """Records the end of each step, on a GPU by its own clock, so that the host need not wait. The first
+    step, which does set-up work, is not counted."""
 
     def __init__(self, device: str) -> None:
         self.device, self.stamps = device, list[Any]()
@@ -238,7 +238,7 @@ class StepClock:
 
 
 def synchronize(device: str) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait for a GPU's pending work."""
     import torch
 
     if device == "cuda":
@@ -246,7 +246,7 @@ def synchronize(device: str) -> None:
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bf16 rate of this machine's GPU, if its data sheet is known."""
+    """Dense bf16 rate of this machine's GPU, or None if it is not a known kind."""
     import torch
 
     if device != "cuda":
@@ -256,7 +256,7 @@ def peak_flops(device: str) -> float | None:
 
 
 def frozen_flops(lm: torch.nn.Module) -> int:
-    """FLOPs of one token's forward pass in the frozen linear layers, the output head left out."""
+    """FLOPs of one token's forward pass in the frozen linear layers, without the output head."""
     import torch
 
     head: Any = lm.get_output_embeddings()  # type: ignore[operator]

@@ -1,9 +1,9 @@
-"""Recipes whose true metrics are known, and as many trainings as one wants, for `lorae bench verdicts`.
+"""Recipes with known true metrics and any number of trainings, for `lorae bench verdicts`.
 
-Two classes. t is an example's true log-odds of class 1, of which every recipe sees x = t + what none can
-know. Training m sees it through noise of its own, with a sharpness of its own: z_mn = a_m (x_n + s_m e_mn).
+There are two classes. t is an example's true log-odds of class 1; every recipe sees x = t + an error that
+none can know. Training m sees x through its own noise, with its own sharpness: z_mn = a_m (x_n + s_m e_mn).
 Both vary between trainings, and with them accuracy, NLL and calibration. The constants give about the demo's
-numbers: accuracy 0.82, NLL 0.46 of one member and 0.42 of four.
+numbers: accuracy 0.82, and an NLL of 0.46 for one member and 0.42 for four.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from lorae.metrics import combine, score_msp
 TRUE_SCALE = 4.0  # standard deviation of the true log-odds
 OOD_SCALE = 1.0  # of the OOD examples' log-odds
 UNKNOWABLE = 1.5  # standard deviation of what no recipe can know
-COMMON = 0.5  # share of what makes calibrated models wrong that they have in common
-KNOWN_EXAMPLES = 20_000  # on which expectations are computed
+COMMON = 0.5  # share of the calibrated models' errors that they have in common
+KNOWN_EXAMPLES = 20_000  # over which expectations are computed
 TESTED = ("acc", "ensemble_nll", "brier", "debiased_ce15")
 SCALED = {f"ts_{name}": name for name in ("ensemble_nll", "debiased_ce15")}
 COLUMNS = (*TESTED, "auroc_msp", *SCALED)
@@ -33,7 +33,7 @@ COLUMNS = (*TESTED, "auroc_msp", *SCALED)
 
 @dataclass(frozen=True)
 class Examples:
-    """What every recipe sees of a test set and of as many OOD examples, and the labels."""
+    """What every recipe sees of a test set and of equally many OOD examples, and the labels."""
 
     seen_N: np.ndarray
     ood_N: np.ndarray
@@ -48,7 +48,7 @@ class Examples:
         return cls(true_N + unknowable_N, ood_N + unknowable_ood_N, labels_N, special.expit(true_N))
 
     def expected_nll(self, p_N: np.ndarray) -> float:
-        """Over labels, of these probabilities of class 1."""
+        """Expected NLL over the labels, for these probabilities of class 1."""
         p_N = np.clip(p_N, 1e-15, 1 - 1e-15)
         return float(-np.mean(self.true_N * np.log(p_N) + (1 - self.true_N) * np.log1p(-p_N)))
 
@@ -72,7 +72,7 @@ class Members:
         return {}
 
     def columns(self, subset: Subset) -> dict[str, Measured]:
-        """`COLUMNS` of an ensemble, but the temperature-scaled ones where the temperature is flagged."""
+        """`COLUMNS` of an ensemble, without the temperature-scaled ones if the temperature is flagged."""
         if subset not in self._found:
             logp_NC, scaled_NC = self.pooled(subset)
             found = measured(logp_NC, self.labels_N)
@@ -83,7 +83,7 @@ class Members:
         return self._found[subset]
 
     def pooled(self, subset: Subset) -> tuple[np.ndarray, np.ndarray | None]:
-        """Log-probabilities of an ensemble, and at cross-fitted temperatures unless they are flagged."""
+        """Log-probabilities of an ensemble, and at cross-fitted temperatures; None for flagged ones."""
         logp_NC = combine(self.logits_PNC[list(subset)])
         fit = cross_fitted(logp_NC, self.labels_N)
         return logp_NC, None if fit.flag else fit.logp_NC
@@ -91,12 +91,12 @@ class Members:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What trainings have in common.
+    """The parameters that trainings share.
 
     Args:
         sharpness: factor of the log-odds.
-        noise: standard deviation of a training's own noise, in log-odds before that.
-        variation: standard deviation between trainings of the logarithm of both.
+        noise: standard deviation of a training's own noise, in log-odds before that factor.
+        variation: standard deviation, between trainings, of the logarithm of both.
     """
 
     sharpness: float = 1.2
@@ -104,20 +104,21 @@ class Recipe:
     variation: float = 0.0
 
     def members(self, rng: np.random.Generator, examples: Examples, num: int) -> Members:
-        """So many trainings' predictions."""
+        """Predictions of `num` trainings."""
         both_N = np.concatenate([examples.seen_N, examples.ood_N])
         logits_PNC = _logits(self.log_odds(rng, both_N, num))
         num_test = len(examples.labels_N)
         return Members(logits_PNC[:, :num_test], logits_PNC[:, num_test:], examples.labels_N)
 
     def log_odds(self, rng: np.random.Generator, seen_N: np.ndarray, num: int) -> np.ndarray:
-        """Of class 1 by so many trainings, (P, N)."""
+        """Log-odds of class 1 by `num` trainings, (P, N)."""
         sharpness, noise = np.exp(self.variation * rng.standard_normal((2, num, 1)))
         own_PN = rng.standard_normal((num, len(seen_N)))
         return self.sharpness * sharpness * (seen_N + self.noise * noise * own_PN)
 
     def expected_nll(self, members: int) -> float:
-        """Of ensembles of so many members: of 40 on `KNOWN_EXAMPLES` examples, the same for any recipe."""
+        """Expected NLL of ensembles of this size: mean of 40, on the `KNOWN_EXAMPLES` that all recipes
+        share."""
         known, rng = _known(), np.random.default_rng(1)
         ensembles = (special.expit(self.log_odds(rng, known.seen_N, members)).mean(axis=0) for _ in range(40))
         return float(np.mean([known.expected_nll(p_N) for p_N in ensembles]))
@@ -138,7 +139,7 @@ class Recipe:
 
 @cache
 def recipe_of_spread(spread: float) -> Recipe:
-    """The recipe whose `Recipe.spread` is this, in nats."""
+    """The recipe with this `Recipe.spread`, in nats."""
     if spread == 0:
         return Recipe()
     return Recipe(variation=_root(lambda v: Recipe(variation=v).spread() - spread, 0, 0.5))
@@ -146,7 +147,7 @@ def recipe_of_spread(spread: float) -> Recipe:
 
 @cache
 def improved(recipe: Recipe, gain: float, members: int) -> Recipe:
-    """Less sharp, so that its ensembles of so many members have an expected NLL lower by this, in nats."""
+    """A less sharp recipe, whose ensembles of this size have an expected NLL lower by `gain` nats."""
     goal = recipe.expected_nll(members) - gain
 
     def excess(sharpness: float) -> float:
@@ -157,9 +158,9 @@ def improved(recipe: Recipe, gain: float, members: int) -> Recipe:
 
 @cache
 def true_means(recipe: Recipe, members: int) -> dict[str, float]:
-    """Expectation of every column of ensembles of so many members: over 400 pools of 4 on 2,000 examples.
+    """Expectation of every column for ensembles of this size, over 400 pools of 4 on 2,000 examples.
 
-    Calibration errors are the roots of the mean square.
+    A calibration error is the root of its mean square.
     """
     rng, size = np.random.default_rng(3), 4
     found: dict[str, list[float]] = {name: [] for name in COLUMNS}
@@ -175,9 +176,9 @@ def true_means(recipe: Recipe, members: int) -> dict[str, float]:
 def calibrated(
     rng: np.random.Generator, labels_N: np.ndarray, confidence: tuple[float, float], num: int
 ) -> Members:
-    """Trainings whose confidences, uniform between these, are their true chances of being right.
+    """Trainings whose confidences, uniform in this range, are their true chances of being right.
 
-    They err on the same examples more often than chance: by normal scores with a common part.
+    They err on the same examples more often than by chance: their normal scores have a common part.
     """
     shape = (num, len(labels_N))
     common_N, own_PN = rng.standard_normal(len(labels_N)), rng.standard_normal(shape)

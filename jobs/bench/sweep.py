@@ -1,8 +1,7 @@
-"""`lorae bench sweep`: nine trials against a naive Ray Tune + PEFT sweep, and what a sweep costs beyond
-training.
+"""`lorae bench sweep`: nine trials against a naive Ray Tune + PEFT sweep, and a sweep's cost beyond training.
 
-Both sweeps read one sweep file and run as commands of their own, start-up included, one after the other; few
-examples keep that short. The full grid's ratio is computed from the measured parts.
+Both sweeps read the same sweep file and run as separate commands, one after the other, start-up included; few
+examples keep this short. The full grid's ratio is computed from the measured parts.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from pipelines.demo import SWEEP as DEMO
 
 GRID = {"regularizers": [(), (KL(beta=0.3),), (DecayB(strength=50.0),)], "members": [1, 2, 4]}  # nine trials
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 16, 8, 32
-FULL_TRAINED, FULL_PREDICTED, FULL_VALIDATION = 64 * 4, 256 + 128, 100  # of a member of the full grid
+FULL_TRAINED, FULL_PREDICTED, FULL_VALIDATION = 64 * 4, 256 + 128, 100  # per member of the full grid
 
 
 def measure(where: Setting) -> dict[str, Any]:
     """Every figure as plain data.
 
     Raises:
-        ValueError: on a GPU, for which no naive sweep is written.
+        ValueError: the device is a GPU, for which there is no naive sweep.
     """
     if where.device != "cpu":
         raise ValueError(f"--device {where.device}: `lorae bench sweep` compares on a CPU; leave it out")
@@ -62,7 +61,7 @@ def measure(where: Setting) -> dict[str, Any]:
 
 
 def against_naive(sweep: Sweep, folder: Path, data_root: str | None) -> dict[str, Any]:
-    """Both sweeps end to end: seconds, tables, and the ratio of the full demo by the measured parts."""
+    """Both sweeps end to end: seconds, tables, and the full demo's ratio computed from the measured parts."""
     file = sweep_file(folder, sweep)
     root = [data_root] if data_root else []
     storage, out = folder / "storage", folder / "naive.json"
@@ -102,7 +101,7 @@ def against_naive(sweep: Sweep, folder: Path, data_root: str | None) -> dict[str
 
 
 def table_row(trial: Trial, store: Store, probabilities: list[list[float]]) -> dict[str, Any]:
-    """One row of both tables; the difference in NLL has the standard error of its mean over the examples."""
+    """One row of both tables; the NLL difference has the standard error of its mean over the examples."""
     folders = [member_folder(m) for m in trial.member_ids()]
     found = store.predictions(folders, trial.task.eval_set("test"))
     labels_N, ours_NC = found.labels_N, metrics.combine(found.logits_MNC, COMBINATIONS[trial.combine].rule)
@@ -119,7 +118,7 @@ def table_row(trial: Trial, store: Store, probabilities: list[list[float]]) -> d
 
 
 def lorae_parts(sweep: Sweep, store: Store, wall: float) -> dict[str, float]:
-    """Seconds of a sweep by what they went to; two stacks at once, so stacks' seconds count half."""
+    """Seconds of a sweep by part; two stacks run at once, so their seconds count half."""
     members = {m for trial in sweep.trials() for m in trial.member_ids()}
     costs = [json.loads(store.read(member_folder(m), "member.json"))["cost"] for m in members]
     train, predict = (sum(c[f"{part}_seconds"] for c in costs) for part in ("train", "predict"))
@@ -135,7 +134,7 @@ def lorae_parts(sweep: Sweep, store: Store, wall: float) -> dict[str, float]:
 
 
 def naive_parts(sweep: Sweep, found: dict[str, Any], wall: float) -> dict[str, float]:
-    """The same of the naive sweep, whose trials load the model each."""
+    """The same for the naive sweep, where each trial loads the model."""
     members = sum(trial.members for trial in sweep.trials())
     total = {p: sum(r[f"{p}_seconds"] for r in found["rows"]) for p in ("load", "train", "predict")}
     return {
@@ -157,7 +156,7 @@ def _size(task: Any, split: Any) -> int:
 
 
 def full_demo(name: str, parts: dict[str, float]) -> float:
-    """Seconds of the full grid by the seconds per example measured: the naive one has no validation set."""
+    """Seconds of the full grid, from measured seconds per example; the naive sweep has no validation set."""
     predicted = FULL_PREDICTED + (FULL_VALIDATION if name == "lorae" else 0)
     trained = FULL_TRAINED * parts["train_seconds_per_example"]
     member = trained + predicted * parts["predict_seconds_per_example"]

@@ -1,4 +1,4 @@
-"""A storage of any size with random logits, written as a sweep writes it: what benchmarks read."""
+"""A storage of any size with random logits, written as a sweep writes it, for benchmarks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ COST = {"train_tokens": 1000, "train_seconds": 1.0, "predict_seconds": 1.0, "tra
 def synthetic_storage(
     storage: str, axes: dict[str, list[Any]], num_examples: int
 ) -> list[tuple[Trial, Sequence[Task]]]:
-    """Store random predictions of every member of a sweep over `axes`; its trials, each with its OOD task.
+    """Store random predictions of every member of a sweep over `axes`; returns its trials with their OOD
+    tasks.
 
-    Five classes on test, a fifth as many examples for validation, and as many OOD examples, which no member
-    recognises. Members see the truth through noise of their own, so ensembles gain.
+    There are five classes, a fifth as many validation as test examples, and as many OOD as test examples,
+    which no member recognises. Members see the truth through their own noise, so ensembles gain.
     """
     task = replace(CommonsenseQA(), source=Hub("synthetic/test", COMMIT))
     ood = replace(OpenBookQA(), source=Hub("synthetic/ood", COMMIT))
@@ -48,7 +49,7 @@ def synthetic_storage(
 
 
 def _truth(num_examples: int, seed: int) -> np.ndarray:
-    """Logits (N, C) that favour a random class of each example."""
+    """Logits (N, C) that favour a random class for each example."""
     return (
         2
         * np.eye(NUM_CLASSES, dtype=np.float32)[
@@ -58,7 +59,7 @@ def _truth(num_examples: int, seed: int) -> np.ndarray:
 
 
 def _files(identity: str, truths: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """Files of one member: its cost, and its predictions of every set."""
+    """Files of one member: its cost, and its predictions on every set."""
     rng = np.random.default_rng(int(identity, 16))
     files = {"member.json": json.dumps({"cost": COST}).encode()}
     for name, truth_NC in truths.items():

@@ -1,7 +1,7 @@
 """`lorae bench train`: a stack of five members against PEFT and the HF Trainer, the best PEFT loop, and the
 limit, two bare forward passes over the same tokens.
 
-All sides run in turns, each in a process of its own with the same environment.
+All sides take turns, each in its own process with the same environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jobs.bench.setting import (
 )
 from lorae.trial import Trial
 
-STEPS = {  # timed in each round; one more is not
+STEPS = {  # timed in each round, after one that is not
     "cpu": {"rotten_tomatoes": 4, "openbookqa": 2},
     "cuda": {"rotten_tomatoes": 24, "openbookqa": 24},
 }
@@ -32,7 +32,7 @@ SIDES = {"lorae": "lorae", "trainer": "PEFT + Trainer", "loop": "PEFT, best loop
 
 
 def measure(where: Setting) -> dict[str, Any]:
-    """Every figure as plain data, by task."""
+    """All figures as plain data, by task."""
     steps = STEPS[where.device]
     return {
         "machine": where.machine,
@@ -45,12 +45,12 @@ def measure(where: Setting) -> dict[str, Any]:
 
 
 def with_steps(trial: Trial, steps: int) -> Trial:
-    """The recipe with so many optimiser steps."""
+    """The recipe with this number of optimiser steps."""
     return replace(trial, budget=replace(trial.budget, epochs=None, steps=steps))
 
 
 def compare(trial: Trial, device: str, repetitions: int) -> dict[str, Any]:
-    """The four sides in turns, on the trial's own batches."""
+    """Run the four sides in turns, on the trial's own batches."""
     train = rows(trial, "train")
     timed = [row for m in range(trial.members) for batch in batches(trial, m, train)[1:] for row in batch]
     sides = {"lorae": lorae_stack, "trainer": hf_trainer, "loop": best_loop}
@@ -62,7 +62,8 @@ def compare(trial: Trial, device: str, repetitions: int) -> dict[str, Any]:
 
 
 def in_turns(sides: dict[str, Any], repetitions: int) -> dict[str, Any]:
-    """Run the sides (generators, or `Rounds` of them) one round each, again and again; medians and ratios."""
+    """Run the sides (generators, or `Rounds` of them) in turns, round by round; returns medians and
+    ratios."""
     what = {name: next(side) for name, side in sides.items()}
     turns: dict[str, list[Any]] = {name: [] for name in sides}
     for _ in range(repetitions):
@@ -105,7 +106,7 @@ def _ratio(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
 
 
 def lorae_stack(trial: Trial, device: str) -> Iterator[Any]:
-    """Yields what it is, then for each round (seconds, examples, tokens, {member: mean loss})."""
+    """Yields its description, then (seconds, examples, tokens, {member: mean loss}) for each round."""
     from lorae.backbone.loading import load_backbone
     from lorae.engine.training import TrainingData, train_stack
 

@@ -1,8 +1,8 @@
-"""`lorae bench verdicts`: how often tables of equal rows are told apart, and how often a true gain is found.
+"""`lorae bench verdicts`: how often equal rows are told apart, and how often a true gain is found.
 
-A/A trials: every row of a table is a recipe of its own, with its own trainings, whose true metrics are those
-of all other rows, so every verdict is false. Each table is judged by `analysis.significance.Family`, "now",
-and as lorae judged until 2026-11-30, "before" (`jobs.bench.examples_only`).
+In A/A trials, every row of a table has its own trainings but the same true metrics as all other rows, so
+every verdict is false. Each table is judged by `analysis.significance.Family` ("now"), and as lorae did until
+2026-11-30 ("before", `jobs.bench.examples_only`).
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ NUM_EXAMPLES = (256, 1000, 4000)
 SPREADS = (0.0, 0.015, 0.03)  # nats; standard deviation over trainings of a single member's expected NLL
 ROWS = (2, 10, 20)  # of a table
 GAIN = 0.02  # nats
-STORED = 20  # members of each row, of which designs use the first so many
+STORED = 20  # members of each row; designs use the first ones
 CONFIDENCES = ((0.5, 1.0), (0.95, 0.99))  # of two calibrated recipes
-ALLOWED = 0.07  # share of tables of equal rows with a verdict
+ALLOWED = 0.07  # largest share of tables of equal rows with a verdict
 NOW, BEFORE = "now", "before"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a row of M members was made from: pools of one size, one for each seed."""
+    """What a row of M members was computed from: pools of equal size, one for each seed."""
 
     seeds: int
     pool: int
@@ -54,7 +54,8 @@ class Trained:
 
     @property
     def pools(self) -> list[Subset]:
-        """The members of each seed's pool; pools of 8 and of 4 begin alike, as do pools of 4 and of 1."""
+        """The members of each seed's pool; pools of 8 and of 4 start with the same members, as do pools of 4
+        and of 1."""
         apart = max(self.pool, 4)
         return [tuple(range(apart * seed, apart * seed + self.pool)) for seed in range(self.seeds)]
 
@@ -77,13 +78,13 @@ class Record:
     """One cell of the simulation.
 
     Args:
-        what: "false": tables of equal rows with any verdict. "calibrated": the same of two calibrated recipes
-            of different sharpness. "power": true differences that are told. "covered": intervals of M = 4
-            minus M = 1 that hold the true difference.
+        what: "false": tables of equal rows with any verdict. "calibrated": the same for two calibrated
+            recipes of different sharpness. "power": true differences that are found. "covered": intervals of
+            M = 4 minus M = 1 that contain the true difference.
         spread: None for calibrated recipes.
         procedure: `NOW` or `BEFORE`.
-        shares: for each test set the share of its tables, differences or intervals.
-        each: how many these are on one test set.
+        shares: for each test set, the share of its tables, differences or intervals.
+        each: number of these on one test set.
     """
 
     what: str
@@ -99,8 +100,8 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row of a table: its estimate today and its resamples before, by what it was made from and column;
-    None where a temperature is flagged."""
+    """One row of a table: its estimate now and its resamples before, by `Trained` and column; None if a
+    temperature is flagged."""
 
     now: dict[tuple[Trained, str], Estimate | None]
     before: dict[tuple[Trained, str], Resampled | None]
@@ -118,7 +119,7 @@ class Row:
 
 
 def estimated(members: Members, trained: Trained, column: str) -> Estimate | None:
-    """As `analysis.pooling` estimates a cell."""
+    """An estimate, computed as `analysis.pooling` does for a cell."""
     design = Design.of(trained.pool, trained.members)
     pools = []
     for seed, of_pool in enumerate(trained.pools):
@@ -145,10 +146,10 @@ Found = Iterator[tuple[tuple[str, Trained, int, str, str], list[bool]]]
 
 
 def measure(test_sets: int) -> dict[str, Any]:
-    """Every cell as plain data; about two minutes on one core for each test set.
+    """All cells as plain data; takes about two minutes on one core for each test set.
 
     Args:
-        test_sets: that are drawn in each setting, each with new trainings of 20 equal recipes: ten tables of
+        test_sets: number drawn in each setting, each with new trainings of 20 equal recipes: ten tables of
             two rows, two of ten and one of twenty.
     """
     if test_sets < 1:
@@ -162,7 +163,7 @@ def measure(test_sets: int) -> dict[str, Any]:
 
 
 def setting(num_examples: int, spread: float | None, test_sets: int) -> list[Record]:
-    """All cells of a number of examples and a spread, None for the two calibrated recipes."""
+    """All cells for a number of examples and a spread; None = the two calibrated recipes."""
     found: dict[tuple[str, Trained, int, str, str], list[list[bool]]] = defaultdict(list)
     for number in range(test_sets):
         rng = np.random.default_rng((num_examples, round(1e6 * (spread or 0)), number))
@@ -179,7 +180,7 @@ def setting(num_examples: int, spread: float | None, test_sets: int) -> list[Rec
 
 
 def equal_rows(rng: np.random.Generator, num_examples: int, recipe: Recipe) -> Found:
-    """Tables of equal rows on one test set, the same with a better row, intervals of M = 4 minus 1."""
+    """Tables of equal rows on one test set, tables with one better row, and intervals of M = 4 minus 1."""
     examples = Examples.drawn(rng, num_examples)
     resampling = Resampling.drawn(rng, num_examples)
 
@@ -200,7 +201,7 @@ def equal_rows(rng: np.random.Generator, num_examples: int, recipe: Recipe) -> F
 
 
 def calibrated_pairs(rng: np.random.Generator, num_examples: int) -> Found:
-    """Tables of an unsure and a sure recipe, both perfectly calibrated."""
+    """Tables of a less and a more confident recipe, both perfectly calibrated."""
     labels_N, resampling = rng.integers(0, 2, num_examples), Resampling.drawn(rng, num_examples)
     tables = [
         [
@@ -214,7 +215,7 @@ def calibrated_pairs(rng: np.random.Generator, num_examples: int) -> Found:
 
 
 def _false(what: str, tables: Sequence[Sequence[Row]], trained: Trained, column: str) -> Found:
-    """Whether any verdict is given in each table."""
+    """Whether each table has any verdict."""
     key, size = (trained, column), len(tables[0])
     families = [family([row.now[key] for row in rows], column) for rows in tables]
     yield (what, trained, size, column, NOW), [tells_any(one) for one in families]
@@ -224,19 +225,19 @@ def _false(what: str, tables: Sequence[Sequence[Row]], trained: Trained, column:
 
 
 def family(estimates: Sequence[Estimate | None], column: str) -> Family[int]:
-    """A column of a table whose rows are their places."""
+    """A column of a table as a family; its rows are indices."""
     rows = {place: one for place, one in enumerate(estimates) if one}
     return Family(rows, MARGINS[margin_name(column)], is_share=column == "acc")
 
 
 def tells_any(found: Family[int]) -> bool:
-    """Whether any row is told from any other."""
+    """Whether any two rows are told apart."""
     pairs = itertools.combinations(found.rows, 2)
     return any(found.difference(a, b).verdict in ("lower", "higher") for a, b in pairs)
 
 
 def _found_gains(tables: Sequence[Sequence[Row]], trained: Trained) -> Found:
-    """Of each table whose first row is better: whether it is told from each other."""
+    """For each table whose first row is better: whether it is found better than each other row."""
     key, size = (trained, column := "ensemble_nll"), len(tables[0])
     now, before = [], []
     for rows in tables:
@@ -249,7 +250,7 @@ def _found_gains(tables: Sequence[Sequence[Row]], trained: Trained) -> Found:
 
 
 def _covered(rows: Sequence[Row], trained: Trained, column: str, recipe: Recipe) -> list[bool]:
-    """Of each row's pools: whether the interval of M = 4 minus M = 1 holds the true difference."""
+    """For each row's pools: whether the interval of M = 4 minus M = 1 contains the true difference."""
     single = Trained(trained.seeds, trained.pool, 1)
     truth = true_means(recipe, trained.members)[column] - true_means(recipe, 1)[column]
     covered = []
@@ -261,7 +262,7 @@ def _covered(rows: Sequence[Row], trained: Trained, column: str, recipe: Recipe)
 
 # For people ------------------------------------------------------------------------------------------------
 
-Chosen = dict[str, Any]  # fields of records and their values
+Chosen = dict[str, Any]  # field of a record -> wanted value
 
 
 def text(found: dict[str, Any]) -> str:
@@ -326,7 +327,8 @@ def _rate(records: Sequence[Record], of: Chosen) -> tuple[float, float] | None:
 
 
 def _highest(records: Sequence[Record], of: Chosen) -> str:
-    """The settings in which today's tables are wrong most often, and how many have too many by any chance."""
+    """The settings in which today's tables are wrong most often, and how many exceed `ALLOWED` by three
+    standard errors."""
     cells = []
     for record in records:
         if record.what == of["what"] and record.procedure == NOW:

@@ -76,6 +76,6 @@ def test_the_script_is_independent():
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }
     assert {name.split(".")[0] for name in modules} == {
-        *("glob", "hashlib", "itertools", "json", "sys"),
+        *("glob", "hashlib", "itertools", "json", "sys", "typing"),
         *("numpy", "pyarrow", "scipy"),
     }

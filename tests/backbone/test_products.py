@@ -30,11 +30,23 @@ def test_products_in_bf16_are_noticed(shape, monkeypatch):
     assert not products.is_exact(shape)
 
 
-def test_a_library_that_is_faster_by_less_precision_is_not_taken(monkeypatch):
-    seconds = iter([1.0, 2.0])
-    monkeypatch.setattr(products, "_seconds", lambda: next(seconds))
-    monkeypatch.setattr(products, "is_exact", lambda shape: not products.onednn_is_used())
-    assert not products.onednn_is_better()
+@pytest.mark.parametrize(
+    ("capability", "amx", "exact", "better"),
+    [
+        ("AVX512", False, True, True),
+        ("AVX512", False, False, False),
+        ("AVX512", True, True, False),
+        ("AVX2", False, True, False),
+    ],
+)
+def test_it_is_taken_where_it_is_faster_and_exact(capability, amx, exact, better, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(products, "is_exact", lambda shape: exact or not products.onednn_is_used())
+    if products.SETTING is None:
+        pytest.skip("this torch has no setting for it")
+    assert products.onednn_is_better() == better
+    assert not products.onednn_is_used()
 
 
 def test_it_is_taken_for_fp32_backbones_alone(monkeypatch):
