@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lorae.metrics import DIRECTION, Direction
-from lorae.results import METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED
+from lorae.results import CONFORMAL, METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED, SETS
 from lorae.texts import DIRECTION as TEXT_DIRECTION
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ TITLES = {
     "picp90": "coverage of 90 % intervals",
     "width90": "width of 90 % intervals",
     "quantile_ece": "quantile CE",
+    "lac_coverage90": "coverage of LAC sets",
+    "lac_size90": "classes in LAC sets",
+    "aps_coverage90": "coverage of APS sets",
+    "aps_size90": "classes in APS sets",
     "conformal_picp90": "coverage of conformal 90 % intervals",
     "conformal_width90": "width of conformal 90 % intervals",
     "ensemble_nll": "NLL",
@@ -220,4 +224,4 @@ def tested_metrics(trials: Trials) -> list[str]:
 def all_metrics(trials: Trials) -> list[str]:
     """Every metric column of the sweep's rows, and the temperature-scaled debiased calibration error."""
     ood = [f"{name}{OOD_SEPARATOR}{task}" for task in trials.ood_tasks for name in OOD_METRICS]
-    return [*METRICS, *SCALED, "ts_debiased_ce15", "validation_nll", *ood]
+    return [*METRICS, *SCALED, *CONFORMAL, *SETS, "ts_debiased_ce15", "validation_nll", *ood]

@@ -29,7 +29,7 @@ from lorae.ensemble import cross_fitted
 from lorae.metrics import VALUE_SCORES, Mixture, Rule, Undefined, combine, is_of_values, ood
 from lorae.metrics.regression import value_scores
 from lorae.recalibration import cross_fitted_variance
-from lorae.results import CONFORMAL, METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED, trial_metrics
+from lorae.results import CONFORMAL, METRICS, OOD_METRICS, OOD_SEPARATOR, SCALED, SETS, trial_metrics
 from lorae.store.predictions import Predictions
 from lorae.store.store import Store
 
@@ -43,7 +43,7 @@ TESTED_VALUES = ("rmse", "mae", "crps", "pearson")  # and the NLL, also scaled
 SQUARES = ("debiased_ce15", "ts_debiased_ce15", "rmse")  # measured as squares, shown by their roots
 INDEPENDENT = "init+order"  # `Diversity.label` where members share no random stream
 MAX_NUMBERS = 400_000_000  # members x examples x classes x subsets that are combined for one estimate
-_RECOMPUTED = {*METRICS, *SCALED, *CONFORMAL, "validation_nll"}
+_RECOMPUTED = {*METRICS, *SCALED, *CONFORMAL, *SETS, "validation_nll"}
 
 Columns = dict[str, Measured]  # column -> metric of one ensemble
 
@@ -204,7 +204,7 @@ class Estimates:
             )
             return {n: Measured(float(v), NOTHING) for n, v in found.items() if isinstance(v, (int, float))}
 
-        names = [*METRICS, *SCALED, *CONFORMAL, "validation_nll"]
+        names = [*METRICS, *SCALED, *CONFORMAL, *SETS, "validation_nll"]
         names += [f"{n}{OOD_SEPARATOR}{task}" for task in ood_sets(cell.rows[0]) for n in OOD_METRICS]
         names = [name for name in names if _source(name) is None]  # the others have contributions
         return self._from_pools(cell, measure, names, is_tested=False)

@@ -67,6 +67,8 @@ SCALED = [
 ]
 # Of numbers by intervals that hold 90 % of the validation examples
 CONFORMAL = ["conformal_picp90", "conformal_width90"]
+# Of classes the sets whose thresholds are found on validation, see `metrics.set_summary`
+SETS = ["lac_coverage90", "lac_size90", "aps_coverage90", "aps_size90"]
 NO_VARIANCE = "members predict a mean without a variance"
 COUNTED = ("train_flops", "train_process_seconds")  # null where a member or fit is of a lorae that did not
 COST = {
@@ -81,7 +83,17 @@ COST = {
 }
 LATER = {  # columns that tables of an older lorae lack
     **dict.fromkeys(
-        (*SCALED, *COUNTED, *TEXT_METRICS, *metrics.VALUE_METRICS, *CONFORMAL, "debiased_ce15", "mcc"),
+        (
+            *SCALED,
+            *COUNTED,
+            *TEXT_METRICS,
+            *metrics.VALUE_METRICS,
+            *CONFORMAL,
+            *SETS,
+            "debiased_ce15",
+            "mcc",
+            "credal_width",
+        ),
         pa.float64(),
     ),
     "decoding": pa.string(),
@@ -130,7 +142,10 @@ def trial_schema(ood_tasks: Sequence[str]) -> pa.Schema:
         ("error", pa.string()),
         *FACTORS.items(),
         ("num_examples", pa.int32()),
-        *((name, pa.float64()) for name in [*METRICS, *TEXT_METRICS, *SCALED, *CONFORMAL, "validation_nll"]),
+        *(
+            (name, pa.float64())
+            for name in [*METRICS, *TEXT_METRICS, *SCALED, *CONFORMAL, *SETS, "validation_nll"]
+        ),
         *((name, pa.string()) for name in FLAGS),
         ("pruned_step", pa.int32()),  # where a search stopped training; `validation_nll` is of that step
         *((f"{name}{OOD_SEPARATOR}{task}", pa.float64()) for task in ood_tasks for name in OOD_METRICS),
@@ -361,6 +376,8 @@ def trial_metrics(
     found |= metrics.summary(test.logits_MNC, test.labels_N, rule)
     found |= {"validation_nll": metrics.ensemble_nll(pooled_validation, validation.labels_N)}
     found |= scaled_metrics(test, rule, num_entries)
+    pooled_test = metrics.combine(test.logits_MNC, rule)
+    found |= metrics.set_summary(pooled_validation, validation.labels_N, pooled_test, test.labels_N)
     for task in ood:
         separated = metrics.ood_summary(test.logits_MNC, predictions[task].logits_MNC, rule)
         found |= {f"{name}{OOD_SEPARATOR}{task}": value for name, value in separated.items()}

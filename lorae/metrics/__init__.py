@@ -15,8 +15,9 @@ from lorae.metrics.calibration import (
     reliability_bins,
     signed_gap,
 )
-from lorae.metrics.conformal import conformal_sets, conformal_threshold
+from lorae.metrics.conformal import aps_sets, aps_threshold, conformal_sets, conformal_threshold, set_summary
 from lorae.metrics.diversity import (
+    credal_width,
     disagreement,
     disagreement_per_error,
     error_correlation,
@@ -63,6 +64,8 @@ __all__ = [
     "acc",
     "acc_at_80_coverage",
     "ace15",
+    "aps_sets",
+    "aps_threshold",
     "aupr",
     "aurc",
     "auroc",
@@ -71,6 +74,7 @@ __all__ = [
     "combine",
     "conformal_sets",
     "conformal_threshold",
+    "credal_width",
     "debiased_ce15",
     "disagreement",
     "disagreement_per_error",
@@ -100,6 +104,7 @@ __all__ = [
     "score_mutual_information",
     "score_top_prob_variance",
     "scores",
+    "set_summary",
     "signed_gap",
     "singular_values",
     "stable_rank",

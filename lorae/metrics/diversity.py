@@ -15,6 +15,22 @@ from lorae.metrics.probability import (
 )
 
 
+def credal_width(logits_MNC: np.ndarray) -> float:
+    """Mean over examples of the width of the interval that the members' probabilities of the class that their
+    mean puts on top span, in [0, 1].
+
+    Raises:
+        Undefined: fewer than two members.
+    """
+    at_least_two(logits_MNC, "credal_width")
+    return float(by_blocks(_top_widths, np.asarray(logits_MNC)).mean())
+
+
+def _top_widths(logits_MNC: np.ndarray) -> np.ndarray:
+    top_1N1 = combine(logits_MNC, "probs").argmax(axis=1)[None, :, None]
+    return np.ptp(np.take_along_axis(np.exp(log_softmax(logits_MNC)), top_1N1, axis=2)[:, :, 0], axis=0)
+
+
 def disagreement(logits_MNC: np.ndarray) -> float:
     """Mean over pairs of members of the fraction of examples that they classify differently, in [0, 1].
 

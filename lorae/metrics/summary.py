@@ -40,6 +40,7 @@ METRICS: dict[str, tuple[Direction, Arguments, Callable[..., float]]] = {
     "disagreement": ("none", "logits", diversity.disagreement),
     "disagreement_per_error": ("none", "members", diversity.disagreement_per_error),
     "jsd": ("none", "logits", diversity.jsd),
+    "credal_width": ("none", "logits", diversity.credal_width),
     "mutual_information": ("none", "logits", diversity.mutual_information),
     "error_correlation": ("none", "members", diversity.error_correlation),
 }

@@ -73,6 +73,7 @@ class QNLI(Glue):
     test.
 
     Judged by accuracy. Columns: question, sentence, label (0 yes, 1 no), idx.
+    Example: "Who wrote it?" | "The book has twelve chapters." | 1
     """
 
     columns = ("question", "sentence")

@@ -23,6 +23,7 @@ from torchmetrics.functional.classification import (
 
 from lorae import metrics
 from lorae.metrics import Undefined, combine
+from lorae.metrics.summary import METRICS
 
 LN2 = np.log(2)
 
@@ -325,9 +326,8 @@ def test_complementary_errors_are_anticorrelated():
 def test_every_value_is_a_number_in_range_whatever_the_order(case, rule, random):
     logits_MNC, labels_N = case
     summary = metrics.summary(logits_MNC, labels_N, rule)
-    assert set(summary) == {
-        name for name in metrics.DIRECTION if "_" not in name or name.split("_")[0] not in OOD
-    }
+    of_numbers = metrics.VALUE_METRICS.keys() - METRICS.keys()
+    assert set(summary) == {n for n in metrics.DIRECTION if n.split("_")[0] not in OOD} - of_numbers
     for name, value in summary.items():
         if value is not None:
             highest = {
@@ -336,7 +336,7 @@ def test_every_value_is_a_number_in_range_whatever_the_order(case, rule, random)
                 "ensemble_nll": np.inf,
                 "mean_member_nll": np.inf,
             }
-            lowest = -1 if name in ("signed_gap", "error_correlation", "debiased_ce15") else 0
+            lowest = -1 if name in ("signed_gap", "error_correlation", "debiased_ce15", "mcc") else 0
             assert lowest - 1e-9 <= value <= highest.get(name, np.log(4)) + 1e-9, name
     members = random.sample(range(len(logits_MNC)), len(logits_MNC))
     examples = random.sample(range(len(labels_N)), len(labels_N))
@@ -401,6 +401,7 @@ def test_one_member_has_no_diversity_and_says_so():
             metric(logits_MNC)
     summary = metrics.summary(logits_MNC, labels_N)
     undefined = {"disagreement", "disagreement_per_error", "jsd", "mutual_information", "error_correlation"}
+    undefined |= {"credal_width"}
     assert {name for name, value in summary.items() if value is None} == undefined
     of_ood = metrics.ood_summary(logits_MNC, logits_MNC)
     assert of_ood["auroc_mutual_information"] is None and of_ood["fpr95_top_prob_variance"] is None
@@ -454,7 +455,7 @@ def test_ood_summary_puts_unsure_examples_on_the_ood_side():
     sure_MNC = random_case(12, 3, 100, 4, scale=0.5)[0] + 8 * np.eye(4)[np.arange(100) % 4]
     unsure_MNC = random_case(13, 3, 80, 5)[0]
     of_ood = metrics.ood_summary(sure_MNC, unsure_MNC)
-    assert of_ood.keys() == {name for name in metrics.DIRECTION if name.split("_")[0] in OOD}
+    assert of_ood.keys() == {f"{metric}_{score}" for metric in OOD for score in metrics.SCORES}
     for name, value in of_ood.items():
         assert value is not None and (value < 0.3 if name.startswith("fpr95") else value > 0.9), name
 

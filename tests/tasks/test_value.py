@@ -237,7 +237,7 @@ def test_a_report_of_numbers_leaves_out_what_needs_classes(swept, tmp_path):
 
 @pytest.mark.process
 def test_an_ensemble_of_numbers_is_not_loaded_as_one_of_classes(swept):
-    with pytest.raises(ValueError, match="predicts numbers"):
+    with pytest.raises(ValueError, match="answer by a value, not a class"):
         Ensemble.load(swept, sweep="alike")
 
 
