@@ -39,11 +39,7 @@ def write_sizes(
     Raises:
         ValueError: as `load_trials`, or a margin that is not above 0.
     """
-    if not 0 < margin < math.inf:
-        raise ValueError(
-            f"margin {margin:g}: must be > 0 and finite, the gain in nats below which one more member is not "
-            f"worth training, such as {MARGIN}"
-        )
+    check_margin(margin)
     trials = load_trials(storage, sweep, allow_missing).with_stored_ood()
     found = curves(trials, margin)
     tables = [recipes(trials, found, margin), sizes(trials, found)]
@@ -53,6 +49,19 @@ def write_sizes(
         for plot in size_figures(trials, found):
             save(plot, out)
     return "\n".join(markdown(table) for table in tables)
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin that is not above 0, or infinite.
+
+    Raises:
+        ValueError: what it must be.
+    """
+    if not 0 < margin < math.inf:
+        raise ValueError(
+            f"margin {margin:g}: must be > 0 and finite, the gain in nats below which one more member is not "
+            f"worth training, such as {MARGIN}"
+        )
 
 
 # Recipes ---------------------------------------------------------------------------------------------------

@@ -178,10 +178,11 @@ def table(arguments: argparse.Namespace) -> int:
 def size(arguments: argparse.Namespace) -> int:
     """How many members are worth training."""
     from analysis.archive import opened
-    from analysis.size import write_sizes
+    from analysis.size import check_margin, write_sizes
     from lorae.lookup import only_sweep
     from lorae.store.store import Store
 
+    check_margin(arguments.margin)
     with opened(arguments.storage) as storage:
         sweep = arguments.sweep or only_sweep(Store(storage))
         print(write_sizes(storage, sweep, arguments.margin, arguments.out, arguments.allow_missing))

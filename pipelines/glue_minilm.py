@@ -1,6 +1,6 @@
 """GLUE on a laptop: LoRA, VeRA, full fine-tuning and a head alone, single and as ensembles of four.
 
-    lorae sweep pipelines/glue_minilm.py --data-root DIR     # 96 trials, 192 members and 64 for tuning
+    lorae sweep pipelines/glue_minilm.py --data-root DIR     # 96 trials; 256 members, tuning included
     python -m analysis.glue_minilm lorae-results
 
 MiniLM-L6 on CoLA, RTE, MRPC and STS-B, whose files are read from nyu-mll/glue under DIR, or from the hub:

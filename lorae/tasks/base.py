@@ -131,7 +131,7 @@ class Task:
     @property
     def is_pair(self) -> bool:
         """Whether the examples are sentence pairs, according to the template."""
-        return PAIR in self.template
+        return isinstance(self.template, str) and PAIR in self.template
 
     @property
     def label(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lorae.sources import Hub
@@ -43,6 +43,7 @@ class E2E(Task):
         return list(of_meaning.values())
 
     def example(self, row: dict[str, Any]) -> Example:
-        meaning, text = row["meaning_representation"], row["human_reference"]
-        identity = content_id(meaning, *([text] if isinstance(text, str) else text))
-        return text_example(meaning, text, identity, group=meaning)
+        meaning, found = row["meaning_representation"], row["human_reference"]
+        texts = (found,) if isinstance(found, str) else tuple(found)
+        example = text_example(meaning, texts, content_id(meaning, *texts), group=meaning)
+        return replace(example, options=texts)  # equal ones count twice, as in the E2E scripts

@@ -51,7 +51,7 @@ def test_a_check_without_anything_to_look_at_says_so(sound):
 
 
 def test_what_is_not_there_is_refused(sound, tmp_path):
-    with pytest.raises(ValueError, match="no sweep tyo; it has: toy"):
+    with pytest.raises(ValueError, match="no sweep tyo; did you mean toy"):
         audit(sound.store.storage.uri, "tyo")
     with pytest.raises(ValueError, match="holds no member and no sweep"):
         audit(str(tmp_path / "elsewhere"))

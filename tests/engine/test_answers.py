@@ -240,7 +240,7 @@ def test_texts_of_members_that_were_trained_again_are_written_again(make_trial, 
 
 def test_an_ood_task_of_another_scoring_is_refused(make_trial):
     sweep = Sweep(base=make_trial(), ood=[RottenTomatoes()])
-    with pytest.raises(ValueError, match=r"rotten_tomatoes is scored by LabelWords.*write answers or choose"):
+    with pytest.raises(ValueError, match=r"rotten_tomatoes is scored by LabelWords.*write answers, choose"):
         sweep.eval_tasks(sweep.base)
 
 

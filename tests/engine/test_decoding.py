@@ -7,9 +7,9 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES, random_trial
 from peft import PeftModel
 from scipy import stats
-from test_architectures import ARCHITECTURES, random_trial
 from transformers import AutoModelForCausalLM
 
 from lorae.backbone.encoders import Inputs

@@ -143,7 +143,7 @@ def test_members_that_write_are_no_classifier(tiny_llama, tmp_path):
 
     trial = echo_trial(tiny_llama, tmp_path)(budget=Budget(batch_size=4, steps=1, max_tokens=64))
     storage = swept(tmp_path / "store", trial)
-    with pytest.raises(ValueError, match="write texts, which are no classes"):
+    with pytest.raises(ValueError, match="answer by a text, not a class"):
         Ensemble.load(storage)
 
 

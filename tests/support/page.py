@@ -5,6 +5,8 @@ from __future__ import annotations
 import html.parser
 import json
 
+VOID = ("meta", "br", "input", "link")  # have no end
+
 
 class Page(html.parser.HTMLParser):
     """Tags that are open, the cells of each table, and every address that a tag refers to."""
@@ -17,7 +19,7 @@ class Page(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "br"):
+        if tag not in VOID:
             self.open.append(tag)
         given = dict(attrs)
         self.addresses += [given[a] for a in ("src", "href", "xlink:href", "action") if a in given]
@@ -30,7 +32,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_startendtag(self, tag, attrs):
         self.handle_starttag(tag, attrs)
-        if tag not in ("meta", "br"):
+        if tag not in VOID:
             self.open.pop()
 
     def handle_endtag(self, tag):

