@@ -217,9 +217,9 @@ def _parser() -> Parser:
     size.set_defaults(run=handlers.size)
 
     export = commands.add_parser("export", help="write an ensemble, or a member, as PEFT adapters")
-    export.add_argument("storage", metavar="STORAGE")
-    export.add_argument("what", metavar="ID", help="of a trial or of a member, or its beginning")
-    export.add_argument("folder", metavar="DIR", help="new or empty")
+    what = "the storage; the id of a trial or member, or its beginning; a folder, new or empty"
+    export.add_argument("words", nargs="+", metavar="STORAGE ID DIR", help=what)
+    export.add_argument("--storage", help=argparse.SUPPRESS)  # as it was: ID DIR --storage STORAGE
     export.set_defaults(run=handlers.export)
 
     serve = commands.add_parser("serve", help="a stored ensemble as an HTTP endpoint of this machine")

@@ -195,17 +195,19 @@ def export(arguments: argparse.Namespace) -> int:
     from lorae.lookup import trials_of
     from lorae.store.store import Store
 
-    store = Store(arguments.storage)
-    if any(name.startswith(arguments.what) for name in trials_of(store)):
+    words = [arguments.storage, *arguments.words] if arguments.storage else arguments.words
+    if len(words) != 3:
+        raise ValueError("export takes a storage, an id and a folder; write lorae export STORAGE ID DIR")
+    storage, what, folder = words
+    store = Store(storage)
+    if any(name.startswith(what) for name in trials_of(store)):
         from jobs.export_ensemble import export_ensemble
         from lorae.lookup import find_trial
 
-        row = find_trial(store, arguments.what)
-        print(
-            f"lorae: wrote {export_ensemble(store, row, arguments.folder)}; README.md there says how to load"
-        )
+        path = export_ensemble(store, find_trial(store, what), folder)
+        print(f"lorae: wrote {path}; README.md there says how to load")
         return 0
-    print(f"lorae: wrote {export_member(arguments.storage, arguments.what, arguments.folder)}")
+    print(f"lorae: wrote {export_member(storage, what, folder)}")
     return 0
 
 

@@ -163,7 +163,7 @@ def outcomes(cases, tmp_path_factory) -> dict[str, Outcome]:
     stores |= dict.fromkeys(("resumed", "soup"), folder / "interrupted")
     (folder / "run.py").write_text(RUN)
     (folder / "jobs").write_bytes(pickle.dumps([(case, str(stores[name])) for name, case in cases.items()]))
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command += [str(folder / "run.py"), str(folder / "jobs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)

@@ -205,7 +205,8 @@ def laptop(folder: Path, hosts: list[ssh_hosts.Host], data_root: Path) -> Laptop
         PROGRAM.format(name="ray", module="ray.scripts.scripts"),
         install.replace(pinned, offline),
         path,
-        "echo 'export PYTHONPATH=$HOME/lorae-checkout/tests MLFLOW_DISABLE_TELEMETRY=true' >> ~/.bashrc",
+        "echo 'export PYTHONPATH=$HOME/lorae-checkout/tests/support' >> ~/.bashrc",
+        "echo 'export MLFLOW_DISABLE_TELEMETRY=true' >> ~/.bashrc",
         f"echo 'export LORAE_DATA_ROOT={data_root} AUTOSCALER_UPDATE_INTERVAL_S=1' >> ~/.bashrc",
     ]
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
@@ -284,7 +285,8 @@ CLOUD = {  # Ray's stand-in for a cloud: its nodes are processes on the head's m
     },
 }
 ON_THE_HEAD = """
-export PATH={bin}:$PATH PYTHONPATH={root}:{root}/tests LORAE_DATA_ROOT={data} MLFLOW_DISABLE_TELEMETRY=true
+export PATH={bin}:$PATH PYTHONPATH={root}:{root}/tests/support
+export LORAE_DATA_ROOT={data} MLFLOW_DISABLE_TELEMETRY=true
 export RAY_AUTH_MODE=disabled RAY_FAKE_CLUSTER=1 AUTOSCALER_UPDATE_INTERVAL_S=1
 export RAY_enable_autoscaler_v2=1 RAY_CLOUD_INSTANCE_ID={id} RAY_OVERRIDE_NODE_ID_FOR_TESTING={id}
 """
@@ -317,7 +319,7 @@ def sweep(
     given = ["sweep"] if module == "jobs.cli" else []
     command = [sys.executable, "-m", module, *given, str(folder / "demo.py"), *words]
     environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}",
         "LORAE_DATA_ROOT": str(data_root),
         "HOME": str(folder),
     }
