@@ -1,7 +1,7 @@
 """What are LoRA ensembles of a language model worth? Members, regularisers and their sum, on film reviews.
 
     lorae sweep pipelines/study.py --dry-run
-    # 72 trials and the zero-shot row; 242 members, tuning included
+    # 72 trials and the zero-shot row; 264 members, tuning included
     python -m analysis.study lorae-results
 
 The study's main sweep; docs/study.md says what all sweeps must answer and by which rule. SmolLM2-135M on 256
@@ -62,5 +62,5 @@ def regularized(
     )
 
 
-SWEEP = regularized([LORA.task], [PLOTS], [*MAIN, *OTHERS], [1, 2, 4, 8], (1e-4, 3e-4, 1e-3, 3e-3, 1e-2))
+SWEEP = regularized([LORA.task], [PLOTS], [*MAIN, *OTHERS], [1, 2, 4, 8], (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2))
 SMOKE = smoke(SWEEP, {"members": [1, 2], "regularizers": MAIN})
