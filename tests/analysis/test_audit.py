@@ -533,7 +533,7 @@ def skilled(sound) -> Sound:
 @pytest.mark.slow
 def test_edited_scaled_metrics(skilled):
     assert skilled.faults() == []
-    columns = [*SCALED]
+    columns = [name for name in SCALED if name != "ts_quantile_ece"]  # that is of numbers
 
     def edit(rows):
         for column in columns:

@@ -65,7 +65,7 @@ def test_rows_that_the_script_does_not_recompute_are_refused(tmp_path, axes, sai
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: sweep toy has a row with") and said in line
+    assert line.startswith("error: toy has a row with") and said in line
 
 
 def test_the_script_is_independent():
