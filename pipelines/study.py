@@ -62,5 +62,6 @@ def regularized(
     )
 
 
-SWEEP = regularized([LORA.task], [PLOTS], [*MAIN, *OTHERS], [1, 2, 4, 8], (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2))
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+SWEEP = regularized([LORA.task], [PLOTS], [*MAIN, *OTHERS], [1, 2, 4, 8], RATES)
 SMOKE = smoke(SWEEP, {"members": [1, 2], "regularizers": MAIN})
