@@ -29,7 +29,7 @@ from analysis.rows import (
 )
 from lorae.draws import plain_set
 from lorae.metrics import is_of_values, ood_summary, value_ood_summary
-from lorae.results import FACTORS, OOD_SEPARATOR, read_trials
+from lorae.results import FACTORS, OOD_METRICS, OOD_SEPARATOR, read_trials
 from lorae.store.predictions import Predictions, prediction_sets
 from lorae.store.store import Store
 
@@ -195,7 +195,8 @@ def _ood_columns(trials: Trials, row: Row, sets: dict[str, str]) -> Row:
             scores = value_ood_summary(test.logits_MNC, ood.logits_MNC)
         else:
             scores = ood_summary(test.logits_MNC, ood.logits_MNC, rule(row))
-        columns |= {f"{metric}{OOD_SEPARATOR}{task}": value for metric, value in scores.items()}
+        found = dict.fromkeys(OOD_METRICS) | scores
+        columns |= {f"{metric}{OOD_SEPARATOR}{task}": value for metric, value in found.items()}
     return columns
 
 

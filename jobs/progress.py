@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 from lorae.combinations import COMBINATIONS
 from lorae.planning.estimate import Estimate
@@ -30,6 +30,11 @@ class ProgressLine:
         self.fractions = [0.0] * len(stacks)
         self.phases = ["waiting"] * len(stacks)
         self.started = self.printed = time.monotonic()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray Tune pickles its callbacks, to be restored from; a terminal cannot be pickled, so a copy shows
+        nothing."""
+        return ProgressLine, ((), ())
 
     def update(self, stack: int, phase: str, step: int = 0, num_steps: int = 0) -> None:
         """Update a stack: its phase, and how far it is in training (steps) or predicting (per cent)."""

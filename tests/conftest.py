@@ -60,6 +60,17 @@ def _rays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
+def no_floor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Steps of a tiny model take what they compute, so that its stacks are divided."""
+    from lorae.planning import estimate
+
+    monkeypatch.setitem(estimate.FLOOR_SECONDS, "cuda", 0.0)
+    estimate._estimate.cache_clear()
+    yield
+    estimate._estimate.cache_clear()
+
+
+@pytest.fixture
 def lorae_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own, empty."""
     monkeypatch.setenv("LORAE_CACHE", str(tmp_path / "cache"))

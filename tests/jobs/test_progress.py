@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import pty
 import termios
 
+import cloudpickle
 import pytest
 
 from jobs.bars import Bars, progress, short_names
@@ -104,3 +106,15 @@ def test_the_terminal_is_given_back_when_a_sweep_is_stopped(tiny_trial, monkeypa
 def test_elsewhere_lines_are_plain(tiny_trial):
     with progress((Stack(tiny_trial(), (0,)),), (Estimate(0, 0, 1.0, 0.5),), io.StringIO()) as line:
         assert type(line) is ProgressLine
+
+
+def test_bars_are_pickled_without_their_terminal(tiny_trial, monkeypatch):
+    """Ray Tune pickles the callback that holds them."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    read, write = os.openpty()
+    with (
+        open(write, "w") as screen,
+        progress((Stack(tiny_trial(), (0,)),), (Estimate(0, 0, 1.0, 0.5),), screen) as bars,
+    ):
+        assert isinstance(bars, Bars) and type(pickle.loads(cloudpickle.dumps(bars))) is ProgressLine
+    os.close(read)

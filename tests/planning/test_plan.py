@@ -61,15 +61,6 @@ def sweep(tiny_trial, **axes) -> Sweep:
     return Sweep(base=tiny_trial(), axes=axes)
 
 
-@pytest.fixture
-def no_floor(monkeypatch):
-    """Steps of a tiny model take what they compute, so that its stacks are divided."""
-    monkeypatch.setitem(FLOOR_SECONDS, "cuda", 0.0)
-    lorae.planning.estimate._estimate.cache_clear()
-    yield
-    lorae.planning.estimate._estimate.cache_clear()
-
-
 def test_members_axis_costs_the_largest_only(tiny_trial, tmp_path):
     plan = make_plan(
         sweep(tiny_trial, regularizers=[(), (KL(0.1),)], members=[1, 2, 4]), Store(str(tmp_path)), CPU

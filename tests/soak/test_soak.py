@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import soak_inputs
 from soak_inputs import Parser, soak
+from victims import PYTHON_PATH
 
 pytestmark = pytest.mark.process
 
@@ -80,6 +81,6 @@ def test_an_input_is_the_same_whenever_it_is_made() -> None:
 @pytest.mark.slow
 def test_some_inputs_of_each_parser() -> None:
     words = [sys.executable, soak_inputs.__file__, "--number", "190", "--seed", "11"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PYTHON_PATH})
     assert done.returncode == 0 and "190 inputs of seed 11" in done.stdout, done.stdout + done.stderr
     assert {line.split()[0] for line in done.stdout.splitlines()[:-1]} == set(soak_inputs.parsers())

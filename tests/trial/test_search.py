@@ -321,7 +321,7 @@ def test_the_other_axes_of_a_search_are_a_grid_as_ever(tiny_trial, tmp_path):
     assert found == [(DecayB(2), KL(0.1)), (DecayB(4.5), KL(0.1))]
 
 
-def test_stacks_that_compete_are_whole_ensembles(tiny_trial, tmp_path):
+def test_stacks_that_compete_are_whole_ensembles(tiny_trial, tmp_path, no_floor):
     sweep = Sweep(base=tiny_trial(budget=SHORT, members=4), axes={"method.rank": [2, 4]})
     many = replace(local_devices(), num=8)
     for search, expected in [(None, 1), (ASHA(every=3), 4)]:
