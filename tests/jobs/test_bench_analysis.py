@@ -42,9 +42,7 @@ def test_the_synthetic_storage_is_one_of_a_sweep(tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_trials(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "lorae.store.ahead.MAX_AHEAD_BYTES", 1
-    )  # else more is read ahead
+    monkeypatch.setattr("lorae.store.ahead.MAX_AHEAD_BYTES", 1)  # else more is read ahead
     trials = synthetic_storage(str(tmp_path), {"optimizer.lr": [1e-5 * n for n in range(1, 13)]}, 2000)
     peaks = []
     for num in (3, 12):
