@@ -254,7 +254,7 @@ def test_ray_up_submit_and_down_on_two_hosts(two_hosts, tiny_llama, data_root):
     changed.write_text(original)
 
     printed = user.ray(*submit, str(folder / "results"))
-    outcome = json.loads(printed[printed.rindex("\n{") : printed.rindex("}") + 1])
+    outcome = json.loads(re.search(r'\{\s+"sweep".*\}', printed, re.DOTALL)[0])  # type: ignore[index]
     assert (outcome["trials"], outcome["trained"], outcome["incomplete"]) == (10, 12, 0), printed
     rows = pq.read_table(folder / "results/sweeps/demo/trials.parquet").to_pylist()
     assert [row["status"] for row in rows] == 10 * ["done"]
