@@ -22,7 +22,7 @@ from lorae.draws import TFB
 from lorae.engine.run import run_stack
 from lorae.methods import Lora, Vera
 from lorae.planning.stack import Stack
-from lorae.results import COST, FLAGS, OLDER, SCALED, read_trials, trials_table
+from lorae.results import COST, COUNTED, FLAGS, OLDER, SCALED, read_trials, trials_table
 from lorae.sources import Files
 from lorae.store.names import WEIGHTS, member_folder, reference_folder
 from lorae.store.predictions import SCHEMA, parquet_bytes, prediction_file
@@ -547,7 +547,8 @@ def test_a_table_of_before_cross_fitting_is_read_without_its_temperatures(skille
     """Its values come from validation, are no values of today's columns, and are no fault."""
     table = skilled.store.read_table("toy")
     assert table["ts_brier"].null_count < len(table)
-    old = table.drop_columns([*FLAGS, "members_ts_ensemble_nll", "members_ts_ece15"])
+    later = ["debiased_ce15", "mcc", *COUNTED]
+    old = table.drop_columns([*FLAGS, "members_ts_ensemble_nll", "members_ts_ece15", *later])
     skilled.store.write_table("toy", old)
     rows = read_trials(skilled.store, "toy").to_pylist()
     assert all(row[name] is None for row in rows for name in SCALED)
