@@ -13,36 +13,12 @@ Names are imported on first use. Axes of arrays are named by suffix, members fir
 C classes, V vocabulary.
 """
 
+# pyright: reportUnsupportedDunderAll=false  # the names are in __init__.pyi
+
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from analysis.notebook import load
-    from jobs.notebook import sweep
-    from lorae.draws import SWAG, TFB, Laplace, MCDropout, Posterior
-    from lorae.engine.ensembles import Ensemble
-    from lorae.methods import (
-        BatchEnsemble,
-        Blob,
-        Full,
-        Gaussian,
-        InContext,
-        Kaiming,
-        LastLayer,
-        Lora,
-        Orthogonal,
-        PVera,
-        Rank1BNN,
-        Vera,
-        Xavier,
-    )
-    from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
-    from lorae.search import ASHA, LogUniform, MedianStopping, Optuna, Uniform
-    from lorae.sources import Files, Hub
-    from lorae.tasks.scoring import Generate, Head, LabelWords, Letters, OptionLikelihood
-    from lorae.trial import AdamW, Budget, Diversity, Sweep, Times, Trial
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [

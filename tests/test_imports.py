@@ -18,11 +18,8 @@ FORBIDDEN = {
 
 
 def imported(path: Path) -> set[str]:
-    """Packages that a file imports, anywhere; what lorae's door names for type checkers does not count."""
-    found, tree = set(), ast.parse(path.read_text())
-    if path == ROOT / "lorae" / "__init__.py":
-        tree.body = [node for node in tree.body if not isinstance(node, ast.If)]
-    for node in ast.walk(tree):
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
