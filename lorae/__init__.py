@@ -13,7 +13,8 @@ Names are imported on first use. Axes of arrays are named by suffix, members fir
 C classes, V vocabulary.
 """
 
-# pyright: reportUnsupportedDunderAll=false  # the names are in __init__.pyi
+# The names are in __init__.pyi
+# pyright: reportUnsupportedDunderAll=false
 
 from __future__ import annotations
 
