@@ -16,7 +16,7 @@ import numpy as np
 from analysis.columns import Column, title
 from analysis.data import Trials
 from analysis.rows import Row, is_soup
-from analysis.significance import ALPHA, Difference, holm
+from analysis.significance import ALPHA, Difference
 from analysis.table import Entry, Line, Table, made_by
 from lorae import metrics
 
@@ -163,3 +163,15 @@ def _ranks(x_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
     """Rank of each value in each resample, (R, N); equal values share their mean rank."""
     below_NN, equal_NN = x_N[:, None] < x_N, x_N[:, None] == x_N
     return weights_RN @ (below_NN + equal_NN / 2)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values corrected for their number, controlling the family-wise error rate; in the order given.
+
+    The k-th smallest of n becomes the largest of (n - j + 1) p_(j) over j <= k, at most 1. Source: Holm 1979.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected.tolist()

@@ -14,8 +14,8 @@ import numpy as np
 from scipy import stats
 
 from lorae.metrics import calibration, proper, regression
+from lorae.metrics.mixtures import Mixture
 from lorae.metrics.probability import Undefined, checked
-from lorae.metrics.regression import Mixture
 
 
 @dataclass(frozen=True, eq=False)

@@ -337,15 +337,3 @@ def _difference_of_roots(difference: float, total: float) -> float:
     """sqrt(a) - sqrt(b) from a - b and a + b, neither square below 0."""
     total = max(total, abs(difference))
     return float(np.sqrt((total + difference) / 2) - np.sqrt((total - difference) / 2))
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """p-values corrected for their number, controlling the family-wise error rate; in the order given.
-
-    The k-th smallest of n becomes the largest of (n - j + 1) p_(j) over j <= k, at most 1. Source: Holm 1979.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return corrected.tolist()

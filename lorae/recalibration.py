@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorae.ensemble import COLDEST, HOTTEST, Fit, folds
-from lorae.metrics.regression import Mixture
+from lorae.metrics.mixtures import Mixture
 
 STEP = 1e-4  # of log s, of differences in place of derivatives
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from analysis.columns import direction
 from analysis.estimates import Subset
-from analysis.significance import ALPHA, holm
+from analysis.gain import holm
+from analysis.significance import ALPHA
 from jobs.bench.simulated import Members
 from lorae.metrics.calibration import equal_width_bin
 from lorae.metrics.proper import correct

@@ -24,6 +24,7 @@ from lorae.metrics.diversity import (
     jsd,
     mutual_information,
 )
+from lorae.metrics.mixtures import Mixture, is_of_values
 from lorae.metrics.ood import (
     SCORES,
     aupr,
@@ -38,7 +39,7 @@ from lorae.metrics.ood import (
 )
 from lorae.metrics.probability import Direction, Rule, Undefined, combine, log_softmax
 from lorae.metrics.proper import acc, brier, ensemble_nll, f1, mcc, mean_member_nll
-from lorae.metrics.regression import VALUE_METRICS, VALUE_SCORES, Mixture, is_of_values, value_summary
+from lorae.metrics.regression import VALUE_METRICS, VALUE_SCORES, value_summary
 from lorae.metrics.selective import acc_at_80_coverage, aurc, risk_coverage
 from lorae.metrics.summary import DIRECTION, ood_summary, pooled_nll, summary, value_ood_summary
 from lorae.metrics.updates import (

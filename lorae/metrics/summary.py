@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 
 from lorae.metrics import calibration, diversity, ood, proper, selective
+from lorae.metrics.mixtures import is_of_values
 from lorae.metrics.probability import Direction, Rule, Undefined, combine
 from lorae.metrics.regression import (
     VALUE_METRICS,
     VALUE_SCORES,
     Mixture,
-    is_of_values,
     pooled_loss,
     value_scores,
 )

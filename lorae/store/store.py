@@ -33,7 +33,7 @@ from lorae.identity import SCHEMA_VERSION
 from lorae.near import did_you_mean
 from lorae.store import tables
 from lorae.store.answers import Answers, answers_file, members_of, read_answers
-from lorae.store.entries import Entries
+from lorae.store.journal import Journal
 from lorae.store.names import PATH_FILE, texts_folder, trials_file
 from lorae.store.predictions import (
     PREDICTIONS,
@@ -53,7 +53,7 @@ from lorae.uris import shown
 LOG = logging.getLogger("lorae")
 
 
-class Store(Entries):
+class Store(Journal):
     """Members, references, soups and sweeps in one storage.
 
     Args:

@@ -9,7 +9,7 @@ from sklearn.metrics import matthews_corrcoef
 
 from analysis.influence import measured, measured_values, of_mcc
 from lorae.metrics import Undefined, combine, mcc, value_summary
-from lorae.metrics.regression import Mixture
+from lorae.metrics.mixtures import Mixture
 
 RNG = np.random.default_rng(0)
 Y = RNG.normal(size=400)

@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 
 from analysis.estimates import Design, Pool, estimate
+from analysis.gain import holm
 from analysis.influence import Measured, of_mean
-from analysis.significance import Difference, Estimate, Family, holm, root_of
+from analysis.significance import Difference, Estimate, Family, root_of
 from analysis.t_scores import largest_scores
 
 

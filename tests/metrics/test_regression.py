@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 from lorae.metrics import VALUE_METRICS, Undefined, pooled_nll, value_summary
 from lorae.metrics import regression as reg
-from lorae.metrics.regression import Mixture
+from lorae.metrics.mixtures import Mixture
 from lorae.metrics.summary import value_ood_summary
 from lorae.recalibration import cross_fitted_variance
 
