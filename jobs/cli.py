@@ -89,29 +89,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Options:
+    """What several commands take."""
+
+    def __init__(self) -> None:
+        self.axes = _option(
+            "--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis"
+        )
+        self.storage = _option(
+            "--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept"
+        )
+        self.single_driver = _option(
+            "--single-driver",
+            action="store_true",
+            help="no other sweep runs on this storage: for mounts that cannot lock files",
+        )
+        self.as_json = _option("--json", action="store_true", help="print it as JSON")
+        self.data_root = _option(
+            "--data-root",
+            type=lambda folder: str(Path(folder).expanduser()),
+            default=os.environ.get("LORAE_DATA_ROOT") or None,
+            metavar="DIR",
+            help="local copies of datasets; or LORAE_DATA_ROOT",
+        )
+
+
 def _parser() -> Parser:
     parser = Parser(prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action=_Version, help="print the version and its commit")
-    commands = parser.add_subparsers(metavar="COMMAND")
-    axes = _option("--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis")
-    storage = _option("--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept")
-    single_driver = _option(
-        "--single-driver",
-        action="store_true",
-        help="no other sweep runs on this storage: for mounts that cannot lock files",
-    )
-    as_json = _option("--json", action="store_true", help="print it as JSON")
-    data_root = _option(
-        "--data-root",
-        type=lambda folder: str(Path(folder).expanduser()),
-        default=os.environ.get("LORAE_DATA_ROOT") or None,
-        metavar="DIR",
-        help="local copies of datasets; or LORAE_DATA_ROOT",
-    )
+    commands, options = parser.add_subparsers(metavar="COMMAND"), _Options()
+    _add_sweep(commands, options)
+    _add_plans(commands, options)
+    _add_results(commands)
+    _add_ensembles(commands, options)
+    _add_bench(commands, options)
+    return parser
 
+
+def _add_sweep(commands: Any, options: _Options) -> None:
+    """What trains."""
     sweep = commands.add_parser(
         "sweep",
-        parents=[axes, storage, data_root, as_json, single_driver],
+        parents=[options.axes, options.storage, options.data_root, options.as_json, options.single_driver],
         help="run a sweep file, or resume it",
     )
     sweep.add_argument("file", help="a Python file with a SWEEP")
@@ -132,45 +151,21 @@ def _parser() -> Parser:
     )
     sweep.set_defaults(run=handlers.sweep)
 
+
+def _add_plans(commands: Any, options: _Options) -> None:
+    """What looks before a sweep, and at machines."""
     check = commands.add_parser(
         "check",
-        parents=[axes, data_root],
+        parents=[options.axes, options.data_root],
         help="list all that is wrong with a sweep file, its data and its models' files",
     )
     check.add_argument("file", help="a Python file with a SWEEP")
     check.add_argument("--smoke", action="store_true", help="the file's small variant")
     check.set_defaults(run=handlers.check)
 
-    predict = commands.add_parser(
-        "predict",
-        parents=[data_root, single_driver, as_json],
-        help="what a stored ensemble says of your texts; or add predictions on a task",
-    )
-    predict.add_argument("storage", metavar="STORAGE")
-    what = predict.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
-    what.add_argument(
-        "--file", metavar="FILE", help="JSON Lines, CSV or Parquet with a column question, text or sentence"
-    )
-    what.add_argument(
-        "--task",
-        help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours: stored with each member, a column of tables",
-    )
-    what.add_argument("--remove", metavar="TASK", help="undo --task: remove a set that no sweep asked for")
-    predict.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
-    predict.add_argument("--sweep", metavar="NAME", help="only the trials, or members, of this sweep")
-    predict.add_argument("--out", metavar="FILE", help="write .parquet, .csv or .jsonl instead of printing")
-    predict.add_argument("--column", metavar="NAME", help="of --file: where the text is")
-    predict.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
-    predict.add_argument(
-        "--coverage", type=float, default=0.9, metavar="P", help="of the conformal sets; default 0.9"
-    )
-    predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
-    predict.set_defaults(run=handlers.predict)
-
     plan = commands.add_parser(
         "plan",
-        parents=[axes, storage, data_root, as_json],
+        parents=[options.axes, options.storage, options.data_root, options.as_json],
         help="what a sweep would take, on this machine or on others",
     )
     plan.add_argument("file", help="a Python file with a SWEEP")
@@ -179,7 +174,9 @@ def _parser() -> Parser:
     plan.add_argument("--gpu", metavar="KIND", help="a100-40, h100, ...; default a100-80")
     plan.set_defaults(run=handlers.plan)
 
-    doctor = commands.add_parser("doctor", parents=[storage, data_root], help="check this machine")
+    doctor = commands.add_parser(
+        "doctor", parents=[options.storage, options.data_root], help="check this machine"
+    )
     doctor.set_defaults(run=handlers.doctor)
 
     rebuild = commands.add_parser("mlflow-rebuild", help="recreate the MLflow runs from Parquet")
@@ -187,6 +184,9 @@ def _parser() -> Parser:
     rebuild.add_argument("--tracking-uri", metavar="URI")
     rebuild.set_defaults(run=handlers.rebuild)
 
+
+def _add_results(commands: Any) -> None:
+    """What reads a storage."""
     audit = commands.add_parser("audit", help="check a storage against the mistakes of published work")
     audit.add_argument("storage", metavar="STORAGE")
     audit.add_argument("--sweep", metavar="NAME", help="only this sweep and the members of its trials")
@@ -216,6 +216,41 @@ def _parser() -> Parser:
     size.add_argument("--allow-missing", action="store_true", help="leave failed trials out and name them")
     size.set_defaults(run=handlers.size)
 
+
+def _add_choice(command: argparse.ArgumentParser) -> None:
+    """Which of a storage's ensembles."""
+    command.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
+    command.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
+    command.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+
+
+def _add_ensembles(commands: Any, options: _Options) -> None:
+    """What uses stored members."""
+    predict = commands.add_parser(
+        "predict",
+        parents=[options.data_root, options.single_driver, options.as_json],
+        help="what a stored ensemble says of your texts; or add predictions on a task",
+    )
+    predict.add_argument("storage", metavar="STORAGE")
+    what = predict.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
+    what.add_argument(
+        "--file", metavar="FILE", help="JSON Lines, CSV or Parquet with a column question, text or sentence"
+    )
+    what.add_argument(
+        "--task",
+        help="ArcEasy, \"MMLU('stem')\", or my_tasks.py:Colours: stored with each member, a column of tables",
+    )
+    what.add_argument("--remove", metavar="TASK", help="undo --task: remove a set that no sweep asked for")
+    predict.add_argument("--out", metavar="FILE", help="write .parquet, .csv or .jsonl instead of printing")
+    predict.add_argument("--column", metavar="NAME", help="of --file: where the text is")
+    _add_choice(predict)
+    predict.add_argument(
+        "--coverage", type=float, default=0.9, metavar="P", help="of the conformal sets; default 0.9"
+    )
+    predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
+    predict.set_defaults(run=handlers.predict)
+
     export = commands.add_parser("export", help="write an ensemble, or a member, as PEFT adapters")
     what = "the storage; the id of a trial or member, or its beginning; a folder, new or empty"
     export.add_argument("words", nargs="+", metavar="STORAGE ID DIR", help=what)
@@ -224,9 +259,7 @@ def _parser() -> Parser:
 
     serve = commands.add_parser("serve", help="a stored ensemble as an HTTP endpoint of this machine")
     serve.add_argument("storage", metavar="STORAGE")
-    serve.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
-    serve.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
-    serve.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    _add_choice(serve)
     serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1, which nobody else reaches")
     serve.add_argument("--port", type=int, default=8000, help="default 8000")
     serve.set_defaults(run=handlers.serve)
@@ -237,36 +270,38 @@ def _parser() -> Parser:
     texts = verify.add_mutually_exclusive_group(required=True)
     texts.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
     texts.add_argument("--file", metavar="FILE", help="JSON Lines, CSV or Parquet, as for predict")
-    verify.add_argument("--sweep", metavar="NAME", help="only the trials of this sweep")
-    verify.add_argument("--trial", metavar="ID", help="which ensemble; default: by validation NLL")
-    verify.add_argument("--classes", metavar="A,B", help="names of the classes, where no record has them")
+    _add_choice(verify)
     verify.add_argument(
         "--tolerance", type=float, metavar="P", help="of a probability; default 0.005 in fp32"
     )
     verify.set_defaults(run=handlers.verify)
 
+
+def _add_bench(commands: Any, options: _Options) -> None:
+    """What measures."""
     bench = commands.add_parser("bench", help="measure speed and memory on this machine")
     parts = bench.add_subparsers(required=True, metavar="PART")
     analysis = parts.add_parser(
-        "analysis", parents=[as_json], help="metrics, tables and bootstrap of stored logits"
+        "analysis", parents=[options.as_json], help="metrics, tables and bootstrap of stored logits"
     )
     analysis.add_argument(
         "--examples", type=int, default=1000, metavar="N", help="test examples (default: 1000)"
     )
     analysis.set_defaults(run=handlers.bench_analysis)
     verdicts = parts.add_parser(
-        "verdicts", parents=[as_json], help="how often equal rows are told apart, and true gains found"
+        "verdicts",
+        parents=[options.as_json],
+        help="how often equal rows are told apart, and true gains found",
     )
     verdicts.add_argument(
         "--test-sets", type=int, default=1, metavar="N", help="in each setting; 3 minutes each (default: 1)"
     )
     verdicts.set_defaults(run=handlers.bench_verdicts)
     for name, what in BENCHES.items():
-        part = parts.add_parser(name, parents=[data_root, as_json], help=what)
+        part = parts.add_parser(name, parents=[options.data_root, options.as_json], help=what)
         part.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
         part.add_argument("--size", help="of the random backbone on cuda: 1b or 7b; default 1b")
         part.set_defaults(run=handlers.bench, part=name)
-    return parser
 
 
 class _Version(argparse.Action):
