@@ -43,6 +43,7 @@ def test_what_is_unpacked_is_what_was_packed_but_weights(sound, packed, tmp_path
     assert not any(name.endswith(".safetensors") for name in ours)
 
 
+@pytest.mark.slow
 def test_an_archive_passes_the_audit_and_gives_the_same_table(sound, packed):
     with opened(str(packed)) as storage:
         findings = audit(storage)

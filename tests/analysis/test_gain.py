@@ -47,6 +47,7 @@ def test_gains_are_over_the_members_own_mean(trials):
         assert row["nll_gain"] == pytest.approx(row["mean_member_nll"] - row["ensemble_nll"])
 
 
+@pytest.mark.slow
 def test_the_table_has_every_measure_with_its_interval_over_pools(trials):
     table = correlations(trials)
     ((first, *others),) = table.blocks

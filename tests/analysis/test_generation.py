@@ -135,6 +135,7 @@ def test_what_never_stopped_or_is_not_finite_is_counted(trials):
 # Scores ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_auroc_of_a_score_is_the_mean_over_members_and_seeds(texts):
     table = scores_table(texts)
     each = {"one": [], "members": []}
@@ -170,6 +171,7 @@ def test_what_members_add_is_a_difference_with_an_interval(texts):
     assert several["auroc_wrong"].value == pytest.approx(mi - one)
 
 
+@pytest.mark.slow
 def test_members_that_all_err_leave_dashes(trials):
     def wrong(row, split):
         found = read(row, split)
@@ -184,6 +186,7 @@ def test_members_that_all_err_leave_dashes(trials):
     assert markdown(added_table(texts))
 
 
+@pytest.mark.slow
 def test_validation_calibrates_where_it_is_stored(trials, texts):
     recipe, line = next(iter(texts.recipes)), Line("nll", "one")
     other = Texts(trials, lambda row, _: read(row, "test"))  # calibrated on the test examples themselves
@@ -234,6 +237,7 @@ def rows_of_3(trials):
     return [row for row in trials.rows if row["members"] == 3 and row["combine"] != "weights"]
 
 
+@pytest.mark.slow
 def test_two_recipes_have_files_of_their_own_and_differences_within_each(tmp_path):
     axes = {"regularizers": [(), (KL(),)], "members": [1, 3], "seed": [0]}
     texts = Texts(load_trials(make_sweep(tmp_path, axes), "toy"), read)
@@ -249,6 +253,7 @@ def test_two_recipes_have_files_of_their_own_and_differences_within_each(tmp_pat
 # Files ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_tables_and_figures_are_written(texts, tmp_path, capsys):
     content = write(content_of(texts), tmp_path)
     assert [table.name for table in content.tables] == ["quality", "scores", "added", "examples"]

@@ -333,6 +333,7 @@ def test_the_page_is_whole_and_needs_nothing_else(written):
     assert text.count("<svg") == text.count("<figure") >= 9
 
 
+@pytest.mark.slow
 def test_the_page_has_the_numbers_of_the_sweep(written, storage):
     trials = load_trials(storage, "toy")
     comparison_rows = Page(written.read_text()).tables[0][1:]

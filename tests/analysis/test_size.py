@@ -249,6 +249,7 @@ def test_without_logits_there_are_no_numbers_of_other_sizes(tmp_path):
 # The command -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_tables_and_writes_them_with_the_figure(storage, tmp_path, capsys):
     assert main(["size", storage, "--sweep", "toy", "--margin", "0.02", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out

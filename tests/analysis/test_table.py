@@ -239,6 +239,7 @@ def test_latex_compiles(storage, tmp_path):
     assert (tmp_path / "paper.pdf").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_columns_rows_and_metrics_are_chosen(storage, tmp_path, capsys):
     out = tmp_path / "out"
     words = [storage, "--sweep", "toy", "--out", str(out)]

@@ -95,6 +95,7 @@ def test_an_architecture_that_runs_packed_is_known_by_its_config(model_type: str
     check_architecture(config, "it", [Lora(targets=(next(iter(linear_shapes(config))),))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", BROKEN)
 def test_an_architecture_that_does_not_is_refused_by_its_config(model_type: str) -> None:
     config = config_of(model_type, BROKEN[model_type])

@@ -46,6 +46,7 @@ def test_logits_are_those_of_the_definition(trained):
     assert_is_the_definition(trained, trained.data.validation[:5])
 
 
+@pytest.mark.slow
 def test_logits_of_options_are_those_of_the_definition(tiny_trial):
     budget = Budget(batch_size=4, steps=12)
     trial = tiny_trial(method=Lora(rank=2), budget=budget)
@@ -54,6 +55,7 @@ def test_logits_of_options_are_those_of_the_definition(tiny_trial):
     assert_is_the_definition(trained, trained.data.validation[:4])
 
 
+@pytest.mark.slow
 def test_draws_depend_on_neither_the_other_members_nor_the_other_examples(trained):
     rows = trained.data.validation
     (fitted, together), (alone_fitted, alone) = (
@@ -67,6 +69,7 @@ def test_draws_depend_on_neither_the_other_members_nor_the_other_examples(traine
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(distinct) for b in distinct[:i])
 
 
+@pytest.mark.slow
 def test_layers_may_be_computed_again(trained):
     """For the gradients of every class."""
     rows, again = trained.data.validation[:5], SimpleNamespace(**vars(trained))
@@ -88,6 +91,7 @@ def test_the_members_are_as_before(trained):
     assert sampler.search_seconds > 0 and not adapters.gradients()
 
 
+@pytest.mark.slow
 def test_a_member_that_is_not_finite_spoils_no_other(trained):
     broken = {name: torch.full_like(value, math.nan) for name, value in trained.states[0].items()}
     rows = trained.data.validation
@@ -97,6 +101,7 @@ def test_a_member_that_is_not_finite_spoils_no_other(trained):
     assert np.isnan(both[0]).all() and np.allclose(both[1], alone[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_more_draws_begin_with_the_fewer(trained):
     few, more = (drawn(trained, [0], trained.data.validation, Laplace(n, 3))[1] for n in (2, 5))
     np.testing.assert_allclose(more[:, :2], few, atol=1e-6)

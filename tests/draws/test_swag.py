@@ -140,6 +140,7 @@ def test_samples_have_the_gaussians_mean_and_covariance(trained):
     assert np.abs(covariance[:5, 5:]).max() > 0.3
 
 
+@pytest.mark.slow
 def test_a_fit_depends_on_neither_the_other_members_nor_the_micro_batch(trained):
     """With dropout and KL, whose divergence is from the backbone alone; progress counts every pass."""
     of = trained(regularizers=(AdapterDropout(0.1), KL(0.1), EarlyStopping(9)))

@@ -63,6 +63,7 @@ def swept(make_trial, tmp_path_factory):
     return sweep, run(sweep, str(storage))
 
 
+@pytest.mark.slow
 def test_a_sweep_stores_what_members_write_alone_and_together(swept):
     sweep, store = swept
     two = next(t for t in sweep.trials() if t.members == 2 and t.combine == "probs")
@@ -165,6 +166,7 @@ def test_a_repeated_sweep_has_nothing_to_do(swept):
     assert not plan.num_to_train and not plan.is_done, "members are stored, what they write is not"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_at_the_example(make_trial, tmp_path, monkeypatch):
     """The third part is interrupted; the other run decodes no example a second time, to the same bytes."""
     monkeypatch.setattr(engine, "AT_ONCE", 5)
@@ -254,6 +256,7 @@ def audited(store: Store, sweep: Sweep) -> list[str]:
     return [f"{f.where}: {f.what}" for f in faults]
 
 
+@pytest.mark.slow
 def test_the_audit_reads_answers_and_names_what_contradicts_them(swept, tmp_path):
     sweep, store = swept
     assert audited(store, sweep) == []

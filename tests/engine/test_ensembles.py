@@ -76,6 +76,7 @@ def test_the_texts_of_the_test_set_get_what_the_sweep_stored(tiny_trial, tmp_pat
         np.testing.assert_allclose(again.probabilities, found.probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_text_many_texts_rows_and_frames_are_the_same(stored):
     ensemble = lorae.Ensemble.load(stored.storage, trial_id(stored.trials[1])[:8])
     assert ensemble.num_members == 3

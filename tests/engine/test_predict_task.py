@@ -29,6 +29,7 @@ from lorae.tasks import MMLU, TREC
 from lorae.trial import Budget, Sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Lora(rank=2), Vera(rank=4)], ids=["lora", "vera"])
 def test_a_later_prediction_equals_the_sweeps(tiny_trial, data_root, tmp_path, method):
     trial, greys = tiny_trial(method=method), Greys().located(data_root)
@@ -47,6 +48,7 @@ def test_a_later_prediction_equals_the_sweeps(tiny_trial, data_root, tmp_path, m
     assert not any(map(later.damage, folders))
 
 
+@pytest.mark.slow
 def test_members_of_different_recipes_are_grouped(tiny_trial, data_root, tmp_path):
     trials = [tiny_trial(), tiny_trial(method=Lora(rank=3)), tiny_trial(seed=5)]
     for trial in trials:

@@ -181,6 +181,7 @@ def predict_plain(trial: Trial, data: TrainingData) -> np.ndarray:
     return np.array([rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_micro_batches_change_nothing_but_rounding(tiny_trial, dropout):
     trial = tiny_trial(regularizers=(AdapterDropout(dropout),) if dropout else ())

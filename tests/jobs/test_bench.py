@@ -162,6 +162,7 @@ def test_memory_is_split_and_bounded(trial):
     assert "0.83 times" in memory.text({"machine": "here", "stacks": stacks, "largest": found})
 
 
+@pytest.mark.slow
 def test_growth_has_every_size_and_its_shares(trial):
     found = growth.grow(trial, "cpu", (1, 3), (8, 16))
     assert [at["members"] for at in found["members"]] == [1, 3]

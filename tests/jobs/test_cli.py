@@ -66,6 +66,7 @@ def storage(tmp_path_factory) -> str:
     return make_sweep(tmp_path_factory.mktemp("sweep"), {"members": [1, 2], "seed": [0, 1]})
 
 
+@pytest.mark.slow
 def test_the_only_sweep_is_meant(storage, tmp_path, capsys):
     assert run("report", storage, "--out", str(tmp_path / "report")) == 0
     assert "Sweep toy" in (tmp_path / "report/index.html").read_text()

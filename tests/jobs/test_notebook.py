@@ -41,6 +41,7 @@ def test_the_door_loads_nothing_but_itself():
     assert done.stdout.split() == ["False", "1"], done.stderr
 
 
+@pytest.mark.slow
 def test_a_loaded_sweep_has_rows_tables_and_figures(storage):
     results = lorae.load(storage)
     frame = results.frame()

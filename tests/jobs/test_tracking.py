@@ -196,6 +196,7 @@ def test_runs_show_the_rows(store: Store, uri: str) -> None:
     assert ids_of(store, uri) == ids
 
 
+@pytest.mark.slow
 def test_curves_are_means_over_members_still_training(store: Store, uri: str) -> None:
     """Member 0 trains 6 steps, member 1 only 4: loss 10 m + step, NLL half, validation NLL a quarter."""
     record_sweep(store, "demo", uri)

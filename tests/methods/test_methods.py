@@ -463,6 +463,7 @@ def test_samples_of_a_further_set_are_as_wide_as_the_first_ones(tiny_trial, data
         predict_task(store, trial.member_ids(), greys, draws=TFB(3))
 
 
+@pytest.mark.slow
 def test_a_fit_of_other_tensors_is_refused(tiny_trial, data_root, tmp_path):
     """Whole by its checksum, but not what it must be."""
     trial, greys = (

@@ -102,6 +102,7 @@ def test_member_equals_a_plain_peft_loop_with_the_same_noise(tiny_trial, noisy_p
     assert all(value[16:].std() > 1e-3 for name, value in ours.state.items() if name.endswith(".d"))
 
 
+@pytest.mark.slow
 def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial):
     trial = tiny_trial(
         method=METHOD,

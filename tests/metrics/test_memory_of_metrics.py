@@ -21,6 +21,7 @@ def everything(logits_MNC: np.ndarray, labels_N: np.ndarray) -> dict[str, float 
     return metrics.summary(logits_MNC, labels_N) | metrics.ood_summary(logits_MNC, logits_MNC[:, ::2])
 
 
+@pytest.mark.slow
 def test_no_metric_needs_as_much_memory_as_a_copy_of_the_logits(predictions):
     logits_MNC, labels_N = predictions
     tracemalloc.start()

@@ -60,6 +60,7 @@ def test_content_is_refused_when_the_same_came_several_times():
         assert proxy.counted.total() - before == 2 * SAME_READS  # its size, then its bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 70_000, b"\0" * 70_000, b"x\0\xff"])
 def test_a_cut_answer_is_told_from_content_that_looks_like_one(content):
     with faulty_s3(cut_frac=0.5) as proxy:

@@ -141,6 +141,7 @@ def test_kl_is_the_mean_over_the_answers_tokens_to_the_backbone(echo_trial, dire
     assert penalty.item() == pytest.approx(by_hand.item(), rel=1e-4) and by_hand > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Lora(rank=4, targets=ALL_LINEAR), Vera(rank=16)], ids=["lora", "vera"])
 def test_member_of_a_stack_equals_the_member_trained_alone(echo_trial, method):
     """Dropout, KL, decay and clipping; early stopping that ends members at different steps."""

@@ -618,6 +618,7 @@ def test_the_first_sentence_ends_where_a_sentence_ends(text: str, sentence: str)
     assert first_sentence(text) == sentence
 
 
+@pytest.mark.slow
 def test_the_real_reviews_have_the_counts_of_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the user's own cache
     monkeypatch.setenv("PIP_RETRIES", "0")

@@ -108,6 +108,7 @@ def test_a_member_of_a_stack_equals_the_member_trained_alone(value_trial, scorin
     assert largest_difference(*together) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scoring", BOTH, ids=lambda scoring: scoring.label)
 def test_vera_on_pairs_equals_a_plain_peft_loop(value_trial, scoring):
     """PEFT's VeRA, torch's own losses, and the head's own learning rate, one pair at a time."""

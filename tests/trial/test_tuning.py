@@ -666,6 +666,7 @@ def test_the_audit_passes_what_was_tuned_as_the_sweep_says(audited):
     assert found["choices come from validation"] == ["passed: : 4 tuned trials"]
 
 
+@pytest.mark.slow
 def test_the_audit_refuses_recipes_that_were_tuned_over_unequal_numbers_of_points(audited):
     audited.edit(lambda place, row, tuning: tuning.update(uneven_tuning=False))
     (fault,) = audited.findings()["recipes are tuned alike"]
