@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.archive import opened
-from analysis.columns import Column, direction, ood_columns, title
+from analysis.columns import MARGINS, Column, direction, ood_columns, title
 from analysis.curves import MARGIN, curves
 from analysis.data import Trials, load_trials
 from analysis.differences import (
@@ -31,8 +31,10 @@ from analysis.differences import (
 )
 from analysis.figures import standard_figures
 from analysis.figures_size import size_figures
+from analysis.figures_study import gains_figure
 from analysis.figures_sweep import diversity_against_gain, quality_against_cost
 from analysis.gain import correlations, with_gains
+from analysis.plotting import save
 from analysis.pooling import INDEPENDENT
 from analysis.render import markdown, save_table
 from analysis.script import Content, write
@@ -181,6 +183,9 @@ QUESTIONS = (
 )
 
 
+GAINS = ("2 gain after scaling", "3 members on top")  # questions that the figure shows
+
+
 def answers(sweeps: Sequence[Trials]) -> Table:
     """A line for each cell that answers a question: the difference, its verdict, and the smallest difference
     that could be detected."""
@@ -269,6 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             answered = answers(sweeps)
             print(f"## Answers\n\n{markdown(answered)}")
             save_table(answered, out)
+            for plot in gains_figure(answered, GAINS, MARGINS[NLL]):
+                save(plot, out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

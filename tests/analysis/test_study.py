@@ -15,6 +15,7 @@ from analysis.archive import pack
 from analysis.columns import direction
 from analysis.data import Trials, load_trials
 from analysis.differences import ensembling
+from analysis.figures_study import gains_figure
 from analysis.significance import Difference
 from analysis.table import Entry, Line
 from lorae.regularizers import KL
@@ -150,3 +151,18 @@ def test_a_storage_without_the_study_is_refused(tmp_path, capsys):
     storage = make_sweep(tmp_path, {"members": [1]})
     assert study.main([storage]) == 2
     assert "has no sweep of the study; run pipelines/study.py" in capsys.readouterr().err
+
+
+def test_the_figure_has_the_interval_of_each_ensemble(trials):
+    (plot,) = gains_figure(study.answers([trials]), study.GAINS, margin=0.005)
+    (axes,) = plot.figure.axes
+    wanted = []
+    for question in study.GAINS:
+        for line in answered(trials, question):
+            if value(line, "metric") == "NLL T-scaled":
+                answer = line["answer"]
+                assert isinstance(answer, Difference)
+                wanted.append((answer.lo, answer.hi))
+    drawn = [container.lines[2][0].get_segments()[0][:, 0] for container in axes.containers]  # type: ignore[attr-defined]
+    assert len(wanted) == 4 and [tuple(ends) for ends in drawn] == [pytest.approx(ends) for ends in wanted]
+    assert not gains_figure(study.answers([trials]), ["no question"], margin=0.005)
