@@ -34,7 +34,7 @@ def read_inputs(file: str, column: str | None) -> list[dict[str, Any]]:
     path = Path(file).expanduser()
     if not path.exists():
         raise ValueError(
-            f"--file {file} is no file; give JSON Lines, CSV or Parquet, or an image or sound, or their folder"
+            f"--file {file} is no file; give JSON Lines, CSV, Parquet, an image, a sound, or their folder"
         )
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in MEDIA) if path.is_dir() else [path]
     rows = [dict(row) for part in files for row in file_rows(part)]

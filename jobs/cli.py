@@ -237,7 +237,7 @@ def _add_ensembles(commands: Any, options: _Options) -> None:
     what.add_argument(
         "--file",
         metavar="FILE",
-        help="JSON Lines, CSV or Parquet with a column question, text or sentence; an image, or a folder of images",
+        help="JSON Lines, CSV or Parquet with a column question, text or sentence; an image, or their folder",
     )
     what.add_argument(
         "--task",

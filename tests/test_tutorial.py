@@ -8,6 +8,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from tutorials import blocks, with_backbone
 
 from jobs import driver
 from jobs.cli import main
@@ -17,18 +18,6 @@ from lorae.sources import Files
 from lorae.tasks.data import parquet, read_rows
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.DOTALL)
-
-
-def blocks(page: str) -> dict[str, str]:
-    return dict(BLOCK.findall((ROOT / "docs" / page).read_text()))
-
-
-def with_backbone(code: str, tiny: str) -> str:
-    """A page's sweep file or notebook cell on another backbone."""
-    code, replaced = re.subn(r"(?ms)^BACKBONE = (Hub\(.*?\)|Wheel\(.*?^\))$", f"BACKBONE = {tiny}", code)
-    assert replaced == 1
-    return code
 
 
 @pytest.mark.slow
