@@ -10,7 +10,7 @@ KILLS ?= 20
 SEED ?= 0
 
 .PHONY: demo demo-generation demo-encoders encoders-tables encoders-report check test test-all coverage soak
-.PHONY: lint types dry-run
+.PHONY: lint types dry-run site
 
 demo: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py
@@ -58,6 +58,10 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/pyright
+
+# The documents as a site, with the reference from docstrings: build/site/index.html
+site: .venv/installed
+	$(BIN)/mkdocs build --strict --quiet --config-file .mkdocs.yml
 
 dry-run: .venv/installed
 	$(BIN)/lorae sweep pipelines/demo.py --dry-run

@@ -24,16 +24,20 @@ def read_inputs(file: str, column: str | None) -> list[dict[str, Any]]:
     """Rows of a file, with the text in the column "text".
 
     Args:
+        file: a file of rows, an image or a sound, or a folder of these.
         column: where the text is; None = question, text or sentence.
     Raises:
         ValueError: no such file or column, or no rows.
     """
-    from lorae.tasks.readers import file_rows
+    from lorae.tasks.readers import MEDIA, file_rows
 
     path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"--file {file} is no file; give one of JSON Lines, CSV or Parquet")
-    rows = [dict(row) for row in file_rows(path)]
+    if not path.exists():
+        raise ValueError(
+            f"--file {file} is no file; give JSON Lines, CSV, Parquet, an image, a sound, or their folder"
+        )
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in MEDIA) if path.is_dir() else [path]
+    rows = [dict(row) for part in files for row in file_rows(part)]
     if not rows:
         raise ValueError(f"--file {file} has no rows")
     if column is None:
@@ -63,7 +67,7 @@ def run_answers(
             _extend(columns, {"text": [_text(value) for value in part], **found.columns()})
             done = start + len(part)
             rate = done / (time.monotonic() - started)
-            print(f"{done:,} of {len(inputs):,} predicted, {rate:.0f} a second", file=sys.stderr)
+            print(f"{done:,} of {len(inputs):,} predicted, {rate:.3g} a second", file=sys.stderr)
         else:
             _print(found, part, as_json)
     for note in notes:

@@ -235,7 +235,9 @@ def _add_ensembles(commands: Any, options: _Options) -> None:
     what = predict.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", action="append", metavar="TEXT", help="one input; may be repeated")
     what.add_argument(
-        "--file", metavar="FILE", help="JSON Lines, CSV or Parquet with a column question, text or sentence"
+        "--file",
+        metavar="FILE",
+        help="JSON Lines, CSV or Parquet with a column question, text or sentence; an image, or their folder",
     )
     what.add_argument(
         "--task",

@@ -33,7 +33,7 @@ def next_commands(storage: str, sweep: str) -> str:
     commands = {
         f"lorae table {where} --sweep {sweep}": "how to read it: docs/reading_tables.md",
         f"lorae report {where} --sweep {sweep} --out report": "one HTML page with figures",
-        f'lorae predict {where} --sweep {sweep} --text "..."': "the best ensemble on your own texts",
+        f"lorae predict {where} --sweep {sweep} --file new.csv": "the best ensemble on your own inputs",
     }
     width = max(map(len, commands))
     lines = [f"  {coloured(c.ljust(width), 'bold')}  {what}" for c, what in commands.items()]

@@ -47,6 +47,14 @@ def test_files_that_are_named_exist(name):
         assert (ROOT / path).exists(), f"{name} names {path}"
 
 
+def test_every_promise_names_tests_that_exist():
+    page = (ROOT / "docs/promises.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 20
+    for file, test in named:
+        assert not test or f"\ndef {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+
+
 @pytest.mark.parametrize("name", ["README.md", "sweeps.md", "free_text.md"])
 def test_python_runs_as_a_sweep_file(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "sweep_file", ModuleType("sweep_file"))  # where its classes are

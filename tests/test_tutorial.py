@@ -8,17 +8,16 @@ import runpy
 from pathlib import Path
 
 import pytest
+from tutorials import blocks, with_backbone
 
 from jobs import driver
 from jobs.cli import main
 from lorae.engine.ensembles import EnsemblePrediction
+from lorae.media import Image
+from lorae.sources import Files
+from lorae.tasks.data import parquet, read_rows
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.DOTALL)
-
-
-def blocks(page: str) -> dict[str, str]:
-    return dict(BLOCK.findall((ROOT / "docs" / page).read_text()))
 
 
 @pytest.mark.slow
@@ -27,8 +26,7 @@ def test_the_tutorial_leads_from_a_csv_to_a_prediction(backbones, tmp_path, monk
     files = blocks("tutorial.md") | blocks("api.md")
     assert files.keys() == {"make_tickets.py", "tickets.py", "predict.py", "example.py"}
     tiny = f"Files({backbones['bert'].path!r})"
-    files["tickets.py"], replaced = re.subn(r"(?m)^BACKBONE = .*$", f"BACKBONE = {tiny}", files["tickets.py"])
-    assert replaced == 1
+    files["tickets.py"] = with_backbone(files["tickets.py"], tiny)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(driver, "_tracked", lambda *arguments: None)
     for name, code in files.items():
@@ -48,6 +46,34 @@ def test_the_tutorial_leads_from_a_csv_to_a_prediction(backbones, tmp_path, monk
         main(["predict", "lorae-results", "--file", "new.csv", "--column", "text", "--out", "p.parquet"]) == 0
     )
     assert Path("p.parquet").is_file()
+
+
+@pytest.mark.slow
+def test_images_lead_from_a_folder_to_a_prediction(backbones, tmp_path, monkeypatch, capsys):
+    """By the page's own files and commands; the ViT is a tiny one."""
+    files = blocks("images.md")
+    assert files.keys() == {"make_shapes.py", "pack_csv.py", "shapes.py"}
+    files["shapes.py"] = with_backbone(files["shapes.py"], f"Files({backbones['vit'].path!r})")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "_tracked", lambda *arguments: None)
+    for name, code in files.items():
+        (tmp_path / name).write_text(code)
+    runpy.run_path("make_shapes.py", run_name="__main__")
+    assert main(["check", "shapes.py"]) == 0
+    assert main(["sweep", "shapes.py", "--local"]) == 0
+    assert "LoRA ensemble of 3" in capsys.readouterr().err
+    test = sorted(Path("shapes/test/circle").iterdir())
+    assert main(["predict", "lorae-results", "--file", str(test[0])]) == 0
+    one = capsys.readouterr().out
+    assert main(["predict", "lorae-results", "--file", "shapes/test/circle", "--out", "found.csv"]) == 0
+    assert len(Path("found.csv").read_text().splitlines()) == 1 + len(test)
+    Path("new.csv").write_text(f"photo\n{test[0]}\n")
+    assert main(["predict", "lorae-results", "--file", "new.csv", "--column", "photo"]) == 0
+    assert capsys.readouterr().out == one and str(test[0]) in one
+    Path("labels.csv").write_text("file,label\n" + "".join(f"{path},circle\n" for path in test))
+    runpy.run_path("pack_csv.py")
+    (row, *_) = read_rows(Files("."), parquet("labels"))
+    assert row["label"] == "circle" and Image.of(row["image"]).pixels().shape == (32, 32, 3)
 
 
 def texts(tree: ast.AST) -> str:

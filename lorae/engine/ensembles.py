@@ -130,6 +130,9 @@ class Ensemble:
             f"{row['regularizers']}, seed {row['seed']} (trial {row['trial_id']} of sweep {row['sweep']})"
         )
 
+    def __repr__(self) -> str:
+        return f"<ensemble of {self}>"
+
     def predict(self, inputs: Any, *, coverage: float = COVERAGE) -> EnsemblePrediction:
         """Predict, all members in one stacked forward pass. Nothing is stored.
 

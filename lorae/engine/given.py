@@ -20,7 +20,7 @@ from lorae.tasks.data import DataFiles
 from lorae.tasks.rows import typed
 
 TEXTS, OPTIONS = ("question", "text", "sentence"), ("options", "choices")  # names of a row's cells
-MEDIA_CELLS = ("image", "audio", "file", "path")
+MEDIA_CELLS = ("image", "audio", "file", "path", "text")  # the last: the column that `--column` names
 MAX_OPTIONS = 1000
 
 

@@ -15,6 +15,7 @@ from lorae.tasks.base import (
     Task,
     Value,
     content_id,
+    media_example,
     text_example,
 )
 from lorae.tasks.boolq import BoolQ
@@ -94,6 +95,7 @@ __all__ = [
     "content_id",
     "csv",
     "jsonl",
+    "media_example",
     "parquet",
     "text_example",
 ]

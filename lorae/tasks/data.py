@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lorae.cache import file_sha256
 from lorae.shards import check_one_set
 from lorae.sources import DataSource, Files, Hub, Wheel, unreachable, wheel_file
-from lorae.tasks.readers import FileRow, damaged, file_format, file_rows
+from lorae.tasks.readers import MEDIA, FileRow, damaged, file_format, file_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +25,8 @@ class DataFiles:
     """The files of a dataset that make up one of our splits.
 
     Args:
-        patterns: globs inside the hub repository, such as "main/test-*.parquet", or file names; read in this
-            order, each by its suffix, see `lorae.tasks.readers`.
+        patterns: globs inside the hub repository, such as "main/test-*.parquet" or "test/*/*.jpg", or file
+            names; read in this order, each by its suffix, see `lorae.tasks.readers`.
         num_rows: number of rows in the hub's files, if known. More rows mean swapped files or another
             dataset.
     """
@@ -113,7 +113,13 @@ def data_fingerprint(source: DataSource, files: DataFiles) -> Any:
         return source.fingerprint() | {"files": files.patterns}
     if isinstance(source, Wheel):
         return [source.sha256]
-    return [file_sha256(path) for path in _paths(source, files)]
+    return [_content(path, Path(source.path)) for path in _paths(source, files)]
+
+
+def _content(path: Path, folder: Path) -> str:
+    """A file's checksum; of an image or sound also its place, which may be its class."""
+    place = f"{path.relative_to(folder).as_posix()} " if path.suffix.lower() in MEDIA else ""
+    return place + file_sha256(path)
 
 
 def _paths(source: Files | Wheel, files: DataFiles) -> list[Path]:

@@ -1,7 +1,7 @@
 """Rows of a dataset's files: Parquet, Arrow, CSV, TSV, JSON and JSON Lines, the last four also compressed.
 
 Cells of CSV and TSV are always text: no type is guessed, so an empty cell is "" and 007 stays 007. The other
-formats have types.
+formats have types. A file that is itself an image or a sound is one row.
 """
 
 from __future__ import annotations
@@ -65,11 +65,10 @@ def file_format(name: str) -> str:
     """
     path = Path(name.lower())
     suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    known = READERS if suffix == path.suffix else [s for s in READERS if s not in (".parquet", ".arrow")]
-    if suffix not in known:
+    if suffix not in (READERS if suffix == path.suffix else TEXT):
         raise ValueError(
-            f"{name} has a format that is not read; lorae reads {', '.join(READERS)}, all but the first two "
-            f"also as {', '.join(COMPRESSED)}; convert it to one of these"
+            f"{name} has a format that is not read; lorae reads {', '.join(READERS)}, the texts among them "
+            f"({', '.join(TEXT)}) also as {', '.join(COMPRESSED)}; convert it to one of these"
         )
     return suffix
 
@@ -204,6 +203,20 @@ def _opened(path: Path, newline: str | None = None) -> TextIO:
     return COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
+def _media_rows(path: Path) -> Iterator[FileRow]:
+    """The file as one row, as a dataset's image or audio column has it; in a folder per class, the folder's
+    name is the class."""
+    cell = "image" if path.suffix.lower() in IMAGES else "audio"
+    content = path.read_bytes()
+    if content.startswith(LFS):
+        raise ValueError("no media")
+    cells = {cell: {"bytes": content, "path": str(path)}, "file": str(path), "folder": path.parent.name}
+    yield FileRow(cells, str(path), "row", 0)
+
+
+TEXT = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+IMAGES = (".png", ".jpg", ".jpeg")
+MEDIA = (*IMAGES, ".wav", ".flac", ".ogg")
 READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
     ".parquet": _parquet_rows,
     ".arrow": _arrow_rows,
@@ -212,4 +225,5 @@ READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".ndjson": _jsonl_rows,
+    **dict.fromkeys(MEDIA, _media_rows),
 }

@@ -262,7 +262,7 @@ def test_csv_and_jsonl_name_their_files(tmp_path: Path) -> None:
             "is a pointer of Git LFS",
         ),
         ("a.xlsx", b"PK", r"lorae reads \.parquet, \.arrow, \.csv, \.tsv, \.json, \.jsonl, .*convert it"),
-        ("a.parquet.gz", b"", r"format that is not read.*all but the first two also as \.gz, \.bz2, \.xz"),
+        ("a.parquet.gz", b"", r"format that is not read.*\.ndjson\) also as \.gz, \.bz2, \.xz"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -346,6 +346,24 @@ def test_the_fingerprint_is_the_content_of_every_file_in_any_layout(tmp_path: Pa
     assert before == data_fingerprint(Files(str(hub)), files)
     write_rows(flat / "validation.parquet", [mmlu_row("anatomy", 3)])
     assert before != data_fingerprint(Files(str(flat)), files)
+
+
+def test_a_folder_of_images_is_a_dataset_and_its_names_are_part_of_it(tmp_path: Path) -> None:
+    files = DataFiles(("train/*/*.png", "train/*/*.WAV"))
+    for name in ("cat/1.png", "cat/2.png", "dog/3.png", "dog/4.WAV"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(name.encode())
+    source = Files(str(tmp_path))
+    rows = read_rows(source, files)
+    assert [row["folder"] for row in rows] == ["cat", "cat", "dog", "dog"]
+    assert [row["image"]["bytes"] for row in rows[:3]] == [b"cat/1.png", b"cat/2.png", b"dog/3.png"]
+    assert rows[3]["audio"] == {"bytes": b"dog/4.WAV", "path": str(tmp_path / "train/dog/4.WAV")}
+    before = data_fingerprint(source, files)
+    (tmp_path / "train/cat/2.png").rename(tmp_path / "train/dog/2.png")  # the same bytes in the same order
+    assert data_fingerprint(source, files) != before
+    (tmp_path / "train/dog/2.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"2\.png is a pointer of Git LFS"):
+        read_rows(source, files)
 
 
 def test_a_wheel_and_a_copy_of_its_file_have_one_fingerprint(tmp_path: Path) -> None:
