@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from lorae.augmentation import Augment
 from lorae.identity import canonical, digest, fields_of
 from lorae.media import Audio, Image
 from lorae.sources import DataSource, resolve
@@ -78,6 +79,7 @@ class Task:
         val_frac: share of the train rows that becomes validation, in (0, 0.5].
         option_seed: shuffle each example's options by this seed and the id; None keeps the dataset's order.
         source: where the rows are read from; None = `home`, or its copy under a data root.
+        augment: how training images are changed at random while members train on them; None = not at all.
     """
 
     scoring: Scoring = Letters()
@@ -87,6 +89,7 @@ class Task:
     val_frac: float = 0.1
     option_seed: int | None = None
     source: DataSource | None = field(default=None, repr=False)
+    augment: Augment | None = None
 
     name: ClassVar[str]
     home: ClassVar[DataSource]
@@ -118,6 +121,7 @@ class Task:
                 f"{self.name} has {self.modality} examples, {self.scoring} needs the tokens of a text; write "
                 f"scoring={scorings_for(self.modality)}"
             )
+        self.check_augment()
         self.scoring.check_task(self)
         templated = self.scoring.template is None
         if self.is_pair and self.scoring.lists_options:
@@ -128,6 +132,16 @@ class Task:
         if templated and type(self).prompt is Task.prompt:  # an overriding `prompt` fills the template itself
             check_template(self.template, self.name)
 
+    def check_augment(self) -> None:
+        """Refuse an augmentation of what is no training image; ValueError says what to write."""
+        if self.augment is None:
+            return
+        if type(self.augment) is not Augment:
+            raise ValueError(f"augment={self.augment!r}: must be an Augment; write augment=Augment()")
+        if self.modality != "image" or self.train is None:
+            what = "trains no member" if self.train is None else f"has {self.modality} examples"
+            raise ValueError(f"augment={self.augment}: {self.name} {what}; leave it out")
+
     @property
     def is_pair(self) -> bool:
         """Whether the examples are sentence pairs, according to the template."""
@@ -135,7 +149,8 @@ class Task:
 
     @property
     def label(self) -> str:
-        return self.name if self.num_train is None else f"{self.name}-{self.num_train}"
+        size = "" if self.num_train is None else f"-{self.num_train}"
+        return self.name + size + (f"+{self.augment.label}" if self.augment else "")
 
     # What a new task defines
 
@@ -210,7 +225,8 @@ class Task:
                 f"{self.name} has no training examples, it is an OOD set; name it in Sweep(ood=[...]) "
                 "and train on another task"
             )
-        return _content(self, "train") | {"num_validation": self.num_validation}
+        found = _content(self, "train") | {"num_validation": self.num_validation}
+        return found | ({"augment": canonical(self.augment)} if self.augment else {})
 
     def eval_set(self, split: Split) -> str:
         """Name of a split's prediction set: `<task>__<split>__<hash of its content>`."""

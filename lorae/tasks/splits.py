@@ -84,7 +84,7 @@ def _check_overlap(task: Task, test: Sequence[Example], pool: Sequence[Example])
 
 def _whole(task: Task) -> Task:
     """The task without subsets, so that all its subsets share one reading of the files."""
-    return replace(task, num_train=None, num_validation=None, num_test=None)
+    return replace(task, num_train=None, num_validation=None, num_test=None, augment=None)
 
 
 def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]:
