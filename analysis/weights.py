@@ -43,12 +43,12 @@ from analysis.render import markdown, save_table
 from analysis.rows import Row, is_soup
 from analysis.table import Table, cell_columns, cell_line, entry, made_by, setting
 from lorae import metrics, untrusted
-from lorae.identity import canonical
-from lorae.methods import METHODS, Full, Lora
+from lorae.identity import canonical, spec_of
+from lorae.methods import METHODS, Full, Lora, Method
 from lorae.methods.base import ROLES
 from lorae.metrics import Undefined
 from lorae.store.names import ADAPTER_CONFIG, WEIGHTS, member_folder
-from lorae.store.peft_format import Update, read_update
+from lorae.store.peft_format import Update, read_tensors, read_update
 from lorae.store.store import Store
 
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
@@ -183,12 +183,34 @@ def stored_update(
     """
     config, weights = (store.read(member_folder(member), name) for name in (ADAPTER_CONFIG, WEIGHTS))
     where = f"{member_folder(member)}/{ADAPTER_CONFIG}"
-    if untrusted.json_object(config, where, {}).get("lorae_method") != canonical(Full()):
+    own = untrusted.json_object(config, where, {}).get("lorae_method")
+    if isinstance(own, dict) and own.get("type") in LOW_RANK:
+        return drawn_update(store, member, spec_of(own, METHODS), read_tensors(weights), backbone)
+    if own != canonical(Full()):
         return read_update(config, weights, backbone.d_in if backbone else None)
     if not backbone:
         raise ValueError(f"{member} has all weights of its own: its update needs the backbone's weights")
     tensors = stored_tensors(store.storage, f"{member_folder(member)}/{WEIGHTS}")
     return full_update(tensors, backbone, targets)
+
+
+def drawn_update(
+    store: Store,
+    member: str,
+    method: Method,
+    tensors: dict[str, np.ndarray],
+    backbone: BackboneWeights | None,
+) -> Update:
+    """The update of a member that is stored without its matrices: its init stream draws them again."""
+    if not backbone:
+        raise ValueError(
+            f"{member} draws its matrices from its init stream: for the layers' widths its update needs the "
+            "backbone's weights"
+        )
+    names = sorted(name.removesuffix(".b") for name in tensors if name.endswith(".b"))
+    layers = {name: (backbone.d_in(name), len(tensors[f"{name}.b"])) for name in names}
+    key = tuple(store.record(member_folder(member), {"streams": {"init": list}})["streams"]["init"])
+    return Update(tuple(names), method.drawn_update(tensors, layers, key))
 
 
 def full_update(

@@ -4,9 +4,9 @@
     python -m analysis.ham10000 lorae-results
 
 ViT-B/32, rank 4, 16 members, effective-number class weights; macro F1 is reported beside accuracy. Rank,
-initialisation, layers, augmentation, optimiser, schedule (500 of 16,315 steps of warm-up), batch size, epochs, class
-weights and the rate of full fine-tuning are those of the authors' code (prs-eth/LoRA-Ensemble, be52ff5). It
-differs in:
+initialisation, layers, augmentation, optimiser, schedule (500 of 16,315 steps of warm-up), batch size,
+epochs, class weights and the rate of full fine-tuning are those of the authors' code (prs-eth/LoRA-Ensemble,
+be52ff5). It differs in:
 
 - pre-training: ImageNet-21k; theirs is torchvision's on ImageNet-1k, whose files transformers does not read;
 - the last-layer ensemble: its images are not augmented, as their features are computed once;

@@ -68,7 +68,7 @@ def adapter_files(
         state: the member's parameters, named as by `Adapters.state`.
         frozen: tensors from the method's `draw_frozen`, which PEFT stores with the adapter.
     """
-    if not method.peft_type:
+    if not method.is_peft:
         content = {"lorae_method": canonical(method), **_base(backbone)}
         return {ADAPTER_CONFIG: json.dumps(content, indent=1).encode(), WEIGHTS: state_bytes(state)}
     tensors, layers, classifier = {}, {}, None
