@@ -43,12 +43,12 @@ from analysis.render import markdown, save_table
 from analysis.rows import Row, is_soup
 from analysis.table import Table, cell_columns, cell_line, entry, made_by, setting
 from lorae import metrics, untrusted
-from lorae.identity import canonical, spec_of
-from lorae.methods import METHODS, Full, Lora, Method
+from lorae.identity import canonical
+from lorae.methods import METHODS, Full, Lora
 from lorae.methods.base import ROLES
 from lorae.metrics import Undefined
 from lorae.store.names import ADAPTER_CONFIG, WEIGHTS, member_folder
-from lorae.store.peft_format import Update, read_tensors, read_update
+from lorae.store.peft_format import Update, read_update
 from lorae.store.store import Store
 
 OF_UPDATE = ("update_norm", "effective_rank", "stable_rank", "num_intruder_dimensions")
@@ -56,6 +56,7 @@ OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name i
 WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *OF_MEAN_UPDATE.values())
 LOW_RANK = tuple(method.__name__ for method in METHODS if method.has_update)
 ATTENTION = tuple(ROLES)
+STREAMS = {"streams": {"init": list}}  # what is read of a member.json
 MAX_REPORT_ENTRIES = 500_000_000  # of the weights that a report decomposes: half a minute of one core
 
 Measures = dict[str, float | None]
@@ -184,33 +185,14 @@ def stored_update(
     config, weights = (store.read(member_folder(member), name) for name in (ADAPTER_CONFIG, WEIGHTS))
     where = f"{member_folder(member)}/{ADAPTER_CONFIG}"
     own = untrusted.json_object(config, where, {}).get("lorae_method")
-    if isinstance(own, dict) and own.get("type") in LOW_RANK:
-        return drawn_update(store, member, spec_of(own, METHODS), read_tensors(weights), backbone)
     if own != canonical(Full()):
-        return read_update(config, weights, backbone.d_in if backbone else None)
+        drawn = isinstance(own, dict) and own.get("type") in LOW_RANK
+        init = store.record(member_folder(member), STREAMS)["streams"]["init"] if drawn else None
+        return read_update(config, weights, backbone.d_in if backbone else None, init)
     if not backbone:
         raise ValueError(f"{member} has all weights of its own: its update needs the backbone's weights")
     tensors = stored_tensors(store.storage, f"{member_folder(member)}/{WEIGHTS}")
     return full_update(tensors, backbone, targets)
-
-
-def drawn_update(
-    store: Store,
-    member: str,
-    method: Method,
-    tensors: dict[str, np.ndarray],
-    backbone: BackboneWeights | None,
-) -> Update:
-    """The update of a member that is stored without its matrices: its init stream draws them again."""
-    if not backbone:
-        raise ValueError(
-            f"{member} draws its matrices from its init stream: for the layers' widths its update needs the "
-            "backbone's weights"
-        )
-    names = sorted(name.removesuffix(".b") for name in tensors if name.endswith(".b"))
-    layers = {name: (backbone.d_in(name), len(tensors[f"{name}.b"])) for name in names}
-    key = tuple(store.record(member_folder(member), {"streams": {"init": list}})["streams"]["init"])
-    return Update(tuple(names), method.drawn_update(tensors, layers, key))
 
 
 def full_update(
@@ -290,6 +272,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _backbone_of(row: Row) -> str:
     """A row's backbone as loaded: fingerprint and precision."""
     return json.dumps([json.loads(row["recipe"])["backbone"], row["precision"]])
+
+
+def backbones_of(rows: Sequence[Row], given: Path | None) -> Callable[[Row], BackboneWeights | None]:
+    """Returns a function row -> its backbone's weights, None if they are not on this machine."""
+    found, _ = _backbones(rows, given)
+    return lambda row: found.get(_backbone_of(row))
 
 
 def _targets(rows: Sequence[Row]) -> tuple[str, ...]:
