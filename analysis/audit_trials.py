@@ -98,6 +98,7 @@ def trial_of(row: Row) -> Trial:
             task=_StoredTask(
                 scoring=spec_of(recipe["task"]["scoring"], SCORINGS),
                 num_train=recipe["task"]["size"],
+                train_per_class=recipe["task"].get("per_class"),
                 augment=spec_of(recipe["task"].get("augment"), [Augment]),
                 content=canonical_json(recipe["task"]),
                 test_set=plain_set(test),

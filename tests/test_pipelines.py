@@ -58,6 +58,7 @@ TABLES = {  # beside the comparison
     "search": {"best"},
     "vera_glue": {"glue", "ensembling"},
     "vera_parameters": {"layers", "layer-cosines"},
+    "vera_images": {"images", "ensembling"},
     **{
         name: {"ensembling", "rivals", "same-parameters", "same-compute", "same-predictions", "weights"}
         for name in ENCODERS

@@ -76,6 +76,7 @@ class Task:
     Args:
         scoring: how class logits are read from the backbone.
         num_train, num_validation, num_test: sizes of nested subsets chosen by a hash of the id; None = all.
+        train_per_class: training examples of each class, chosen the same way, in place of `num_train`.
         val_frac: share of the train rows that becomes validation, in (0, 0.5].
         option_seed: shuffle each example's options by this seed and the id; None keeps the dataset's order.
         source: where the rows are read from; None = `home`, or its copy under a data root.
@@ -90,6 +91,7 @@ class Task:
     option_seed: int | None = None
     source: DataSource | None = field(default=None, repr=False)
     augment: Augment | None = None
+    train_per_class: int | None = None
 
     name: ClassVar[str]
     home: ClassVar[DataSource]
@@ -112,10 +114,13 @@ class Task:
             )
         if not 0 < self.val_frac <= 0.5:
             raise ValueError(f"val_frac={self.val_frac}: must be in (0, 0.5]; write val_frac=0.1")
-        for name in ("num_train", "num_validation", "num_test"):
+        for name in ("num_train", "num_validation", "num_test", "train_per_class"):
             size = getattr(self, name)
             if size is not None and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"{name}={size}: must be >= 1; leave it out to take every example")
+        if self.train_per_class and (self.num_train or self.scoring.answer != "class"):
+            other = f"num_train={self.num_train}" if self.num_train else f"scoring={self.scoring}"
+            raise ValueError(f"train_per_class={self.train_per_class} with {other}: leave one of them out")
         if self.modality != "text" and self.modality not in self.scoring.backbones:
             raise ValueError(
                 f"{self.name} has {self.modality} examples, {self.scoring} needs the tokens of a text; write "
@@ -150,6 +155,7 @@ class Task:
     @property
     def label(self) -> str:
         size = "" if self.num_train is None else f"-{self.num_train}"
+        size += f"-{self.train_per_class}-per-class" if self.train_per_class else ""
         return self.name + size + (f"+{self.augment.label}" if self.augment else "")
 
     # What a new task defines
@@ -166,9 +172,16 @@ class Task:
 
     # Derived
 
-    def subset(self, train: int, validation: int | None = None, test: int | None = None) -> Self:
+    def subset(
+        self,
+        train: int | None = None,
+        validation: int | None = None,
+        test: int | None = None,
+        train_per_class: int | None = None,
+    ) -> Self:
         """The same task with fewer examples; a smaller subset is contained in a larger one."""
-        return replace(self, num_train=train, num_validation=validation, num_test=test)
+        sizes = {"num_train": train, "num_validation": validation, "num_test": test}
+        return replace(self, **sizes, train_per_class=train_per_class)
 
     def located(self, data_root: Path | None = None) -> Self:
         """The task with its source fixed: its copy under `data_root` if there is one, else the hub's commit.
@@ -254,6 +267,8 @@ def _content(task: Task, split: Split) -> dict[str, Any]:
         content["fields"] = own
     if not type(task).__module__.startswith("lorae."):  # lorae's own templates change with prompt_version
         content["template"] = task.prompt_template()
+    if split == "train" and task.train_per_class:
+        content["per_class"] = task.train_per_class
     if split != "test" and task.train is not None:
         content["data"]["train"] = data_fingerprint(task.source, task.train)
         content["val_frac"] = canonical(task.val_frac)
