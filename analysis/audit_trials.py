@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from analysis.findings import Finding, results
 from analysis.rows import Row, describe, eval_sets, ood_sets, pool, rule, soup
+from lorae.augmentation import Augment
 from lorae.combinations import COMBINATIONS
 from lorae.draws import plain_set, read_draws
 from lorae.identity import canonical, canonical_json, digest, spec_of
@@ -71,6 +72,9 @@ class _StoredTask(Task):
     def name(self) -> str:
         return json.loads(self.content)["task"]
 
+    def check_augment(self) -> None:
+        """What a row records was checked when it was made."""
+
     def fingerprint(self) -> dict[str, Any]:
         return json.loads(self.content)
 
@@ -94,6 +98,8 @@ def trial_of(row: Row) -> Trial:
             task=_StoredTask(
                 scoring=spec_of(recipe["task"]["scoring"], SCORINGS),
                 num_train=recipe["task"]["size"],
+                train_per_class=recipe["task"].get("per_class"),
+                augment=spec_of(recipe["task"].get("augment"), [Augment]),
                 content=canonical_json(recipe["task"]),
                 test_set=plain_set(test),
             ),

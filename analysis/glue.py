@@ -48,23 +48,33 @@ def _mains(trials: Trials) -> list[str]:
 
 def glue_table(trials: Trials) -> Table:
     """A line for each model and each way to pool its seeds: the tasks' metrics and their mean."""
+    return tasks_table(trials, "glue", "GLUE", "Each task by the metric that GLUE judges it by.")
+
+
+def tasks_table(trials: Trials, name: str, head: str, metrics: str) -> Table:
+    """A line for each model and each way to pool its seeds: the tasks' `main_metric`s and their mean.
+
+    Args:
+        name, head: of the table.
+        metrics: sentence of the caption that says what a task is judged by.
+    """
     models: dict[tuple[str, str], dict[str, Cell]] = {}
     for cell in trials.cells:
         models.setdefault((cell.factors["backbone"], cell.name), {})[task_of(cell)] = cell
     tasks = dict.fromkeys(task for cells in models.values() for task in cells)
     columns = {task: f"{task} {title(main_metric(task))}" for task in tasks}
     lines: list[Line] = []
-    for (backbone, name), cells in models.items():
+    for (backbone, model), cells in models.items():
         for pooling, found in (("median", _median), ("mean", _mean)):
             entries = {task: found(trials, cells[task]) if task in cells else Entry(None) for task in tasks}
-            line: Line = dict(zip(NAMES, map(Entry, (backbone, name, pooling))))
+            line: Line = dict(zip(NAMES, map(Entry, (backbone, model, pooling))))
             line |= {columns[task]: entry for task, entry in entries.items()}
             lines.append(line | {MEAN: mean_over([*entries.values()])})
     return Table(
-        name="glue",
-        title=f"GLUE of sweep {trials.sweep}",
+        name=name,
+        title=f"{head} of sweep {trials.sweep}",
         caption=(
-            "Each task by the metric that GLUE judges it by. Median: of the seeds' own rows, as in "
+            f"{metrics} Median: of the seeds' own rows, as in "
             "arXiv:2310.11454; mean ± standard error over trainings: of all ensembles of so many of the "
             f"members. The mean over tasks is only there where all of them have a value. {made_by(trials)}"
         ),

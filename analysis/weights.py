@@ -56,6 +56,7 @@ OF_MEAN_UPDATE = {name: f"mean_update_{name.removeprefix('update_')}" for name i
 WEIGHT_SPACE = ("update_cosine", *OF_UPDATE, *OF_MEAN_UPDATE.values())
 LOW_RANK = tuple(method.__name__ for method in METHODS if method.has_update)
 ATTENTION = tuple(ROLES)
+STREAMS = {"streams": {"init": list}}  # what is read of a member.json
 MAX_REPORT_ENTRIES = 500_000_000  # of the weights that a report decomposes: half a minute of one core
 
 Measures = dict[str, float | None]
@@ -183,8 +184,11 @@ def stored_update(
     """
     config, weights = (store.read(member_folder(member), name) for name in (ADAPTER_CONFIG, WEIGHTS))
     where = f"{member_folder(member)}/{ADAPTER_CONFIG}"
-    if untrusted.json_object(config, where, {}).get("lorae_method") != canonical(Full()):
-        return read_update(config, weights, backbone.d_in if backbone else None)
+    own = untrusted.json_object(config, where, {}).get("lorae_method")
+    if own != canonical(Full()):
+        drawn = isinstance(own, dict) and own.get("type") in LOW_RANK
+        init = store.record(member_folder(member), STREAMS)["streams"]["init"] if drawn else None
+        return read_update(config, weights, backbone.d_in if backbone else None, init)
     if not backbone:
         raise ValueError(f"{member} has all weights of its own: its update needs the backbone's weights")
     tensors = stored_tensors(store.storage, f"{member_folder(member)}/{WEIGHTS}")
@@ -268,6 +272,12 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _backbone_of(row: Row) -> str:
     """A row's backbone as loaded: fingerprint and precision."""
     return json.dumps([json.loads(row["recipe"])["backbone"], row["precision"]])
+
+
+def backbones_of(rows: Sequence[Row], given: Path | None) -> Callable[[Row], BackboneWeights | None]:
+    """Returns a function row -> its backbone's weights, None if they are not on this machine."""
+    found, _ = _backbones(rows, given)
+    return lambda row: found.get(_backbone_of(row))
 
 
 def _targets(rows: Sequence[Row]) -> tuple[str, ...]:

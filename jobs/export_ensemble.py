@@ -165,7 +165,7 @@ def _group(store: Store, row: dict[str, Any]) -> Group:
         )
     found = list(groups(store, row["member_ids"], None))
     method = found[0].method
-    if not method.peft_type or method.regime == "prompted":
+    if not method.is_peft or method.regime == "prompted":
         raise ValueError(
             f"trial {row['trial_id']} has members of {row['method']}, which PEFT does not know; it opens "
             "LoRA and VeRA; the members' files are in the storage's folder members/"

@@ -29,6 +29,7 @@ __all__ = [
     "TFB",
     "AdamW",
     "AdapterDropout",
+    "Augment",
     "BatchEnsemble",
     "Blob",
     "Budget",
@@ -70,7 +71,7 @@ __all__ = [
     "sweep",
 ]
 
-_SPECS = ("draws", "methods", "regularizers", "search", "sources", "tasks.scoring", "trial")
+_SPECS = ("augmentation", "draws", "methods", "regularizers", "search", "sources", "tasks.scoring", "trial")
 _HOMES = {"Ensemble": "lorae.engine.ensembles", "load": "analysis.notebook", "sweep": "jobs.notebook"}
 
 

@@ -1,6 +1,7 @@
 # What the door gives, for type checkers; at run time a name is loaded when it is asked for.
 from analysis.notebook import load as load
 from jobs.notebook import sweep as sweep
+from lorae.augmentation import Augment as Augment
 from lorae.draws import (
     SWAG as SWAG,
 )

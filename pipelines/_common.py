@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
+from lorae.augmentation import Augment
 from lorae.draws import TFB, MCDropout, Posterior
 from lorae.methods import BatchEnsemble, Blob, Full, LastLayer, Lora, Rank1BNN
 from lorae.regularizers import AdapterDropout, DecayB, Masksembles, Regularizer
@@ -106,6 +107,8 @@ def text_smoke(sweep: Sweep, axes: dict[str, Any] | None = None) -> Sweep:
 
 
 ATTENTION = ("q", "k", "v", "o")
+# Of training images, as in the code of arXiv:2405.14438: "flip" and "rotate"
+FLIP_AND_ROTATE = Augment(("horizontal", "vertical"), degrees=(0, 180))
 
 
 def rivals(
@@ -158,7 +161,7 @@ def rivals(
             members=members,
             draws=Posterior(1),
         ),
-        at(head_lr, method=LastLayer(), members=members),
+        at(head_lr, method=LastLayer(), members=members, task=replace(lora.task, augment=None)),
         replace(lora, optimizer=replace(lora.optimizer, schedule="cyclic", cycles=members)),
         regularized(lora, AdapterDropout(0.2), draws=MCDropout(members)),
         replace(lora, draws=TFB(members)),
@@ -180,7 +183,8 @@ def encoder_smoke(lora: Trial) -> Sweep:
         small = {"backbone": MINILM_L6, "task": RottenTomatoes(scoring=Head(pool="mean")).subset(**size)}
         ood: Task = PlotSummaries(num_test=100)
     else:
-        small, ood = {"backbone": MnistVit(), "task": Digits().subset(**size)}, LfwPatches(num_test=100)
+        digits = Digits(augment=lora.task.augment).subset(**size)
+        small, ood = {"backbone": MnistVit(), "task": digits}, LfwPatches(num_test=100)
     budget = Budget(batch_size=16, epochs=2, max_tokens=64)
     base = replace(lora, **small, budget=budget, precision="fp32")
     grid = {"members": [1, 2]}

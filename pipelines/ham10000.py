@@ -4,12 +4,12 @@
     python -m analysis.ham10000 lorae-results
 
 ViT-B/32, rank 4, 16 members, effective-number class weights; macro F1 is reported beside accuracy. Rank,
-initialisation, layers, optimiser, schedule (500 of 16,315 steps of warm-up), batch size, epochs, class
-weights and the rate of full fine-tuning are those of the authors' code (prs-eth/LoRA-Ensemble, be52ff5). It
-differs in:
+initialisation, layers, augmentation, optimiser, schedule (500 of 16,315 steps of warm-up), batch size,
+epochs, class weights and the rate of full fine-tuning are those of the authors' code (prs-eth/LoRA-Ensemble,
+be52ff5). It differs in:
 
 - pre-training: ImageNet-21k; theirs is torchvision's on ImageNet-1k, whose files transformers does not read;
-- augmentation: none; theirs flips and rotates training images at random;
+- the last-layer ensemble: its images are not augmented, as their features are computed once;
 - inputs: normalised by the model's own processor; theirs are divided by 255;
 - split: no lesion is in two splits, and a tenth of the non-test lesions is validation; theirs divides images
   at random, 80 to 20, so that other photographs of a test lesion may be in its training set;
@@ -22,11 +22,11 @@ from lorae.regularizers import ClassWeights
 from lorae.sources import Hub
 from lorae.tasks import HAM10000
 from lorae.trial import AdamW, Budget, Diversity, Sweep, Trial
-from pipelines._common import ATTENTION, encoder_smoke, rivals
+from pipelines._common import ATTENTION, FLIP_AND_ROTATE, encoder_smoke, rivals
 
 LORA = Trial(
     backbone=Hub("google/vit-base-patch32-224-in21k"),
-    task=HAM10000(),
+    task=HAM10000(augment=FLIP_AND_ROTATE),
     method=Lora(rank=4, alpha=None, targets=ATTENTION, init=Xavier(gain=10)),
     regularizers=(ClassWeights(beta=0.9991),),
     optimizer=AdamW(lr=1e-4, schedule="cosine", warmup_frac=0.03),

@@ -49,6 +49,7 @@ FLOORS = [
         "shapes",
         "sources",
         "media",
+        "augmentation",
         "search",
         "untrusted",
         "near",

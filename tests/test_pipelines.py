@@ -57,6 +57,8 @@ TABLES = {  # beside the comparison
     "initialization": {"ensembling"},
     "search": {"best"},
     "vera_glue": {"glue", "ensembling"},
+    "vera_parameters": {"layers", "layer-cosines"},
+    "vera_images": {"images", "ensembling"},
     **{
         name: {"ensembling", "rivals", "same-parameters", "same-compute", "same-predictions", "weights"}
         for name in ENCODERS
@@ -71,6 +73,7 @@ FIGURES = {
     "bayesian": {"cost"},
     "search": {"validation_nll-lr"},
     "ood": {"ood-roc-greys", "risk-coverage"},
+    "vera_parameters": {"acc-parameters", "ensemble_nll-parameters", "layers", "cost"},
     **{name: {"cost", "paths"} for name in ENCODERS},
 }
 

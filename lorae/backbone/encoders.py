@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lorae.augmentation import Augmented
 from lorae.backbone.devices import to_device
 from lorae.backbone.packing import ATTENTION, Packing
 from lorae.backbone.tokens import read_tokenizer
@@ -125,9 +126,9 @@ class Inputs:
     def _samples(self, audio: Audio) -> np.ndarray:
         return audio.waveform(self.processor.sampling_rate)
 
-    def processed(self, media: Image | Audio) -> np.ndarray:
+    def processed(self, media: Image | Augmented | Audio) -> np.ndarray:
         """Output of the model's own processor for an image (C, H, W) or for audio (frames, bins), fp32."""
-        if isinstance(media, Image):
+        if not isinstance(media, Audio):
             made = self.processor(
                 images=[media.pixels()], input_data_format="channels_last", return_tensors="np"
             )
@@ -143,15 +144,16 @@ class Inputs:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             made = dict(zip(missing, pool.map(self.processed, [distinct[digest] for digest in missing])))
         arrays = [made[digest] if digest in made else self.cache[digest] for digest in distinct]
-        self._keep(dict(zip(distinct, arrays)))
+        once = [digest for digest, media in distinct.items() if isinstance(media, Augmented)]
+        self._keep({digest: array for digest, array in zip(distinct, arrays) if digest not in once})
         return torch.from_numpy(np.stack(arrays))
 
     def _keep(self, arrays: dict[str, np.ndarray]) -> None:
-        """Keep the most recently used arrays, up to `CACHE_BYTES`."""
+        """Keep the most recently used arrays, up to `CACHE_BYTES`; an augmented image is not seen again."""
         for digest, array in arrays.items():
             self.cache[digest] = array
             self.cache.move_to_end(digest)
-        size = next(iter(arrays.values())).nbytes  # all have one shape
+        size = max((array.nbytes for array in arrays.values()), default=0)  # all have one shape
         while len(self.cache) * size > CACHE_BYTES:
             self.cache.popitem(last=False)
 

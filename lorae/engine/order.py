@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lorae import seeds
+from lorae.augmentation import Augment, Augmented
+from lorae.media import Image
+from lorae.tasks.encoding import Row
 
 WINDOW = 8  # batches within which examples are sorted by length
 
@@ -35,6 +40,18 @@ class DataOrder:
         """Indices of the examples of optimiser step `step` (from 0)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         return self._epoch(epoch)[position]
+
+    def rows(
+        self, train: Sequence[Row], step: int, part: Sequence[int], augment: Augment | None
+    ) -> list[Row]:
+        """Rows of a part of a step's batch. An image is changed by a stream of this order, the step and the
+        example: members that share their order see the same image."""
+        chosen = [train[n] for n in self.batch(step)[list(part)]]
+        return [self._augmented(row, step, augment) for row in chosen] if augment else chosen
+
+    def _augmented(self, row: Row, step: int, augment: Augment) -> Row:
+        assert isinstance(row.media, Image), "only tasks of images have it"
+        return replace(row, media=Augmented(row.media, augment, (*self.key, "augment", step, row.id)))
 
     def _batches_of(self, epoch: int) -> list[np.ndarray]:
         order = seeds.stream(*self.key, epoch).permutation(len(self.lengths))

@@ -195,7 +195,8 @@ def train_stack(
                 part_MB = chosen_MB[:, part]
                 if noise:
                     noise.train(step, part)
-                rows, reference = [data.train[n] for n in part_MB.flat], None
+                each = [orders[m].rows(data.train, step, part, trial.task.augment) for m in active]
+                rows, reference = [*itertools.chain.from_iterable(each)], None
                 if reference_NC is not None:
                     reference = to_device(reference_NC[part_MB.ravel()], backbone.device)
                 losses = stack_losses(backbone, rows, data.num_classes, regularizers, reference)  # (M*B, 3)

@@ -76,6 +76,7 @@ class Method:
         has_update: a stored member's update of a weight is a matrix, which `update_reader` returns.
         scales_inputs: the method changes the input of the frozen weight itself.
         peft_type: type of the PEFT adapter that a member is stored as; None = stored under our own names.
+            See `is_peft`.
         peft_names: factor -> PEFT's name for it. Other factors are stored in a separate file.
         peft_frozen: PEFT's names for what `draw_frozen` draws.
     """
@@ -225,6 +226,11 @@ class Method:
 
     # How it is stored
 
+    @property
+    def is_peft(self) -> bool:
+        """Whether members are stored as PEFT adapters of `peft_type`."""
+        return self.peft_type is not None
+
     def peft_settings(self) -> dict[str, Any]:
         """Fields of PEFT's config for this type, besides rank and targets."""
         return {}
@@ -250,6 +256,19 @@ class Method:
         raise ValueError(
             f"an adapter of type {cls.peft_type} has no low-rank update; allowed are LORA and VERA"
         )
+
+    def drawn_update(
+        self, parameters: Mapping[str, np.ndarray], layers: Linears, key: seeds.Key
+    ) -> Callable[[str], Factors]:
+        """Returns a function layer -> the member's update, for a method whose members are stored without
+        the matrices that their streams draw (`has_update`, but not `is_peft`).
+
+        Args:
+            parameters: the stored tensors, "<layer>.<factor>".
+            layers: the adapted layers.
+            key: the member's init stream.
+        """
+        raise NotImplementedError  # every such method defines it
 
 
 class Adapter(Method):

@@ -47,6 +47,13 @@ class LastLayer(Method):
     def init_label(self) -> str:
         return f"noise-{self.std:g}" if self.std else "head"
 
+    def check(self, trial: Trial) -> None:
+        if trial.task.augment:
+            raise ValueError(
+                f"augment={trial.task.augment} with {self}: features are computed once, of unchanged images; "
+                "write augment=None"
+            )
+
     def draw_rows(self, rows_CD: np.ndarray, key: seeds.Key) -> np.ndarray:
         """One member's rows before the first step."""
         noise_CD = seeds.stream(*key, "head").normal(0.0, self.std, rows_CD.shape) if self.std else 0.0

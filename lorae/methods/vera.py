@@ -3,6 +3,7 @@ arXiv:2310.11454)."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ _SAME_WIDTH = {"q_proj", "k_proj", "v_proj", "query", "key", "value"}  # of an a
 
 @dataclass(frozen=True)
 class Vera(Adapter):
-    """h = W0 x + Lb B Ld A x: A and B are random, frozen and shared by all layers; vectors d, b are trained.
+    """h = W0 x + Lb B Ld A x: A and B are random and frozen, and as a rule shared by all layers; vectors d, b
+    are trained.
 
     Args:
         rank: rows of A; VeRA uses large ranks (256 to 1024), as only rank + d_out numbers per layer are
@@ -31,7 +33,9 @@ class Vera(Adapter):
         targets: as for `Lora`.
         d_init: initial value of d; b starts at zero.
         projection: "per_member" draws A and B from each member's init stream; "shared" gives all members
-            the same, so that only their data order differs.
+            the same, so that only their data order differs; "per_layer" draws them from each member's init
+            stream for each layer, as the paper's ablation does. A member's files then hold no matrices, and
+            PEFT, which knows shared ones only, cannot load them.
     """
 
     label = "vera"
@@ -46,18 +50,22 @@ class Vera(Adapter):
     rank: int = 256
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     d_init: float = 0.1
-    projection: Literal["per_member", "shared"] = "per_member"
+    projection: Literal["per_member", "shared", "per_layer"] = "per_member"
 
     def __post_init__(self) -> None:
         check_rank(self)
         super().__post_init__()
         check_positive(self, "d_init")
-        if self.projection not in ("per_member", "shared"):
-            raise ValueError(f'projection={self.projection!r}: must be "per_member" or "shared"')
+        if self.projection not in ("per_member", "shared", "per_layer"):
+            raise ValueError(f'projection={self.projection!r}: must be "per_member", "shared" or "per_layer"')
 
     @property
     def starts_apart(self) -> bool:
-        return self.projection == "per_member"
+        return self.projection != "shared"
+
+    @property
+    def is_peft(self) -> bool:
+        return self.projection != "per_layer"
 
     @property
     def init_label(self) -> str:
@@ -77,18 +85,24 @@ class Vera(Adapter):
 
     def draw_frozen(self, layers: Linears, key: seeds.Key) -> tuple[np.ndarray, ...]:
         """A (width, largest d_in) and B (largest d_out, rank), Kaiming-uniform as in PEFT; layers use leading
-        blocks."""
+        blocks. With "per_layer" A and B of each layer, of its own size, in the order of the layers."""
+        if self.projection == "per_layer":
+            drawn = (self._matrices(*shape, (*key, layer)) for layer, shape in layers.items())
+            return tuple(itertools.chain.from_iterable(drawn))
         d_ins, d_outs = zip(*layers.values())
-        if self.projection == "shared":
-            key = ("vera-shared",)
-        a_bound, b_bound = math.sqrt(6 / max(d_ins)), math.sqrt(6 / self.rank)
-        a = seeds.stream(*key, "vera_A").uniform(-a_bound, a_bound, (self.width, max(d_ins)))
-        b = seeds.stream(*key, "vera_B").uniform(-b_bound, b_bound, (max(d_outs), self.rank))
+        key = ("vera-shared",) if self.projection == "shared" else key
+        return self._matrices(max(d_ins), max(d_outs), key)
+
+    def _matrices(self, d_in: int, d_out: int, key: seeds.Key) -> Factors:
+        a_bound, b_bound = math.sqrt(6 / d_in), math.sqrt(6 / self.rank)
+        a = seeds.stream(*key, "vera_A").uniform(-a_bound, a_bound, (self.width, d_in))
+        b = seeds.stream(*key, "vera_B").uniform(-b_bound, b_bound, (d_out, self.rank))
         return a, b
 
     def forward(self, layer: Stacked, x: torch.Tensor) -> torch.Tensor:
         d_MW, b_ME = layer.factors()
-        A_MWD, B_MER = layer.frozen
+        own = 2 * layer.number if self.projection == "per_layer" else 0
+        A_MWD, B_MER = layer.frozen[own : own + 2]
         y = layer.base(x)
         A_MWD, B_MER = A_MWD[:, :, : x.shape[-1]], B_MER[:, : y.shape[-1]]
         h_MSW = layer.read(x).bmm(A_MWD.transpose(1, 2)) * d_MW.to(x.dtype)[:, None]
@@ -100,8 +114,9 @@ class Vera(Adapter):
         return h
 
     def frozen_bytes(self, layers: Linears, size: int) -> int:
+        kept = sum if self.projection == "per_layer" else max
         d_ins, d_outs = zip(*layers.values())
-        return size * (self.width * max(d_ins) + self.rank * max(d_outs))
+        return size * (self.width * kept(d_ins) + self.rank * kept(d_outs))
 
     def kept_bytes(self, layers: Linears, size: int, noisy: bool) -> int:
         """The two products; not the input, as A is not trained."""
@@ -143,5 +158,17 @@ class Vera(Adapter):
             d_R, b_E = parameters[f"{layer}.d"], parameters[f"{layer}.b"]
             width = A_RD.shape[1] if d_in is None else d_in(layer)
             return b_E[:, None] * B_ER[: len(b_E)], d_R[:, None] * A_RD[:, :width]
+
+        return factors
+
+    def drawn_update(
+        self, parameters: Mapping[str, np.ndarray], layers: Linears, key: seeds.Key
+    ) -> Callable[[str], Factors]:
+        """Draws a layer's matrices when they are asked for; of PVeRA's, those of the mean."""
+
+        def factors(layer: str) -> Factors:
+            A_WD, B_ER = self._matrices(*layers[layer], (*key, layer))
+            d_R, b_E = parameters[f"{layer}.d"][: self.rank], parameters[f"{layer}.b"]
+            return b_E[:, None] * B_ER.astype(np.float32), d_R[:, None] * A_WD[: self.rank].astype(np.float32)
 
         return factors

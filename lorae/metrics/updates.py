@@ -8,6 +8,7 @@ float64, except singular vectors of whole weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -120,3 +121,15 @@ def num_intruder_dimensions(
     start = np.random.default_rng(0).normal(size=min(tuned_ED.shape)).astype(np.float32)
     tuned_EK = np.asarray(svds(tuned_ED, min(NUM_VECTORS, min(tuned_ED.shape) - 1), v0=start)[0])
     return int(np.sum(np.abs(tuned_EK.T @ left_EK).max(axis=1) < eps))
+
+
+def random_cosine(num_entries: int) -> float:
+    """Mean absolute cosine similarity of an update with one in a uniformly random direction.
+
+    Gamma(n/2) / (sqrt(pi) Gamma((n+1)/2)), about sqrt(2 / (pi n)) for n entries: what updates that have
+    nothing in common show.
+
+    Args:
+        num_entries: entries of a layer's weight, or of several.
+    """
+    return math.exp(math.lgamma(num_entries / 2) - math.lgamma((num_entries + 1) / 2)) / math.sqrt(math.pi)

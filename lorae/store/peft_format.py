@@ -17,7 +17,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lorae.identity import canonical
+from lorae import seeds
+from lorae.identity import canonical, spec_of
 from lorae.methods import METHODS, Method, target_modules
 from lorae.shapes import has_transposed_weights
 from lorae.sources import Hub, Source, backbone_config
@@ -68,7 +69,7 @@ def adapter_files(
         state: the member's parameters, named as by `Adapters.state`.
         frozen: tensors from the method's `draw_frozen`, which PEFT stores with the adapter.
     """
-    if not method.peft_type:
+    if not method.is_peft:
         content = {"lorae_method": canonical(method), **_base(backbone)}
         return {ADAPTER_CONFIG: json.dumps(content, indent=1).encode(), WEIGHTS: state_bytes(state)}
     tensors, layers, classifier = {}, {}, None
@@ -143,18 +144,26 @@ def _positive(value: Any) -> bool:
     return count(value) and value > 0
 
 
-def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None = None) -> Update:
+def read_update(
+    config: bytes,
+    weights: bytes,
+    d_in: Callable[[str], int] | None = None,
+    init: seeds.Key | None = None,
+) -> Update:
     """A member's update from the contents of its adapter_config.json and adapter_model.safetensors.
 
     Args:
         d_in: layer -> width of its input, used only for VeRA. VeRA's layers share one A with the largest
             width and store no widths; without `d_in` all are assumed to have the largest.
+        init: the member's init stream, used only if its matrices are drawn from it and not stored.
     Raises:
         ValueError: neither LoRA nor VeRA, or VeRA without `d_in` on layers whose widths may differ.
     """
     settings = json_object(config, ADAPTER_CONFIG, {"peft_type": text_if_any})
     if settings.get("peft_type") is None:
         method = settings.get("lorae_method")
+        if init and isinstance(method, dict):
+            return _drawn_update(spec_of(method, METHODS), read_tensors(weights), d_in, init)
         kind = method.get("type") if isinstance(method, dict) else method
         raise ValueError(f"a member of {kind} has no low-rank update; those of LoRA and VeRA have one")
     kind, parameters = settings["peft_type"], _parameters(weights)
@@ -173,6 +182,21 @@ def read_update(config: bytes, weights: bytes, d_in: Callable[[str], int] | None
     if lacking := [*lacking, *(name for name in method.peft_frozen if name not in tensors)]:
         raise ValueError(f"{WEIGHTS} is no adapter: it lacks {lacking[0]}; {REPEAT}")
     return Update(layers, method.update_reader(settings, tensors, parameters, d_in))
+
+
+def _drawn_update(
+    method: Method, tensors: dict[str, np.ndarray], d_in: Callable[[str], int] | None, init: seeds.Key
+) -> Update:
+    """The update of a member that is stored without its matrices."""
+    if d_in is None:
+        raise ValueError(
+            "a member's matrices are drawn for each layer, whose width is not stored; its update needs the "
+            "backbone's weights"
+        )
+    zero = f".{method.zero_factor}"  # as long as the layer's output
+    sizes = {name.removesuffix(zero): len(v) for name, v in sorted(tensors.items()) if name.endswith(zero)}
+    layers = {name: (d_in(name), d_out) for name, d_out in sizes.items()}
+    return Update(tuple(layers), method.drawn_update(tensors, layers, tuple(init)))
 
 
 def read_tensors(weights: bytes, where: str = WEIGHTS) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ from lorae.tasks.disfl_qa import DisflQA, UnanswerableQA
 from lorae.tasks.e2e_nlg import E2E
 from lorae.tasks.esc50 import ESC50
 from lorae.tasks.flowers102 import Flowers102
+from lorae.tasks.food101 import Food101
 from lorae.tasks.glue import MRPC, QNLI, RTE, STSB, CoLA
 from lorae.tasks.gsm8k import GSM8K
 from lorae.tasks.ham10000 import HAM10000
@@ -35,6 +36,7 @@ from lorae.tasks.mmlu import MMLU
 from lorae.tasks.mnist import Mnist
 from lorae.tasks.openbookqa import OpenBookQA
 from lorae.tasks.plot_summaries import PlotSummaries
+from lorae.tasks.resisc45 import RESISC45
 from lorae.tasks.rotten_tomatoes import RottenTomatoes
 from lorae.tasks.social_iqa import SocialIQA
 from lorae.tasks.squad import SQuAD
@@ -55,6 +57,7 @@ __all__ = [
     "MMLU",
     "MRPC",
     "QNLI",
+    "RESISC45",
     "RTE",
     "SST2",
     "STSB",
@@ -72,6 +75,7 @@ __all__ = [
     "DisflQA",
     "Example",
     "Flowers102",
+    "Food101",
     "Generate",
     "Head",
     "LabelWords",

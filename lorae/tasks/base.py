@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from lorae.augmentation import Augment
 from lorae.identity import canonical, digest, fields_of
 from lorae.media import Audio, Image
 from lorae.sources import DataSource, resolve
@@ -75,9 +76,11 @@ class Task:
     Args:
         scoring: how class logits are read from the backbone.
         num_train, num_validation, num_test: sizes of nested subsets chosen by a hash of the id; None = all.
+        train_per_class: training examples of each class, chosen the same way, in place of `num_train`.
         val_frac: share of the train rows that becomes validation, in (0, 0.5].
         option_seed: shuffle each example's options by this seed and the id; None keeps the dataset's order.
         source: where the rows are read from; None = `home`, or its copy under a data root.
+        augment: how training images are changed at random while members train on them; None = not at all.
     """
 
     scoring: Scoring = Letters()
@@ -87,6 +90,8 @@ class Task:
     val_frac: float = 0.1
     option_seed: int | None = None
     source: DataSource | None = field(default=None, repr=False)
+    augment: Augment | None = None
+    train_per_class: int | None = None
 
     name: ClassVar[str]
     home: ClassVar[DataSource]
@@ -109,15 +114,19 @@ class Task:
             )
         if not 0 < self.val_frac <= 0.5:
             raise ValueError(f"val_frac={self.val_frac}: must be in (0, 0.5]; write val_frac=0.1")
-        for name in ("num_train", "num_validation", "num_test"):
+        for name in ("num_train", "num_validation", "num_test", "train_per_class"):
             size = getattr(self, name)
             if size is not None and (not isinstance(size, int) or size < 1):
                 raise ValueError(f"{name}={size}: must be >= 1; leave it out to take every example")
+        if self.train_per_class and (self.num_train or self.scoring.answer != "class"):
+            other = f"num_train={self.num_train}" if self.num_train else f"scoring={self.scoring}"
+            raise ValueError(f"train_per_class={self.train_per_class} with {other}: leave one of them out")
         if self.modality != "text" and self.modality not in self.scoring.backbones:
             raise ValueError(
                 f"{self.name} has {self.modality} examples, {self.scoring} needs the tokens of a text; write "
                 f"scoring={scorings_for(self.modality)}"
             )
+        self.check_augment()
         self.scoring.check_task(self)
         templated = self.scoring.template is None
         if self.is_pair and self.scoring.lists_options:
@@ -128,6 +137,16 @@ class Task:
         if templated and type(self).prompt is Task.prompt:  # an overriding `prompt` fills the template itself
             check_template(self.template, self.name)
 
+    def check_augment(self) -> None:
+        """Refuse an augmentation of what is no training image; ValueError says what to write."""
+        if self.augment is None:
+            return
+        if type(self.augment) is not Augment:
+            raise ValueError(f"augment={self.augment!r}: must be an Augment; write augment=Augment()")
+        if self.modality != "image" or self.train is None:
+            what = "trains no member" if self.train is None else f"has {self.modality} examples"
+            raise ValueError(f"augment={self.augment}: {self.name} {what}; leave it out")
+
     @property
     def is_pair(self) -> bool:
         """Whether the examples are sentence pairs, according to the template."""
@@ -135,7 +154,9 @@ class Task:
 
     @property
     def label(self) -> str:
-        return self.name if self.num_train is None else f"{self.name}-{self.num_train}"
+        size = "" if self.num_train is None else f"-{self.num_train}"
+        size += f"-{self.train_per_class}-per-class" if self.train_per_class else ""
+        return self.name + size + (f"+{self.augment.label}" if self.augment else "")
 
     # What a new task defines
 
@@ -151,9 +172,16 @@ class Task:
 
     # Derived
 
-    def subset(self, train: int, validation: int | None = None, test: int | None = None) -> Self:
+    def subset(
+        self,
+        train: int | None = None,
+        validation: int | None = None,
+        test: int | None = None,
+        train_per_class: int | None = None,
+    ) -> Self:
         """The same task with fewer examples; a smaller subset is contained in a larger one."""
-        return replace(self, num_train=train, num_validation=validation, num_test=test)
+        sizes = {"num_train": train, "num_validation": validation, "num_test": test}
+        return replace(self, **sizes, train_per_class=train_per_class)
 
     def located(self, data_root: Path | None = None) -> Self:
         """The task with its source fixed: its copy under `data_root` if there is one, else the hub's commit.
@@ -210,7 +238,8 @@ class Task:
                 f"{self.name} has no training examples, it is an OOD set; name it in Sweep(ood=[...]) "
                 "and train on another task"
             )
-        return _content(self, "train") | {"num_validation": self.num_validation}
+        found = _content(self, "train") | {"num_validation": self.num_validation}
+        return found | ({"augment": canonical(self.augment)} if self.augment else {})
 
     def eval_set(self, split: Split) -> str:
         """Name of a split's prediction set: `<task>__<split>__<hash of its content>`."""
@@ -238,6 +267,8 @@ def _content(task: Task, split: Split) -> dict[str, Any]:
         content["fields"] = own
     if not type(task).__module__.startswith("lorae."):  # lorae's own templates change with prompt_version
         content["template"] = task.prompt_template()
+    if split == "train" and task.train_per_class:
+        content["per_class"] = task.train_per_class
     if split != "test" and task.train is not None:
         content["data"]["train"] = data_fingerprint(task.source, task.train)
         content["val_frac"] = canonical(task.val_frac)

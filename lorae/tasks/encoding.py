@@ -17,6 +17,7 @@ from lorae.tasks.prompts import Own, check_first_token, own_text, own_tokens, wi
 if TYPE_CHECKING:
     import numpy as np
 
+    from lorae.augmentation import Augmented
     from lorae.media import Audio, Image
     from lorae.methods import Method
     from lorae.tasks.base import Task
@@ -39,7 +40,7 @@ class Row:
             without types, and for everything else.
         value: the number to predict; NaN if it is not known, and for classes.
         truncated: tokens cut from the middle of the example's own text; for a head, from its end.
-        media: image or audio; only for a head.
+        media: image or audio; only for a head. While members train, an image as one of them sees it.
         features: hidden state (D,) that class logits are read from, if the backbone is not run again
             (`lorae.engine.prediction.with_features`).
     """
@@ -54,7 +55,7 @@ class Row:
     types: tuple[int, ...] = ()
     value: float = math.nan
     truncated: int = 0
-    media: Image | Audio | None = None
+    media: Image | Augmented | Audio | None = None
     features: np.ndarray | None = field(default=None, compare=False, repr=False)
     scoring: Scoring = field(kw_only=True)
 

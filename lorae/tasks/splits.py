@@ -84,7 +84,9 @@ def _check_overlap(task: Task, test: Sequence[Example], pool: Sequence[Example])
 
 def _whole(task: Task) -> Task:
     """The task without subsets, so that all its subsets share one reading of the files."""
-    return replace(task, num_train=None, num_validation=None, num_test=None)
+    return replace(
+        task, num_train=None, num_validation=None, num_test=None, train_per_class=None, augment=None
+    )
 
 
 def _checked(task: Task, split: Literal["train", "test"]) -> tuple[Example, ...]:
@@ -291,6 +293,8 @@ def _text(example: Example) -> tuple[str, ...]:
 
 def _take(task: Task, split: Split, examples: Sequence[Example]) -> tuple[Example, ...]:
     """The examples with the smallest hash, as many as the task asks for, in the dataset's order."""
+    if split == "train" and task.train_per_class:
+        return _of_each_class(task, examples)
     size = getattr(task, f"num_{split}")
     if size is None:
         size = len(examples)
@@ -299,7 +303,30 @@ def _take(task: Task, split: Split, examples: Sequence[Example]) -> tuple[Exampl
             f"{task.name}: num_{split}={size}, but there are {len(examples)} examples; write num_{split}="
             f"{len(examples)} or leave it out"
         )
-    chosen = {e.id for e in sorted(examples, key=lambda e: hash_frac("subset", e.id))[:size]}
+    chosen = {e.id for e in sorted(examples, key=_place)[:size]}
+    return tuple(_shuffle_options(e, task.option_seed) for e in examples if e.id in chosen)
+
+
+def _place(example: Example) -> float:
+    """A subset has the examples with the smallest places."""
+    return hash_frac("subset", example.id)
+
+
+def _of_each_class(task: Task, examples: Sequence[Example]) -> tuple[Example, ...]:
+    """As many training examples of each class as the task asks for, in the dataset's order."""
+    by_class: dict[str, list[Example]] = {}
+    for example in examples:
+        by_class.setdefault(example.options[example.label or 0], []).append(example)
+    size = task.train_per_class
+    assert size is not None
+    fewest = min(by_class, key=lambda name: len(by_class[name]))
+    if size > len(by_class[fewest]):
+        num = len(by_class[fewest])
+        raise ValueError(
+            f"{task.name}: train_per_class={size}, but {fewest!r} has {num} training examples; write "
+            f"train_per_class={num} or less"
+        )
+    chosen = {e.id for of_class in by_class.values() for e in sorted(of_class, key=_place)[:size]}
     return tuple(_shuffle_options(e, task.option_seed) for e in examples if e.id in chosen)
 
 

@@ -23,6 +23,8 @@ from analysis.backbone import BackboneWeights, LacksLayer, folder_at_hand, open_
 from analysis.data import load_trials
 from analysis.weights import WEIGHT_SPACE, main, mean_update, stored_update, update_measures, with_updates
 from lorae import metrics
+from lorae.backbone.loading import load_backbone
+from lorae.engine.adapters import Adapters
 from lorae.engine.run import run_stack
 from lorae.methods import Full, Lora, Vera
 from lorae.metrics import Undefined
@@ -203,6 +205,29 @@ def test_the_mean_update_is_the_mean_of_the_dense_ones(make_members):
         B_ER, A_RD = mean.factors(layer)
         dense = [B @ A for B, A in (update.factors(layer) for update in updates)]
         assert np.allclose(B_ER @ A_RD, (dense[0] + dense[1]) / 2, atol=1e-5)
+
+
+def test_matrices_of_each_layer_are_drawn_again_for_the_update(make_members):
+    """The stored files have the two vectors alone; the update is what the inserted member adds to its layers'
+    outputs."""
+    method = Vera(rank=24, targets=TARGETS, projection="per_layer")
+    trial, storage = make_members(method)
+    store, backbone = Store(storage), open_backbone(Path(trial.backbone.path))
+    weights = store.read(member_folder(trial.member_id(1)), WEIGHTS)
+    assert {name.rpartition(".")[2] for name in safetensors.numpy.load(weights)} == {"d", "b"}
+    update = stored_update(store, trial.member_id(1), backbone)
+    loaded = load_backbone(trial.backbone, "fp32", "cpu")
+    with Adapters(loaded, method, [trial.member_key(1)["init"]]) as adapters:
+        adapters.load([read_state(weights)])
+        for layer in update.layers:
+            stacked = loaded.lm.get_submodule(layer)
+            eye_DD = torch.eye(backbone.d_in(layer))
+            added_ED = (stacked(eye_DD[None])[0] - stacked.base(eye_DD)).T.detach().numpy()
+            assert np.abs(added_ED).max() > 1e-3
+            assert np.allclose(np.matmul(*update.factors(layer)), added_ED, atol=1e-5)
+    assert len(update.layers) == 9 == len({update.factors(layer)[1].tobytes() for layer in update.layers})
+    with pytest.raises(ValueError, match="its update needs the backbone's weights"):
+        stored_update(store, trial.member_id(1))
 
 
 def test_vera_of_unknown_widths_and_other_adapters_are_refused(make_members):

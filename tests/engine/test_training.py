@@ -93,8 +93,9 @@ def test_lora_member_equals_a_plain_peft_loop(tiny_trial, regularizers):
         assert torch.allclose(value, theirs[name], atol=1e-5), name
 
 
-def test_vera_member_equals_a_plain_peft_loop(tiny_trial):
-    trial = tiny_trial(method=Vera(rank=16), optimizer=AdamW(lr=3e-2))
+@pytest.mark.parametrize("projection", ["per_member", "per_layer"])
+def test_vera_member_equals_a_plain_peft_loop(tiny_trial, projection):
+    trial = tiny_trial(method=Vera(rank=16, projection=projection), optimizer=AdamW(lr=3e-2))
     backbone, data = prepared(trial)
     ours = train_stack(backbone, trial, [0, 1, 2], data)[2]
     config = VeraConfig(r=16, target_modules=["q_proj", "v_proj"], save_projection=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from peft import get_peft_model
+from peft.tuners._buffer_dict import BufferDict
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
@@ -28,9 +29,7 @@ def peft_loop(trial: Trial, data: TrainingData, config, member: int) -> dict[str
         for name, value in drawn_state(trial.method, layers, key["init"]).items():
             parameters[name].copy_(value)
         if isinstance(trial.method, Vera):
-            a, b = frozen_tensors(trial.method, layers, key["init"])
-            model.base_model.vera_A["default"].copy_(a)
-            model.base_model.vera_B["default"].copy_(b)
+            give_matrices(model, layers, frozen_tensors(trial.method, layers, key["init"]))
     decay = trial.regularizer(DecayB)
     zero = {n for n in parameters if n.endswith((".B", ".b"))}
     groups = [
@@ -66,6 +65,14 @@ def peft_loop(trial: Trial, data: TrainingData, config, member: int) -> dict[str
             group["lr"] = learning_rate(trial.optimizer, step, num_steps)
         optimizer.step()
     return {name: p.detach() for name, p in parameters.items()}
+
+
+def give_matrices(model, layers, frozen) -> None:
+    """Set VeRA's matrices: one pair for all layers, or one for each, which PEFT itself does not make."""
+    for n, layer in enumerate(layers):
+        module = model.get_submodule(f"base_model.model.{layer}")
+        a, b = frozen if len(frozen) == 2 else frozen[2 * n : 2 * n + 2]
+        module.vera_A, module.vera_B = BufferDict({"default": a}), BufferDict({"default": b})
 
 
 def peft_parameters(model) -> dict[str, torch.nn.Parameter]:

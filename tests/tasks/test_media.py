@@ -30,10 +30,12 @@ from lorae.tasks import (
     CIFAR100,
     ESC50,
     HAM10000,
+    RESISC45,
     SST2,
     SVHN,
     Digits,
     Flowers102,
+    Food101,
     Head,
     LabelWords,
     Letters,
@@ -45,7 +47,9 @@ from lorae.tasks import (
     Task,
     cifar,
     esc50,
+    food101,
     ham10000,
+    resisc45,
 )
 from lorae.tasks.base import Example, media_example
 from lorae.tasks.data import _hub_rows, parquet, read_rows
@@ -319,17 +323,22 @@ def image_rows(column: str, label: str, count: int, seed: int = 0, classes: int 
         (CIFAR100(), "uoft-cs/cifar100/cifar100", "img", "fine_label", "apple aquarium_fish baby"),
         (SVHN(), "ufldl-stanford/svhn/cropped_digits", "image", "label", "0 1 2"),
         (Flowers102(), "dpdl-benchmark/oxford_flowers102/data", "image", "label", "pink primrose"),
+        (Food101(), "ethz/food101/data", "image", "label", "apple_pie baby_back_ribs"),
+        (RESISC45(), "timm/resisc45/data", "image", "label", "airplane airport"),
     ],
     ids=lambda v: getattr(v, "name", ""),
 )
 def test_rows_of_image_datasets(
     tmp_path: Path, task: Task, folder: str, column: str, label: str, name: str
 ) -> None:
-    for seed, split in ((0, "train"), (100, "test"), (200, "validation")):
+    food = task.name == "food101"  # its test set is the hub's validation split
+    for seed, split in ((0, "train"), (100, "validation" if food else "test"), (200, "validation")):
+        if food and seed == 200:
+            continue
         rows = image_rows(column, label, 30, seed)
         write_rows(tmp_path / folder / f"{split}-00000-of-00001.parquet", rows)
     splits = task.located(tmp_path).splits()
-    count = 60 if task.name == "flowers102" else 30
+    count = 60 if task.name in ("flowers102", "resisc45") else 30
     assert len(splits["train"]) + len(splits["validation"]) == count
     first = splits["test"][0]
     assert isinstance(first.media, Image)
@@ -340,9 +349,12 @@ def test_rows_of_image_datasets(
     assert task.scoring == Head() and task.modality == "image" and task.prompt_template() == ""
 
 
-def test_cifar100_has_a_hundred_classes_in_alphabetical_order() -> None:
-    names = cifar.CIFAR100_CLASSES
-    assert len(names) == 100 and list(names) == sorted(names)
+@pytest.mark.parametrize(
+    ("names", "count"), [(cifar.CIFAR100_CLASSES, 100), (food101.CLASSES, 101), (resisc45.CLASSES, 45)]
+)
+def test_classes_are_as_many_as_published_in_alphabetical_order(names: tuple[str, ...], count: int) -> None:
+    letters = ["".join(filter(str.isalpha, name)) for name in names]
+    assert len(names) == count == len(set(names)) and letters == sorted(letters)
 
 
 def test_an_image_that_is_in_train_and_test_stays_in_test_only(tmp_path: Path) -> None:
