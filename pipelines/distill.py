@@ -20,7 +20,7 @@ from pipelines._common import encoder_smoke
 from pipelines.encoders import LORA as ENCODER
 
 LORA = replace(
-    ENCODER, task=RottenTomatoes(scoring=Head(pool="mean")).subset(train=256, validation=128, test=1000)
+    ENCODER, task=RottenTomatoes(scoring=Head(pool="mean")).subset(train=128, validation=96, test=800)
 )
 
 
@@ -34,7 +34,7 @@ SWEEP = Sweep(
     base=LORA,
     axes={"seed": [0, 1, 2]},
     rivals=taught(LORA, 4),
-    ood=[PlotSummaries(num_test=256)],
+    ood=[PlotSummaries(num_test=200)],
     tune={"optimizer.lr": Times(0.3, 1, 3)},
 )
 SMALL = encoder_smoke(LORA)
