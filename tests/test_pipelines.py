@@ -56,6 +56,7 @@ TABLES = {  # beside the comparison
     "rank": {"ensembling"},
     "initialization": {"ensembling"},
     "search": {"best"},
+    "distill": {"ensembling", "distilled"},
     "vera_glue": {"glue", "ensembling"},
     **{
         name: {"ensembling", "rivals", "same-parameters", "same-compute", "same-predictions", "weights"}
@@ -69,6 +70,7 @@ FIGURES = {
     "strength": {"ensemble_nll-DecayB-strength", "debiased_ce15-DecayB-strength"},
     "efficiency": {"cost"},
     "bayesian": {"cost"},
+    "distill": {"cost"},
     "search": {"validation_nll-lr"},
     "ood": {"ood-roc-greys", "risk-coverage"},
     **{name: {"cost", "paths"} for name in ENCODERS},
