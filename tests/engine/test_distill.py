@@ -164,7 +164,16 @@ def test_teachers_are_tuned_before_their_students(tiny_trial, tmp_path):
         assert len(json.loads(row["tuning"])["points"]) == 3
     assert len(students) == 4 and {row["status"] for row in rows} == {"done"}
     assert [f.what for f in audit(str(tmp_path)) if f.status == "failed"] == []
+    assert {f.what for f in audit(str(tmp_path)) if "teachers" in f.check} == {"4 trials of students"}
     assert make_plan(sweep, store, ONE_CPU).is_done
+    # A teacher that was trained again, elsewhere
+    folder = member_folder(students[0]["member_ids"][0])
+    record = json.loads(store.read(folder, "member.json"))
+    teacher = next(iter(record["teacher"]))
+    record["teacher"][teacher] = 64 * "0"
+    store.write_entry(folder, {"member.json": json.dumps(record).encode()})
+    (fault, *_) = (f for f in audit(str(tmp_path)) if f.status == "failed")
+    assert fault.check == "students have their teachers" and f"other weights of {teacher}" in fault.what
 
 
 @pytest.mark.parametrize(
