@@ -40,6 +40,7 @@ from analysis.audit_predictions import (
     unfit_entries,
     zero_shot_is_not_below_chance,
 )
+from analysis.audit_students import students_have_their_teachers
 from analysis.audit_trials import (
     costs_come_from_the_records,
     factors_come_from_the_recipe,
@@ -321,5 +322,6 @@ CHECKS = (
     costs_come_from_the_records,
     recipes_are_tuned_alike,
     choices_come_from_validation,
+    students_have_their_teachers,
     trials_are_complete,
 )

@@ -16,7 +16,7 @@ from analysis.cells import Cell
 from analysis.columns import title
 from analysis.data import Trials
 from analysis.figures_setting import FOLLOWS
-from analysis.gain import nll_gain
+from analysis.gain import with_gains
 from analysis.plotting import (
     COLUMN_INCHES,
     MAX_LINES,
@@ -29,9 +29,10 @@ from analysis.plotting import (
     styled,
 )
 from analysis.render import amount
-from analysis.rows import Row, is_soup
+from analysis.rows import Row
 
 DIVERSITY = ("disagreement", "mutual_information")
+SHOWN_GAINS = {"nll_gain": "NLL", "brier_gain": "Brier", "calibration_gain": "squared CE"}
 COSTS = ("train_tokens", "forwards_per_prediction")
 QUALITY = "ensemble_nll"
 ALL = "all"  # the label where there are too many to tell apart
@@ -42,27 +43,31 @@ ALL = "all"  # the label where there are too many to tell apart
 
 @styled
 def diversity_against_gain(trials: Trials) -> list[Plot]:
-    """Gain of each ensemble's NLL over its mean member against its diversity; no figure for fewer than three.
+    """Gain of each ensemble over its mean member in NLL, Brier score and calibration against its diversity;
+    no figure for fewer than three ensembles.
 
     Trials that share members are not independent, so the correlation is a description, not a test.
     """
-    rows = [r for r in trials.rows if r["members"] > 1 and not is_soup(r) and np.isfinite(nll_gain(r))]
+    gained = trials if all("nll_gain" in row for row in trials.rows) else with_gains(trials)
+    rows = [row for row in gained.rows if row["nll_gain"] is not None and np.isfinite(row["nll_gain"])]
     if len(rows) < 3:
         return []
-    figure = Figure((COLUMN_INCHES, 2.1), layout="constrained")
-    grid = figure.subplots(1, len(DIVERSITY), sharey=True)
-    for axes, diversity in zip(grid, DIVERSITY):
-        _scatter(axes, rows, diversity)
-        axes.set_title(
-            correlation_text([row[diversity] for row in rows], [nll_gain(row) for row in rows]), fontsize=7
-        )
+    gains = [gain for gain in SHOWN_GAINS if all(row[gain] is not None for row in rows)]
+    figure = Figure((COLUMN_INCHES, 0.5 + 1.5 * len(gains)), layout="constrained")
+    grid = figure.subplots(len(gains), len(DIVERSITY), sharex="col", sharey="row", squeeze=False)
+    for line, gain in zip(grid, gains):
+        for axes, diversity in zip(line, DIVERSITY):
+            _scatter(axes, rows, diversity, gain)
+            found = correlation_text([row[diversity] for row in rows], [row[gain] for row in rows])
+            axes.set_title(found, fontsize=7)
+        line[0].set_ylabel(f"gain in {SHOWN_GAINS[gain]}")
+    for axes, diversity in zip(grid[-1], DIVERSITY):
         axes.set_xlabel(title(diversity))
-    grid[0].set_ylabel("gain in NLL over mean member")
-    legend_above(figure, grid[0])
+    legend_above(figure, grid[0, 0])
     caption = (
-        f"Diversity of {len(rows)} ensembles against what they gain over their mean member: its NLL minus "
-        "theirs, in nats. r: Pearson's, rho: Spearman's correlation; ensembles that share members are not "
-        "independent."
+        f"Diversity of {len(rows)} ensembles against what they gain over their mean member: its NLL (nats), "
+        "Brier score and squared debiased calibration error minus theirs. r: Pearson's, rho: Spearman's "
+        "correlation; ensembles that share members are not independent."
     )
     return [Plot("diversity-gain", caption, figure)]
 
@@ -76,11 +81,11 @@ def correlation_text(x: Sequence[float], y: Sequence[float]) -> str:
     return f"r = {r:.2f}, rho = {rho:.2f}"
 
 
-def _scatter(axes: Axes, rows: Sequence[Row], diversity: str) -> None:
+def _scatter(axes: Axes, rows: Sequence[Row], diversity: str, gain: str) -> None:
     kind = _kind(rows)
     for label, style in _groups(map(kind, rows)).items():
         inside = [row for row in rows if label in (kind(row), ALL)]
-        points = [(row[diversity], nll_gain(row)) for row in inside]
+        points = [(row[diversity], row[gain]) for row in inside]
         axes.plot([x for x, _ in points], [y for _, y in points], label=label, **_points(style))
 
 

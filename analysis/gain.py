@@ -19,6 +19,7 @@ from analysis.rows import Row, is_soup
 from analysis.significance import ALPHA, Difference
 from analysis.table import Entry, Line, Table, made_by
 from lorae import metrics
+from lorae.metrics import Undefined
 
 DIVERSITY = (
     "disagreement",
@@ -28,15 +29,17 @@ DIVERSITY = (
     "error_correlation",
     "update_cosine",
 )
-GAINS = ("nll_gain", "acc_gain")
+GAINS = ("nll_gain", "acc_gain", "brier_gain", "calibration_gain")
 RESAMPLES = 10_000
+Scores = dict[str, float | None]
 Correlation = Callable[[np.ndarray], np.ndarray]  # how often each pool was drawn (R, K) -> values (R,)
 MIN_POOLS = 10  # resampling fewer says little about how far other pools would differ
 CAPTION = (
     "Correlation (Pearson's r, Spearman's rho) of an ensemble's diversity with what it gains over its mean "
-    "member: the mean member's NLL minus its own, its accuracy minus the mean member's. [95 % interval] by "
-    f"percentiles of the bootstrap over pools of members, 10,000 resamples, if there are {MIN_POOLS} pools "
-    "or more; bold: p ≤ 0.05 after Holm's correction over the column. Gains grow with the number of members "
+    "member, over its members: the mean member's NLL, Brier score and squared debiased calibration error "
+    "(over 15 runs) minus its own, its accuracy minus the mean member's. [95 % interval] by percentiles "
+    f" of the bootstrap over pools of members, 10,000 resamples, if there are {MIN_POOLS} pools or "
+    "more; bold: p ≤ 0.05 after Holm's correction over the column. Gains grow with the number of members "
     "whatever the diversity, and tasks differ in both: a correlation across a sweep describes it."
 )
 
@@ -47,25 +50,57 @@ def nll_gain(row: Row) -> float:
 
 
 def with_gains(trials: Trials) -> Trials:
-    """The trials with columns `GAINS`, None for fewer than two members."""
-    known: dict[tuple[str, str], float] = {}  # member, test set -> accuracy
+    """The trials with columns `GAINS`, None for fewer than two members, or where a metric is undefined."""
+    known: dict[tuple[str, str], Scores] = {}  # member, test set -> its scores
     rows = []
     for row in trials.rows:
         gains: dict[str, float | None] = dict.fromkeys(GAINS)
         if row["members"] > 1 and not is_soup(row):
-            gains = {"nll_gain": nll_gain(row), "acc_gain": row["acc"] - _mean_member_acc(trials, row, known)}
+            gains = {"nll_gain": nll_gain(row)} | _gains(row, _mean_member(trials, row, known))
         rows.append(row | gains)
     return replace(trials, rows=tuple(rows))
 
 
-def _mean_member_acc(trials: Trials, row: Row, known: dict[tuple[str, str], float]) -> float:
+def _gains(row: Row, mean_member: Scores) -> Scores:
+    """An ensemble against its mean member, by what is gained: higher is better."""
+    own: Scores = {"acc": row["acc"], "brier": row["brier"], "calibration": _square(row["debiased_ce15"])}
+    signs = {"acc": -1, "brier": 1, "calibration": 1}
+    found: Scores = {}
+    for name, sign in signs.items():
+        ours, theirs = own[name], mean_member[name]
+        found[f"{name}_gain"] = None if ours is None or theirs is None else sign * (theirs - ours)
+    return found
+
+
+def _mean_member(trials: Trials, row: Row, known: dict[tuple[str, str], Scores]) -> Scores:
+    """Mean scores of a row's members; a member with several draws has their mean."""
     members = [(member, row["eval_sets"]) for member in row["member_ids"]]
     if not all(member in known for member in members):
         test = trials.predictions(row)
-        accs = [metrics.acc(logp_NC, test.labels_N) for logp_NC in metrics.log_softmax(test.logits_MNC)]
-        accs_M = np.mean(np.reshape(accs, (len(members), -1)), axis=1)  # over a member's draws
-        known.update(zip(members, accs_M.tolist(), strict=True))
-    return float(np.mean([known[member] for member in members]))
+        of_draws = [_scores(logp_NC, test.labels_N) for logp_NC in metrics.log_softmax(test.logits_MNC)]
+        num_draws = len(of_draws) // len(members)
+        for place, member in enumerate(members):
+            known[member] = _mean(of_draws[place * num_draws : (place + 1) * num_draws])
+    return _mean([known[member] for member in members])
+
+
+def _scores(logp_NC: np.ndarray, labels_N: np.ndarray) -> Scores:
+    found: Scores = {"acc": metrics.acc(logp_NC, labels_N), "brier": metrics.brier(logp_NC, labels_N)}
+    try:
+        return found | {"calibration": _square(metrics.debiased_ce15(logp_NC, labels_N))}
+    except Undefined:
+        return found | {"calibration": None}
+
+
+def _square(root: float | None) -> float | None:
+    """The squared error of a signed root: its mean is unbiased, that of the roots is not."""
+    return root and float(np.copysign(root**2, root))
+
+
+def _mean(scores: Sequence[Scores]) -> Scores:
+    """Mean of each score, None where one is."""
+    values = {name: [one[name] for one in scores] for name in scores[0]}
+    return {name: None if None in found else float(np.mean(found)) for name, found in values.items()}
 
 
 def correlations(trials: Trials) -> Table:
@@ -102,7 +137,10 @@ def _pool(row: Row) -> str:
 
 
 def _correlations(rows: Sequence[Row], measure: str, gain: str) -> list[Entry | Difference]:
-    """Pearson's and Spearman's correlation over the rows; no value if either variable is constant."""
+    """Pearson's and Spearman's correlation over the rows; no value if either variable is constant, or
+    undefined for a row."""
+    if any(row[gain] is None for row in rows):
+        return [Entry(None), Entry(None)]
     x_N, y_N = (np.array([row[name] for row in rows]) for name in (measure, gain))
     if len(rows) < 3 or np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
         return [Entry(None), Entry(None)]

@@ -109,7 +109,7 @@ def report_sections(trials: Trials) -> list[Section]:
     if classes.rows:
         measured, notes = with_updates(with_gains(classes), max_entries=MAX_REPORT_ENTRIES)
         diversity = [t for t in (weight_table(measured, notes), correlations(measured)) if t.blocks]
-        gains = diversity_against_gain(classes)
+        gains = diversity_against_gain(measured)
     whole = comparison(trials, all_metrics(trials), tuple(COST), name="all-metrics")
     sections = [
         Section("Comparison", tables=[comparison(trials)]),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -23,9 +23,10 @@ from jobs.search import Found, check_search, num_trained, run_search, search_tex
 from jobs.simulate import duration, simulate
 from jobs.verify import set_rotten_aside, used_entries, verifying
 from lorae.backbone.checks import check_backbones
-from lorae.planning.estimate import Devices, answers_bytes
+from lorae.planning.estimate import Devices, Host, answers_bytes
 from lorae.planning.faults import input_faults
 from lorae.planning.plan import Plan, after_tuning, make_plan, placed, soups_of
+from lorae.planning.teachers import students_of
 from lorae.results import trials_table
 from lorae.store.store import Store
 from lorae.tasks.splits import refuse
@@ -152,28 +153,55 @@ def _run_grid(
 ) -> Found:
     """Run the tuning, every stack, then the soups. A plan for devices that are not `here` is printed
     first."""
-    failed, trained = dict[str, str](), 0
-    if not plan.is_done:
+    if plan.is_done:
+        return Found(plan, {}, num_trained(store, plan), best=tuning_text(plan))
+    with nullcontext(here) if local else ray_cluster(address) as found:
+        assert found
+        devices = request.on(found)
         host, run = ("local", run_local) if local else ("tune", run_tune)
-        with nullcontext(here) if local else ray_cluster(address) as found:
-            assert found
-            devices = request.on(found)
-            plan = placed(plan, devices, host)
-            if here is None:
-                say(plan_text(plan))
-                _warn_of_slow_bf16(plan, devices)
-            if tuning := plan.tuning:
-                lost = run(tuning, request, devices) if tuning.stacks else {}
-                # A diverged member is a result: its value is not chosen
-                failed |= {what: why for what, why in lost.items() if what not in tuning.needed}
-                trained += num_trained(store, tuning)
-                plan = placed(after_tuning(request.sweep, store), devices, host)
-                say(plan_text(plan))
-            if plan.stacks:
-                failed |= run(plan, request, devices)
-            if (soups := soups_of(plan, store)).pending:
-                failed |= run(placed(soups, devices, host), request, devices)
-    return Found(plan, failed, trained + num_trained(store, plan), best=tuning_text(plan))
+        rounds = _Rounds(request, store, devices, host, run)
+        plan = placed(plan, devices, host)
+        if here is None:
+            say(plan_text(plan))
+            _warn_of_slow_bf16(plan, devices)
+        if plan.tuning and any(trial.teacher for trial, _ in plan.trials):
+            rounds.tune(plan.tuning)  # of the teachers alone; students are tuned with the values chosen there
+            plan = make_plan(request.sweep, store, devices, host)
+        if plan.tuning:
+            rounds.tune(plan.tuning)
+            plan = placed(after_tuning(request.sweep, store), devices, host)
+            say(plan_text(plan))
+        rounds.failed |= rounds.members(plan)
+        if (soups := soups_of(plan, store)).pending:
+            rounds.failed |= run(placed(soups, devices, host), request, devices)
+    trained = rounds.trained + num_trained(store, plan)
+    return Found(plan, rounds.failed, trained, best=tuning_text(plan))
+
+
+@dataclass
+class _Rounds:
+    """What a grid runs one after another, and what became of it."""
+
+    request: Request
+    store: Store
+    devices: Devices
+    host: Host
+    run: Callable[[Plan, Request, Devices], dict[str, str]]
+    failed: dict[str, str] = field(default_factory=dict)
+    trained: int = 0
+
+    def members(self, plan: Plan) -> dict[str, str]:
+        """Run a plan's members, then the students whose teachers are stored; returns what failed."""
+        lost = self.run(plan, self.request, self.devices) if plan.stacks else {}
+        if (students := students_of(plan, self.store)).pending:
+            lost |= self.run(placed(students, self.devices, self.host), self.request, self.devices)
+        return lost
+
+    def tune(self, tuning: Plan) -> None:
+        lost = self.members(tuning)
+        # A diverged member is a result: its value is not chosen
+        self.failed |= {what: why for what, why in lost.items() if what not in tuning.needed}
+        self.trained += num_trained(self.store, tuning)
 
 
 def _warn_of_slow_bf16(plan: Plan, devices: Devices | None) -> None:
@@ -217,6 +245,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "to_train": plan.num_to_train,
             "damaged": list(plan.damaged),
         },
+        "students": sum(len(stack.members) for stack in plan.students),
         "soups": sum(bool(stack.soup) for stack in plan.soups),
         "answers_bytes": sum(map(answers_bytes, [*plan.stacks, *plan.soups])),
         "pools": sum(stack.pool for stack in plan.soups),
@@ -283,6 +312,9 @@ def _round_text(plan: Plan) -> str:
             f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {duration(stack['seconds'])}"
             + ("" if stack["train_tokens"] else " to predict")
         )
+    if plan.students:
+        num = sum(len(stack.members) for stack in plan.students)
+        lines.append(f"  then {num} members learn from the predictions of their teachers")
     if soups := [stack for stack in plan.soups if stack.soup]:
         lines.append(f"  then {len(soups)} soups of their members predict")
     if pools := [stack for stack in plan.soups if stack.pool]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from lorae.combinations import COMBINATIONS
 from lorae.engine.checkpoints import StackCheckpoints
 from lorae.engine.job import Job
 from lorae.engine.predicting import (
@@ -24,11 +25,13 @@ from lorae.engine.predicting import (
 from lorae.engine.training import MemberRun, TrainingData, train_stack
 from lorae.identity import canonical
 from lorae.methods import frozen_tensors
+from lorae.metrics import combine
 from lorae.planning.stack import Progress
 from lorae.store import peft_format
 from lorae.store.names import (
     CUT,
     PATH_FILE,
+    member_folder,
     reference_folder,
     snapshot_file,
 )
@@ -37,6 +40,7 @@ from lorae.store.predictions import SCHEMA, parquet_bytes, prediction_file
 from lorae.store.records import CURVE
 from lorae.tasks.base import Task
 from lorae.tasks.encoding import head_answers, head_classes, shared_options
+from lorae.trial import Trial
 
 
 def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
@@ -55,6 +59,9 @@ def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
         folders, name = [reference_folder(trial.reference_id())], trial.task.eval_set("train")
         reference = job.ranks.once(lambda: torch.tensor(job.store.predictions(folders, name).logits_MNC[0]))
         data = replace(data, reference_logits_NC=reference.numpy())
+    if trial.teacher:
+        targets = job.ranks.once(_targets, job, trial.teacher)
+        data = replace(data, reference_logits_NC=targets.numpy())
     stack_id = replace(job.stack, members=tuple(members)).id
     job.ranks.once(job.store.begin, stack_id, [trial.member_id(m) for m in members])
     checkpoints = StackCheckpoints(job.store.storage, stack_id, job.checkpoint_seconds, job.should_stop)
@@ -85,6 +92,18 @@ def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
         failed |= job.ranks.once(_store_members, job, good, predicted)
     job.ranks.once(_close, job, failed, stack_id)
     return failed
+
+
+def _targets(job: Job, teacher: Trial) -> torch.Tensor:
+    """Log-probabilities (N, C) of a teacher on the training examples.
+
+    Raises:
+        ValueError: a member of the teacher is not stored, or has not predicted them.
+    """
+    folders = [*map(member_folder, teacher.member_ids())]
+    stored = job.store.predictions(folders, teacher.task.eval_set("train"))
+    pooled_NC = combine(stored.logits_MNC, COMBINATIONS[teacher.combine].rule)
+    return torch.from_numpy(pooled_NC.astype(np.float32))
 
 
 def prompt_members(job: Job, members: Sequence[int]) -> dict[str, str]:
@@ -164,6 +183,8 @@ def _member_json(job: Job, run: MemberRun, stacked_with: int, predict_seconds: f
         "cut": CUT,
         "provenance": job.provenance,
     }
+    if trial.teacher:  # as it was then: trained again, it would round differently on another device
+        record["teacher"] = job.store.weight_checksums(trial.teacher.member_ids())
     if not trial.method.trains:
         record["context"] = vars(job.context(run.member))
     return json.dumps(record, indent=1).encode()

@@ -33,7 +33,8 @@ class TrainingData:
     """Encoded training and validation rows; with features for `LastLayer`.
 
     Attributes:
-        reference_logits_NC: for KL, the backbone's class logits on the training rows.
+        reference_logits_NC: for KL, the backbone's class logits on the training rows; for `Distill`, the log-
+            probabilities of the teacher.
         feature_seconds, feature_process_seconds: time to compute the rows' features, which counts as
             training.
     """
@@ -57,7 +58,10 @@ class TrainingData:
             ValueError: there are no reference logits.
         """
         if self.reference_logits_NC is None:
-            raise ValueError("KL needs the backbone's logits on the training rows; give reference_logits_NC")
+            raise ValueError(
+                "KL needs the backbone's logits on the training rows, Distill the teacher's; give "
+                "reference_logits_NC"
+            )
         lacking = self.num_classes - self.reference_logits_NC.shape[1]
         return np.pad(self.reference_logits_NC, ((0, 0), (0, lacking)), constant_values=-np.inf)
 
@@ -135,7 +139,7 @@ def train_stack(
     """
     keys = [trial.member_key(m) for m in members]
     regularizers, stopping = trial.regularizers, trial.regularizer(EarlyStopping)
-    reference_NC = data.reference_NC if trial.stores_reference else None
+    reference_NC = data.reference_NC if trial.stores_reference or trial.teacher else None
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
     path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}

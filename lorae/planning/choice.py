@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorae.metrics import pooled_nll
 from lorae.store.ahead import ahead
 from lorae.store.names import member_folder
 from lorae.store.store import Store
-from lorae.trial.tuning import Point, Study, left_out, recipe_name, values_text
+from lorae.trial import Sweep, Trial
+from lorae.trial.tuning import (
+    Point,
+    Study,
+    left_out,
+    recipe_name,
+    studies,
+    taught_by,
+    teacher_recipe,
+    values_text,
+)
 from lorae.untrusted import count, number
 
 
@@ -55,15 +65,19 @@ class Choice:
     Attributes:
         nlls: each point's mean validation NLL of single members, in nats per example; infinite if a member
             failed, None if one is not stored yet.
+        taught: what the chosen values of the recipe's teacher set in it, by dotted path.
+        is_ready: the recipe has no teacher, or the teacher's values are chosen.
     """
 
     study: Study
     nlls: tuple[float | None, ...]
+    taught: dict[str, Any] = field(default_factory=dict)
+    is_ready: bool = True
 
     @property
     def is_known(self) -> bool:
         """Whether every point was tried."""
-        return None not in self.nlls
+        return self.is_ready and None not in self.nlls
 
     @property
     def best_nll(self) -> float:
@@ -150,6 +164,20 @@ class Choice:
             end = "smallest" if self.values[axis] == min(self.study.axes[axis]) else "largest"
             words.append(f"the {end} {axis} that was tried, a better one may lie beyond")
         return "; ".join(words)
+
+
+def chosen(store: Store, sweep: Sweep) -> dict[Trial, Choice]:
+    """The choice of each recipe of a sweep, by `recipe_of`; a student is tuned at its teacher's choice."""
+    plain = studies(sweep)
+    found = {recipe: choose(store, study) for recipe, study in plain.items() if not recipe.teacher}
+    for student in (recipe for recipe in plain if recipe.teacher):
+        teacher = found.get(teacher_recipe(student) or student)  # None = its values are given
+        values = teacher.values if teacher else {}
+        taught = taught_by(student, values or {})
+        study = studies(sweep, {student: taught})[student]
+        known = (None,) * len(study.points) if values is None else choose(store, study).nlls
+        found[student] = Choice(study, known, taught, is_ready=values is not None)
+    return {recipe: found[recipe] for recipe in plain}
 
 
 def choose(store: Store, study: Study) -> Choice:

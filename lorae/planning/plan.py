@@ -10,10 +10,11 @@ from typing import Any
 from lorae.backbone.checks import Inspection
 from lorae.draws import Draws
 from lorae.planning.checks import check_recipe
-from lorae.planning.choice import Choice, choose
+from lorae.planning.choice import Choice, chosen
 from lorae.planning.estimate import Devices, Estimate, Host, Placement, estimate
 from lorae.planning.placement import divided, place
 from lorae.planning.stack import Stack
+from lorae.planning.teachers import has_teacher
 from lorae.search import EarlyEnd
 from lorae.sources import backbone_config
 from lorae.store.ahead import ahead
@@ -23,7 +24,7 @@ from lorae.tasks.base import Task
 from lorae.tasks.splits import label_faults, refuse
 from lorae.trial import Sweep, Trial, cell_of, cells
 from lorae.trial.axes import with_values
-from lorae.trial.tuning import Point, recipe_of, studies
+from lorae.trial.tuning import Point, recipe_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Plan:
         begun: stacks whose training was interrupted, and goes on as it began.
         stacks: all of these, the pending ones spread over the devices, the longest first.
         placements, estimates: of each of the stacks.
+        students: stacks whose teachers lack predictions, to be run when these are stored: see `students_of`.
         soups: those that lack predictions, and members that lack texts together, to be run when the members
             are stored: see `soups_of`.
         whole: no stack is divided: a search that ends stacks early compares ensembles.
@@ -55,6 +57,7 @@ class Plan:
     stacks: tuple[Stack, ...] = ()
     placements: tuple[Placement, ...] = ()
     estimates: tuple[Estimate, ...] = ()
+    students: tuple[Stack, ...] = ()
     soups: tuple[Stack, ...] = ()
     whole: bool = False
     tuning: Plan | None = None
@@ -64,7 +67,7 @@ class Plan:
     @property
     def is_done(self) -> bool:
         """Whether nothing remains to be run."""
-        return not (self.pending or self.begun or self.soups or self.tuning)
+        return not (self.pending or self.begun or self.students or self.soups or self.tuning)
 
     @property
     def tuned(self) -> list[Choice]:
@@ -115,18 +118,17 @@ def after_tuning(sweep: Sweep, store: Store) -> Plan:
 
 def _tuned(sweep: Sweep, store: Store, ended: bool = False) -> Plan:
     """What is to be tuned, unless that has ended, and then every trial at the values that are chosen."""
-    found = {recipe: choose(store, study) for recipe, study in studies(sweep).items()}
+    found, recipes = chosen(store, sweep), {trial: recipe_of(trial) for trial in sweep.trials()}
     tuning = None
     if not ended and not all(choice.is_known for choice in found.values()):
-        points = [p.trial for choice in found.values() for p in choice.sound_points]
+        points = [p.trial for choice in found.values() if choice.is_ready for p in choice.sound_points]
         tuning = _plan(sweep, store, points, validation_only=True)
     trained = set(tuning.needed) if tuning else set()
-    recipes = {trial: recipe_of(trial) for trial in sweep.trials()}
     of_recipe = {r: [trial for trial, recipe in recipes.items() if recipe == r] for r in found}
     values = {r: _values_at_most(choice, of_recipe[r], store, trained) for r, choice in found.items()}
     rows: dict[Trial, Choice | None] = {}
     for trial, recipe in recipes.items():
-        row = with_values(trial, values[recipe]) if recipe else trial
+        row = with_values(trial, values[recipe] | found[recipe].taught) if recipe else trial
         rows.setdefault(row, found[recipe] if recipe else None)
     can_run = [r for r, c in rows.items() if c is None or c.values is not None or (tuning and not c.is_known)]
     return replace(
@@ -145,7 +147,8 @@ def _values_at_most(
         return choice.values
 
     def num_lacking(point: Point) -> int:
-        ids = {m for trial in trials for m in with_values(trial, point.values).member_ids()}
+        values = point.values | choice.taught
+        ids = {m for trial in trials for m in with_values(trial, values).member_ids()}
         return sum(not store.is_member(member) for member in ids.difference(trained))
 
     return max(choice.sound_points or choice.study.points, key=num_lacking).values
@@ -172,7 +175,8 @@ def _plan(
     damaged: list[str] = []
     pending: list[Stack] = []
     draws: dict[Trial, dict[Draws | None, int]] = {}  # with the most members of a trial
-    for trial, _ in trials:
+    teachers = [t.teacher for t in rows if t.teacher]
+    for trial in (*rows, *teachers):
         of_cell = draws.setdefault(cell_of(trial), {})
         of_cell[trial.draws] = max(trial.members, of_cell.get(trial.draws, 0))
     whole_stacks = [
@@ -186,8 +190,9 @@ def _plan(
             and (num_members > 1 or validation_only)
             and cell.task.scoring.answer != "value",  # paths are of distributions over classes
             validation_only=validation_only,
+            teaching=max((t.members for t in teachers if cell_of(t) == cell), default=0),
         )
-        for cell, num_members in cells([trial for trial, _ in trials])
+        for cell, num_members in cells([*rows, *teachers])
     ]
     looked_up = ahead(lambda stack: _lacking_members(stack, store, trained), whole_stacks)
     for stack, (ids, lacking, found, damages) in zip(whole_stacks, looked_up):
@@ -200,6 +205,8 @@ def _plan(
             pending.append(replace(stack, members=lacking, stored=only_predict))
     whole = isinstance(sweep.search, EarlyEnd)
     pending, begun = (pending, []) if whole else _as_begun(pending, store)
+    students = [s for s in (*begun, *pending) if s.members and not has_teacher(s.trial, store)]
+    pending, begun = ([s for s in found if s not in students] for found in (pending, begun))
     covered = {
         (s.trial.reference_id(), name) for s in (*begun, *pending) if s.members for name in s.reference_sets()
     }
@@ -214,6 +221,7 @@ def _plan(
             if s.members or not {(s.trial.reference_id(), n) for n in s.reference_sets()} <= covered
         ),
         begun=tuple(begun),
+        students=tuple(students),
         soups=tuple(_lacking_soups(trials, store)),
         whole=whole,
     )
@@ -226,7 +234,7 @@ def soups_of(plan: Plan, store: Store) -> Plan:
     """
     lacking = _lacking_soups(plan.trials, store)
     ready = (s for s in lacking if all(map(store.is_member, s.member_ids())))
-    return replace(plan, pending=tuple(ready), begun=(), soups=(), whole=True)
+    return replace(plan, pending=tuple(ready), begun=(), students=(), soups=(), whole=True)
 
 
 def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
@@ -242,6 +250,7 @@ def placed(plan: Plan, devices: Devices, host: Host = "tune") -> Plan:
     rows = [(stack, place(stack, devices, host)) for stack in stacks]
     rows = [(replace(stack, micro_batch=where.micro_batch), where) for stack, where in rows]
     triples = [(stack, where, estimate(stack, devices, where)) for stack, where in rows]
+    divided((), plan.students, devices, host)  # refuses now what fits nowhere
     triples.sort(key=lambda row: -row[2].seconds)
     stacks, placements, estimates = zip(*triples) if triples else ((), (), ())
     tuning = plan.tuning and placed(plan.tuning, devices, host)

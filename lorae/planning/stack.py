@@ -43,6 +43,8 @@ class Stack:
         stored: members that were already stored at planning time, and only make missing predictions; not part
             of any identity.
         validation_only: the members are trained for tuning, and predict only validation.
+        teaching: how many members, from the lowest index, also predict the training examples, for the trials
+            whose teacher they are.
     """
 
     trial: Trial
@@ -56,6 +58,7 @@ class Stack:
     pool: bool = False
     stored: tuple[int, ...] = ()
     validation_only: bool = False
+    teaching: int = 0
 
     @property
     def to_train(self) -> tuple[int, ...]:
@@ -67,7 +70,10 @@ class Stack:
         ways = self.draws or (self.trial.draws,)
         if member is not None and self.draw_members:
             ways = [draws for draws, num in zip(ways, self.draw_members) if member < num]
-        return {s.name: s for draws in ways for s in self._splits(draws)}
+        sets = {s.name: s for draws in ways for s in self._splits(draws)}
+        if self.teaching > (member or 0):
+            sets |= {s.name: s for s in [EvalSet(self.trial.task, "train")]}
+        return sets
 
     def reference_sets(self) -> dict[str, EvalSet]:
         """Prediction sets of the backbone itself; KL adds the training split. Empty if members train heads:

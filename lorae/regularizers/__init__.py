@@ -12,6 +12,7 @@ from typing import get_args
 from lorae.regularizers.base import Regularizer
 from lorae.regularizers.class_weights import ClassWeights
 from lorae.regularizers.decay_b import DecayB
+from lorae.regularizers.distill import Distill
 from lorae.regularizers.dropout import AdapterDropout
 from lorae.regularizers.early_stopping import EarlyStopping
 from lorae.regularizers.kl import KL
@@ -24,10 +25,11 @@ __all__ = [
     "AnyRegularizer",
     "ClassWeights",
     "DecayB",
+    "Distill",
     "EarlyStopping",
     "Masksembles",
     "Regularizer",
 ]
 
-AnyRegularizer = KL | DecayB | EarlyStopping | AdapterDropout | Masksembles | ClassWeights
+AnyRegularizer = KL | DecayB | EarlyStopping | AdapterDropout | Masksembles | ClassWeights | Distill
 REGULARIZERS: tuple[type[Regularizer], ...] = get_args(AnyRegularizer)

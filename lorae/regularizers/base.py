@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -56,6 +56,25 @@ class Regularizer:
     def check_widths(self, widths: Collection[int]) -> None:
         """Refuse input widths of trained parts that it cannot handle; ValueError says what to write."""
 
+    def teacher(self, trial: Trial) -> Trial | None:
+        """The ensemble whose stored predictions on the training examples are the `reference` of `penalty`;
+        None = the regulariser learns from no other members.
+
+        Args:
+            trial: the trial that has the regulariser.
+        """
+        return None
+
+    def taught(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """What a sweep that tunes sets in a trial, by dotted path, when its teacher's values are chosen.
+
+        Args:
+            chosen: the teacher's tuned values by dotted path.
+        Raises:
+            ValueError: a tuned value that the trial cannot name.
+        """
+        return {}
+
     def class_weights(self, labels: Sequence[int], num_classes: int) -> np.ndarray | None:
         """Weight (C,) of the examples of each class in the loss; None = 1.
 
@@ -69,7 +88,8 @@ class Regularizer:
 
         Args:
             logits: (rows, C) class logits of the members.
-            reference: (rows, C) class logits of the backbone, if any regulariser `needs_reference`.
+            reference: (rows, C) class logits of the backbone, if any regulariser `needs_reference`, or log-
+                probabilities of the `teacher`.
         """
         return None
 

@@ -229,6 +229,11 @@ def _check_search(sweep: Sweep) -> None:
         )
     if search and sweep.rivals:
         raise ValueError("rivals with a search: compare what it finds with them in a sweep without search")
+    if search and (taught := next((trial for trial in sweep.trials() if trial.teacher), None)):
+        raise ValueError(
+            f"{taught.factors()['regularizers']} with a search: a student waits for its teacher; compare "
+            "what the search finds in a sweep without search"
+        )
     if isinstance(search, EarlyEnd) and any(t.regularizer(EarlyStopping) for t in sweep.trials()):
         raise ValueError(
             f"search={search} with EarlyStopping: an ensemble of which a member has stopped cannot be "

@@ -132,6 +132,12 @@ class Trial:
     def _needs_reference(self) -> bool:
         return any(regularizer.needs_reference for regularizer in self.regularizers)
 
+    @functools.cached_property
+    def teacher(self) -> Trial | None:
+        """The ensemble that the members learn from, whose predictions on the training examples must be stored
+        before they are trained; None = there is none."""
+        return next((t for r in self.regularizers if (t := r.teacher(self))), None)
+
     @property
     def soup(self) -> str | None:
         """Name of the combination that merges several members into the one model that predicts; None if
@@ -193,7 +199,10 @@ class Trial:
         """Canonical form of everything that changes a member except its streams."""
         parts = ("backbone", "task", "method", "regularizers", "optimizer", "budget", "precision")
         settings = fields_of(without_idle_settings(self))
-        return {"schema": SCHEMA_VERSION} | {k: v for k, v in settings.items() if k in parts}
+        recipe = {"schema": SCHEMA_VERSION} | {k: v for k, v in settings.items() if k in parts}
+        if self.teacher:
+            recipe["teacher"] = {"members": self.teacher.member_ids(), "combine": self.teacher.combine}
+        return recipe
 
     def member_id(self, index: int) -> str:
         """Identity of member `index`: 16 hex digits. Equal members have equal identities, whatever the number
@@ -314,7 +323,10 @@ def unchanged(trial: Trial) -> Iterator[None]:
 
 
 def _without_members(trial: Trial) -> Trial:
-    """A trial of the same recipe, equal for all trials that differ only in their members."""
+    """A trial of the same recipe, equal for all trials that differ only in their members. A recipe with a
+    teacher names the teacher's members, and so depends on their streams."""
+    if trial.teacher:
+        return replace(trial, members=1, combine="probs", draws=None)
     return replace(trial, seed=0, members=1, diversity=Diversity(), combine="probs", draws=None)
 
 

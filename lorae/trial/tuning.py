@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lorae.search import rounded
@@ -75,11 +76,15 @@ def recipe_of(trial: Trial) -> Trial | None:
     return replace(trial, seed=0, members=1, combine="probs", draws=None)
 
 
-def studies(sweep: Sweep) -> dict[Trial, Study]:
+def studies(
+    sweep: Sweep, taught: Mapping[Trial, Mapping[str, Any]] = MappingProxyType({})
+) -> dict[Trial, Study]:
     """What each recipe of a sweep is tuned over, by `recipe_of`.
 
     The members at its points have the seed of the recipe's first row, and predict as that row does.
 
+    Args:
+        taught: of recipes that have a teacher, what its chosen values set in them.
     Raises:
         ValueError: an axis has invalid values, or a value that is refused with every value of the other axes.
     """
@@ -87,7 +92,9 @@ def studies(sweep: Sweep) -> dict[Trial, Study]:
     for trial in sweep.trials():
         if recipe := recipe_of(trial):
             firsts.setdefault(recipe, trial)
-    return {recipe: _study(sweep, first) for recipe, first in firsts.items()}
+    return {
+        recipe: _study(sweep, with_values(first, taught.get(recipe, {}))) for recipe, first in firsts.items()
+    }
 
 
 def _study(sweep: Sweep, first: Trial) -> Study:
@@ -171,11 +178,34 @@ def check_tuning(sweep: Sweep) -> None:
                 f"tune[{axis!r}] = {grid!r}: must be values, or multiples of each recipe's own; write "
                 "(1e-4, 3e-4, 1e-3) or Times(0.3, 1, 3)"
             )
+    _check_teachers(sweep)
     found = studies(sweep).values()
     for axis, grid in sweep.tune.items():
         if not any(axis in study.axes for study in found):
             with_value(sweep.base, axis, grid[0] if isinstance(grid, (tuple, list)) and grid else 1.0)
             raise ValueError(f"tune[{axis!r}]: no recipe of the sweep has a value of it; leave it out")
+
+
+def teacher_recipe(recipe: Trial) -> Trial | None:
+    """`recipe_of` the teacher of a recipe, None without one."""
+    return recipe.teacher and recipe_of(recipe.teacher)
+
+
+def taught_by(recipe: Trial, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What the chosen values of a recipe's teacher set in it, by dotted path."""
+    return {axis: v for regularizer in recipe.regularizers for axis, v in regularizer.taught(chosen).items()}
+
+
+def _check_teachers(sweep: Sweep) -> None:
+    """Refuse students whose teacher would not be tuned."""
+    recipes = dict.fromkeys(filter(None, map(recipe_of, sweep.trials())))
+    for student in (recipe for recipe in recipes if recipe.teacher):
+        tuned = taught_by(student, dict.fromkeys(sweep.tune))
+        if tuned and teacher_recipe(student) not in recipes:
+            raise ValueError(
+                f"tune with {recipe_name(student)}: the teacher's recipe, which lacks Distill, is no row of "
+                "the sweep, so it is not tuned; add it to the axes or rivals, or write Distill(lr=...)"
+            )
 
 
 def values_text(values: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from sweeps import make_sweep
 
@@ -11,6 +12,7 @@ from analysis.data import load_trials
 from analysis.gain import MIN_POOLS, correlation, correlations, with_gains
 from analysis.render import csv_text
 from analysis.significance import Difference
+from lorae.metrics import debiased_ce15
 from lorae.regularizers import KL
 
 AXES = {"regularizers": [(), (KL(),)], "members": [1, 2, 4]}
@@ -45,6 +47,16 @@ def test_gains_are_over_the_members_own_mean(trials):
         acc_M = (test.logits_MNC.argmax(2) == test.labels_N).mean(1)
         assert row["acc_gain"] == pytest.approx(row["acc"] - acc_M.mean())
         assert row["nll_gain"] == pytest.approx(row["mean_member_nll"] - row["ensemble_nll"])
+        p_MNC = scipy.special.softmax(test.logits_MNC.astype(np.float64), axis=2)
+        truth_NC = np.eye(3)[test.labels_N]
+        brier_M = ((p_MNC - truth_NC) ** 2).sum(axis=2).mean(axis=1)
+        ensemble = ((p_MNC.mean(axis=0) - truth_NC) ** 2).sum(axis=1).mean()
+        assert row["brier_gain"] == pytest.approx(brier_M.mean() - ensemble) and row["brier_gain"] > 0, (
+            "convex"
+        )
+        squares = [s * abs(s) for s in (debiased_ce15(np.log(p_NC), test.labels_N) for p_NC in p_MNC)]
+        own = debiased_ce15(np.log(p_MNC.mean(axis=0)), test.labels_N)
+        assert row["calibration_gain"] == pytest.approx(np.mean(squares) - own * abs(own), abs=1e-9)
 
 
 @pytest.mark.slow

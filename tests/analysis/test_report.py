@@ -30,7 +30,7 @@ from analysis.figures_sweep import (
     pareto_front,
     quality_against_cost,
 )
-from analysis.gain import nll_gain
+from analysis.gain import nll_gain, with_gains
 from analysis.page import Section, page
 from analysis.plotting import panels
 from analysis.render import csv_text, markdown
@@ -185,6 +185,9 @@ def test_diversity_and_gain_are_those_of_the_ensembles(storage):
     drawn = np.concatenate([line.get_xydata() for line in plot.figure.axes[1].lines])
     assert sorted(map(tuple, drawn)) == sorted((r["mutual_information"], nll_gain(r)) for r in rows)
     assert min(nll_gain(row) for row in rows) > 0
+    calibration = [r["calibration_gain"] for r in with_gains(trials).rows if r["members"] > 1]
+    drawn = np.concatenate([line.get_xydata() for line in plot.figure.axes[5].lines])
+    assert sorted(drawn[:, 1]) == sorted(calibration) and min(calibration) < max(calibration)
     r = scipy.stats.pearsonr([r["mutual_information"] for r in rows], [nll_gain(r) for r in rows]).statistic
     assert f"r = {r:.2f}" in plot.figure.axes[1].get_title()
     assert correlation_text([1, 1, 1], [1, 2, 3]) == "no correlation: constant"
