@@ -90,14 +90,16 @@ def reliability_diagram(trials: Trials, panel: Panel, label: str) -> Plot:
     caption = (
         f"Reliability of {of}: accuracy against confidence in those of 15 equal-width bins that have "
         "examples, mean over the ensembles of each pool; bars: standard error over trainings, where it is "
-        "known; dotted: the gap to the confidence; below: the examples in each bin."
+        "known; dotted: the gap to the confidence; below: the examples in each bin; bins with less than one "
+        "on average have no point."
     )
     return Plot(f"reliability{panel.slug}{slug(label or 'lora')}", caption, figure)
 
 
 def _reliability(above: Axes, below: Axes, bins: Sequence[Bin]) -> None:
-    confidence, accuracy = [b.confidence for b in bins], [b.accuracy for b in bins]
-    bars = [np.nan if b.stderr is None else b.stderr for b in bins]
+    points = [b for b in bins if b.count >= 1]
+    confidence, accuracy = [b.confidence for b in points], [b.accuracy for b in points]
+    bars = [np.nan if b.stderr is None else b.stderr for b in points]
     above.plot([0, 1], [0, 1], **BACKBONE)
     above.vlines(confidence, confidence, accuracy, color="#D55E00", linestyle=":", linewidth=0.8)
     above.errorbar(confidence, accuracy, bars, color="#0072B2", marker="o", markersize=3, linewidth=0.8)

@@ -6,7 +6,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -15,7 +15,7 @@ from analysis.escape import page as words
 from analysis.plotting import Plot, svg
 from analysis.render import is_bold, parts, shown, sign
 from analysis.significance import Difference
-from analysis.table import Entry, Table
+from analysis.table import Entry, Line, Table
 
 MAX_WARNINGS = 5  # that are open
 LONG = 60  # characters of a cell that may take several lines
@@ -35,7 +35,7 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid var(--
 p, li { max-width: 48rem; }
 code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: var(--tint); padding: .05em .3em; }
 .quiet, figcaption, .caption, .note { color: var(--quiet); font-size: .85rem; }
-.caption, .note { max-width: 60rem; margin: .5rem 0; }
+.caption, .note { max-width: 60rem; margin: .4rem 0; }
 .warnings { border-left: 4px solid #b3261e; background: var(--warn); padding: .6rem 1rem; margin: 1.2rem 0; }
 .warnings ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .wide { overflow-x: auto; }
@@ -217,8 +217,30 @@ def table_html(table: Table, files: str = "") -> str:
     notes = "".join(f'<p class="note">{words(note)}</p>' for note in table.notes)
     return (
         f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n{bodies}</table></div>'
-        f'<p class="caption">{words(table.caption)}{files}</p>{notes}'
+        f'<p class="caption">{_legend(lines, columns)}{files}</p>{notes}'
+        f'<details class="caption"><summary>how to read it</summary>{words(table.caption)}</details>'
     )
+
+
+def _legend(lines: Sequence[Line], columns: Sequence[Column]) -> str:
+    """What the signs that occur mean, in short."""
+    entries = [line[column.name] for line in lines for column in columns]
+    told = [words for has, words in LEGEND if any(map(has, entries))]
+    return f"{'; '.join(told)}." if told else ""
+
+
+def _differs(entry: Entry | Difference) -> bool:
+    return isinstance(entry, Difference) and is_bold(entry)
+
+
+LEGEND: Sequence[tuple[Callable[[Entry | Difference], bool], str]] = (
+    (lambda entry: is_bold(entry) and not _differs(entry), "Bold: best"),
+    (_differs, "Bold: differs from 0"),
+    (lambda entry: sign(entry) == "≈", "≈: equivalent"),
+    (lambda entry: sign(entry) == "?", "?: undecided"),
+    (lambda entry: sign(entry) == "†", "†: these very members"),
+    (lambda entry: getattr(entry, "stderr", None) is not None, "±: standard error over trainings"),
+)
 
 
 def notebook_html(table: Table) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from analysis.columns import direction, title
+from analysis.columns import Column, direction, title
 from analysis.render import text
 from analysis.significance import ALPHA, Difference
 from analysis.table import Entry, Line, Table
@@ -39,8 +39,9 @@ def summary(whole: Table, changes: Sequence[Table] = ()) -> list[str]:
     best = [_best(whole, block, metric) for block in judged[:MAX_TEST_SETS]]
     if more := len(judged) - len(best):
         best.append(f"{more} more test sets are in the table.")
-    changed = "; ".join(filter(None, (_change(table, metric) for table in changes)))
-    return [" ".join(best), *([f"{changed}."] if changed else []), f"{SURE}{_unjudged(whole, metric)}"]
+    changed = [found for table in changes if (found := _change(table, metric))]
+    told = [f"{'; '.join([*changed[:1], *map(_lower, changed[1:])])}."] if changed else []
+    return [" ".join(best), *told, f"{SURE}{_unjudged(whole, metric)}"]
 
 
 def _metric(table: Table) -> str | None:
@@ -58,23 +59,23 @@ def _entry(line: Line, name: str) -> Entry:
 
 def _best(table: Table, block: Sequence[Line], metric: str) -> str:
     """Which row of one test set is best, and what is known of the others."""
-    marks = Counter(_entry(line, metric).mark for line in block)
+    marks = Counter(mark for line in block if (mark := _entry(line, metric).mark))
     first = next(line for line in block if _entry(line, metric).mark == "best")
-    column = next(column for column in table.columns if column.name == metric)
-    told = [f"{marks[m]} {words}" for m, words in _OTHERS.items() if marks[m]]
-    tied = f" (and {marks['best'] - 1} more of the same value)" if marks["best"] > 1 else ""
-    others = f"; of the others, {_listed(told)}" if told else ""
-    return f"{_name(table, first)} has the best {title(metric)}, {text(column, first[metric])}{tied}{others}."
+    told = [f"{marks[mark]} {mark}" for mark in ("worse", "equivalent", "undecided") if marks[mark]]
+    tied = f", as {marks['best'] - 1} more have" if marks["best"] > 1 else ""
+    others = f"; of {marks.total() - marks['best']} others, {_listed(told)}" if told else ""
+    value = text(_column(table, metric), first[metric])
+    return f"{_name(table, first)} has the best {title(metric)}, {value}{tied}{others}."
 
 
-_OTHERS = {"worse": "worse", "equivalent": "equivalent to it", "undecided": "undecided"}
+def _column(table: Table, name: str) -> Column:
+    return next(column for column in table.columns if column.name == name)
 
 
 def _name(table: Table, line: Line) -> str:
     """A row by its texts: the model, then what else tells it apart."""
-    names = [column.name for column in table.columns if column.kind == "text"]
-    others = [name for name in names if name not in ("model", "rival")]
-    words = [_entry(line, name).value for name in (*(n for n in names if n not in others), *others)]
+    names = [column.name for column in table.columns if column.kind == "text" and column.name != "flips"]
+    words = [_entry(line, n).value for n in sorted(names, key=lambda n: n not in ("model", "rival"))]
     return ", ".join(str(word) for word in words if word not in (None, "", "none"))
 
 
@@ -85,20 +86,21 @@ def _change(table: Table, metric: str) -> str:
     found = [(line, d) for line in lines if isinstance(d := line.get(metric), Difference) and d.verdict]
     if not found:
         return ""
-    better = direction(metric)
-    told = Counter(
-        "better" if d.verdict == better else "worse" if _differs(d) else d.verdict for _, d in found
-    )
+    told = Counter(_judged(d, metric) for _, d in found)
     kinds = ("better", "worse", "equivalent", "undecided")
-    heading = table.title.partition(", against")[0]
     counts = _listed([f"{told[kind]} {kind}" for kind in kinds if told[kind]])
-    words = f"{heading} ({title(metric)}): of {len(found)} comparisons {counts}"
+    words = f"{table.title}: of {len(found)} differences in {title(metric)}, {counts}"
     sure = [(line, d) for line, d in found if _differs(d)]
     if not sure:
         return words
     line, largest = max(sure, key=lambda place: abs(place[1].value))
-    column = next(column for column in table.columns if column.name == metric)
-    return f"{words}; the largest change is {text(column, largest)}, of {_name(table, line)}"
+    return f"{words}, the largest {text(_column(table, metric), largest)} for {_name(table, line)}"
+
+
+def _judged(difference: Difference, metric: str) -> str | None:
+    if not _differs(difference):
+        return difference.verdict
+    return "better" if difference.verdict == direction(metric) else "worse"
 
 
 def _differs(difference: Difference) -> bool:
@@ -109,6 +111,10 @@ def _unjudged(table: Table, metric: str) -> str:
     """What has no verdict because one ensemble is all that is known of it."""
     num = sum(_entry(line, metric).is_of_these for block in table.blocks for line in block)
     return f" {num} rows (†) are one ensemble each and have no verdict." if num else ""
+
+
+def _lower(words: str) -> str:
+    return words[:1].lower() + words[1:]
 
 
 def _listed(words: Sequence[str]) -> str:
