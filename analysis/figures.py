@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.cells import Cell
 from analysis.columns import title
 from analysis.data import Trials
 from analysis.plotting import (
@@ -23,8 +24,7 @@ from analysis.plotting import (
     slug,
     styled,
 )
-from analysis.rows import rule
-from lorae import metrics
+from analysis.reliability import Bin, reliability
 
 MEMBERS_METRICS = ("ensemble_nll", "debiased_ce15")
 
@@ -73,48 +73,36 @@ def reliability_diagram(trials: Trials, panel: Panel, label: str) -> Plot:
     """Accuracy against confidence in 15 bins, examples per bin below: backbone, smallest and largest M."""
     line = panel.lines[label]
     cells = [c for c in dict.fromkeys([panel.zero_shot, line[0], line[-1]]) if c]
+    bins = {cell: reliability(trials, cell) for cell in cells}
     figure = Figure((COLUMN_INCHES, 2.0), layout="constrained")
-    grid = figure.subplots(
-        2,
-        len(cells),
-        sharex=True,
-        sharey="row",
-        height_ratios=[3, 1],
-        squeeze=False,
-        gridspec_kw={"hspace": 0.04},
-    )
+    shape = {"height_ratios": [3, 1], "gridspec_kw": {"hspace": 0.04}, "squeeze": False}
+    grid = figure.subplots(2, len(cells), sharex=True, sharey="row", **shape)
     for place, cell in enumerate(cells):
-        _reliability(grid[0, place], grid[1, place], trials, cell)
-    grid[0, 0].set_ylabel("accuracy")
+        ece = trials.estimates.of(cell, "ece15")
+        told = f"\nECE-15 {ece.mean:.3f}" if ece else ""
+        grid[0, place].set_title(f"{cell.name.replace(' ensemble of ', ' x ')}{told}", fontsize=7)
+        _reliability(grid[0, place], grid[1, place], bins[cell])
+    lowest = min(found.lo for of_cell in bins.values() for found in of_cell)  # shared by all: none is lower
+    grid[0, 0].set(xlim=(lowest, 1), ylabel="accuracy")
     grid[1, 0].set_ylabel("examples")
     figure.supxlabel("confidence", fontsize=8)
     of = f"{label}{panel.suffix}" if label else f"LoRA{panel.suffix}"
     caption = (
-        f"Reliability of {of}: accuracy (bars) against confidence in 15 equal-width bins; hatched:"
-        " the gap to the confidence; below: the examples in each bin. First seed."
+        f"Reliability of {of}: accuracy against confidence in those of 15 equal-width bins that have "
+        "examples, mean over the ensembles of each pool; bars: standard error over trainings, where it is "
+        "known; dotted: the gap to the confidence; below: the examples in each bin; bins with less than one "
+        "on average have no point."
     )
     return Plot(f"reliability{panel.slug}{slug(label or 'lora')}", caption, figure)
 
 
-def _reliability(above: Axes, below: Axes, trials: Trials, cell: Cell) -> None:
-    row = cell.rows[0]
-    test = trials.predictions(row)
-    bins = metrics.reliability_bins(metrics.combine(test.logits_MNC, rule(row)), test.labels_N)
-    width, middle = bins.hi - bins.lo, (bins.lo + bins.hi) / 2
-    gap = bins.confidence - bins.accuracy
-    above.bar(middle, bins.accuracy, width, color="#56B4E9", edgecolor="black", linewidth=0.4)
-    above.bar(
-        middle,
-        gap,
-        width,
-        bottom=bins.accuracy,
-        color="none",
-        edgecolor="#D55E00",
-        hatch="/////",
-        linewidth=0.4,
-    )
+def _reliability(above: Axes, below: Axes, bins: Sequence[Bin]) -> None:
+    points = [b for b in bins if b.count >= 1]
+    confidence, accuracy = [b.confidence for b in points], [b.accuracy for b in points]
+    bars = [np.nan if b.stderr is None else b.stderr for b in points]
     above.plot([0, 1], [0, 1], **BACKBONE)
-    above.set_title(f"{cell.name.replace(' ensemble of ', ' x ')}\nECE-15 {row['ece15']:.3f}", fontsize=7)
-    above.set(xlim=(0, 1), ylim=(0, 1))
-    below.bar(middle, bins.count, width, color="0.6", edgecolor="black", linewidth=0.4)
-    below.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+    above.vlines(confidence, confidence, accuracy, color="#D55E00", linestyle=":", linewidth=0.8)
+    above.errorbar(confidence, accuracy, bars, color="#0072B2", marker="o", markersize=3, linewidth=0.8)
+    width = [b.hi - b.lo for b in bins]
+    middle = [(b.lo + b.hi) / 2 for b in bins]
+    below.bar(middle, [b.count for b in bins], width, color="0.6", edgecolor="black", linewidth=0.4)

@@ -6,21 +6,26 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from analysis.columns import Column
 from analysis.escape import page as words
 from analysis.plotting import Plot, svg
 from analysis.render import is_bold, parts, shown, sign
 from analysis.significance import Difference
-from analysis.table import Entry, Table
+from analysis.table import Entry, Line, Table
+
+MAX_WARNINGS = 5  # that are open
+LONG = 60  # characters of a cell that may take several lines
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1c1c1c; --quiet: #555; --line: #333; --soft: #ddd;
   --tint: #f1f1ee; --warn: #fbeeed; }
 @media (prefers-color-scheme: dark) { :root { --paper: #161719; --ink: #e4e4e2; --quiet: #a5a5a2;
-  --line: #999; --soft: #3a3b3e; --tint: #25272a; --warn: #3a2523; } }
+  --line: #999; --soft: #3a3b3e; --tint: #25272a; --warn: #3a2523; }
+  figure svg { filter: invert(.92) hue-rotate(180deg); } }  /* white paper turns dark, hues stay */
 body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 84rem;
   background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; }
@@ -30,7 +35,7 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; border-bottom: 1px solid var(--
 p, li { max-width: 48rem; }
 code { font: .88em ui-monospace, Menlo, Consolas, monospace; background: var(--tint); padding: .05em .3em; }
 .quiet, figcaption, .caption, .note { color: var(--quiet); font-size: .85rem; }
-.caption, .note { max-width: 60rem; margin: .5rem 0; }
+.caption, .note { max-width: 60rem; margin: .4rem 0; }
 .warnings { border-left: 4px solid #b3261e; background: var(--warn); padding: .6rem 1rem; margin: 1.2rem 0; }
 .warnings ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 .wide { overflow-x: auto; }
@@ -39,6 +44,8 @@ table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabul
 th { text-align: right; font-weight: 600; padding: .35rem .45rem; border-bottom: 1px solid var(--line);
   vertical-align: bottom; white-space: normal; cursor: pointer; }
 th:hover { background: var(--tint); }
+td.words:first-child, th.words:first-child { position: sticky; left: 0; background: var(--paper); }
+td.long { white-space: normal; min-width: 14rem; max-width: 28rem; }
 th[aria-sort=ascending]::after { content: " ▴"; } th[aria-sort=descending]::after { content: " ▾"; }
 td { text-align: right; padding: .18rem .45rem; }
 td small { color: var(--quiet); font-size: .82em; font-weight: 400; }
@@ -46,34 +53,44 @@ td small { color: var(--quiet); font-size: .82em; font-weight: 400; }
 tbody + tbody { border-top: 1px solid var(--soft); }
 tbody tr:hover { background: var(--tint); }
 .room { visibility: hidden; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1.5rem 2rem; }
-nav a { margin-right: 1rem; font-size: .88rem; white-space: nowrap; } a { color: inherit; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr));
+  gap: 1.5rem 2rem; }
+nav a { display: inline-block; margin-right: 1rem; font-size: .88rem; } a { color: inherit; }
+.summary { font-size: 1.05rem; margin: 1.2rem 0; padding-left: 1.2rem; }
 input[type=search] { margin: .6rem 0; padding: .25rem .5rem; width: 18rem; max-width: 100%; }
-figure { margin: 0; } figure svg { background: #fff; width: 100%; height: auto; max-width: 26rem; }
+figure { margin: 0; min-width: 0; }
+figure svg { background: #fff; width: 100%; height: auto; max-width: 26rem; cursor: zoom-in; }
+figure.large { grid-column: 1 / -1; }
+figure.large svg { max-width: none; max-height: 90vh; cursor: zoom-out; }
 details summary { cursor: pointer; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .88rem; }
-dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: fit-content(40%) 1fr; gap: .2rem 1.2rem; font-size: .88rem; }
+dt { color: var(--quiet); } dd { margin: 0; } dd, li, p { overflow-wrap: anywhere; }
 @media print { body { max-width: none; } th { cursor: auto; } figure { break-inside: avoid; } }
 """
 
-SORTING = """
-document.querySelectorAll("th").forEach(head => {
-  head.tabIndex = 0;
-  head.onkeydown = event => { if (event.key === "Enter") head.click(); };
-  head.onclick = () => {
-    const down = head.ariaSort === "ascending", place = head.cellIndex;
-    const value = row => JSON.parse(row.cells[place].dataset.value);
-    head.parentNode.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
-    head.ariaSort = down ? "descending" : "ascending";
-    for (const body of head.closest("table").tBodies)
-      [...body.rows].sort((a, b) => {
-        const [x, y] = [value(a), value(b)];
-        if (x === null || y === null) return (x === null) - (y === null);
-        const order = typeof x === "string" ? x.localeCompare(y) : x - y;
-        return down ? -order : order;
-      }).forEach(row => body.append(row));
-  };
-});
+SCRIPT = """
+const onPress = (node, act) => {
+  node.tabIndex = 0;
+  node.onclick = act;
+  node.onkeydown = event => { if (event.key === "Enter") act(); };
+};
+document.querySelectorAll("th").forEach(head => onPress(head, () => {
+  const down = head.ariaSort === "ascending", place = head.cellIndex;
+  const value = row => JSON.parse(row.cells[place].dataset.value);
+  head.parentNode.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
+  head.ariaSort = down ? "descending" : "ascending";
+  for (const body of head.closest("table").tBodies)
+    [...body.rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === null || y === null) return (x === null) - (y === null);
+      const order = typeof x === "string" ? x.localeCompare(y) : x - y;
+      return down ? -order : order;
+    }).forEach(row => body.append(row));
+}));
+document.querySelectorAll("figure svg").forEach(drawing => onPress(drawing, () => {
+  const isLarge = drawing.parentNode.classList.toggle("large");
+  drawing.parentNode.scrollIntoView({block: isLarge ? "start" : "nearest"});
+}));
 const search = document.querySelector("input[type=search]");
 if (search) search.oninput = () => {
   const words = search.value.toLowerCase().split(/\\s+/);
@@ -100,8 +117,14 @@ class Section:
     folded: bool = False
 
 
-def page(title: str, facts: dict[str, str], warnings: Sequence[str], sections: Sequence[Section]) -> str:
-    """The whole page: warnings first, then the sections, then the facts about where the numbers come from."""
+def page(
+    title: str,
+    facts: dict[str, str],
+    warnings: Sequence[str],
+    sections: Sequence[Section],
+    summary: Sequence[str] = (),
+) -> str:
+    """The whole page: warnings first, then the summary and the sections, then where the numbers come from."""
     return "\n".join(
         [
             "<!doctype html>",
@@ -110,28 +133,38 @@ def page(title: str, facts: dict[str, str], warnings: Sequence[str], sections: S
             f"<style>{CSS}</style></head><body>",
             f"<h1>{html.escape(title)}</h1>",
             _warnings(warnings),
+            _list(summary, "summary"),
             _contents(sections),
             *(_section(section) for section in sections),
             "<h2>Provenance</h2>",
             "<dl>"
             + "".join(f"<dt>{html.escape(k)}</dt><dd>{words(v)}</dd>" for k, v in facts.items())
             + "</dl>",
-            f"<script>{SORTING}</script></body></html>",
+            f"<script>{SCRIPT}</script></body></html>",
             "",
         ]
     )
 
 
 def _warnings(warnings: Sequence[str]) -> str:
+    """The first of the warnings; a reader opens the others."""
     if not warnings:
         return ""
-    listed = "".join(f"<li>{words(warning)}</li>" for warning in warnings)
-    return f'<div class="warnings"><strong>Read this first</strong><ul>{listed}</ul></div>'
+    more = _list(warnings[MAX_WARNINGS:])
+    more = more and f"<details><summary>{len(warnings) - MAX_WARNINGS} more</summary>{more}</details>"
+    first = _list(warnings[:MAX_WARNINGS])
+    return f'<div class="warnings"><strong>Read this first</strong>{first}{more}</div>'
+
+
+def _list(items: Sequence[str], name: str = "") -> str:
+    listed = "".join(f"<li>{words(item)}</li>" for item in items)
+    return f'<ul class="{name}">{listed}</ul>' if items else ""
 
 
 def _contents(sections: Sequence[Section]) -> str:
     """Links to the sections, and a box that keeps the rows of all tables that have its words."""
-    links = " ".join(f'<a href="#{_anchor(s)}">{html.escape(s.heading)}</a>' for s in sections)
+    short = {_anchor(s): html.escape(s.heading.partition(", ")[0]) for s in sections}
+    links = " ".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading in short.items())
     box = '<input type="search" placeholder="rows with these words" aria-label="rows with these words">'
     return f"<nav>{links}</nav>{box if any(s.tables for s in sections) else ''}"
 
@@ -141,10 +174,10 @@ def _anchor(section: Section) -> str:
 
 
 def _section(section: Section) -> str:
-    tables = "\n".join(table_html(table) for table in section.tables)
+    tables = "\n".join(table_html(table, _files(table)) for table in section.tables)
     if section.folded:
         tables = f"<details><summary>show</summary>{tables}</details>"
-    plots = "\n".join(figure_html(plot) for plot in section.plots)
+    plots = "\n".join(figure_html(p, _links(p.name, ("pdf", "svg"))) for p in section.plots)
     parts = [f'<h2 id="{_anchor(section)}">{html.escape(section.heading)}</h2>']
     parts += [f"<p>{words(section.text)}</p>"] if section.text else []
     parts += [tables] if tables else []
@@ -152,30 +185,62 @@ def _section(section: Section) -> str:
     return "\n".join(parts)
 
 
-def figure_html(plot: Plot) -> str:
-    """The figure as inline SVG with its caption."""
+def _files(table: Table) -> str:
+    return f" Files: {_links(table.name, ('md', 'csv', 'tex'))}."
+
+
+def _links(name: str, endings: Sequence[str]) -> str:
+    """Links to files beside the page."""
+    files = [f"{name}.{ending}" for ending in endings]
+    return ", ".join(f'<a href="{quote(file)}"><code>{html.escape(file)}</code></a>' for file in files)
+
+
+def figure_html(plot: Plot, files: str = "") -> str:
+    """The figure as inline SVG with its caption, which ends with `files`."""
     drawing = re.sub(r"^.*?<svg", "<svg", svg(plot), count=1, flags=re.DOTALL)
     drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(plot.caption)}"', 1)
-    caption = f"{html.escape(plot.caption)} <code>{html.escape(plot.name)}.pdf</code>"
+    caption = f"{html.escape(plot.caption)} {files}".rstrip()
     return f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>"
 
 
-def table_html(table: Table) -> str:
-    """The table with its caption and notes; a click on a head sorts it within its blocks."""
-    columns = shown(table)
+def table_html(table: Table, files: str = "") -> str:
+    """The table with its caption, which ends with `files`, and notes; a click on a head sorts it within its
+    blocks. Columns in which no line has a value are left out."""
+    lines = [line for block in table.blocks for line in block]
+    columns = [c for c in shown(table) if any(line[c.name].value is not None for line in lines)]
     heads = "".join(f"<th{_class(c)}>{_unbroken(c.head)}</th>" for c in columns)
-    rooms = [_room(c, [line[c.name] for block in table.blocks for line in block]) for c in columns]
+    rooms = [_room(c, [line[c.name] for line in lines]) for c in columns]
     bodies = ""
     for block in table.blocks:
         rows = ["".join(_cell(c, line[c.name], room) for c, room in zip(columns, rooms)) for line in block]
         bodies += "<tbody>" + "\n".join(f"<tr>{row}</tr>" for row in rows) + "</tbody>\n"
     notes = "".join(f'<p class="note">{words(note)}</p>' for note in table.notes)
-    name = html.escape(table.name)
     return (
         f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n{bodies}</table></div>'
-        f'<p class="caption">{words(table.caption)} Files: <code>{name}.md</code>, '
-        f"<code>{name}.csv</code>, <code>{name}.tex</code>.</p>{notes}"
+        f'<p class="caption">{_legend(lines, columns)}{files}</p>{notes}'
+        f'<details class="caption"><summary>how to read it</summary>{words(table.caption)}</details>'
     )
+
+
+def _legend(lines: Sequence[Line], columns: Sequence[Column]) -> str:
+    """What the signs that occur mean, in short."""
+    entries = [line[column.name] for line in lines for column in columns]
+    told = [words for has, words in LEGEND if any(map(has, entries))]
+    return f"{'; '.join(told)}." if told else ""
+
+
+def _differs(entry: Entry | Difference) -> bool:
+    return isinstance(entry, Difference) and is_bold(entry)
+
+
+LEGEND: Sequence[tuple[Callable[[Entry | Difference], bool], str]] = (
+    (lambda entry: is_bold(entry) and not _differs(entry), "Bold: best"),
+    (_differs, "Bold: differs from 0"),
+    (lambda entry: sign(entry) == "≈", "≈: equivalent"),
+    (lambda entry: sign(entry) == "?", "?: undecided"),
+    (lambda entry: sign(entry) == "†", "†: these very members"),
+    (lambda entry: getattr(entry, "stderr", None) is not None, "±: standard error over trainings"),
+)
 
 
 def notebook_html(table: Table) -> str:
@@ -212,8 +277,10 @@ def _cell(column: Column, entry: Entry | Difference, room: tuple[str, str]) -> s
     content += _sign(sign(entry)) or room[1]
     infinite = isinstance(entry.value, float) and math.isinf(entry.value)
     data = html.escape(json.dumps(1e308 if infinite else entry.value))  # JSON has no infinity
-    return f'<td{_class(column)} data-value="{data}">{content}</td>'
+    return f'<td{_class(column, str(entry.value))} data-value="{data}">{content}</td>'
 
 
-def _class(column: Column) -> str:
-    return ' class="words"' if column.kind == "text" else ""
+def _class(column: Column, content: str = "") -> str:
+    if column.kind != "text":
+        return ""
+    return ' class="words long"' if len(content) > LONG else ' class="words"'

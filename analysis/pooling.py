@@ -131,6 +131,25 @@ class Estimates:
         num = len(found.examples)
         return found.value + found.examples * np.sqrt(num * max(num - 1, 1))
 
+    def of_ensembles(
+        self,
+        cell: Cell,
+        names: Sequence[str],
+        measure: Callable[[np.ndarray, np.ndarray, Rule], dict[str, float]],
+    ) -> dict[str, Estimate | None]:
+        """Numbers of a figure's own, estimated as the columns are, by name.
+
+        Args:
+            measure: gives the numbers of one ensemble from its test set's logits, labels and rule.
+        """
+
+        def measured_of(row: Row, subset: Subset) -> Columns:
+            test = self._ensemble(row, "test", subset)
+            found = measure(test.logits_MNC, test.labels_N, rule_of(row))
+            return {name: Measured(value, NOTHING) for name, value in found.items()}
+
+        return self._from_pools(cell, measured_of, names, is_tested=False)
+
     # Measuring --------------------------------------------------------------------------------------------
 
     def _measured_beside(self, cell: Cell, column: str) -> dict[str, Estimate | None]:

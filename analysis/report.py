@@ -23,6 +23,8 @@ from analysis.differences import (
     same_predictions,
     souping,
 )
+from analysis.example_texts import tasks_of
+from analysis.examples import example_tables
 from analysis.figures import MEMBERS_METRICS, metric_against_members, reliability_diagram
 from analysis.figures_scores import score_figures
 from analysis.figures_setting import metric_against_setting, numeric_settings
@@ -34,13 +36,16 @@ from analysis.plotting import panels, save
 from analysis.published import beside
 from analysis.render import save_table
 from analysis.rows import fill_command, missing_text, provenance
+from analysis.summary import summary
 from analysis.table import comparison
 from analysis.weights import MAX_REPORT_ENTRIES, weight_table, with_updates
 from lorae.results import COST
 from lorae.store.names import member_folder
+from lorae.tasks.base import Task
 from lorae.untrusted import text_if_any
 
 SHOWN = ("lorae", "torch", "transformers", "device", "date")  # provenance of members' training that is shown
+SUMMARISED = ("ensembling", "regularising", "rivals")  # differences
 MAX_PANELS = 8  # with figures; the tables are always complete
 
 
@@ -51,6 +56,8 @@ def write_report(
     warnings: Sequence[str] = (),
     allow_missing: bool = False,
     margins: Mapping[str, float] = MappingProxyType({}),
+    tasks: Sequence[Task] = (),
+    data_root: Path | None = None,
 ) -> Path:
     """Write `index.html` and the tables and figures beside it into `out`; returns the page's path.
 
@@ -59,6 +66,8 @@ def write_report(
         warnings: shown on top, such as what an audit found.
         allow_missing: report an incomplete sweep, with what it lacks among the warnings.
         margins: the largest differences that do not matter, by metric, in place of `columns.MARGINS`.
+        tasks: of the user, whose texts are shown if they are the sweep's.
+        data_root: folder with copies of datasets, whose texts are shown too.
     Raises:
         ValueError: as `load_trials`.
     """
@@ -66,7 +75,7 @@ def write_report(
     if trials.missing:
         lacking = missing_text(sweep, trials.missing, fill_command(trials.rows[0]))
         warnings = [*warnings, lacking]
-    sections = report_sections(trials)
+    sections = report_sections(trials, [*tasks, *tasks_of(trials, data_root)])
     out.mkdir(parents=True, exist_ok=True)
     for section in sections:
         for table in section.tables:
@@ -74,11 +83,20 @@ def write_report(
         for plot in section.plots:
             save(plot, out)
     target = out / "index.html"
-    target.write_text(page(f"Sweep {sweep}", facts(trials, storage), warnings, sections), encoding="utf-8")
+    told = facts(trials, storage)
+    content = page(f"Sweep {sweep}", told, warnings, sections, report_summary(sections))
+    target.write_text(content, encoding="utf-8")
     return target
 
 
-def report_sections(trials: Trials) -> list[Section]:
+def report_summary(sections: Sequence[Section]) -> list[str]:
+    """Three sentences from the report's first table and its differences."""
+    tables = [table for section in sections for table in section.tables]
+    changes = [table for table in tables if table.name in SUMMARISED and table.blocks]
+    return summary(tables[0], changes) if tables else []
+
+
+def report_sections(trials: Trials, tasks: Sequence[Task] = ()) -> list[Section]:
     """What the report says, in order; sections without content are left out."""
     if writes_texts(trials):
         found = content(trials)
@@ -117,6 +135,7 @@ def report_sections(trials: Trials) -> list[Section]:
         Section("Ensemble size", first, plots=size),
         Section("Calibration", first, plots=calibration),
         Section("Selective prediction and OOD detection", first, plots=scores),
+        Section("Examples worth looking at", tables=example_tables(trials, tasks)),
         Section("Diversity and gain", tables=diversity, plots=gains),
         Section("Quality and cost", plots=quality_against_cost(trials)),
         Section("Settings", plots=settings),

@@ -120,7 +120,7 @@ def _parser() -> Parser:
     commands, options = parser.add_subparsers(metavar="COMMAND"), _Options()
     _add_sweep(commands, options)
     _add_plans(commands, options)
-    _add_results(commands)
+    _add_results(commands, options)
     _add_ensembles(commands, options)
     _add_bench(commands, options)
     return parser
@@ -185,14 +185,15 @@ def _add_plans(commands: Any, options: _Options) -> None:
     rebuild.set_defaults(run=handlers.rebuild)
 
 
-def _add_results(commands: Any) -> None:
+def _add_results(commands: Any, options: _Options) -> None:
     """What reads a storage."""
     audit = commands.add_parser("audit", help="check a storage against the mistakes of published work")
     audit.add_argument("storage", metavar="STORAGE")
     audit.add_argument("--sweep", metavar="NAME", help="only this sweep and the members of its trials")
     audit.set_defaults(run=handlers.audit)
 
-    report = commands.add_parser("report", help="tables and figures of a sweep as one HTML page and as files")
+    what = "tables and figures of a sweep as one HTML page and as files"
+    report = commands.add_parser("report", parents=[options.data_root], help=what)
     report.add_argument("storage", metavar="STORAGE")
     report.add_argument("--sweep", metavar="NAME", help="default: the only one")
     report.add_argument("--out", required=True, metavar="DIR")
@@ -200,6 +201,8 @@ def _add_results(commands: Any) -> None:
     report.add_argument(
         "--margin", action="append", default=[], metavar="METRIC=X", help="largest difference that is none"
     )
+    what = "your own task, whose texts are shown beside lorae's: my_tasks.py:Colours; may be repeated"
+    report.add_argument("--task", action="append", default=[], metavar="FILE:NAME", help=what)
     report.set_defaults(run=handlers.report)
 
     table = commands.add_parser("table", help="tables and figures of a sweep, or an analysis", add_help=False)

