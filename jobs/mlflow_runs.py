@@ -36,7 +36,7 @@ MAX_NAME, MAX_VALUE, MAX_DIGEST = 250, 5000, 36  # characters that MLflow, and o
 ABOUT = (  # the experiment's description
     "LoRA ensembles: a run for each sweep, and below it one for each trial, a row of its table; while a "
     "sweep runs, one for each stack of members that train together. All this is a view of the storage that "
-    "the tag `storage` names: `lorae mlflow-rebuild STORAGE` makes it again, also after the storage was moved."
+    "the tag `storage` names; `lorae mlflow-rebuild STORAGE` makes it again, also after that was moved."
 )
 NOTE = "mlflow.note.content"
 
