@@ -156,10 +156,11 @@ def _stored_ood(trials: Trials, cells: Sequence[Cell]) -> dict[Cell, dict[str, s
     """Further OOD tasks of each cell of one test set, and the prediction set that all of its draws have.
 
     A column is of one set of examples: of a task's versions, the one that most cells have, or the first if
-    several do.
+    several do. A set that the backbone alone has compares nothing.
     """
     stored = {cell: _further_sets(trials, cell) for cell in cells}
-    num_cells = Counter(name for sets in stored.values() for name in sets)
+    compared = [sets for cell, sets in stored.items() if cell.members] or stored.values()
+    num_cells = Counter(name for sets in compared for name in sets)
     version: dict[str, str] = {}
     for name in sorted(num_cells, key=lambda name: (-num_cells[name], name)):
         version.setdefault(name.rsplit("__", 2)[0], name)

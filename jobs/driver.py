@@ -17,10 +17,12 @@ from jobs import tracking
 from jobs.closing import next_commands, table_head
 from jobs.devices import cpu_has_bf16, local_devices, process_devices
 from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tune
+from jobs.live_runs import live_runs
 from jobs.parser import coloured
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, num_trained, run_search, search_text
 from jobs.simulate import duration, simulate
+from jobs.tracking_files import record_files
 from jobs.verify import set_rotten_aside, used_entries, verifying
 from lorae.backbone.checks import check_backbones
 from lorae.planning.estimate import Devices, Host, answers_bytes
@@ -99,16 +101,18 @@ def _run(
     if search or here or plan.is_done:
         say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
         _warn_of_slow_bf16(plan, here)
-    run = partial(_run_all, request=request, store=store, here=here, local=local, address=address)
     patient = "training goes on; MLflow is tried again at its end"
-    preparing = Thread(target=_tracked, args=(tracking.prepare, store, tracking_uri, patient), daemon=True)
-    preparing.start()  # MLflow takes as long to start as Ray
-    with verifying(store, used_entries(plan)) as damaged:
-        found, rotten = run(plan), damaged()
-    if rotten:
-        set_rotten_aside(store, rotten)
-        again = run(make_plan(request.sweep, store, here, "local" if local else "tune"))
-        found = replace(again, failed=found.failed | again.failed, trained=found.trained + again.trained)
+    # MLflow takes as long to start as Ray
+    preparing = _Started(lambda: _tracked(tracking.prepare, store, tracking_uri, patient))
+    with live_runs(store, request.name, tracking_uri, preparing.outcome) as watch:
+        asked = replace(request, watch=watch)
+        run = partial(_run_all, request=asked, store=store, here=here, local=local, address=address)
+        with verifying(store, used_entries(plan)) as damaged:
+            found, rotten = run(plan), damaged()
+        if rotten:
+            set_rotten_aside(store, rotten)
+            again = run(make_plan(request.sweep, store, here, "local" if local else "tune"))
+            found = replace(again, failed=found.failed | again.failed, trained=found.trained + again.trained)
     rows, choices = found.plan.trials, found.plan.choices
     table = trials_table(store, request.name, rows, provenance(request), found.pruned, choices)
     try:
@@ -117,8 +121,9 @@ def _run(
         found.failed["the table of trials"] = str(error)
     later = f"for the MLflow runs: lorae mlflow-rebuild {store.storage.uri}"
     later += f" --tracking-uri {tracking_uri}" if tracking_uri else ""
-    preparing.join()  # within its deadline
-    _tracked(lambda uri: tracking.record_sweep(store, request.name, uri), store, tracking_uri, later)
+    preparing.outcome()  # within its deadline
+    record = partial(tracking.record_sweep, store, request.name)
+    is_shown = _tracked(record, store, tracking_uri, later)
     status = table["status"].to_pylist()
     incomplete = status.count("failed")
     outcome = {
@@ -137,6 +142,8 @@ def _run(
     if not as_json and "done" in status:
         where = request.storage, request.name
         say("\n".join(filter(None, [table_head(*where), next_commands(*where)])))
+    if is_shown and "done" in status:
+        _tracked(partial(record_files, store, request.name), store, tracking_uri, later)
     return 1 if found.failed or incomplete else 0
 
 
@@ -212,13 +219,34 @@ def _warn_of_slow_bf16(plan: Plan, devices: Devices | None) -> None:
         say("this CPU has no bf16 arithmetic and is slow without: add --set precision=fp32 (other members)")
 
 
-def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | None, then: str) -> None:
-    """Write to MLflow; an unreachable server costs seconds and a message, not the sweep."""
+class _Started:
+    """An action in a daemon thread."""
+
+    def __init__(self, action: Callable[[], bool]) -> None:
+        self._found = False
+
+        def act() -> None:
+            self._found = action()
+
+        self._thread = Thread(target=act, daemon=True)
+        self._thread.start()
+
+    def outcome(self) -> bool:
+        """What it returned, once it has."""
+        self._thread.join()
+        return self._found
+
+
+def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | None, then: str) -> bool:
+    """Write to MLflow and say whether that went well; an unreachable server costs seconds and a message, not
+    the sweep."""
     started = time.monotonic()
     try:
         write(tracking_uri or tracking.default_uri(store))
     except ValueError as error:
         say(f"{error}\nMLflow cost {time.monotonic() - started:.0f} s; {then}")
+        return False
+    return True
 
 
 def show_plan(plan: Plan, as_json: bool, search: str, simulated: Devices | None = None) -> None:

@@ -128,12 +128,13 @@ def doctor(arguments: argparse.Namespace) -> int:
 def rebuild(arguments: argparse.Namespace) -> int:
     """The MLflow runs once more, from Parquet."""
     from jobs import tracking
+    from jobs.tracking_files import record_files
     from lorae.store.store import Store
 
     store = Store(arguments.storage)
-    for sweep, counts in tracking.rebuild(
-        store, arguments.tracking_uri or tracking.default_uri(store)
-    ).items():
+    uri = arguments.tracking_uri or tracking.default_uri(store)
+    for sweep, counts in tracking.rebuild(store, uri).items():
+        record_files(store, sweep, uri)
         print(f"{sweep}: {counts.written} runs")
     return 0
 

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from jobs import cluster
@@ -47,6 +49,7 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
 
     failed: dict[str, str] = {}
     with progress(plan.stacks, plan.estimates) as line, interruptible() as should_stop:
+        note = partial(_note, line, request)
         for number, stack in enumerate(plan.stacks):
             try:
                 result = run_stack(
@@ -55,7 +58,7 @@ def run_local(plan: Plan, request: Request, devices: Devices) -> dict[str, str]:
                     device=devices.kind,
                     provenance=member_provenance(request),
                     recompute=request.recompute,
-                    on_progress=lambda p, n=number: line.update(n, p.phase, p.step, p.num_steps),
+                    on_progress=lambda p, n=number: note(n, asdict(p)),
                     should_stop=should_stop,
                 )
             except Stopped:
@@ -208,7 +211,7 @@ def run_tune(
                 stop=StopAll(should_stop),
                 failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the storage has its own
-                callbacks=[_progress_callback(line), *callbacks],
+                callbacks=[_progress_callback(line, request), *callbacks],
             ),
         ).fit()
     failed: dict[str, str] = {}
@@ -231,7 +234,14 @@ def shares(placements: Sequence[Placement], num_devices: int) -> list[float]:
     return [round(max(1, place.gpus) * share, 4) for place in placements]
 
 
-def _progress_callback(line: ProgressLine) -> Any:
+def _note(line: ProgressLine, request: Request, number: int, progress: dict[str, Any]) -> None:
+    """Show a stack's progress, and tell who watches the request."""
+    line.update(number, progress["phase"], progress["step"], progress["num_steps"])
+    if request.watch:
+        request.watch(line.stacks, number, progress)
+
+
+def _progress_callback(line: ProgressLine, request: Request) -> Any:
     from ray.tune import Callback
 
     class ShowProgress(Callback):
@@ -239,7 +249,7 @@ def _progress_callback(line: ProgressLine) -> Any:
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
         ) -> None:
             phase = "done" if result.get("done") else result["phase"]  # a search has ended it
-            line.update(trial.config["stack"]["number"], phase, result["step"], result["num_steps"])
+            _note(line, request, trial.config["stack"]["number"], {**result, "phase": phase})
 
         def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
             if not any(trial.status == "RUNNING" for trial in trials):

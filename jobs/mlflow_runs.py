@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import math
 import os
@@ -31,7 +32,13 @@ EXPERIMENT = "lorae"
 PARENT, LEFT_OUT = "mlflow.parentRunId", "left_out"
 LOCK, LOCK_SECONDS = "mlflow", 50.0  # shorter than a step's deadline
 SCRATCH_SECONDS = 3600.0  # longer than making a database takes
-MAX_NAME, MAX_VALUE = 250, 5000  # characters that MLflow, and old servers, accept
+MAX_NAME, MAX_VALUE, MAX_DIGEST = 250, 5000, 36  # characters that MLflow, and old servers, accept
+ABOUT = (  # the experiment's description
+    "LoRA ensembles: a run for each sweep, and below it one for each trial, a row of its table; while a "
+    "sweep runs, one for each stack of members that train together. All this is a view of the storage that "
+    "the tag `storage` names; `lorae mlflow-rebuild STORAGE` makes it again, also after that was moved."
+)
+NOTE = "mlflow.note.content"
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -71,6 +78,20 @@ def alone(storage: Storage) -> Iterator[None]:
             held_by = f"another process holds {storage.path(f'locks/{LOCK}')}"
             raise TimeoutError(f"{held_by} for more than {LOCK_SECONDS:.0f} s")
         time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data that a run read.
+
+    Args:
+        digest: of its content.
+        context: "training", "validation", "test" or "ood".
+    """
+
+    name: str
+    digest: str
+    context: str
 
 
 @dataclass(frozen=True)
@@ -124,6 +145,51 @@ class Experiment:
             self.leave_out(run_id, f"params and metrics: {error}")
         return run_id
 
+    def log(self, run_id: str, points: Sequence[tuple[str, float, int]]) -> None:
+        """Add (metric, value, step) to a run."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.beat()
+        self.client.log_batch(run_id, [Metric(key(name), value, now, step) for name, value, step in points])
+
+    def inputs(self, run_id: str, datasets: Sequence[Dataset]) -> None:
+        """Say what data a run read; a server that knows no datasets is left without."""
+        from mlflow.entities import Dataset as Named
+        from mlflow.entities import DatasetInput, InputTag
+
+        read = [
+            DatasetInput(
+                Named(key(d.name)[:MAX_NAME], d.digest[:MAX_DIGEST], "lorae", json.dumps({"name": d.name})),
+                [InputTag("mlflow.data.context", d.context)],
+            )
+            for d in datasets
+        ]
+        self.beat()
+        try:
+            self.client.log_inputs(run_id, read)
+        except Exception as error:
+            self.leave_out(run_id, f"datasets: {type(error).__name__}: {error}")
+
+    def log_files(self, run_id: str, folder: str, place: str) -> None:
+        """Store a folder's files with a run; if that is impossible, the run says so."""
+        if self._keeps_artifacts(run_id, place):
+            try:
+                self.client.log_artifacts(run_id, folder, place)
+            except Exception as error:  # from the server, or from an S3 client that is not installed
+                self.leave_out(run_id, f"{place}: {type(error).__name__}: {error}")
+
+    def _keeps_artifacts(self, run_id: str, what: str) -> bool:
+        """Whether a run's artifacts can be written from here; if not, the run says why."""
+        self.beat()
+        place = self.client.get_run(run_id).info.artifact_uri or ""
+        self.beat()
+        if urlsplit(self.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file"):
+            # A folder on the server's machine; on this one it may be anything
+            self.leave_out(run_id, f"{what}: the server keeps artifacts in its folder {place}")
+            return False
+        return True
+
     def leave_out(self, run_id: str, what: str) -> None:
         """Record what a run does not show."""
         self.tag(run_id, {LEFT_OUT: what})
@@ -136,13 +202,8 @@ class Experiment:
 
     def log_table(self, run_id: str, table: dict[str, Any]) -> None:
         """Store a table with a run; if that is impossible, the run says so."""
-        self.beat()
-        place = self.client.get_run(run_id).info.artifact_uri or ""
-        if urlsplit(self.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file"):
-            # A folder on the server's machine; on this one it may be anything
-            self.leave_out(run_id, f"trials.json: the server keeps artifacts in its folder {place}")
+        if not self._keeps_artifacts(run_id, "trials.json"):
             return
-        self.beat()
         try:
             self.client.log_table(run_id, table, "trials.json")
         except Exception as error:  # from the server, or from an S3 client that is not installed
@@ -175,8 +236,10 @@ def open_experiment(uri: str, beat: Beat) -> Experiment:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         artifacts = _artifacts(database) if database else None
-        made = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        made = client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags={NOTE: ABOUT})
         return Experiment(client, made, uri, beat)
+    if NOTE not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, NOTE, ABOUT)
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return Experiment(client, experiment.experiment_id, uri, beat)
@@ -206,7 +269,7 @@ def _make(database: Path) -> None:
     with _scratch(database) as folder:
         made = folder / database.name
         client = MlflowClient(f"sqlite:///{made}")
-        client.create_experiment(EXPERIMENT, artifact_location=_artifacts(database))
+        client.create_experiment(EXPERIMENT, artifact_location=_artifacts(database), tags={NOTE: ABOUT})
         made.replace(database)
 
 

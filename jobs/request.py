@@ -14,8 +14,8 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from lorae.identity import digest
 from lorae.near import did_you_mean
 from lorae.planning.estimate import Devices
 from lorae.planning.memory import Saving
+from lorae.planning.stack import Stack
 from lorae.trial import Sweep
 from lorae.trial.axes import field_type, value_at
 from lorae.uris import remember, shown
 
+Watch = Callable[[Sequence[Stack], int, dict[str, Any]], None]  # a plan's stacks, which one, its progress
 MAX_NAME = 100
 MAX_OVERRIDE = 5000  # characters
 INSTALLED = ("lorae", "jobs", "pipelines", "analysis")  # on every node, though a checkout is a folder, too
@@ -46,6 +48,7 @@ class Request:
         module: the sweep file; None = a Python program asked, whose own modules workers may lack.
         recompute: trade time for memory, see `lorae.engine.run.run_stack`.
         zero: spread each stack's backbone over several workers; None = one device holds it.
+        watch: told how each stack gets on; must return at once.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Request:
     module: types.ModuleType | None
     recompute: bool = False
     zero: Zero | None = None
+    watch: Watch | None = field(default=None, compare=False)
 
     def on(self, devices: Devices) -> Devices:
         """The devices as this request's stacks use them.

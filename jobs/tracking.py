@@ -13,6 +13,7 @@ path. MLflow never holds up a sweep: each step has a deadline.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import math
 import os
@@ -24,7 +25,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from jobs.attempt import Attempt, Beat
-from jobs.mlflow_runs import LEFT_OUT, PARENT, Experiment, alone, database_of, finite, open_experiment
+from jobs.mlflow_runs import (
+    LEFT_OUT,
+    PARENT,
+    Dataset,
+    Experiment,
+    alone,
+    database_of,
+    finite,
+    open_experiment,
+)
 from lorae.identity import digest
 from lorae.results import FACTORS, read_trials
 from lorae.store.names import member_folder, trials_file
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STORAGE_ID = "mlflow-id.json"  # of the storage; a copy that should have its own runs needs another
 _ENDED = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+VIEW = 2  # raise it when runs show more: they are then written again
 CURVE_POINTS = 200  # at most, of each curve; Parquet keeps every step
 STEP_SECONDS = 60.0  # that a request to a server may take
 FILE_SECONDS = 300.0  # that a database in a file may take; making one is slow on a busy machine
@@ -108,7 +119,7 @@ def record_sweep(store: Store, sweep: str, tracking_uri: str) -> Recorded:
     def record(experiment: Experiment) -> Recorded:
         return _record(experiment, store, sweep, table)
 
-    return _alone(store, tracking_uri, table.num_rows, record)
+    return with_experiment(store, tracking_uri, table.num_rows, record)
 
 
 def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
@@ -130,7 +141,7 @@ def rebuild(store: Store, tracking_uri: str) -> dict[str, Recorded]:
         for run in stored:
             experiment.delete(run.info.run_id)
 
-    _alone(store, tracking_uri, sum(table.num_rows for table in tables.values()), delete)
+    with_experiment(store, tracking_uri, sum(table.num_rows for table in tables.values()), delete)
     return {sweep: record_sweep(store, sweep, tracking_uri) for sweep in sweeps}
 
 
@@ -149,7 +160,7 @@ def _hexadecimal(value: Any) -> bool:
     return type(value) is str and len(value) == 16 and set(value) <= set("0123456789abcdef")
 
 
-def _alone(store: Store, tracking_uri: str, num_trials: int, action: Callable[[Experiment], T]) -> T:
+def with_experiment(store: Store, tracking_uri: str, num_trials: int, action: Callable[[Experiment], T]) -> T:
     """What an action on the experiment returns; no other process of this storage runs one meanwhile.
 
     Raises:
@@ -177,7 +188,9 @@ def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -
     found = experiment.runs({name: place[name] for name in ("storage_id", "sweep")})
     found += _older(experiment, store.storage, sweep, [row["trial_id"] for row in rows])
     # The status is written last: a run that is still RUNNING was cut off, and is written again.
-    known = {r.data.tags["digest"]: r for r in found if r.info.status != "RUNNING"}
+    # Those without digest showed the sweep while it ran.
+    tagged = [run for run in found if "digest" in run.data.tags]
+    known = {r.data.tags["digest"]: r for r in tagged if r.info.status != "RUNNING"}
     kept = {view.digest: known[view.digest] for view in trials if view.digest in known}
     for run in [*kept.values(), *([known[parent.digest]] if parent.digest in known else [])]:
         if not place.items() <= run.data.tags.items():  # the storage was moved, or had no id
@@ -185,7 +198,7 @@ def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -
     if len(known) == len(found) and known.keys() == {view.digest for view in [parent, *trials]}:
         return Recorded(0, len(trials), 0)
 
-    tags = place | {f"provenance.{k}": str(v) for k, v in json.loads(rows[0]["provenance"]).items()}
+    tags = place | _made_by(json.loads(rows[0]["provenance"]))
     parent_id = experiment.start(parent.name, tags | parent.all_tags, parent.params)
     for row, trial in zip(rows, trials):
         if trial.digest in kept:
@@ -195,6 +208,7 @@ def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -
         points = [*((name, value, 0) for name, value in trial.metrics.items()), *curves]
         own = tags | {PARENT: parent_id} | trial.all_tags
         run_id = experiment.start(trial.name, own, trial.params, points)
+        experiment.inputs(run_id, _datasets(row))
         experiment.end(run_id, _ENDED[row["status"]])
     staying = {run.info.run_id for run in kept.values()}
     stale = [run for run in found if run.info.run_id not in staying]
@@ -204,6 +218,36 @@ def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -
     experiment.log_table(parent_id, visible.to_pydict())
     experiment.end(parent_id, _ENDED[parent.tags["status"]])
     return Recorded(len(trials) - len(kept), len(kept), sum("trial_id" in run.data.tags for run in stale))
+
+
+def _made_by(provenance: dict[str, Any]) -> dict[str, str]:
+    """Tags of what made a sweep, and those that MLflow shows as its source, commit and user."""
+    words = str(provenance.get("command", "")).split()
+    source = next((word for word in words if word.endswith(".py")), "lorae")
+    known = {"mlflow.source.name": source, "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    if commit := provenance.get("commit"):
+        known["mlflow.source.git.commit"] = str(commit)
+    return known | {f"provenance.{name}": str(value) for name, value in provenance.items()}
+
+
+def _user() -> str:
+    """Who records, which is whoever ran the sweep."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
+
+
+def _datasets(row: dict[str, Any]) -> list[Dataset]:
+    """What a trial read, each with the digest of its content."""
+    task = json.loads(row["recipe"]).get("task") or {}
+    trained = [Dataset(str(row["task"]), digest(task), "training")] if row["members"] else []
+    predicted = []
+    for kind, name in json.loads(row["eval_sets"]).items():
+        dataset, split, code = name.rsplit("__", 2)
+        context = kind if kind in ("validation", "test") else "ood"
+        predicted.append(Dataset(f"{dataset} {split}", code, context))
+    return trained + predicted
 
 
 def _older(experiment: Experiment, storage: Storage, sweep: str, trial_ids: Sequence[str]) -> list[Run]:
@@ -227,7 +271,7 @@ class _View:
 
     @property
     def digest(self) -> str:
-        return digest([self.name, self.params, self.metrics, self.tags])
+        return digest([VIEW, self.name, self.params, self.metrics, self.tags])
 
     @property
     def all_tags(self) -> dict[str, str]:

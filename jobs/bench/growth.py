@@ -84,7 +84,7 @@ def timed(trial: Trial, train: list[Row], device: str) -> dict[str, Any]:
     if cuda:  # the profiler slows the launch of kernels, but not a CPU's products
         train_stack(backbone, trial, members, data, on_step=clock)
 
-    def on_step(step: int, num_steps: int) -> None:
+    def on_step(step: int, num_steps: int, runs: object) -> None:
         if not cuda:
             clock()
         if step == num_steps - 1:  # only the last step, since reading a profile takes longer than a step

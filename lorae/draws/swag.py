@@ -142,7 +142,7 @@ class Samples(Sampler[SWAG]):
         moments, backbone = self._moments(steps), self.adapters.backbone
         batch, in_epoch = longer.budget.batch_size, longer.budget.steps_per_epoch(len(rows))
 
-        def on_step(step: int, num_steps: int) -> None:
+        def on_step(step: int, num_steps: int, runs: object) -> None:
             done = (step - 1) % in_epoch * batch
             for _ in range(2):  # forward and backward
                 self.on_rows(rows[done : done + batch])

@@ -71,6 +71,15 @@ def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
         job.on_progress(Progress("evaluate", step, num_steps, step // (every or 1), nll))
         job.stop_if_asked()
 
+    validated: float | None = None
+
+    def stepped(step: int, num_steps: int, runs: Sequence[MemberRun]) -> None:
+        nonlocal validated
+        if (nll := latest(runs, "validation", "nll")) is not None:
+            validated = nll
+        loss = latest(runs, "train", "loss")
+        job.on_progress(Progress("train", step, num_steps, train_loss=loss, member_nll=validated))
+
     runs = train_stack(
         backbone,
         trial,
@@ -78,7 +87,7 @@ def train_members(job: Job, members: Sequence[int]) -> dict[str, str]:
         data,
         micro_batch=job.stack.micro_batch,
         checkpoints=checkpoints,
-        on_step=lambda step, num_steps: job.on_progress(Progress("train", step, num_steps)),
+        on_step=stepped,
         evaluate_every=every,
         on_evaluation=evaluated,
         path=job.stack.paths,
@@ -104,6 +113,13 @@ def _targets(job: Job, teacher: Trial) -> torch.Tensor:
     stored = job.store.predictions(folders, teacher.task.eval_set("train"))
     pooled_NC = combine(stored.logits_MNC, COMBINATIONS[teacher.combine].rule)
     return torch.from_numpy(pooled_NC.astype(np.float32))
+
+
+def latest(runs: Sequence[MemberRun], split: str, name: str) -> float | None:
+    """Mean over the members of what the end of their curves says of a split; None if it says nothing."""
+    found = [[float(row[name]) for row in run.curve[-2:] if row["split"] == split][-1:] for run in runs]
+    values = [value for last in found for value in last]
+    return sum(values) / len(values) if values else None
 
 
 def prompt_members(job: Job, members: Sequence[int]) -> dict[str, str]:

@@ -112,7 +112,7 @@ def train_stack(
     *,
     micro_batch: int | None = None,
     checkpoints: Checkpoints | None = None,
-    on_step: Callable[[int, int], None] = lambda step, num_steps: None,
+    on_step: Callable[[int, int, Sequence[MemberRun]], None] = lambda step, num_steps, runs: None,
     evaluate_every: int | None = None,
     on_evaluation: Callable[[int, int, float], None] = lambda step, num_steps, nll: None,
     path: bool = False,
@@ -129,7 +129,7 @@ def train_stack(
         micro_batch: examples per member and forward pass; None = the whole batch, or the rank's share of it.
             Results depend on it only by rounding.
         checkpoints: continue from the last checkpoint, and save when due; only rank 0 reads or writes them.
-        on_step: called after each step with the steps done and their total.
+        on_step: called after each step with the steps done, their total and the members' records so far.
         evaluate_every: steps between calls of `on_evaluation`, except after the last step; None = no calls.
         on_evaluation: called with the steps done, their total and the validation NLL of the ensemble, while
             the NLL is finite and no member has left: a partial ensemble is not compared with whole ones. A
@@ -283,7 +283,7 @@ def train_stack(
                 nll = validation_nll(backbone, data.validation)
                 if math.isfinite(nll):
                     on_evaluation(step, num_steps, nll)
-            on_step(step, num_steps)
+            on_step(step, num_steps, runs)
 
         for i, m in enumerate(active):
             if not stopping or not runs[m].state:

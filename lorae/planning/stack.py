@@ -132,7 +132,8 @@ class Progress:
     "done". In "train" it counts steps, in "predict" per cent of the tokens, in "write" per cent of the
     examples.
 
-    In "evaluate" it has the number of evaluations so far and the ensemble's validation NLL, for a search.
+    In "evaluate" it has the number of evaluations so far and the ensemble's validation NLL, for a search; in
+    "train" the members' mean loss at the last step, and their mean NLL of the last validation, if any.
     """
 
     phase: str
@@ -140,6 +141,8 @@ class Progress:
     num_steps: int = 0
     evaluation: int | None = None
     validation_nll: float | None = None
+    train_loss: float | None = None
+    member_nll: float | None = None
 
 
 class Stopped(Exception):

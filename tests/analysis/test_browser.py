@@ -1,8 +1,9 @@
-"""The report in a real browser: readable at both widths in both colour schemes, and everything on it works."""
+"""The report in a real browser: readable at both widths in both colour schemes, and all on it works."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -30,16 +31,17 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(scope="module", params=["study", "toy"])
-def report(request: pytest.FixtureRequest, browser, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a report: of the committed study, or of a sweep with texts and many warnings."""
-    out = tmp_path_factory.mktemp("report")
-    arguments = [str(ROOT / STUDY[0]), *STUDY[1:]]
-    if request.param == "toy":
-        root = tmp_path_factory.mktemp("toy")
-        axes = {"regularizers": [(), (KL(),)], "members": [1, 2, 4], "seed": [0, 1]}
-        arguments = [make_sweep(root, axes), "--task", f"{ROOT}/tests/support/toys.py:Colours"]
-        arguments += ["--data-root", str(root / "data")]
+@pytest.fixture(scope="module")
+def report(browser, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of the report of a sweep whose texts are at hand, with many warnings."""
+    root = tmp_path_factory.mktemp("toy")
+    axes = {"regularizers": [(), (KL(),)], "members": [1, 2, 4], "seed": [0, 1]}
+    texts = ["--task", f"{ROOT}/tests/support/toys.py:Colours", "--data-root", str(root / "data")]
+    return written(root / "report", make_sweep(root, axes), *texts)
+
+
+def written(out: Path, *arguments: str) -> str:
+    """The address of a report that the command has written."""
     assert cli.main(["report", *arguments, "--out", str(out)]) == 0
     return (out / "index.html").as_uri()
 
@@ -52,7 +54,17 @@ def wide(browser: Browser, report: str) -> Iterator[Page]:
 
 @pytest.mark.parametrize("width, scheme", VIEWS)
 def test_it_is_readable_at_any_width_in_any_colours(browser, report, width, scheme):
-    with opened(browser, report, width, scheme) as page:
+    check_readable(browser, report, width, scheme)
+
+
+def test_so_is_the_committed_study(browser, tmp_path):
+    address = written(tmp_path, str(ROOT / STUDY[0]), *STUDY[1:])
+    for width, scheme in VIEWS:
+        check_readable(browser, address, width, scheme)
+
+
+def check_readable(browser: Browser, address: str, width: int, scheme: str) -> None:
+    with opened(browser, address, width, scheme) as page:
         assert overflow(page) == 0
         page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         assert overflow(page) == 0 and page.evaluate(LOW_CONTRAST) == []
@@ -76,9 +88,9 @@ def test_the_contents_lead_to_every_section(wide):
 def test_the_search_box_keeps_the_rows_that_have_its_words(wide):
     rows = wide.locator("table").first.locator("tbody tr")
     box, everything = wide.locator("input[type=search]"), rows.count()
-    box.fill("Ensemble 4")
+    box.fill("KL-0.1 ensemble")
     seen = [row.text_content() or "" for row in rows.all() if row.is_visible()]
-    assert 0 < len(seen) < everything and all("ensemble of 4" in text for text in seen)
+    assert 0 < len(seen) < everything and all("ensemble" in s and "kl-0.1" in s for s in seen)
     box.fill("")
     assert all(row.is_visible() for row in rows.all())
 
@@ -118,3 +130,8 @@ def test_the_summary_says_what_is_best_and_how_sure_that_is(wide):
     assert len(said) == 3 and "has the best NLL" in said[0] and "95%" in said[2]
     (best,) = wide.locator("table").first.locator("tbody tr", has=wide.locator("td:nth-child(5) b")).all()[:1]
     assert said[0].startswith((best.locator("td").first.text_content() or "?").strip())
+
+
+def test_examples_have_their_texts_and_their_classes_names(wide):
+    rows = wide.locator("#examples-worth-looking-at ~ .wide").first.locator("tbody tr").all_text_contents()
+    assert len(rows) > 6 and all(re.search(r"w\d+ w\d+.*(red|green|blue)", row) for row in rows)

@@ -1,4 +1,4 @@
-"""A page in the system's Chromium, without a network, and what a reader could not say of it from its source."""
+"""A page in the system's Chromium, and what its source does not tell: contrast, width, empty sections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 LOW_CONTRAST = """() => {
   const channels = colour => (colour.match(/[\\d.]+/g) || []).map(Number);
   const light = colour => {
-    const [r, g, b] = channels(colour).map(c => (c /= 255) <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+    const linear = c => (c /= 255) <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
+    const [r, g, b] = channels(colour).map(linear);
     return .2126 * r + .7152 * g + .0722 * b;
   };
   const behind = node => {
