@@ -55,7 +55,9 @@ class ProgressLine:
     def waiting(self) -> None:
         """Say now and then that nothing runs; an autoscaling cluster takes minutes to start a node."""
         if time.monotonic() - self.printed >= PLAIN_SECONDS and min(self.fractions) < 1:
-            self._print(note="waiting for a node (`ray status` shows what is being started)")
+            self._print(
+                note="waiting for a worker (`ray status` shows what is free, and what is being started)"
+            )
 
     def line(self, columns: int | None = None, note: str = "") -> str:
         """The current line; on a terminal, with as many of the running stacks as fit in its columns.

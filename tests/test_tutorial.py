@@ -87,12 +87,13 @@ def texts(tree: ast.AST) -> str:
     return "\n".join(parts)
 
 
-def test_every_message_that_is_explained_is_one_of_ours():
+def test_every_note_that_is_explained_is_one_of_ours():
+    """`tests/jobs/test_mistakes.py` makes the mistakes."""
     sources = [p for folder in ("lorae", "jobs", "analysis") for p in (ROOT / folder).rglob("*.py")]
     ours = "\n".join(texts(ast.parse(p.read_text())) for p in sources).replace("=", "")
-    page = (ROOT / "docs/troubleshooting.md").read_text()
+    page = (ROOT / "docs/troubleshooting.md").read_text().partition("## No mistakes")[2]
     rows = re.findall(r"(?m)^\| (`.*?) \|", page)
-    assert len(rows) > 20
+    assert len(rows) == 3
     for phrase in (phrase for row in rows for phrase in re.findall(r"`([^`]+)`", row)):
         assert phrase.replace("=", "") in ours, phrase
 
