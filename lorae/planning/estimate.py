@@ -200,10 +200,8 @@ def _longest(stack: Stack) -> Texts:
     longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
     options = len(task.examples("train")[0].options)
     at_once = LOGITS_AT_ONCE if task.scoring.writes_text else None
-    classes, predicted = (
-        options if task.scoring.trains_head else 0,
-        max((e.num for e in evaluated), default=0),
-    )
+    classes = options if task.scoring.trains_head else 0
+    predicted = max((of_set.num for of_set in evaluated), default=0)
     return Texts(longest, answers, classes, options, at_once, predicted)
 
 
