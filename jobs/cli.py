@@ -46,6 +46,7 @@ BENCHES = {
     "memory": "peak memory of ten members and of one",
     "growth": "time of a member's step by members and by length, and where it goes",
     "all": "all of these, and their ratios beside what they should be; up to 30 minutes",
+    "vera": "time and memory of LoRA and VeRA at equal rank",
 }
 
 

@@ -27,15 +27,43 @@ _GREY_OR_COLOUR = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 
 
 @dataclass(frozen=True)
+class Part:
+    """Bytes `start` to `start + length` of a file, which are read when they are needed."""
+
+    file: str
+    start: int
+    length: int
+
+    def __bytes__(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            ValueError: the file is gone or cut off.
+        """
+        try:
+            with open(self.file, "rb") as stream:
+                stream.seek(self.start)
+                data = stream.read(self.length)
+        except OSError as error:
+            raise ValueError(f"{self.file} cannot be read ({error.strerror}); {_AGAIN}") from error
+        if len(data) < self.length:
+            raise ValueError(f"{self.file} is cut off; {_AGAIN}")
+        return data
+
+
+_AGAIN = "it is a copy in the cache: delete it and repeat the command"
+
+
+@dataclass(frozen=True)
 class Image:
     """One image.
 
     Args:
-        data: a PNG or JPEG file, or the pixels of a raw image, row by row.
+        data: a PNG or JPEG file, or where it is, or the pixels of a raw image, row by row.
         shape: (H, W) or (H, W, 3) of a raw uint8 image, see `Image.raw`; None = `data` is a file.
     """
 
-    data: bytes = field(repr=False)
+    data: bytes | Part = field(repr=False)
     shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -58,7 +86,7 @@ class Image:
     @functools.cached_property
     def digest(self) -> str:
         """64 hex digits that identify the content: images with equal digests are the same file or pixels."""
-        return _digest(self.data, *(self.shape or ()))
+        return _digest(bytes(self.data), *(self.shape or ()))
 
     def pixels(self) -> np.ndarray:
         """The image as uint8 RGB, (H, W, 3).
@@ -72,8 +100,8 @@ class Image:
         import numpy as np
 
         if self.shape is None:
-            return np.array(_rgb(_decoded(self.data)))
-        pixels = np.frombuffer(self.data, np.uint8).reshape(self.shape)
+            return np.array(_rgb(_decoded(bytes(self.data))))
+        pixels = np.frombuffer(bytes(self.data), np.uint8).reshape(self.shape)
         return pixels.copy() if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
@@ -144,12 +172,12 @@ class Audio:
     """One audio clip.
 
     Args:
-        data: a WAV, FLAC or OGG file, or the samples of raw audio, see `Audio.raw`.
+        data: a WAV, FLAC or OGG file, or where it is, or the samples of raw audio, see `Audio.raw`.
         raw_rate: samples per second of raw audio; None = `data` is a file.
         resample: allow conversion to another sampling rate; otherwise asking for one is an error.
     """
 
-    data: bytes = field(repr=False)
+    data: bytes | Part = field(repr=False)
     raw_rate: int | None = None
     resample: bool = False
 
@@ -170,7 +198,7 @@ class Audio:
     @functools.cached_property
     def digest(self) -> str:
         """64 hex digits that identify the content."""
-        return _digest(self.data, *((self.raw_rate,) if self.raw_rate else ()))
+        return _digest(bytes(self.data), *((self.raw_rate,) if self.raw_rate else ()))
 
     def waveform(self, sampling_rate: int) -> np.ndarray:
         """Mono samples (n,) in [-1, 1], float32, at this sampling rate (per second); channels are averaged.
@@ -199,15 +227,16 @@ class Audio:
         """Samples (n,), mono, and their rate."""
         import numpy as np
 
+        data = bytes(self.data)
         if self.raw_rate is not None:
-            return np.frombuffer(self.data, "<f4"), self.raw_rate
+            return np.frombuffer(data, "<f4"), self.raw_rate
         import soundfile
 
-        end = 8 + int.from_bytes(self.data[4:8], "little")  # of a RIFF file; libsndfile would read a cut one
-        if self.data[:4] == b"RIFF" and len(self.data) < end < 2**32:  # a stream's header says 2**32 - 1
-            raise ValueError(f"the audio is cut off: {len(self.data):,} of {end:,} bytes")
+        end = 8 + int.from_bytes(data[4:8], "little")  # of a RIFF file; libsndfile would read a cut one
+        if data[:4] == b"RIFF" and len(data) < end < 2**32:  # a stream's header says 2**32 - 1
+            raise ValueError(f"the audio is cut off: {len(data):,} of {end:,} bytes")
         try:
-            with soundfile.SoundFile(io.BytesIO(self.data)) as stream:
+            with soundfile.SoundFile(io.BytesIO(data)) as stream:
                 if stream.frames * stream.channels > MAX_SAMPLES:
                     raise ValueError(
                         f"the audio has {stream.frames:,} samples of {stream.channels} channels; at most "
@@ -217,7 +246,7 @@ class Audio:
                 return samples.mean(axis=1), stream.samplerate
         except soundfile.LibsndfileError as error:
             raise ValueError(
-                f"the audio ({len(self.data):,} bytes) is no intact WAV, FLAC or OGG ({error.error_string})"
+                f"the audio ({len(data):,} bytes) is no intact WAV, FLAC or OGG ({error.error_string})"
             ) from error
 
 
@@ -234,9 +263,9 @@ def _resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return resample_poly(samples, wanted // common, rate // common)
 
 
-def _cell_bytes(cell: Any, column: str) -> bytes:
+def _cell_bytes(cell: Any, column: str) -> bytes | Part:
     data = cell.get("bytes") if isinstance(cell, dict) else cell
-    if not isinstance(data, bytes):
+    if not isinstance(data, (bytes, Part)):
         raise ValueError(
             f"the {column} column has no bytes; must be {{bytes, path}} as the hub's parquet files hold it"
         )

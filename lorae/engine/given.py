@@ -18,10 +18,11 @@ from lorae.tasks.base import Example, Prompt, Split, Task, content_id
 from lorae.tasks.checks import PAIR
 from lorae.tasks.data import DataFiles
 from lorae.tasks.rows import typed
+from lorae.tasks.scoring import Head
 
 TEXTS, OPTIONS = ("question", "text", "sentence"), ("options", "choices")  # names of a row's cells
 MEDIA_CELLS = ("image", "audio", "file", "path", "text")  # the last: the column that `--column` names
-MAX_OPTIONS = 1000
+MAX_OPTIONS = Head.num_options[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,11 +195,14 @@ def _eval_lengths(stack: Stack) -> list[_Lengths]:
 def _longest(stack: Stack) -> Texts:
     """Sizes of the longest row that is trained on or predicted."""
     task = stack.trial.task
-    every = [_lengths(task, "train", *_token_limits(stack.trial)), *_eval_lengths(stack)]
+    evaluated = _eval_lengths(stack)
+    every = [_lengths(task, "train", *_token_limits(stack.trial)), *evaluated]
     longest, answers = (max(getattr(lengths, f) for lengths in every) for f in ("longest", "answers"))
     options = len(task.examples("train")[0].options)
     at_once = LOGITS_AT_ONCE if task.scoring.writes_text else None
-    return Texts(longest, answers, options if task.scoring.trains_head else 0, options, at_once)
+    classes = options if task.scoring.trains_head else 0
+    predicted = max((of_set.num for of_set in evaluated), default=0)
+    return Texts(longest, answers, classes, options, at_once, predicted)
 
 
 def memory(stack: Stack, rows: int, gpus: int, saving: Saving = Saving()) -> Memory:

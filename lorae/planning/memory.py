@@ -62,7 +62,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class Texts:
-    """Sizes of the longest example.
+    """Sizes of the longest example, and of the largest set.
 
     Attributes:
         longest: tokens of the row; patches for an image or audio clip.
@@ -71,6 +71,8 @@ class Texts:
         classes: classes of a head.
         options: classes of an example.
         at_once: answer tokens whose logits are in memory at once; None = all.
+        predicted: rows of the largest set that is predicted. The logits of a head with many classes matter:
+            all of a set are in memory until they are stored.
     """
 
     longest: int
@@ -78,6 +80,7 @@ class Texts:
     classes: int = 0
     options: int = 2
     at_once: int | None = None
+    predicted: int = 0
 
     def scored(self, rows: int) -> int:
         """Answer tokens of some rows whose logits are in memory at once."""
@@ -105,6 +108,7 @@ def stack_memory(
     together = num_members if method.trains else 1
     predicted = max(PREDICT_TOKENS["cuda" if gpus else "cpu"], together * texts.longest)
     prediction = shape.forward_bytes(predicted, texts)
+    prediction += BYTES["fp32"] * max(1, num_members) * texts.predicted * texts.classes
     backbone = backbone_bytes(trial, config, max(1, gpus), saving)
     if not (num_members and method.trains):
         return Memory(backbone, 0, prediction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import re
 import zlib
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorae.cache import file_sha256
 from lorae.shards import check_one_set
 from lorae.sources import DataSource, Files, Hub, Wheel, unreachable, wheel_file
+from lorae.tasks.media_files import BATCH_ROWS, are_large, lean_rows
 from lorae.tasks.readers import MEDIA, FileRow, damaged, file_format, file_rows
 
 if TYPE_CHECKING:
@@ -79,7 +81,9 @@ def read_rows(source: DataSource, files: DataFiles) -> list[dict[str, Any]]:
         if all(pattern.endswith(".parquet") for pattern in files.patterns):
             return _hub_rows(source, files)
         source = _hub_copy(source, files)
-    return [row for path in _paths(source, files) for row in file_rows(path)]
+    paths = _paths(source, files)
+    lean = are_large(path.stat().st_size for path in paths)
+    return [row for path in paths for row in file_rows(path, lean)]
 
 
 @functools.lru_cache(maxsize=2)
@@ -166,7 +170,15 @@ def _hub_rows(source: Hub, files: DataFiles) -> list[dict[str, Any]]:
         if isinstance(feature, (datasets.Image, datasets.Audio)):  # as the files have it: {bytes, path}
             rows = rows.cast_column(name, type(feature)(decode=False))
     where = f"{source.id} {files.patterns[0]}"
-    return [FileRow(row, where, "row", number) for number, row in enumerate(rows.to_list())]
+    found = _lean_hub_rows(rows, source, files) if are_large([rows.data.nbytes]) else rows.to_list()
+    return [FileRow(row, where, "row", number) for number, row in enumerate(found)]
+
+
+def _lean_hub_rows(rows: Any, source: Hub, files: DataFiles) -> list[dict[str, Any]]:
+    """Rows without their bytes."""
+    words = (source.id, source.revision, *files.patterns)
+    name = hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
+    return lean_rows(rows.with_format("arrow").iter(BATCH_ROWS), name)
 
 
 def _hub_copy(source: Hub, files: DataFiles) -> Files:

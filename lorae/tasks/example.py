@@ -14,7 +14,7 @@ class Example:
     Args:
         id: the dataset's own id, or the `content_id` of the text or of the media's digest.
         question: with its context, if the dataset has one; empty for media.
-        options: answer texts, 2 to 8; with a classification head, class names, 2 to 1,000; if members write
+        options: answer texts, 2 to 8; with a classification head, class names, 2 to 30,000; if members write
             the answer, references, each of them right.
         label: index of the gold option, or of the reference that is trained on; None for unlabelled OOD text.
         group: validation is carved from train by whole groups (a film); None = the example is its own group.

@@ -38,7 +38,8 @@ class Flowers102(Task):
     """Photographs of 102 kinds of flowers (Nilsback and Zisserman 2008): 2,040 train, 6,149 test.
 
     Test are the published test images; train are the published training and validation images, 20 of each
-    flower, from which validation is carved. The files are held in memory (train 0.8 GB, test 2.5 GB).
+    flower, from which validation is carved. They are read from the cache (train 0.8 GB, test
+    2.5 GB).
 
     Source: dpdl-benchmark/oxford_flowers102 on the hub; licence not stated.
     Columns: image, label (0 to 101).

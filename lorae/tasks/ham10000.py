@@ -27,7 +27,7 @@ class HAM10000(Task):
 
     Most are melanocytic nevi. The hub's splits repeat images and share lesions, so they are merged, with each
     image once, and split anew: about 20 % of the lesions are test and 10 % of the others validation, so that
-    no lesion is in two splits. The files are held in memory (4 GB).
+    no lesion is in two splits.
 
     Source: marmal88/skin_cancer on the hub; the images are CC BY-NC 4.0.
     Columns: image, image_id, lesion_id, dx (the class), dx_type, age, sex, localization.

@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from lorae.cache import file_sha256
+from lorae.tasks.media_files import BATCH_ROWS, lean_rows
+
 COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BROKEN = (
     OSError,
@@ -73,13 +76,16 @@ def file_format(name: str) -> str:
     return suffix
 
 
-def file_rows(path: Path) -> list[FileRow]:
+def file_rows(path: Path, lean: bool = False) -> list[FileRow]:
     """Rows of one file.
 
+    Args:
+        lean: leave bytes of Parquet and Arrow on disk, see `lorae.tasks.media_files`.
     Raises:
         ValueError: another format, or a damaged file; names the line of a text file if possible.
     """
-    read = READERS[file_format(path.name)]
+    kind = file_format(path.name)
+    read = BATCHES[kind] if lean and kind in BATCHES else READERS[kind]
     try:
         return list(read(path))
     except UnicodeDecodeError as error:
@@ -99,6 +105,30 @@ def damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is damaged or cut off ({reason}); copy the file again")
 
 
+def _lean_parquet_rows(path: Path) -> Iterator[FileRow]:
+    from pyarrow.parquet import ParquetFile
+
+    with _arrow_errors(path), ParquetFile(path) as table:
+        groups = map(table.read_row_group, range(table.num_row_groups))  # `iter_batches` holds them all
+        rows = lean_rows((b for g in groups for b in g.to_batches(BATCH_ROWS)), file_sha256(path)[:32])
+    yield from _numbered(path, rows)
+
+
+def _lean_arrow_rows(path: Path) -> Iterator[FileRow]:
+    import pyarrow as pa
+
+    with _arrow_errors(path), pa.memory_map(str(path)) as stream:
+        opened = _opened_arrow(stream)
+        batches = opened if isinstance(opened, pa.RecordBatchStreamReader) else _of_file(opened)
+        parts = (b.slice(n, BATCH_ROWS) for b in batches for n in range(0, b.num_rows, BATCH_ROWS))
+        rows = lean_rows(parts, file_sha256(path)[:32])
+    yield from _numbered(path, rows)
+
+
+def _of_file(opened: Any) -> Iterator[Any]:
+    return (opened.get_batch(n) for n in range(opened.num_record_batches))
+
+
 def _parquet_rows(path: Path) -> Iterator[FileRow]:
     from pyarrow.parquet import ParquetFile
 
@@ -112,11 +142,17 @@ def _arrow_rows(path: Path) -> Iterator[FileRow]:
     import pyarrow as pa
 
     with _arrow_errors(path), pa.OSFile(str(path)) as stream:
-        beginning = stream.read(6)
-        stream.seek(0)
-        opened = pa.ipc.open_file(stream) if beginning == b"ARROW1" else pa.ipc.open_stream(stream)
-        rows = opened.read_all().to_pylist()
+        rows = _opened_arrow(stream).read_all().to_pylist()
     yield from _numbered(path, rows)
+
+
+def _opened_arrow(stream: Any) -> Any:
+    """A reader of Arrow's file format, or of its streaming format."""
+    import pyarrow as pa
+
+    beginning = stream.read(6)
+    stream.seek(0)
+    return pa.ipc.open_file(stream) if beginning == b"ARROW1" else pa.ipc.open_stream(stream)
 
 
 @contextlib.contextmanager
@@ -226,4 +262,8 @@ READERS: dict[str, Callable[[Path], Iterator[FileRow]]] = {
     ".jsonl": _jsonl_rows,
     ".ndjson": _jsonl_rows,
     **dict.fromkeys(MEDIA, _media_rows),
+}
+BATCHES: dict[str, Callable[[Path], Iterator[FileRow]]] = {
+    ".parquet": _lean_parquet_rows,
+    ".arrow": _lean_arrow_rows,
 }

@@ -13,13 +13,24 @@ from toys import Colours
 from victims import PYTHON_PATH, SUPPORT
 
 from jobs import cli
-from jobs.bench import everything, generate, growth, memory, naive_sweep, overhead, predict, sweep, train
+from jobs.bench import (
+    everything,
+    generate,
+    growth,
+    memory,
+    naive_sweep,
+    overhead,
+    predict,
+    sweep,
+    train,
+    vera,
+)
 from jobs.bench.apart import apart
 from jobs.bench.limit import bare_forwards, ways
 from jobs.bench.peft_side import best_loop, hf_trainer, load_lm, lora_config
 from jobs.bench.setting import Setting, batches, environment, rows
 from lorae.backbone.loading import load_backbone
-from lorae.methods import Lora
+from lorae.methods import Lora, Vera
 from lorae.regularizers import KL, DecayB
 from lorae.store.store import Store
 from lorae.trial import AdamW, Budget, Sweep
@@ -171,6 +182,18 @@ def test_growth_has_every_size_and_its_shares(trial):
         assert at["seconds_per_member_step"] > 0 and at["tokens_per_second"] > 0
         assert sum(at["shares"].values()) == pytest.approx(1) and at["shares"]["frozen products"] > 0
     assert {len(row.tokens) for row in growth.of_length(trial, 16, 4)} == {16}
+
+
+@pytest.mark.process
+def test_lora_and_vera_are_compared_at_equal_rank(trial, monkeypatch):
+    monkeypatch.setattr(vera, "SIDES", {"LoRA": Lora(rank=8), "VeRA": Vera(rank=8)})
+    sides = vera.compare(trial, "cpu", 1)
+    assert list(sides) == ["LoRA", "VeRA"] and sides["LoRA"]["time_over_lora"] == 1
+    lora, ours = (side["trained_parameters"] for side in sides.values())
+    assert lora == 3 * 8 * (32 + 32 + 32 + 16) and ours == 3 * (8 + 32 + 8 + 16)  # q and v of three layers
+    assert all(side["seconds_per_step"] > 0 and side["peak_bytes"] > 2**20 for side in sides.values())
+    printed = vera.text({"machine": "here", "rank": 8, "steps": 5, "sides": sides})
+    assert f"{lora:,}" in printed and f"{ours:,}" in printed
 
 
 def test_growth_ends_where_no_further_size_gains():

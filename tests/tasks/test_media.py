@@ -515,12 +515,12 @@ class Pictures(Task):
         return media_example(Image.raw(row["image"]), classes, row["label"] % self.classes)
 
 
-def test_a_head_may_have_a_thousand_classes() -> None:
+def test_a_head_may_have_many_thousand_classes() -> None:
     source = Files("/nowhere")
     assert len(Pictures(source=source).splits()["test"][0].options) == 100
-    assert Pictures(source=source, classes=1000).examples("test")[-1].label == 119
-    with pytest.raises(ValueError, match="1001 options; must be 2 to 1000"):
-        Pictures(source=source, classes=1001).examples("test")
+    assert Pictures(source=source, classes=30_000).examples("test")[-1].label == 119
+    with pytest.raises(ValueError, match="30001 options; must be 2 to 30000"):
+        Pictures(source=source, classes=30_001).examples("test")
 
 
 @pytest.mark.parametrize("scoring", [Letters(), LabelWords()])
