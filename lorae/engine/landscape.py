@@ -13,6 +13,7 @@ import numpy as np
 
 from lorae import metrics
 from lorae.engine.adapters import Soup
+from lorae.engine.predict_task import scored_alike
 from lorae.engine.prediction import labels, predict
 from lorae.engine.stored import encoded, groups, stages
 from lorae.sources import Source
@@ -43,10 +44,11 @@ def points(
 
     Args:
         members: ids of members of one recipe.
+        task: scored as the members' own is.
         shares: of each point, a share for each member; they add up to 1.
     Raises:
-        ValueError: members of several recipes or that train nothing, shares that do not fit, or examples
-            without labels.
+        ValueError: members of several recipes or that train nothing, shares that do not fit, another prompt
+            template than theirs, or examples without labels.
     """
     found = list(groups(store, members, backbone))
     if len(found) != 1 or not found[0].method.trains:
@@ -56,7 +58,7 @@ def points(
             raise ValueError(f"shares {tuple(of_point)}: must be {len(members)} numbers that add up to 1")
     group = found[0]
     model = group.loaded(device)
-    rows = encoded(group, model, task)
+    rows = encoded(group, model, scored_alike(task, group))
     labels_N = labels(rows)
     if (labels_N < 0).any():
         raise ValueError(f"{task.name} has examples without a label, so there is no loss on it")

@@ -33,6 +33,7 @@ from lorae.tasks.lfw_patches import LfwPatches
 from lorae.tasks.mmlu import MMLU
 from lorae.tasks.mnist import Mnist
 from lorae.tasks.openbookqa import OpenBookQA
+from lorae.tasks.openood import Textures, TinyImageNet
 from lorae.tasks.plot_summaries import PlotSummaries
 from lorae.tasks.rotten_tomatoes import RottenTomatoes
 from lorae.tasks.social_iqa import SocialIQA
@@ -87,6 +88,8 @@ __all__ = [
     "Scoring",
     "SocialIQA",
     "Task",
+    "Textures",
+    "TinyImageNet",
     "TriviaQA",
     "UnanswerableQA",
     "Value",

@@ -171,7 +171,7 @@ def test_teachers_are_tuned_before_their_students(tiny_trial, tmp_path):
     record = json.loads(store.read(folder, "member.json"))
     teacher = next(iter(record["teacher"]))
     record["teacher"][teacher] = 64 * "0"
-    store.write_entry(folder, {"member.json": json.dumps(record).encode()})
+    store.write_entry(folder, {"member.json": json.dumps(record, indent=1).encode()})
     (fault, *_) = (f for f in audit(str(tmp_path)) if f.status == "failed")
     assert fault.check == "students have their teachers" and f"other weights of {teacher}" in fault.what
 
