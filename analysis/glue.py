@@ -16,6 +16,7 @@ from analysis.figures_sweep import quality_against_cost
 from analysis.published import beside
 from analysis.script import Content
 from analysis.table import Entry, Line, Table, comparison, made_by
+from analysis.undefined import undefined_notes
 
 MAIN = {"cola": "mcc", "stsb": "pearson"}  # of a task; accuracy of all others
 NAMES = ("backbone", "model", "over seeds")
@@ -83,6 +84,7 @@ def tasks_table(trials: Trials, name: str, head: str, metrics: str) -> Table:
             *(Column(name, "metric") for name in (*columns.values(), MEAN)),
         ),
         blocks=(tuple(lines),),
+        notes=tuple(undefined_notes(trials, trials.cells, list(dict.fromkeys(_mains(trials))))),
     )
 
 

@@ -19,6 +19,7 @@ from analysis.pooling import SQUARES
 from analysis.rows import provenance
 from analysis.significance import ALPHA, Difference, Estimate, Mark
 from analysis.tuned import tuning_notes, tuning_tokens
+from analysis.undefined import undefined_notes
 from lorae.results import FACTORS
 
 MARKS = (
@@ -120,6 +121,7 @@ def comparison(
         notes=(
             *tuning_notes(trials.cells),
             *notes(trials, trials.cells),
+            *undefined_notes(trials, trials.cells, metrics),
             *(f"left out: {what}" for what in trials.pruned),
         ),
         sweep=trials.sweep,

@@ -229,6 +229,7 @@ class Soup(Adapters):
 
     Args:
         states: the members' parameters, in the order of `init_keys`.
+        shares: of the members in the weights, in place of 1/M each; they add up to 1 and may be negative.
     Raises:
         ValueError: a state lacks a parameter or has one of another shape.
 
@@ -242,7 +243,9 @@ class Soup(Adapters):
         init_keys: Sequence[seeds.Key],
         states: Sequence[State],
         answer_ids: Sequence[int],
+        shares: Sequence[float] | None = None,
     ) -> None:
+        self.shares = None if shares is None else torch.tensor(shares, device=backbone.device)
         keys = init_keys if method.factors else init_keys[:1]  # other parameters are averaged directly
         super().__init__(backbone, method, keys, answer_ids=answer_ids)
         for name in set(HEAD) & self.parameters.keys():
@@ -253,7 +256,7 @@ class Soup(Adapters):
         super().__enter__()
         for layer in self.layers:
             parent, leaf = _parent(self.backbone.lm, layer)
-            setattr(parent, leaf, _Mean(getattr(parent, leaf), len(self.factors(layer)[0])))
+            setattr(parent, leaf, _Mean(getattr(parent, leaf), len(self.factors(layer)[0]), self.shares))
         return self
 
     @property
@@ -262,16 +265,21 @@ class Soup(Adapters):
 
     def _loaded(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(values)
-        return stacked if name.rpartition(".")[0] in self.layers else stacked.mean(0, keepdim=True)
+        return stacked if name.rpartition(".")[0] in self.layers else _mean(stacked, self.shares)[None]
+
+
+def _mean(x: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    """The mean over the first axis, by shares if there are any."""
+    return x.mean(0) if shares is None else torch.tensordot(shares.to(x), x, 1)
 
 
 class _Mean(nn.Module):
     """The mean over members of their stacked layer's output for one input; as layers are linear, this is the
     output of a layer with their mean weights."""
 
-    def __init__(self, stacked: Stacked, num_members: int) -> None:
+    def __init__(self, stacked: Stacked, num_members: int, shares: torch.Tensor | None) -> None:
         super().__init__()
-        self.stacked, self.num_members = stacked, num_members
+        self.stacked, self.num_members, self.shares = stacked, num_members, shares
 
     @property
     def base(self) -> nn.Module:
@@ -279,7 +287,7 @@ class _Mean(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., D) -> (..., E)
         each = self.stacked(x.expand(self.num_members, *x.shape).flatten(0, 1))
-        return each.view(self.num_members, *x.shape[:-1], -1).mean(0)
+        return _mean(each.view(self.num_members, *x.shape[:-1], -1), self.shares)
 
 
 class _Call(nn.Module):

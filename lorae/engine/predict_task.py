@@ -55,7 +55,7 @@ def predict_task(
             discarded.
     """
     found = list(groups(store, members, backbone))
-    tasks = [_scored_alike(task, group) for group in found]
+    tasks = [scored_alike(task, group) for group in found]
     for group in found if draws else ():
         if draws and (why := draws.unfit(group.method, group.noise)):
             raise ValueError(f"draws={draws}: some members {why}; leave them out")
@@ -107,7 +107,7 @@ def predict_soup(
         soup: name of the combination that made it.
     """
     (group,) = groups(store, members, backbone)
-    own, folder = _scored_alike(task, group), soup_folder(members, soup)
+    own, folder = scored_alike(task, group), soup_folder(members, soup)
     name = own.eval_set("test")
     if store.has_predictions(folder, [name]):
         return False
@@ -117,7 +117,12 @@ def predict_soup(
     return True
 
 
-def _scored_alike(task: Task, group: Group) -> Task:
+def scored_alike(task: Task, group: Group) -> Task:
+    """A task as the group's members were trained to answer theirs.
+
+    Raises:
+        ValueError: it has another prompt template, or other answers than they have.
+    """
     scored = replace(task, scoring=group.scoring)
     if scored.prompt_template() != group.template:
         raise ValueError(

@@ -35,6 +35,7 @@ from lorae.tasks.lfw_patches import LfwPatches
 from lorae.tasks.mmlu import MMLU
 from lorae.tasks.mnist import Mnist
 from lorae.tasks.openbookqa import OpenBookQA
+from lorae.tasks.openood import Textures, TinyImageNet
 from lorae.tasks.plot_summaries import PlotSummaries
 from lorae.tasks.resisc45 import RESISC45
 from lorae.tasks.rotten_tomatoes import RottenTomatoes
@@ -92,6 +93,8 @@ __all__ = [
     "Scoring",
     "SocialIQA",
     "Task",
+    "Textures",
+    "TinyImageNet",
     "TriviaQA",
     "UnanswerableQA",
     "Value",

@@ -77,7 +77,7 @@ def test_students_wait_for_their_teachers_and_learn_from_their_predictions(stude
     assert plan.num_to_train == 4 and [s.members for s in plan.students] == [(0,)]
     assert {m for s in plan.stacks for m in s.member_ids()} == set(student.teacher.member_ids())
     assert not students_of(plan, store).pending
-    with pytest.raises(ValueError, match=r"is not stored|no member|lacks"):
+    with pytest.raises(ValueError, match="has no predictions"):
         run_stack(plan.students[0], str(tmp_path))
     assert not store.is_member(student.member_id(0))
     for stack in plan.stacks:
@@ -171,7 +171,7 @@ def test_teachers_are_tuned_before_their_students(tiny_trial, tmp_path):
     record = json.loads(store.read(folder, "member.json"))
     teacher = next(iter(record["teacher"]))
     record["teacher"][teacher] = 64 * "0"
-    store.write_entry(folder, {"member.json": json.dumps(record).encode()})
+    store.write_entry(folder, {"member.json": json.dumps(record, indent=1).encode()})
     (fault, *_) = (f for f in audit(str(tmp_path)) if f.status == "failed")
     assert fault.check == "students have their teachers" and f"other weights of {teacher}" in fault.what
 

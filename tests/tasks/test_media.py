@@ -45,6 +45,8 @@ from lorae.tasks import (
     PlotSummaries,
     RottenTomatoes,
     Task,
+    Textures,
+    TinyImageNet,
     cifar,
     esc50,
     food101,
@@ -53,6 +55,7 @@ from lorae.tasks import (
 )
 from lorae.tasks.base import Example, media_example
 from lorae.tasks.data import _hub_rows, parquet, read_rows
+from lorae.tasks.openood import DISTANCES
 from lorae.trial import Budget, Sweep, Trial
 
 pytestmark = pytest.mark.usefixtures("lorae_cache")
@@ -355,6 +358,20 @@ def test_rows_of_image_datasets(
 def test_classes_are_as_many_as_published_in_alphabetical_order(names: tuple[str, ...], count: int) -> None:
     letters = ["".join(filter(str.isalpha, name)) for name in names]
     assert len(names) == count == len(set(names)) and letters == sorted(letters)
+
+
+@pytest.mark.parametrize(
+    ("task", "folder"),
+    [(TinyImageNet(), "zh-plus/tiny-imagenet/data/valid"), (Textures(), "tanganke/dtd/data/test")],
+    ids=lambda v: getattr(v, "name", ""),
+)
+def test_rows_of_ood_sets_of_cifar(tmp_path: Path, task: Task, folder: str) -> None:
+    write_rows(tmp_path / f"{folder}-00000-of-00001.parquet", image_rows("image", "label", 30, 100))
+    examples = task.located(tmp_path).examples("test")
+    assert isinstance(examples[0].media, Image) and len(examples) == 30
+    np.testing.assert_array_equal(examples[0].media.pixels(), picture(100, 8, 8, 3))
+    assert {e.label for e in examples} == {None}
+    assert {of[task.name] for of in DISTANCES.values()} == {"near" if "imagenet" in task.name else "far"}
 
 
 def test_an_image_that_is_in_train_and_test_stays_in_test_only(tmp_path: Path) -> None:
