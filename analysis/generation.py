@@ -26,8 +26,10 @@ from lorae.store.answers import Answer
 
 def content(trials: Trials) -> Content:
     """Quality against the number of members, every score as a detector of wrong answers, what members add."""
-    found = content_of(Texts(trials, functools.partial(stored_answers, trials)))
-    metrics = [name for name in TEXT_METRICS if any(row[name] is not None for row in trials.rows)]
+    texts = Texts(trials, functools.partial(stored_answers, trials))
+    found = content_of(texts)
+    shown = {name for cell in texts.cells for name in texts.of(cell.rows[0]).kind.metrics}
+    metrics = [name for name in text_metrics(trials) if name in shown]
     rows = replace(comparison(trials, metrics), notes=missing(trials))  # its notes are on classes
     return replace(found, tables=[rows, *found.tables, *published_beside(trials)])
 
@@ -35,6 +37,11 @@ def content(trials: Trials) -> Content:
 def writes_texts(trials: Trials) -> bool:
     """Whether a sweep's rows are of texts; what they predict of single tokens is no classification."""
     return any(row["decoding"] for row in trials.rows)
+
+
+def text_metrics(trials: Trials) -> list[str]:
+    """Columns of a sweep's rows that say how good their texts are."""
+    return [name for name in TEXT_METRICS if any(row[name] is not None for row in trials.rows)]
 
 
 def content_of(texts: Texts) -> Content:
