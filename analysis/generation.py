@@ -22,12 +22,26 @@ from analysis.text_tables import added_table, missing, quality_table, scores_tab
 from analysis.texts import Texts
 from lorae.results import TEXT_METRICS, row_answers
 from lorae.store.answers import Answer
+from lorae.texts import models
+from lorae.texts.uncertainty import SCORES, scores_of
+
+MODELS = {
+    "nli": "semantic entropy and graph scores by an NLI model, too: a repository of the hub, or a folder",
+    "embedding": "the same by an encoder's embeddings: sentence-transformers/all-MiniLM-L6-v2, or a folder",
+}
 
 
-def content(trials: Trials) -> Content:
+def content(trials: Trials, nli: str | None = None, embedding: str | None = None) -> Content:
     """Quality against the number of members, every score as a detector of wrong answers, what members add."""
-    found = content_of(Texts(trials, functools.partial(stored_answers, trials)))
-    metrics = [name for name in TEXT_METRICS if any(row[name] is not None for row in trials.rows)]
+    scores = dict(SCORES)
+    if nli:
+        scores |= scores_of(models.entailment(nli), "nli", models.ENTAILMENT)
+    if embedding:
+        scores |= scores_of(models.embedding(embedding), "embedding", models.EMBEDDING)
+    texts = Texts(trials, functools.partial(stored_answers, trials), scores)
+    found = content_of(texts)
+    shown = {name for cell in texts.cells for name in texts.of(cell.rows[0]).kind.metrics}
+    metrics = [name for name in text_metrics(trials) if name in shown]
     rows = replace(comparison(trials, metrics), notes=missing(trials))  # its notes are on classes
     return replace(found, tables=[rows, *found.tables, *published_beside(trials)])
 
@@ -35,6 +49,11 @@ def content(trials: Trials) -> Content:
 def writes_texts(trials: Trials) -> bool:
     """Whether a sweep's rows are of texts; what they predict of single tokens is no classification."""
     return any(row["decoding"] for row in trials.rows)
+
+
+def text_metrics(trials: Trials) -> list[str]:
+    """Columns of a sweep's rows that say how good their texts are."""
+    return [name for name in TEXT_METRICS if any(row[name] is not None for row in trials.rows)]
 
 
 def content_of(texts: Texts) -> Content:
@@ -63,7 +82,7 @@ def published_beside(trials: Trials) -> list[Table]:
     return [published_table(rows)] if rows else []
 
 
-main = functools.partial(run, "generation", content)
+main = functools.partial(run, "generation", content, options=MODELS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,12 +8,13 @@ import shlex
 from jobs.parser import coloured
 
 MAX_LINES, MAX_TRIALS = 8, 60  # of the table; intervals of a larger sweep take longer than anyone waits
-METRICS = ("acc", "ensemble_nll", "ece15")
+METRICS, OF_TEXTS = ("acc", "ensemble_nll", "ece15"), ("ensemble_nll",)
 
 
 def table_head(storage: str, sweep: str) -> str:
     """The first lines of a sweep's comparison, "" if it has none yet."""
     from analysis.data import load_trials
+    from analysis.generation import text_metrics, writes_texts
     from analysis.render import markdown
     from analysis.table import comparison
 
@@ -21,7 +22,8 @@ def table_head(storage: str, sweep: str) -> str:
         trials = load_trials(storage, sweep, allow_missing=True)
         if len(trials.rows) > MAX_TRIALS:
             return ""
-        head, rule, *lines = markdown(comparison(trials, METRICS, costs=())).partition("\n\n")[0].splitlines()
+        metrics = (*text_metrics(trials), *OF_TEXTS) if writes_texts(trials) else METRICS
+        head, rule, *lines = markdown(comparison(trials, metrics, costs=())).partition("\n\n")[0].splitlines()
         more = [f"... {len(lines) - MAX_LINES} more rows"] if len(lines) > MAX_LINES else []
         return "\n".join([head, rule, *lines[:MAX_LINES], *more])
     return ""

@@ -168,10 +168,13 @@ def _folder_without_weights(source: Source) -> Path:
 
 
 def _sample(examples: Sequence[Example]) -> list[Example]:
-    """The first examples, the longest examples, and one example for each of some option sets."""
-    longest = sorted(examples, key=lambda e: len(e.question) + sum(map(len, e.options)))[-SAMPLED:]
+    """The examples with the longest options and the longest questions, the first examples, and one example
+    for each of some option sets."""
+    by_answer = sorted(examples, key=lambda e: -max((len(o.encode()) for o in e.options), default=0))
+    by_question = sorted(examples, key=lambda e: -len(e.question))
     by_options = {e.options: e for e in examples[: 100 * OPTION_SETS]}
-    return list(dict.fromkeys([*examples[:SAMPLED], *longest, *[*by_options.values()][:OPTION_SETS]]))
+    longest = [*by_answer[:SAMPLED], *by_question[:SAMPLED]]
+    return list(dict.fromkeys([*longest, *examples[:SAMPLED], *[*by_options.values()][:OPTION_SETS]]))
 
 
 def _wrong_ids(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -300,16 +301,41 @@ def text_example(question: str, references: Any, id: str | None = None, group: s
     """Example whose answer is a text; the first of several references is trained on.
 
     Args:
-        references: one text, several texts, or a struct with "text" (SQuAD) or "value" and "aliases"
-            (TriviaQA); empty for a prompt without references.
+        references: a text or a number, several of them, or a struct with "text" (SQuAD) or "value" and
+            "aliases" (TriviaQA), or a list of such structs; empty or None for a prompt without references.
         id: the dataset's id; None = a hash of the question.
+    Raises:
+        ValueError: a struct without these, or a truth value.
     """
-    if isinstance(references, Mapping):
-        values = [references[name] for name in ("value", "text", "aliases") if name in references]
-        references = [text for v in values for text in ([v] if isinstance(v, str) else v)]
-    texts = (references,) if isinstance(references, str) else tuple(dict.fromkeys(references))
+    texts = tuple(dict.fromkeys(_references(references)))
     label = 0 if texts else None
     return Example(content_id(question) if id is None else id, question, texts, label, group)
+
+
+def _references(value: Any) -> Iterator[str]:
+    """The texts of whatever a dataset calls its answers, in order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Integral) and not isinstance(value, bool):
+        yield str(int(value))
+    elif isinstance(value, float):
+        yield f"{value:.0f}" if value.is_integer() else str(value)
+    elif isinstance(value, Mapping):
+        if not (known := [name for name in ("value", "text", "aliases") if name in value]):
+            raise ValueError(
+                f"its references are a struct of {', '.join(map(str, value))}; name the one that holds the "
+                'texts, such as row["answers"]["spans"]'
+            )
+        for name in known:
+            yield from _references(value[name])
+    elif isinstance(value, Iterable) and not isinstance(value, bytes):
+        for item in value:
+            yield from _references(item)
+    elif value is not None:
+        raise ValueError(
+            f"its reference is {value!r} of type {type(value).__name__}; write a text, such as "
+            '"yes" if row["answer"] else "no"'
+        )
 
 
 def lettered_example(row: dict[str, Any], question: str) -> Example:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorae.texts.likeness import Key
-from lorae.texts.quality import EXAMPLE_METRICS, MARK, NUMBER, References, final_number, normalised
+from lorae.texts.quality import (
+    EXAMPLE_METRICS,
+    MARK,
+    QUANTITY,
+    References,
+    final_number,
+    normalised,
+)
 
 SHORT_WORDS = 10  # of a reference, in the mean, that a text can match exactly
 
@@ -50,10 +57,10 @@ LONG = Kind(
 
 
 def kind_of(references: Sequence[References]) -> Kind:
-    """`NUMBERS` if every reference is a number or ends in GSM8K's "#### number"; else `SHORT` if references
-    have at most ten words in the mean; else `LONG`."""
+    """`NUMBERS` if every reference is a number, perhaps with a currency or a unit, or ends in GSM8K's
+    "#### number"; else `SHORT` if references have at most ten words in the mean; else `LONG`."""
     texts = [text for given in references for text in given]
-    if all(MARK in text or NUMBER.fullmatch(text.strip().lstrip("$")) for text in texts) and all(
+    if all(MARK in text or QUANTITY.fullmatch(text.strip()) for text in texts) and all(
         final_number(text) is not None for text in texts
     ):
         return NUMBERS

@@ -18,7 +18,10 @@ from lorae.metrics.probability import Undefined
 from lorae.texts.e2e import cider, nist, rouge_l_e2e, split_13a
 
 References = Sequence[str]  # of one example, at least one
-NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_SIGN = r"(?:(?<![\w)])[-+\u2212])?"  # in "12-5" there is no -5
+NUMBER = re.compile(_SIGN + r"[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+QUANTITY = re.compile(rf"[$€£]?{NUMBER.pattern}(?:\s?[^\s\d]+){{0,2}}")  # with a unit of one or two words
+_PLAIN = str.maketrans({"\u2212": "-", **dict.fromkeys(",$€£")})
 MARK = "####"  # before GSM8K's final number
 
 
@@ -61,14 +64,14 @@ def _f1(words: Sequence[str], gold: Sequence[str]) -> float:
 def final_number(text: str) -> Decimal | None:
     """The number after the last "####", or the last number of a text without it; None if there is none.
 
-    Commas between digits and a sign are read, units are not: "$1,200.50" is 1200.5.
+    Commas between digits and a sign are read, units are not: "-$1,200.50" and "-1200.5 km" are -1200.5.
     Source: Cobbe et al. 2021, arXiv:2110.14168 (GSM8K); SVAMP's answers are such numbers without the mark.
     """
     _, mark, tail = text.rpartition(MARK)
     found = NUMBER.findall(tail)
     if not found:
         return None
-    return Decimal(found[0 if mark else -1].replace(",", ""))
+    return Decimal(found[0 if mark else -1].translate(_PLAIN))
 
 
 def number_match(text: str, references: References) -> float:
@@ -192,7 +195,9 @@ def _wordnet():
         wordnet.ensure_loaded()
     except LookupError:
         raise Undefined(
-            "meteor", "nltk's WordNet is not on this machine; run python -m nltk.downloader wordnet"
+            "meteor",
+            "nltk's WordNet is not on this machine; run python -m nltk.downloader wordnet, or name a folder "
+            "with corpora/wordnet in NLTK_DATA",
         ) from None
     return wordnet
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import load, save
+from transformers import AutoModelForCausalLM
+from victims import exit_code, lines, stack_process, wait_until
 from writers import FarEcho, echo_trial
 
 import lorae.engine.answers as engine
 from analysis.archive import pack, unpack
 from analysis.audit import audit
+from analysis.data import load_trials
+from analysis.generation import stored_answers
+from analysis.texts import Texts
+from lorae.backbone.loading import load_backbone
 from lorae.engine.run import run_stack
 from lorae.planning.estimate import Devices
 from lorae.planning.plan import make_plan, soups_of
@@ -22,11 +32,12 @@ from lorae.planning.stack import Stack, Stopped
 from lorae.results import row_answers, text_metrics, trials_table
 from lorae.sources import Files
 from lorae.store.answers import ANSWERS, Answer, answer_set, answers_bytes, answers_file, fault, read_answers
-from lorae.store.names import member_folder, reference_folder, soup_folder, texts_folder
+from lorae.store.names import WEIGHTS, member_folder, reference_folder, soup_folder, texts_folder
 from lorae.store.predictions import parquet_bytes
 from lorae.store.store import Store
 from lorae.tasks.base import Generate
 from lorae.tasks.rotten_tomatoes import RottenTomatoes
+from lorae.tasks.scoring.generate import IS_TRUE
 from lorae.trial import Sweep, Trial
 
 ONE_CPU = Devices("cpu", 1, 1)
@@ -200,6 +211,38 @@ def test_a_killed_run_goes_on_at_the_example(make_trial, tmp_path, monkeypatch):
             assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_process_that_is_killed_while_it_writes_goes_on_at_the_example(make_trial, tmp_path):
+    """SIGKILL between two examples: what was kept is not written again, and the bytes are those of a run that
+    was left alone."""
+    stack = Stack(sweep_of(make_trial()).base, (0, 1))
+    whole, log = tmp_path / "whole", tmp_path / "killed.log"
+    assert exit_code(stack_process(stack, whole, tmp_path / "whole.log", texts_at_once=1)) == 0
+    killed = tmp_path / "killed"
+
+    def wrote() -> list[str]:
+        return [line.split()[1] for line in lines(log) if line.startswith("wrote ")]
+
+    victim = stack_process(stack, killed, log, texts_at_once=1)
+    wait_until(lambda: len(wrote()) >= 8, victim)
+    victim.kill()
+    assert exit_code(victim) == -signal.SIGKILL
+    before, store = wrote(), Store(str(killed))
+    assert store.storage.names("unfinished") and not store.has_answers(
+        member_folder(stack.member_ids()[1]), [*stack.answer_sets()]
+    )
+    assert exit_code(stack_process(stack, killed, log, texts_at_once=1)) == 0
+    again = wrote()[len(before) :]
+    expected = [line.split()[1] for line in lines(tmp_path / "whole.log") if line.startswith("wrote ")]
+    assert len(set(again) & set(before)) <= 1, "at most the example that was being written"
+    assert sorted({*before, *again}) == sorted(expected) and not store.storage.names("unfinished")
+    for member in stack.member_ids():
+        for name in map(answers_file, stack.answer_sets()):
+            contents = [Store(str(s)).read(member_folder(member), name) for s in (whole, killed)]
+            assert contents[0] == contents[1]
+
+
 def test_unfinished_answers_of_other_members_are_not_taken_up(make_trial, tmp_path, monkeypatch):
     stack, storage = Stack(sweep_of(make_trial()).base, (0,)), str(tmp_path)
     store = run_and_store(stack, storage)
@@ -238,6 +281,71 @@ def test_texts_of_members_that_were_trained_again_are_written_again(make_trial, 
         row_answers(store, row, trial.task.eval_set("test"))
     run(Sweep(base=trial), str(tmp_path))
     assert store.answers(folder, name).members == store.weight_checksums(ids)
+
+
+def test_p_true_is_what_the_model_says_of_its_own_answer(make_trial, tmp_path):
+    """By transformers, of the backbone; and both members are asked about each member's answer."""
+    trial = sweep_of(make_trial(members=2)).base
+    scoring = replace(WRITING, samples=0, p_true=True)
+    trial = replace(trial, task=replace(trial.task, scoring=scoring))
+    sweep = Sweep(base=trial, axes={"members": [2]})
+    store, name = run(sweep, str(tmp_path)), answer_set(trial.task.eval_set("test"), scoring.decoding)
+    of_backbone = store.answers(reference_folder(trial.reference_id()), name).by_example()
+    lm = AutoModelForCausalLM.from_pretrained(trial.backbone.path)
+    tokenizer = load_backbone(trial.backbone, "fp32", "cpu").tokenizer
+    examples = trial.task.examples("test")[:4]
+    for example in examples:
+        prompt = tokenizer(trial.task.prompt(example).text)["input_ids"]
+        (greedy,) = [a for a in of_backbone[example.id] if a.kind == "greedy"]
+        answer = [t for t in greedy.token_ids if t != tokenizer.eos_token_id]
+        asked = [*prompt, *answer, *tokenizer(IS_TRUE)["input_ids"]]
+        verdicts = [a for a in of_backbone[example.id] if a.kind == "verdict"]
+        assert [(a.source, a.draw, a.text) for a in verdicts] == [(0, 0, "(A)"), (0, 1, "(B)")]
+        for verdict in verdicts:
+            ids = tokenizer(verdict.text)["input_ids"]
+            with torch.no_grad():
+                log_p = lm(torch.tensor([asked + ids])).logits[0].log_softmax(-1)
+            expected = [log_p[len(asked) + k - 1, token].item() for k, token in enumerate(ids)]
+            np.testing.assert_allclose(verdict.log_probs_MT[0], expected, atol=1e-4)
+    together = store.answers(texts_folder(trial.member_ids()), name).by_example()[examples[0].id]
+    assert [(a.source, a.draw) for a in together if a.kind == "verdict"] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    row = trials_table(store, "echo", [(trial, [])], {"command": "x", "commit": "y"})
+    store.write_table("echo", row)
+    texts = Texts(trials := load_trials(str(tmp_path), "echo"), functools.partial(stored_answers, trials))
+    assert {line.source for line in texts.lines(texts.cells[0].recipe) if line.score == "p_false"} == {
+        "one", "members"
+    }  # fmt: skip
+    assert Generate().decoding != Generate(p_true=True).decoding
+
+
+def test_a_member_that_breaks_is_cut_marked_and_counted(make_trial, tmp_path):
+    """Its weights become NaN after it was trained, and other samples are asked for: they are stored, of the
+    other member as ever, and the table counts what is not finite."""
+    trial = sweep_of(make_trial(members=2)).base
+    silent = replace(trial, task=replace(trial.task, scoring=replace(WRITING, samples=0)))
+    store = run(Sweep(base=silent), str(tmp_path))
+    sound, broken = map(member_folder, trial.member_ids())
+    tensors = load(store.read(broken, WEIGHTS))
+    store.write_entry(broken, {WEIGHTS: save({name: t * float("nan") for name, t in tensors.items()})})
+    run(Sweep(base=trial), str(tmp_path))
+    name = answer_set(trial.task.eval_set("test"), WRITING.decoding)
+    of_broken = [a for a in store.answers(broken, name).answers if a.kind != "reference"]
+    assert {(a.text, a.token_ids, a.finished) for a in of_broken} == {("", (), False)}
+    assert all(len(a.token_ids) for a in store.answers(sound, name).answers)
+    together = store.answers(texts_folder(trial.member_ids()), name).answers
+    for a in together:
+        assert np.isnan(a.log_probs_MT[1]).all() and np.isfinite(a.log_probs_MT[0]).all()
+        assert (a.kind == "lockstep") <= (not a.token_ids and not a.finished)
+    rows = trials_table(store, "echo", [(trial, [])], {"command": "x", "commit": "y"})
+    store.write_table("echo", rows)
+    texts = Texts(trials := load_trials(str(tmp_path), "echo"), functools.partial(stored_answers, trials))
+    (cell,) = [cell for cell in texts.cells if cell.members]
+    found = texts.quality(cell, "member", 1)
+    assert found["unfinished"].value >= 0.5 and found["not_finite"].value == 0.5
+    assert texts.quality(cell, "mean", 2)["unfinished"].value == 1
+    faults = [f for f in audit(str(tmp_path)) if f.status == "failed" and f.check == "answers are whole"]
+    others = silent.task.scoring.decoding  # what the member wrote with the weights that it had before
+    assert faults and all(others in f"{f.where} {f.what}" for f in faults)
 
 
 def test_an_ood_task_of_another_scoring_is_refused(make_trial):
@@ -331,8 +439,9 @@ def test_answers_are_read_as_they_were_written():
         ("log_probs", [0.5, -1, -1, -1, -1, -1], "a log-probability is above 0"),
         ("log_probs", [-1.0], "row 0 has 1 log_probs of 3 tokens by 2 members"),
         ("entropies", [-0.5, 1, 1, 1, 1, 1], "an entropy is below 0"),
-        ("mean_entropy", [float("nan"), 1, 1], "a number is not finite"),
-        ("kind", "verdict", "kind 'verdict', must be one of"),
+        ("mean_entropy", [float("inf"), 1, 1], "a number is infinite"),
+        ("entropies", [float("nan"), 1, 1, 1, 1, 1], "has an entropy and no log-probability by a member"),
+        ("kind", "opinion", "kind 'opinion', must be one of"),
         ("source", 2, "of no member of the pool of 2"),
     ],
 )
@@ -355,10 +464,12 @@ def test_a_text_that_repeats_and_one_without_members_are_refused():
         read_answers(parquet_bytes(table), "here")
 
 
-def test_a_number_that_is_not_finite_is_refused_before_it_is_stored():
-    broken = answer(log_probs_MT=np.full((2, 3), np.nan, np.float32))
-    with pytest.raises(ValueError, match="pool has no finite probabilities of a greedy text of e1"):
-        answers_bytes("pool", "x", MEMBERS, [broken])
+def test_numbers_of_a_member_that_broke_are_stored_as_nan():
+    broken = np.array([[-1.0, -1.0, -1.0], [-1.0, np.nan, np.nan]], np.float32)
+    wrote = answer(log_probs_MT=broken, entropies_MT=-broken, mean_entropy_T=-broken[1])
+    (found,) = read_answers(answers_bytes("pool", "x", MEMBERS, [wrote]), "here").answers
+    np.testing.assert_array_equal(found.log_probs_MT, broken)
+    np.testing.assert_array_equal(found.mean_entropy_T, -broken[1])
 
 
 def test_answers_of_another_entry_or_set_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -115,6 +116,9 @@ ANSWERS = {
     "list": (["Paris", "City of Light", "Paris"], ("Paris", "City of Light")),
     "squad": ({"text": ["Paris", "in Paris"], "answer_start": [0, 3]}, ("Paris", "in Paris")),
     "trivia": ({"value": "Paris", "aliases": ["Lutetia"], "type": "x"}, ("Paris", "Lutetia")),
+    "structs": ([{"text": ["Paris"]}, {"text": ["Lutetia"]}], ("Paris", "Lutetia")),
+    "whole": (-12, ("-12",)),
+    "decimal": ([2.5, 3.0], ("2.5", "3")),
 }
 
 
@@ -140,6 +144,19 @@ def test_a_training_row_without_a_reference_is_refused(tmp_path):
     write_split(tmp_path, "train", [{"question": "Where?", "answer": []}])
     (fault,) = row_faults(Capitals(source=Files(str(tmp_path))).located(), "train")
     assert "no label; training needs one" in fault
+
+
+@pytest.mark.parametrize(
+    "answer,why",
+    [
+        ({"spans": ["Paris"]}, r"its references are a struct of spans; name the one that holds"),
+        (True, r'its reference is True of type bool; write a text, such as "yes" if'),
+    ],
+)
+def test_references_that_are_no_text_are_refused_with_what_to_write(tmp_path, answer, why):
+    write_split(tmp_path, "test", [{"question": "Where?", "answer": answer}])
+    (fault,) = row_faults(Capitals(source=Files(str(tmp_path))).located(), "test")
+    assert re.search(why, fault) and "correct or remove row 0 of" in fault
 
 
 @pytest.mark.parametrize("end,space", [("\nAnswer:", " "), ("\n### Response:\n", "")])

@@ -15,6 +15,7 @@ from text_data import REFERENCES, TEXTS
 
 from lorae.metrics import Undefined
 from lorae.texts import e2e, quality
+from lorae.texts.kinds import LONG, NUMBERS, SHORT, kind_of
 
 # Short answers --------------------------------------------------------------------------------------------
 
@@ -46,12 +47,32 @@ def test_short_answers_by_squads_rules(text, references, match, f1):
         ("12", "12.0"),
         ("half: .5", "0.5"),
         ("it is 18.", "18"),
+        ("a loss of -$1,200", "-1200"),
+        ("\u22125 degrees", "-5"),
+        ("12-5", "5"),
+        ("x=-5", "-5"),
     ],
 )
 def test_the_final_number_of_a_text(text, number):
     assert quality.final_number(text) == Decimal(number)
     assert quality.number_match(text, ["9999", number]) == 1
     assert quality.number_match(text, ["9999"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("references", "kind"),
+    [
+        ([["1,200 km"], ["-5 km"], ["$3"], ["7.5%"], ["2 and 3 = 5\n#### 5"]], NUMBERS),
+        ([["5 km"], ["far"]], SHORT),
+        ([["1999-2000"]], SHORT),
+        ([["word " * 11]], LONG),
+    ],
+)
+def test_what_is_right_is_told_by_the_references(references, kind):
+    """A minus or a point is lost where words are compared: quantities are compared as numbers."""
+    assert kind_of(references) is kind
+    if kind is NUMBERS:
+        assert kind.quality("so 5 km", references[1]) == 0 and kind.quality("so -5", references[1]) == 1
 
 
 def test_a_text_without_a_number_is_wrong_and_a_reference_without_one_is_refused():
