@@ -17,7 +17,7 @@ from lorae.sources import backbone_config
 from lorae.trial import in_common
 
 WORTH_HALVING = 0.9  # a stack is halved only if its longer half takes at most this share of its time
-NEARLY = 1.1  # shared stacks may end later than others by this factor if they take less of the devices
+NEARLY = 1.1  # stacks may end later than they could by this factor if they then take less of the devices
 WORTH_SHARING = 0.9  # a stack joins others only if it then adds at most this share of its own time
 USABLE_FRAC = 0.9  # of a GPU's memory; the rest is for CUDA's context, workspaces and fragmentation
 
@@ -128,19 +128,19 @@ def _least_bytes(stack: Stack, gpus: int, saving: Saving) -> int:
 def divided(begun: Sequence[Stack], pending: Sequence[Stack], devices: Devices, host: Host) -> list[Stack]:
     """Stacks divided into parts that fit, with the pending ones distributed over the devices.
 
-    Stacks share their steps where this takes less of the devices and ends hardly later.
+    Each stack takes its own steps, or some of them share theirs, as many as there are for a device or as many
+    as can: of what ends nearly as soon as any, that which takes least of the devices.
     """
     begun, pending = (
         [part for stack in stacks for part in _fitting(stack, devices, host)] for stacks in (begun, pending)
     )
-    apart = _spread([*pending], begun, devices, host)
-    if not devices.floor_seconds(1) or devices.memory_bytes is None:
-        return begun + apart
-    together = _spread(_shared(pending, devices, host), begun, devices, host)
-    (ends, takes), (shared_ends, shared_takes) = (
-        _busiest_and_total([*begun, *stacks], devices, host) for stacks in (apart, together)
-    )
-    return begun + (together if shared_takes < takes and shared_ends <= NEARLY * ends else apart)
+    plans = [_spread([*pending], begun, devices, host)]
+    if devices.floor_seconds(1) and devices.memory_bytes is not None:
+        for most in (-(-len(pending) // devices.num), len(pending)):
+            plans.append(_spread(_shared(pending, devices, host, most), begun, devices, host))
+    found = [(stacks, *_busiest_and_total([*begun, *stacks], devices, host)) for stacks in plans]
+    soonest = min(ends for _, ends, _ in found)
+    return begun + min((row for row in found if row[1] <= NEARLY * soonest), key=lambda row: row[2])[0]
 
 
 def _busiest_and_total(stacks: Iterable[Stack], devices: Devices, host: Host) -> tuple[float, float]:
@@ -149,9 +149,10 @@ def _busiest_and_total(stacks: Iterable[Stack], devices: Devices, host: Host) ->
     return _busiest_seconds(seconds, devices.num), sum(seconds)
 
 
-def _shared(stacks: Sequence[Stack], devices: Devices, host: Host) -> list[Stack]:
-    """Stacks that share their steps: each is joined by others as long as all fit on the device with their
-    whole batches, and a step takes clearly less than their own steps together, since it has a floor."""
+def _shared(stacks: Sequence[Stack], devices: Devices, host: Host, most: int) -> list[Stack]:
+    """Stacks that share their steps, at most so many: each is joined by others as long as all fit on the
+    device with their whole batches, and a step takes clearly less than their own steps together, since it has
+    a floor."""
     alike: dict[Any, list[Stack]] = {}
     for stack in stacks:
         sharing = stack.members and stack.to_train == stack.members
@@ -161,7 +162,7 @@ def _shared(stacks: Sequence[Stack], devices: Devices, host: Host) -> list[Stack
         group.sort(key=lambda stack: stack.trial.seed)  # batches of one seed are of similar lengths
         parts = [group[0]]
         for stack in group[1:]:
-            if _pays(parts, stack, devices, host):
+            if len(parts) < most and _pays(parts, stack, devices, host):
                 parts.append(stack)
             else:
                 found.append(joined(parts))

@@ -26,6 +26,8 @@ class _EachItsOwn(Regularizer):
         self.regularizers_M = regularizers_M
 
     def penalty(self, logits: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
+        import torch
+
         total, start, each = [], 0, len(logits) // len(self.regularizers_M)
         for regularizers, same in itertools.groupby(self.regularizers_M):
             part = slice(start, start + each * len([*same]))
