@@ -63,9 +63,8 @@ def test_members_of_several_recipes_and_seeds_are_those_trained_alone(
         trials[1] = replace(trials[1], regularizers=(*trials[1].regularizers, DecayB(2.0)))
     backbone, data = prepared(trials[0], dtype=torch.float64)  # fp32 rounding moves a member by more
     which = [(trials[0], 2), (trials[0], 0), *((trial, 0) for trial in trials[1:])]
-    together = train_stack(
-        backbone, [trial for trial, _ in which], [m for _, m in which], data, micro_batch=3
-    )
+    recipes, numbers = zip(*which)
+    together = train_stack(backbone, recipes, numbers, data, micro_batch=micro_batch)
     for ours, (trial, m) in zip(together, which):
         (alone,) = train_stack(backbone, trial, [m], data)
         assert largest_difference(ours, alone) < 1e-5
