@@ -81,6 +81,6 @@ def short_names(stacks: Sequence[Stack]) -> Iterator[str]:
         told = " ".join(f"{name} {of_it[name]}" for name in varying[:4]) or of_it["task"]
         yield (
             f"{told} x{len(stack.members)}"
-            if stack.members and not (stack.soup or stack.pool)
+            if stack.members and not (stack.soup or stack.pool or stack.beside)
             else stack_label(stack)
         )

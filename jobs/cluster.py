@@ -182,7 +182,10 @@ def agreement(storage_uri: str, stacks: Sequence[Stack]) -> Iterator[Agreement]:
 def _folders(stacks: Sequence[Stack]) -> tuple[str, ...]:
     """Local copies of models and datasets that the stacks read."""
     sources = [
-        x for s in stacks for x in (s.trial.backbone, s.trial.task.source, *(t.source for t in s.eval_tasks))
+        x
+        for stack in stacks
+        for s in stack.parts
+        for x in (s.trial.backbone, s.trial.task.source, *(t.source for t in s.eval_tasks))
     ]
     return tuple(sorted({source.path for source in sources if isinstance(source, Files)}))
 

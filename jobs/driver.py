@@ -275,7 +275,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         },
         "students": sum(len(stack.members) for stack in plan.students),
         "soups": sum(bool(stack.soup) for stack in plan.soups),
-        "answers_bytes": sum(map(answers_bytes, [*plan.stacks, *plan.soups])),
+        "answers_bytes": _answers_bytes(plan),
         "pools": sum(stack.pool for stack in plan.soups),
         "backbones": [asdict(found) for found in plan.backbones],
         "stacks": [
@@ -285,6 +285,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
                 "memory_bytes": e.memory_bytes,
                 "train_tokens": e.train_tokens,
                 "seconds": round(e.seconds),
+                "beside": [columns(other) for other in stack.beside],
             }
             for stack, place, e in zip(plan.stacks, plan.placements, plan.estimates)
         ],
@@ -332,14 +333,12 @@ def _round_text(plan: Plan) -> str:
     lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
     lines += map(str, plan.backbones)
     for number, stack in enumerate(record["stacks"], 1):
-        # A method that trains nothing has no learning rate
-        size = f"rank {stack['rank']} lr {stack['lr']:g}" if stack["lr"] else stack["init"]
         lines.append(
-            f"  stack {number}: {stack['task']} {stack['method']} {size} {stack['regularizers']} "
-            f"seed {stack['seed']} members {stack['members']} | host {stack['host']} | "
+            f"  stack {number}: {_stack_text(stack)} | host {stack['host']} | "
             f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {duration(stack['seconds'])}"
             + ("" if stack["train_tokens"] else " to predict")
         )
+        lines += [f"    in the same steps: {_stack_text(other)}" for other in stack["beside"]]
     if plan.students:
         num = sum(len(stack.members) for stack in plan.students)
         lines.append(f"  then {num} members learn from the predictions of their teachers")
@@ -347,10 +346,24 @@ def _round_text(plan: Plan) -> str:
         lines.append(f"  then {len(soups)} soups of their members predict")
     if pools := [stack for stack in plan.soups if stack.pool]:
         lines.append(f"  then members of {len(pools)} ensembles write together")
-    if size := sum(map(answers_bytes, [*plan.stacks, *plan.soups])):
+    if size := _answers_bytes(plan):
         lines.append(f"  texts: at most {math.ceil(size / 2**20)} MiB, before compression")
     reasons = dict.fromkeys(f"host {where.host}: {where.reason}" for where in plan.placements)
     return "\n".join([*lines, *reasons])
+
+
+def _answers_bytes(plan: Plan) -> int:
+    return sum(answers_bytes(part) for stack in (*plan.stacks, *plan.soups) for part in stack.parts)
+
+
+def _stack_text(stack: dict[str, Any]) -> str:
+    """A recipe, its seed and members, from their columns."""
+    # A method that trains nothing has no learning rate
+    size = f"rank {stack['rank']} lr {stack['lr']:g}" if stack["lr"] else stack["init"]
+    return (
+        f"{stack['task']} {stack['method']} {size} {stack['regularizers']} "
+        f"seed {stack['seed']} members {stack['members']}"
+    )
 
 
 def outcome_text(outcome: dict[str, Any], request: Request, plan: Plan) -> str:

@@ -268,8 +268,9 @@ def columns(stack: Stack) -> dict[str, Any]:
 
 def stack_name(stack: Stack) -> str:
     """A stack in words, for messages."""
-    return " ".join(
+    words = [
         f"{k}={v}"
         for k, v in columns(stack).items()
         if k in ("task", "method", "regularizers", "lr", "seed", "members")
-    )
+    ]
+    return " ".join(words) + "".join(f"; beside it {stack_name(other)}" for other in stack.beside)

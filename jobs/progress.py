@@ -87,7 +87,7 @@ class ProgressLine:
         """Time that has passed, stacks and members that are done, time that remains."""
         total, elapsed = self.share(), time.monotonic() - self.started
         remaining = f", about {_clock(elapsed * (1 - total) / total)} left" if 0.03 < total < 1 else ""
-        sizes = [0 if s.soup or s.pool else len(s.members) for s in self.stacks]
+        sizes = [0 if s.soup or s.pool else s.num_members for s in self.stacks]
         members = sum(size for size, f in zip(sizes, self.fractions) if f == 1.0)
         done = sum(f == 1.0 for f in self.fractions)
         counts = f"stacks {done}/{len(self.stacks)}"
@@ -112,6 +112,8 @@ def stack_label(stack: Stack) -> str:
         return f"{label} {COMBINATIONS[stack.soup].soup} of {len(stack.members)}"
     if stack.pool:
         return f"{label} texts of {len(stack.members)}"
+    if stack.beside:
+        return f"{label} and {len(stack.beside)} beside it x{stack.num_members}"
     return f"{label} x{len(stack.members)}" if stack.members else f"{factors['task']} backbone"
 
 

@@ -171,11 +171,11 @@ class Samples(Sampler[SWAG]):
     def _moments(self, steps: range) -> Moments:
         """Moments to collect from a training that starts from the members' current parameters."""
         from lorae.engine.checkpoints import checkpoint
-        from lorae.engine.training import MemberRun, make_optimizer
+        from lorae.engine.optimizer import Optimizer
+        from lorae.engine.training import MemberRun
 
-        assert self.trial is not None
         runs, adapters = [MemberRun(m) for m in self.members], self.adapters
-        optimizer = make_optimizer(adapters, self.trial.optimizer, 0.0)
+        optimizer = Optimizer(adapters, ())  # that has not taken a step
         start = checkpoint(steps.start, list(range(len(runs))), runs, adapters, optimizer)
         return Moments(start, steps, self.spec)
 

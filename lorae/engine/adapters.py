@@ -192,6 +192,11 @@ class Adapters:
         """Gradients of the trained tensors after a backward pass."""
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
+    def zero_gradients(self) -> None:
+        """Drop the gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
     def state(self, member: int) -> State:
         """A copy of one member's parameters on the CPU."""
         return {name: p.detach()[member].cpu().clone() for name, p in self.parameters.items()}

@@ -17,6 +17,7 @@ import torch
 
 from lorae import untrusted
 from lorae.engine.adapters import Adapters, State
+from lorae.engine.optimizer import Moments, Optimizer
 from lorae.planning.stack import Stopped
 from lorae.store import ownership
 from lorae.store.names import checkpoint_file
@@ -35,7 +36,7 @@ COUNTED_LATER = "process_seconds", "train_flops", "shared_flops"  # lacking in o
 
 IN_TENSORS = "snapshots", "path", "curve"  # a member's lists; safetensors reads headers of at most 100 MB
 SPLITS = "train", "validation"  # of a curve's records; a tensor has their indices
-MOMENTS = "exp_avg", "exp_avg_sq"  # torch's names of AdamW's moments of a parameter's gradients
+MOMENTS = "exp_avg", "exp_avg_sq"  # fields of `Moments`
 
 
 class Checkpoints(Protocol):
@@ -47,27 +48,21 @@ class Checkpoints(Protocol):
     def due(self) -> bool: ...
 
 
-def keep_members(adapters: Adapters, optimizer: torch.optim.AdamW, staying: list[int]) -> None:
+def keep_members(adapters: Adapters, optimizer: Optimizer, staying: list[int]) -> None:
     """Shrink parameters and optimiser state to the staying members."""
-    before = list(adapters.parameters.values())
     adapters.keep(staying)
-    smaller = dict(zip(before, adapters.parameters.values()))
-    for group in optimizer.param_groups:
-        group["params"] = [smaller[p] for p in group["params"]]
-    for p in before:
-        state = optimizer.state.pop(p, {})
-        optimizer.state[smaller[p]] = {k: v[staying] if v.dim() else v for k, v in state.items()}
+    optimizer.keep(staying)
 
 
 def checkpoint(
-    step: int, active: list[int], runs: list[MemberRun], adapters: Adapters, optimizer: torch.optim.AdamW
+    step: int, active: list[int], runs: list[MemberRun], adapters: Adapters, optimizer: Optimizer
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and header from which `restore` continues to the same bytes; random streams need no state."""
     tensors: dict[str, torch.Tensor] = {}
     for name, p in adapters.parameters.items():
         tensors[f"parameter/{name}"] = p.detach()
-        for moment in MOMENTS:  # none for a weight that class logits do not depend on
-            tensors |= {f"{moment}/{name}": optimizer.state[p][moment]} if optimizer.state[p] else {}
+        if name in optimizer.moments:
+            tensors |= {f"{moment}/{name}": getattr(optimizer.moments[name], moment) for moment in MOMENTS}
     for position, run in enumerate(runs):
         numbered = [*_numbered("snapshot", run.snapshots), *_numbered("path", run.path)]
         for folder, state in [("state", run.state), *numbered]:
@@ -148,7 +143,7 @@ def restore(
     header: dict[str, Any],
     runs: list[MemberRun],
     adapters: Adapters,
-    optimizer: torch.optim.AdamW,
+    optimizer: Optimizer,
 ) -> tuple[int, list[int]]:
     """Inverse of `checkpoint`; returns the step and the members still training."""
     step, active = header["step"], header["active"]
@@ -168,8 +163,8 @@ def restore(
     for name, p in adapters.parameters.items():
         p.data.copy_(tensors[f"parameter/{name}"])
         if f"{MOMENTS[0]}/{name}" in tensors:
-            moments = {moment: tensors[f"{moment}/{name}"].to(p.device) for moment in MOMENTS}
-            optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **moments}
+            moments = (tensors[f"{moment}/{name}"].to(p.device) for moment in MOMENTS)
+            optimizer.moments[name] = Moments(*moments, steps=step)
     return step, active
 
 

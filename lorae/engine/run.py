@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,9 +93,11 @@ def run_stack(
     )
 
     ranks.once(store.finish_writes)
-    ensure_reference(job)
-    if stack.answer_sets() and stack.reference_sets():
-        write_reference(job)
+    jobs = [*_jobs_of_parts(job)]
+    for part in jobs:
+        ensure_reference(part)
+        if part.stack.answer_sets() and part.stack.reference_sets():
+            write_reference(part)
     if stack.soup or stack.pool:
         if stack.soup:
             ensure_soup(job, stack.soup)
@@ -102,44 +106,66 @@ def run_stack(
         on_progress(Progress("done"))
         return StackResult()
     result = StackResult()
-    waiting = list(stack.members)
-    while waiting:
+    waiting = [[*part.stack.members] for part in jobs]  # of each part, as all lists of members here
+    while any(waiting):
         job.stop_if_asked()
         with contextlib.ExitStack() as locks:
-            mine = ranks.once(_take_locks, job, waiting, locks)
-            if mine:
-                result = _merged(result, _run_members(job, mine))
-        waiting = [m for m in waiting if m not in mine]
-        if waiting and not mine:
+            mine = ranks.once(_take_locks, jobs, waiting, locks)
+            if any(mine):
+                result = _merged(result, _run_members(jobs, mine))
+        waiting = [[m for m in members if m not in own] for members, own in zip(waiting, mine)]
+        if any(waiting) and not any(mine):
             time.sleep(1.0)
     on_progress(Progress("done"))
     return result
 
 
-def _take_locks(job: Job, members: Sequence[int], locks: contextlib.ExitStack) -> list[int]:
+def _jobs_of_parts(job: Job) -> Iterator[Job]:
+    """The job of each part of the stack; what they predict counts as one."""
+    parts = job.stack.parts
+
+    def on_progress(number: int, progress: Progress) -> None:
+        if progress.phase in ("predict", "write"):
+            progress = replace(progress, step=(100 * number + progress.step) // len(parts))
+        job.on_progress(progress)
+
+    for number, part in enumerate(parts):
+        yield replace(job, stack=part, on_progress=functools.partial(on_progress, number))
+
+
+def _take_locks(
+    jobs: Sequence[Job], members: Sequence[Sequence[int]], locks: contextlib.ExitStack
+) -> list[list[int]]:
     """Members that no other process holds; duplicates of one identity count as one.
 
     One process at a time takes locks, so that two that want the same stack do not tear it apart.
     """
-    lock = job.store.storage.lock
+    lock = jobs[0].store.storage.lock
+
+    def takes(job: Job, member: int) -> bool:
+        return locks.enter_context(lock(job.stack.trial.member_id(member)))
+
     with lock("taking", wait=True):
-        return [m for m in members if locks.enter_context(lock(job.stack.trial.member_id(m)))]
+        return [[m for m in of_part if takes(job, m)] for job, of_part in zip(jobs, members)]
 
 
-def _run_members(job: Job, members: Sequence[int]) -> StackResult:
+def _run_members(jobs: Sequence[Job], members: Sequence[Sequence[int]]) -> StackResult:
     """Make the members that are not stored, then predict what stored ones lack."""
-    ids = {m: job.stack.trial.member_id(m) for m in members}
-    stored, lacking = job.ranks.once(_stored, job, members)
-    missing = [m for m in members if m not in stored]
-    make = train_members if job.stack.trial.method.trains else prompt_members
-    failed = make(job, missing) if missing else {}
-    if lacking:
-        failed |= predict_stored(job, lacking)
-    done = [m for m in members if ids[m] not in failed]
-    write_members(job, done)
-    return StackResult(
-        tuple(ids[m] for m in done if m in missing), tuple(ids[m] for m in done if m in stored), failed
-    )
+    found = [jobs[0].ranks.once(_stored, job, of_part) for job, of_part in zip(jobs, members)]
+    missing = [[m for m in of_part if m not in stored] for of_part, (stored, _) in zip(members, found)]
+    failed: dict[str, str] = {}
+    if any(missing):
+        make = train_members if jobs[0].stack.trial.method.trains else prompt_members
+        failed |= make([(job, m) for job, of_part in zip(jobs, missing) for m in of_part])
+    result = StackResult()
+    for job, of_part, made, (stored, lacking) in zip(jobs, members, missing, found):
+        if lacking:
+            failed |= predict_stored(job, lacking)
+        done = {m: i for m in of_part if (i := job.stack.trial.member_id(m)) not in failed}
+        write_members(job, [*done])
+        trained, known = (tuple(i for m, i in done.items() if m in some) for some in (made, stored))
+        result = _merged(result, StackResult(trained, known))
+    return replace(result, failed=failed)
 
 
 def _stored(job: Job, members: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +12,19 @@ from torch.nn import functional as F
 
 from lorae.backbone.devices import ToHost, to_device
 from lorae.backbone.loading import Backbone
-from lorae.engine.adapters import HEAD, Adapters, State
+from lorae.engine.adapters import Adapters, State
 from lorae.engine.batches import stack_losses
 from lorae.engine.checkpoints import Checkpoints, checkpoint, keep_members, load_fitting, restore
 from lorae.engine.clock import Stopwatch
+from lorae.engine.optimizer import Optimizer, clip_per_member, learning_rate
 from lorae.engine.order import DataOrder
 from lorae.engine.prediction import draws_nll, labels, pooled_draws, predict_draws
 from lorae.methods import Step
 from lorae.noise import make_noise
-from lorae.regularizers import EarlyStopping, Regularizer
+from lorae.regularizers import EarlyStopping
+from lorae.regularizers.together import together
 from lorae.tasks.encoding import Row
-from lorae.trial import AdamW, Trial
+from lorae.trial import Trial, in_common
 
 PATH_PARTS = 5  # of the training; a member's path has a point after each
 
@@ -106,7 +107,7 @@ class MemberRun:
 
 def train_stack(
     backbone: Backbone,
-    trial: Trial,
+    trials: Trial | Sequence[Trial],
     members: Sequence[int],
     data: TrainingData,
     *,
@@ -117,7 +118,7 @@ def train_stack(
     on_evaluation: Callable[[int, int, float], None] = lambda step, num_steps, nll: None,
     path: bool = False,
 ) -> list[MemberRun]:
-    """Train members `members` of `trial` together and return their parameters, curves and costs, in order.
+    """Train members together and return their parameters, curves and costs, in order.
 
     The stack's loss is the sum of the members' own mean losses, so no member affects another. A member whose
     loss, gradient or validation NLL is not finite fails alone; a member that stops early leaves, and the
@@ -125,6 +126,7 @@ def train_stack(
     all ranks then have the same gradients and take the same steps and decisions.
 
     Args:
+        trials: the members' trial, or that of each; all have equal `in_common`.
         members: indices that name the members' random streams.
         micro_batch: examples per member and forward pass; None = the whole batch, or the rank's share of it.
             Results depend on it only by rounding.
@@ -137,19 +139,21 @@ def train_stack(
         path: record the members' predictions on the validation rows, before the first step and after each
             fifth of the steps.
     """
-    keys = [trial.member_key(m) for m in members]
-    regularizers, stopping = trial.regularizers, trial.regularizer(EarlyStopping)
-    reference_NC = data.reference_NC if trial.stores_reference or trial.teacher else None
+    trials = [trials] * len(members) if isinstance(trials, Trial) else trials
+    trial = trials[0]  # for all that members have in common
+    assert {*map(in_common, trials)} == {in_common(trial)}, "only the same steps can be shared"
+    keys, stopping = [t.member_key(m) for t, m in zip(trials, members)], trial.regularizer(EarlyStopping)
+    reference_NC = data.reference_NC if any(t.stores_reference or t.teacher for t in trials) else None
     batch_size, num_steps = trial.budget.batch_size, trial.budget.num_steps(len(data.train))
     snapshot_steps = trial.optimizer.snapshot_steps(num_steps)
     path_steps = {k * num_steps // PATH_PARTS for k in range(1, PATH_PARTS + 1)}
     every = stopping and (stopping.every or trial.budget.steps_per_epoch(len(data.train)))
     labels_N = np.array([r.label for r in data.train])
-    class_weight_C = class_weights(regularizers, labels_N, data.num_classes)
-    if class_weight_C is not None:
-        class_weight_C = class_weight_C.to(backbone.device)
+    class_weight_MC = class_weights(trials, labels_N, data.num_classes)
+    if class_weight_MC is not None:
+        class_weight_MC = class_weight_MC.to(backbone.device)
     lengths = np.array([len(r.tokens) for r in data.train])
-    orders = [DataOrder(k["order"], trial.seed, lengths, batch_size) for k in keys]
+    orders = [DataOrder(k["order"], t.seed, lengths, batch_size) for k, t in zip(keys, trials)]
     seconds = data.feature_seconds / len(members), data.feature_process_seconds / len(members)
     runs = [MemberRun(m, train_seconds=seconds[0], process_seconds=seconds[1]) for m in members]
     step_tokens_N = lengths  # tokens that a step reads
@@ -171,7 +175,7 @@ def train_stack(
             for run in runs:
                 read = [*data.train, *data.validation]
                 run.train_flops = run.shared_flops = float(adapters.passes.features.of(read).sum())
-        optimizer = make_optimizer(adapters, trial.optimizer, sum(r.decay_zero_factor for r in regularizers))
+        optimizer = Optimizer(adapters, trials)
         step = 0
         if checkpoints and (saved := ranks.once(load_fitting, checkpoints, runs, adapters)):
             step, active = restore(*saved, runs, adapters, optimizer)
@@ -184,12 +188,12 @@ def train_stack(
         while step < num_steps and active:
             watch = Stopwatch(backbone.device, ranks.size)
 
-            # Each member's own batch, concatenated members first
+            # Each member's own batch, concatenated members first, and its own settings
             chosen_MB = np.stack([orders[m].batch(step) for m in active])
-            lr = learning_rate(trial.optimizer, step, num_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["lr_ratio"]
-            optimizer.zero_grad(set_to_none=True)
+            specs = [trials[m].optimizer for m in active]
+            lr_M = [learning_rate(spec, step, num_steps) for spec in specs]
+            regularizers = together([trials[m].regularizers for m in active])
+            adapters.zero_gradients()
 
             # Forward and backward of this rank's rows; a member's loss is the mean over its batch, and the
             # stack's loss is the sum over members
@@ -206,9 +210,9 @@ def train_stack(
                 losses = stack_losses(backbone, rows, data.num_classes, regularizers, reference)  # (M*B, 3)
                 nll_MB, penalty_MB, correct_MB = losses.unflatten(0, part_MB.shape).unbind(2)
                 loss_MB = nll_MB
-                if class_weight_C is not None:
+                if class_weight_MC is not None:
                     labels_MB = to_device(labels_N[part_MB], backbone.device)
-                    loss_MB = nll_MB * class_weight_C[labels_MB]
+                    loss_MB = nll_MB * class_weight_MC[active].gather(1, labels_MB)
                 loss_MB = loss_MB + penalty_MB
                 (loss_MB[:, :real].sum() / num).backward()
                 losses_M += loss_MB.detach()[:, :real].sum(1) / num
@@ -217,12 +221,12 @@ def train_stack(
             if noise:
                 noise.off()
             ranks.sum_([losses_M, nll_M, correct_M, *adapters.gradients()])
-            now = Step(step, num_steps, len(data.train), batch_size, lr / trial.optimizer.lr)
+            now = Step(step, num_steps, len(data.train), batch_size, lr_M[0] / specs[0].lr)
             trial.method.before_clip(adapters, now)
 
             # Each member's own gradient norm; a non-finite gradient stays in its own member
-            norms_M = clip_per_member(adapters, trial.optimizer.max_grad_norm)
-            optimizer.step()
+            norms_M = clip_per_member(adapters, [spec.max_grad_norm for spec in specs])
+            optimizer.step(lr_M)
             trial.method.after_step(adapters, now)
             step += 1
 
@@ -232,7 +236,7 @@ def train_stack(
             evaluating = evaluate_every and step % evaluate_every == 0 and step < num_steps
             saving = checkpoints and ranks.rank == 0 and (evaluating or checkpoints.due())
             numbers = ToHost(torch.stack((losses_M, nll_M, correct_M, norms_M), 1))
-            unread.append(StepDone(step, lr, [runs[m] for m in active], chosen_MB, numbers, watch))
+            unread.append(StepDone(step, lr_M, [runs[m] for m in active], chosen_MB, numbers, watch))
             at_once = validating or evaluating or saving or step in (*snapshot_steps, num_steps)
             read = unread if at_once or ranks.size > 1 else unread[:-1]
             record(read, unread[-1], data.train, step_tokens_N, step_flops_N)
@@ -250,7 +254,7 @@ def train_stack(
                     run.train_seconds += seconds
                     run.process_seconds += watch.process_seconds / len(active)
                     run.train_flops += evaluation_flops
-                    run.curve.append(_record(step, "validation", nll, nll, acc, lr, math.nan, seconds))
+                    run.curve.append(_record(step, "validation", nll, nll, acc, lr_M[i], math.nan, seconds))
                     if not math.isfinite(nll):
                         run.error = run.error or f"validation NLL {nll} at step {step}"
                         failed.append(i)
@@ -296,13 +300,13 @@ class StepDone:
     """An optimiser step whose numbers are being copied to the CPU.
 
     Attributes:
-        runs, chosen_MB: the members that took the step, and the rows of each member's batch.
+        lr_M, runs, chosen_MB: of each member that took the step: learning rate, run, rows of its batch.
         numbers: (M, 4) loss, NLL, accuracy and gradient norm.
         watch: stopwatch of the step, whose time its members share equally.
     """
 
     step: int
-    lr: float
+    lr_M: list[float]
     runs: list[MemberRun]
     chosen_MB: np.ndarray
     numbers: ToHost
@@ -324,7 +328,8 @@ def record(
         seconds, process_seconds = (
             total / len(done.runs) for total in (done.watch.seconds, done.watch.process_seconds)
         )
-        for run, chosen_B, (loss, nll, acc, norm) in zip(done.runs, done.chosen_MB, numbers_M4):
+        of_members = zip(done.runs, done.lr_M, done.chosen_MB, numbers_M4)
+        for run, lr, chosen_B, (loss, nll, acc, norm) in of_members:
             if run.error:  # failed in the previous step
                 continue
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -334,64 +339,19 @@ def record(
             run.train_flops += float(step_flops_N[chosen_B].sum())
             run.train_seconds += seconds
             run.process_seconds += process_seconds
-            run.curve.append(_record(done.step, "train", loss, nll, acc, done.lr, norm, seconds))
+            run.curve.append(_record(done.step, "train", loss, nll, acc, lr, norm, seconds))
 
 
-def learning_rate(optimizer: AdamW, step: int, num_steps: int) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then decay to zero at `num_steps` or at the end
-    of each cycle."""
-    warmup = optimizer.warmup_steps(num_steps)
-    if step < warmup:
-        return optimizer.lr * (step + 1) / warmup
-    if optimizer.cycles:
-        ends = [warmup, *optimizer.snapshot_steps(num_steps), num_steps]
-        begin, end = next((a, b) for a, b in itertools.pairwise(ends) if step < b)
-        return optimizer.lr * (1 + math.cos(math.pi * (step - begin) / (end - begin))) / 2
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    if optimizer.schedule == "constant":
-        return optimizer.lr
-    return optimizer.lr * (
-        1 - progress if optimizer.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    )
-
-
-def make_optimizer(adapters: Adapters, spec: AdamW, decay_zero_factor: float) -> torch.optim.AdamW:
-    """AdamW on the stacked factors; its element-wise update does not couple members. The zero-initialised
-    factor may have more decay than the others, and heads may have their own learning rate: "lr_ratio" is
-    their learning rate over the others'."""
-    zero, groups = set(adapters.zero_initialised()), dict[tuple[float, float], list[torch.nn.Parameter]]()
-    for name, parameter in adapters.parameters.items():
-        decay = spec.weight_decay + (decay_zero_factor if name in zero else 0.0)
-        ratio = spec.head_lr / spec.lr if spec.head_lr and name in HEAD else 1.0
-        groups.setdefault((decay, ratio), []).append(parameter)
-    merged = [
-        {"params": parameters, "weight_decay": decay, "lr_ratio": ratio, "lr": spec.lr * ratio}
-        for (decay, ratio), parameters in groups.items()
-    ]
-    return torch.optim.AdamW(merged, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
-
-
-def clip_per_member(adapters: Adapters, max_norm: float | None) -> torch.Tensor:
-    """Scale each member's gradient to at most `max_norm` by its own global norm; returns the norms (M,)
-    before scaling."""
-    grads = adapters.gradients()
-    norms_M = torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads]), dim=0
-    )
-    if max_norm is not None:
-        scale_M = (max_norm / (norms_M + 1e-6)).clamp(max=1.0)
-        for g in grads:
-            g.mul_(scale_M.view(-1, *[1] * (g.dim() - 1)))
-    return norms_M
-
-
-def class_weights(
-    regularizers: Sequence[Regularizer], labels_N: np.ndarray, num_classes: int
-) -> torch.Tensor | None:
-    """Weight (C,) of each class in the loss, the product over all regularisers; None = 1."""
-    given = (r.class_weights(labels_N.tolist(), num_classes) for r in regularizers)
-    found = [weight_C for weight_C in given if weight_C is not None]
-    return torch.from_numpy(np.prod(found, axis=0).astype(np.float32)) if found else None
+def class_weights(trials: Sequence[Trial], labels_N: np.ndarray, num_classes: int) -> torch.Tensor | None:
+    """Weight (M, C) of each class in the members' losses, the product over a member's regularisers; None = 1
+    for all."""
+    weight_MC, found = np.ones((len(trials), num_classes)), False
+    for weight_C, trial in zip(weight_MC, trials):
+        for regularizer in trial.regularizers:
+            if (of_classes := regularizer.class_weights(labels_N.tolist(), num_classes)) is not None:
+                weight_C *= of_classes
+                found = True
+    return torch.from_numpy(weight_MC.astype(np.float32)) if found else None
 
 
 def evaluate(backbone: Backbone, rows: Sequence[Row]) -> list[tuple[float, float]]:

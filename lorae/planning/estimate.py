@@ -98,11 +98,20 @@ class Estimate:
 
 def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     """Memory and time of a stack from the backbone's config and the lengths of the texts."""
-    return _estimate(typical(stack), devices, replace(where, reason=""))
+    where, paces = replace(where, reason=""), len({part.trial.seed for part in (stack, *stack.beside)})
+    found = _estimate(typical(stack), devices, where, paces)
+    if not stack.beside:
+        return found
+    alone = [_estimate(typical(part), devices, where) for part in stack.parts]
+    return replace(
+        found,
+        memory_bytes=max(e.memory_bytes for e in (found, *alone)),
+        predict_seconds=sum(e.predict_seconds for e in alone),
+    )
 
 
 @functools.lru_cache(maxsize=4096)
-def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
+def _estimate(stack: Stack, devices: Devices, where: Placement, paces: int = 1) -> Estimate:
     trial, num, gpus = stack.trial, len(stack.to_train), max(1, where.gpus)
     config = backbone_config(trial.backbone)
     per = Passes.of(trial.method, config, linear_shapes(config))
@@ -129,6 +138,7 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     rows, floor = where.micro_batch or -(-batch // gpus), devices.floor_seconds(config["num_hidden_layers"])
     passes = steps * -(-batch // (rows * gpus))
     train_seconds = train_flops / rate * (RECOMPUTE_SLOWDOWN if devices.saving.recompute else 1.0)
+    train_seconds *= train.padding(paces)
     if trial.method.regime != "features":  # those train a head alone
         train_seconds = max(train_seconds, passes * floor)
     read = sum(ways[n] * lengths[n].total for of_member in each for n in of_member)
@@ -144,13 +154,21 @@ def _estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
 @dataclass(frozen=True)
 class _Lengths:
     """Tokens of a split's rows: how many rows, their sum, the longest, and the most in one row's answers; and
-    the sum of these."""
+    the sum of these. And the mean of each eighth of the rows by length."""
 
     num: int
     total: int
     longest: int
     answers: int = 0
     answered: int = 0
+    eighths: tuple[float, ...] = (1.0,)
+
+    def padding(self, paces: int) -> float:
+        """Tokens of a step's batches, padded to the longest, over their mean: a seed visits the batches of a
+        window, which is sorted by length, in its own order, so the longest is that of `paces` draws."""
+        num, mean = len(self.eighths), sum(self.eighths) / len(self.eighths)
+        chances = [((k + 1) / num) ** paces - (k / num) ** paces for k in range(num)]
+        return sum(tokens * chance for tokens, chance in zip(self.eighths, chances)) / mean
 
     def flops(self, per: Flops) -> float:
         """Of one pass over all rows, as if they were equally long."""
@@ -177,7 +195,10 @@ def _lengths(task: Task, split: Split, max_tokens: int, media_tokens: int) -> _L
             answers.append(sum(len(a) // CHARS_PER_TOKEN + 1 for a in texts))
             tokens += answers[-1]
         rows.append(min(max_tokens, tokens))
-    return _Lengths(len(rows), sum(rows), max(rows), max(answers), sum(answers))
+    rows.sort()
+    parts = [rows[k * len(rows) // 8 : (k + 1) * len(rows) // 8] or rows for k in range(8)]
+    eighths = tuple(sum(part) / len(part) for part in parts)
+    return _Lengths(len(rows), sum(rows), max(rows), max(answers), sum(answers), eighths)
 
 
 def _eval_lengths(stack: Stack) -> list[_Lengths]:
@@ -268,7 +289,10 @@ def answers_bytes(stack: Stack) -> int:
 
 def typical(stack: Stack) -> Stack:
     """The stack without what its memory and time do not depend on: the seed, numbers of the optimiser, and
-    which members they are. A soup takes what one of them does."""
+    which members they are. A soup takes what one of them does; the parts of a stack train as one recipe."""
+    if stack.beside:
+        every = tuple(range(stack.num_members))
+        stack = replace(stack, members=every, beside=(), draws=(), draw_members=(), stored=())
     schedule = AdamW(schedule=stack.trial.optimizer.schedule, cycles=stack.trial.optimizer.cycles)
     trial = replace(stack.trial, seed=0, diversity=Diversity(), optimizer=schedule)
     members = tuple(range(1 if stack.soup else len(stack.members)))

@@ -7,14 +7,18 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lorae.methods.full import MAX_FULL_BYTES, full_member_bytes
 from lorae.planning.estimate import Devices, Host, Placement, estimate, memory, typical
 from lorae.planning.memory import Saving
-from lorae.planning.stack import Stack
+from lorae.planning.stack import Stack, joined, of_members
 from lorae.sources import backbone_config
+from lorae.trial import in_common
 
 WORTH_HALVING = 0.9  # a stack is halved only if its longer half takes at most this share of its time
+NEARLY = 1.1  # stacks may end later than they could by this factor if they then take less of the devices
+WORTH_SHARING = 0.9  # a stack joins others only if it then adds at most this share of its own time
 USABLE_FRAC = 0.9  # of a GPU's memory; the rest is for CUDA's context, workspaces and fragmentation
 
 
@@ -90,13 +94,13 @@ def _gib(num_bytes: int) -> str:
 def _fitting(stack: Stack, devices: Devices, host: Host) -> list[Stack]:
     """The stack, halved recursively into parts that fit on one GPU if a single member does, else on the GPUs
     of a node."""
-    if len(stack.members) <= 1:
+    if stack.num_members <= 1:
         return [stack]
     if devices.memory_bytes is None:
         if _full_bytes(stack) <= MAX_FULL_BYTES:
             return [stack]
         return [part for half in _halves(stack) for part in _fitting(half, devices, host)]
-    single = replace(stack, members=stack.members[:1])
+    single = replace(stack, members=stack.members[:1], beside=())
     alone = host == "local" or stack.trial.method.regime == "alone"
     gpus = devices.stack_devices or (1 if alone or _fits(single, devices, 1) else devices.per_node)
     if _fits(stack, devices, gpus):
@@ -122,16 +126,70 @@ def _least_bytes(stack: Stack, gpus: int, saving: Saving) -> int:
 
 
 def divided(begun: Sequence[Stack], pending: Sequence[Stack], devices: Devices, host: Host) -> list[Stack]:
-    """Stacks divided into parts that fit, with the pending ones distributed over the devices."""
+    """Stacks divided into parts that fit, with the pending ones distributed over the devices.
+
+    Each stack takes its own steps, or some of them share theirs, as many as there are for a device or as many
+    as can: of what ends nearly as soon as any, that which takes least of the devices.
+    """
     begun, pending = (
         [part for stack in stacks for part in _fitting(stack, devices, host)] for stacks in (begun, pending)
     )
-    return begun + _spread(pending, begun, devices, host)
+    plans = [_spread([*pending], begun, devices, host)]
+    if devices.floor_seconds(1) and devices.memory_bytes is not None:
+        for most in (-(-len(pending) // devices.num), len(pending)):
+            plans.append(_spread(_shared(pending, devices, host, most), begun, devices, host))
+    found = [(stacks, *_busiest_and_total([*begun, *stacks], devices, host)) for stacks in plans]
+    soonest = min(ends for _, ends, _ in found)
+    return begun + min((row for row in found if row[1] <= NEARLY * soonest), key=lambda row: row[2])[0]
+
+
+def _busiest_and_total(stacks: Iterable[Stack], devices: Devices, host: Host) -> tuple[float, float]:
+    """Seconds until the last device ends, and of all devices together."""
+    seconds = [estimate(s, devices, place(s, devices, host)).seconds for s in stacks]
+    return _busiest_seconds(seconds, devices.num), sum(seconds)
+
+
+def _shared(stacks: Sequence[Stack], devices: Devices, host: Host, most: int) -> list[Stack]:
+    """Stacks that share their steps, at most so many: each is joined by others as long as all fit on the
+    device with their whole batches, and a step takes clearly less than their own steps together, since it has
+    a floor."""
+    alike: dict[Any, list[Stack]] = {}
+    for stack in stacks:
+        sharing = stack.members and stack.to_train == stack.members
+        alike.setdefault((in_common(stack.trial), stack.paths) if sharing else stack, []).append(stack)
+    found: list[Stack] = []
+    for group in alike.values():
+        group.sort(key=lambda stack: stack.trial.seed)  # batches of one seed are of similar lengths
+        parts = [group[0]]
+        for stack in group[1:]:
+            if len(parts) < most and _pays(parts, stack, devices, host):
+                parts.append(stack)
+            else:
+                found.append(joined(parts))
+                parts = [stack]
+        found.append(joined(parts))
+    return found
+
+
+def _pays(parts: Sequence[Stack], other: Stack, devices: Devices, host: Host) -> bool:
+    """Whether a stack should be trained in the same steps as others."""
+    whole = joined([*parts, other])
+    if not _fits(whole, devices, 1):
+        return False
+    stacks = [joined(parts), other, whole]
+    places = [place(stack, devices, host) for stack in stacks]
+    if any(where.host == "zero" or where.micro_batch for where in places):
+        return False
+    own, others, together = (
+        estimate(stack, devices, where).train_seconds for stack, where in zip(stacks, places)
+    )
+    return together - own < WORTH_SHARING * others
 
 
 def _halves(stack: Stack) -> list[Stack]:
-    half = math.ceil(len(stack.members) / 2)
-    return [replace(stack, members=part) for part in (stack.members[:half], stack.members[half:])]
+    members = [(part, m) for part in stack.parts for m in part.members]
+    half = math.ceil(len(members) / 2)
+    return [of_members(members[:half]), of_members(members[half:])]
 
 
 def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Host) -> list[Stack]:
@@ -153,7 +211,7 @@ def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Hos
         loads = [*seconds, *occupied]
         if _busiest_seconds(loads, num) <= 1.1 * sum(loads) / num:
             break
-        divisible = [i for i, s in enumerate(stacks) if len(s.members) > 1 and s not in whole]
+        divisible = [i for i, s in enumerate(stacks) if s.num_members > 1 and s not in whole]
         if not divisible:
             break
         at = max(divisible, key=lambda i: seconds[i])

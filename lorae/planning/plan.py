@@ -13,7 +13,7 @@ from lorae.planning.checks import check_recipe
 from lorae.planning.choice import Choice, chosen
 from lorae.planning.estimate import Devices, Estimate, Host, Placement, estimate
 from lorae.planning.placement import divided, place
-from lorae.planning.stack import Stack
+from lorae.planning.stack import Stack, of_members
 from lorae.planning.teachers import has_teacher
 from lorae.search import EarlyEnd
 from lorae.sources import backbone_config
@@ -22,7 +22,7 @@ from lorae.store.names import member_folder, reference_folder, soup_folder, text
 from lorae.store.store import Store
 from lorae.tasks.base import Task
 from lorae.tasks.splits import label_faults, refuse
-from lorae.trial import Sweep, Trial, cell_of, cells
+from lorae.trial import Sweep, Trial, cell_of, cells, in_common
 from lorae.trial.axes import with_values
 from lorae.trial.tuning import Point, recipe_of
 
@@ -208,7 +208,11 @@ def _plan(
     students = [s for s in (*begun, *pending) if s.members and not has_teacher(s.trial, store)]
     pending, begun = ([s for s in found if s not in students] for found in (pending, begun))
     covered = {
-        (s.trial.reference_id(), name) for s in (*begun, *pending) if s.members for name in s.reference_sets()
+        (part.trial.reference_id(), name)
+        for s in (*begun, *pending)
+        for part in s.parts
+        if part.members
+        for name in part.reference_sets()
     }
     return Plan(
         trials=trials,
@@ -330,12 +334,18 @@ def _as_begun(stacks: list[Stack], store: Store) -> tuple[list[Stack], list[Stac
     only so do they go on from their checkpoints, to the same bytes."""
     if not (sets := store.begun()):
         return stacks, []
-    rest, begun = [], []
+    lacking: dict[str, tuple[Stack, int]] = {}
     for stack in stacks:
-        lacking = {stack.trial.member_id(m): m for m in stack.members}
-        for ids in sets:
-            if lacking.keys() >= set(ids):
-                begun.append(replace(stack, members=tuple(lacking.pop(i) for i in ids)))
-        if lacking or not stack.members:
-            rest.append(replace(stack, members=tuple(lacking.values())))
-    return rest, begun
+        for member_id, m in zip(stack.member_ids(), stack.members):
+            lacking.setdefault(member_id, (stack, m))
+    interrupted = [
+        [lacking.pop(i) for i in ids]
+        for ids in sets
+        if lacking.keys() >= {*ids} and len({in_common(lacking[i][0].trial) for i in ids}) == 1
+    ]
+    begun = {member for members in interrupted for member in members}
+    rest = [(s, tuple(m for m in s.members if (s, m) not in begun)) for s in stacks]
+    return (
+        [replace(s, members=members) for s, members in rest if members or not s.members],
+        [of_members(members) for members in interrupted],
+    )

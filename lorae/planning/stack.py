@@ -1,9 +1,9 @@
-"""A stack: members of one recipe that are trained together, the unit of scheduling, and the reports of its
-run."""
+"""A stack: members that are trained together, the unit of scheduling, and the reports of its run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from lorae.draws import Draws, drawn_set
 from lorae.identity import digest
@@ -45,6 +45,8 @@ class Stack:
         validation_only: the members are trained for tuning, and predict only validation.
         teaching: how many members, from the lowest index, also predict the training examples, for the trials
             whose teacher they are.
+        beside: stacks of other recipes or seeds that are trained in the same steps: see `joined`. Each then
+            predicts alone.
     """
 
     trial: Trial
@@ -59,6 +61,17 @@ class Stack:
     stored: tuple[int, ...] = ()
     validation_only: bool = False
     teaching: int = 0
+    beside: tuple[Stack, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Stack, ...]:
+        """The stack itself and those beside it, each alone."""
+        return tuple(replace(part, beside=(), micro_batch=self.micro_batch) for part in (self, *self.beside))
+
+    @property
+    def num_members(self) -> int:
+        """Members of all parts."""
+        return sum(len(part.members) for part in (self, *self.beside))
 
     @property
     def to_train(self) -> tuple[int, ...]:
@@ -109,12 +122,30 @@ class Stack:
         return [validation, *(EvalSet(task, "test", draws) for task in (self.trial.task, *self.eval_tasks))]
 
     def member_ids(self) -> list[str]:
-        return [self.trial.member_id(m) for m in self.members]
+        """Identities of the members of all parts, in order."""
+        return [part.trial.member_id(m) for part in (self, *self.beside) for m in part.members]
 
     @property
     def id(self) -> str:
         """Name of the stack's checkpoint: a hash of its members, whatever their order."""
         return digest(sorted(self.member_ids()))
+
+
+def joined(parts: Sequence[Stack]) -> Stack:
+    """One stack of several, whose trials have equal `in_common`. Their order depends on recipes and seeds
+    alone, so that the same members are always in the same order: a checkpoint relies on it."""
+    if len(parts) == 1:
+        return parts[0]
+    first, *others = sorted(parts, key=lambda part: (part.trial.seed, part.trial.member_id(0)))
+    return replace(first, beside=tuple(others))
+
+
+def of_members(members: Sequence[tuple[Stack, int]]) -> Stack:
+    """A stack of some members of stacks that are each alone, without their other members."""
+    chosen: dict[Stack, list[int]] = {}
+    for stack, member in members:
+        chosen.setdefault(stack, []).append(member)
+    return joined([replace(stack, members=tuple(of_stack)) for stack, of_stack in chosen.items()])
 
 
 @dataclass(frozen=True)

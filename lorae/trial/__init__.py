@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lorae.trial.recipe import AdamW, Budget, Diversity
+from lorae.trial.sharing import in_common
 from lorae.trial.sweep import Sweep, companions
 from lorae.trial.trial import Trial, backbone_id, cell_of, cells, unchanged
 from lorae.trial.tuning import Times
@@ -18,5 +19,6 @@ __all__ = [
     "cell_of",
     "cells",
     "companions",
+    "in_common",
     "unchanged",
 ]

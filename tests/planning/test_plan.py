@@ -332,14 +332,14 @@ def test_same_members_are_spread_again_for_other_devices(tiny_trial, tmp_path):
 
 
 def test_what_a_floor_bounds_is_not_divided(tiny_trial, tmp_path):
-    """24 stacks of 5 on 64 GPUs: their halves would take as long, on twice as many GPUs."""
+    """A stack of 5 on 64 GPUs: its halves would take as long, on twice as many GPUs."""
     gpus = Devices("cuda", 64, 4, 80 * 2**30, 8, GPUS["a100-80"].peak_flops)
-    cells = sweep(tiny_trial, **{"optimizer.lr": [1e-3 * n for n in range(1, 25)], "members": [5]})
+    cells = sweep(tiny_trial, members=[5])
     plan = make_plan(cells, Store(str(tmp_path)), gpus)
-    assert [len(s.members) for s in plan.stacks if s.members] == 24 * [5]
+    assert [len(s.members) for s in plan.stacks if s.members] == [5]
     steps = cells.base.budget.num_steps(len(cells.base.task.examples("train")))
     assert plan.estimates[0].train_seconds == pytest.approx(steps * 3 * FLOOR_SECONDS["cuda"])  # 3 layers
-    assert len(make_plan(cells, Store(str(tmp_path)), replace(CPU, num=64)).stacks) > 48, "it has no floor"
+    assert len(make_plan(cells, Store(str(tmp_path)), replace(CPU, num=64)).stacks) > 2, "it has no floor"
 
 
 def simulated(seconds: list[float], gpus: list[int], devices: Devices) -> Simulation:
