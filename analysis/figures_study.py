@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
@@ -64,7 +65,8 @@ def _word(line: Line, column: str) -> str:
 def _draw(axes: Axes, row: int, answer: object, task: int) -> None:
     assert isinstance(answer, Difference) and answer.lo is not None and answer.hi is not None
     ends = [[answer.value - answer.lo], [answer.hi - answer.value]]
-    axes.errorbar([answer.value], [row], xerr=ends, capsize=2, **look(task) | {"linestyle": ""})
+    style: dict[str, Any] = {**look(task), "linestyle": ""}
+    axes.errorbar([answer.value], [row], xerr=ends, capsize=2, **style)
 
 
 def _scale(axes: Axes, margin: float) -> None:

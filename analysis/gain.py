@@ -100,7 +100,8 @@ def _square(root: float | None) -> float | None:
 def _mean(scores: Sequence[Scores]) -> Scores:
     """Mean of each score, None where one is."""
     values = {name: [one[name] for one in scores] for name in scores[0]}
-    return {name: None if None in found else float(np.mean(found)) for name, found in values.items()}
+    known = {name: [v for v in found if v is not None] for name, found in values.items()}
+    return {n: float(np.mean(v)) if len(v) == len(values[n]) else None for n, v in known.items()}
 
 
 def correlations(trials: Trials) -> Table:

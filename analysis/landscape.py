@@ -12,7 +12,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ def plane_shares(num: int) -> list[list[float]]:
 
 
 @styled
-def line_figure(lines: dict[str, Sequence[Point]]) -> Plot:
+def line_figure(lines: Mapping[str, Sequence[Point]]) -> Plot:
     """NLL along the line of each pair of members."""
     figure, axes = axes_of()
     for number, (name, found) in enumerate(itertools.islice(lines.items(), MAX_LINES)):

@@ -20,7 +20,7 @@ import numpy as np
 from analysis.columns import Column
 from analysis.plotting import Plot, axes_of, legend_above, look, save, styled
 from analysis.render import markdown, save_table
-from analysis.table import Entry, Table
+from analysis.table import Entry, Line, Table
 
 STEPS = 200  # at most; a fit ends earlier if a step gains less than `TOLERANCE`
 TOLERANCE = 1e-6
@@ -73,7 +73,7 @@ def fits(width: int, num_matrices: int, seed: int = 0) -> tuple[list[int], Error
 
 def fit_table(width: int, counts: Sequence[int], errors: Errors) -> Table:
     """A line for each number of parameters."""
-    lines = [
+    lines: list[Line] = [
         {"parameters": Entry(str(count))} | {name: _over(errors[name][n]) for name in errors}
         for n, count in enumerate(counts)
     ]

@@ -204,7 +204,7 @@ def train_stack(
                 if noise:
                     noise.train(step, part)
                 each = [orders[m].rows(data.train, step, part, trial.task.augment) for m in active]
-                rows, reference = [*itertools.chain.from_iterable(each)], None
+                rows, reference = [row for of_member in each for row in of_member], None
                 if reference_NC is not None:
                     reference = to_device(reference_NC[part_MB.ravel()], backbone.device)
                 losses = stack_losses(backbone, rows, data.num_classes, regularizers, reference)  # (M*B, 3)

@@ -19,8 +19,8 @@ Distance = Literal["near", "far"]
 _FAR: dict[str, Distance] = {"mnist": "far", "svhn": "far", "textures": "far"}
 # Trained task -> evaluated task -> how far it is
 DISTANCES: dict[str, dict[str, Distance]] = {
-    "cifar10": {"cifar100": "near", "tiny_imagenet": "near"} | _FAR,
-    "cifar100": {"cifar10": "near", "tiny_imagenet": "near"} | _FAR,
+    "cifar10": {"cifar100": "near", "tiny_imagenet": "near", **_FAR},
+    "cifar100": {"cifar10": "near", "tiny_imagenet": "near", **_FAR},
 }
 
 

@@ -16,8 +16,8 @@ def in_common(trial: Trial) -> Any:
 
     They may differ in everything that acts on one member alone: its random streams, the optimiser's numbers,
     and the penalties, class weights and decay of its regularisers. They have the backbone's passes in common,
-    the teacher, the steps at which something happens, and the one noise of a stack. Where texts are written, penalties are
-    of tokens, not of members' rows, and where members run one by one nothing is gained.
+    the teacher, the steps at which something happens, and the one noise of a stack. Where texts are written,
+    penalties are of tokens, not of members' rows, and where members run one by one nothing is gained.
     """
     if trial.method.regime != "together":
         return trial.method.regime, trial

@@ -46,8 +46,8 @@ def test_stacks_that_a_floor_bounds_take_their_steps_together(tiny_trial, tmp_pa
 
 
 def test_stacks_share_on_several_gpus_where_predictions_take_long(tiny_trial, tmp_path):
-    """24 trainings of ten steps on 8 GPUs: on one GPU their predictions would end last, and on 8 hardly sooner
-    than on 4."""
+    """24 trainings of ten steps on 8 GPUs: on one GPU their predictions would end last, and on 8 hardly
+    sooner than on 4."""
     short = tiny_trial(budget=Budget(batch_size=4, epochs=1), members=5)
     cells = Sweep(base=short, axes={"optimizer.lr": [1e-3 * n for n in range(1, 25)]})
     plan = make_plan(cells, Store(str(tmp_path)), replace(GPUS_64, num=8))
