@@ -39,7 +39,7 @@ ABOUT = (  # the experiment's description
     "the tag `storage` names; `lorae mlflow-rebuild STORAGE` makes it again, also after that was moved."
 )
 NOTE = "mlflow.note.content"
-TAGS = {NOTE: ABOUT, "mlflow.experimentKind": "custom_model_development"}  # or the UI shows it as GenAI's
+TAGS = {NOTE: ABOUT}
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
