@@ -39,6 +39,7 @@ ABOUT = (  # the experiment's description
     "the tag `storage` names; `lorae mlflow-rebuild STORAGE` makes it again, also after that was moved."
 )
 NOTE = "mlflow.note.content"
+TAGS = {NOTE: ABOUT}
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -236,10 +237,10 @@ def open_experiment(uri: str, beat: Beat) -> Experiment:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         artifacts = _artifacts(database) if database else None
-        made = client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags={NOTE: ABOUT})
+        made = client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=TAGS)
         return Experiment(client, made, uri, beat)
-    if NOTE not in experiment.tags:
-        client.set_experiment_tag(experiment.experiment_id, NOTE, ABOUT)
+    for name in TAGS.keys() - experiment.tags.keys():
+        client.set_experiment_tag(experiment.experiment_id, name, TAGS[name])
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return Experiment(client, experiment.experiment_id, uri, beat)
@@ -269,7 +270,7 @@ def _make(database: Path) -> None:
     with _scratch(database) as folder:
         made = folder / database.name
         client = MlflowClient(f"sqlite:///{made}")
-        client.create_experiment(EXPERIMENT, artifact_location=_artifacts(database), tags={NOTE: ABOUT})
+        client.create_experiment(EXPERIMENT, artifact_location=_artifacts(database), tags=TAGS)
         made.replace(database)
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STORAGE_ID = "mlflow-id.json"  # of the storage; a copy that should have its own runs needs another
 _ENDED = {"done": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+FIRST = ("ensemble_nll", "acc", "debiased_ce15", "brier", "ece15", "rmse", "crps")  # metrics of a run
 VIEW = 2  # raise it when runs show more: they are then written again
 CURVE_POINTS = 200  # at most, of each curve; Parquet keeps every step
 STEP_SECONDS = 60.0  # that a request to a server may take
@@ -200,6 +201,7 @@ def _record(experiment: Experiment, store: Store, sweep: str, table: pa.Table) -
 
     tags = place | _made_by(json.loads(rows[0]["provenance"]))
     parent_id = experiment.start(parent.name, tags | parent.all_tags, parent.params)
+    experiment.inputs(parent_id, [*dict.fromkeys(d for row in rows for d in _datasets(row))])
     for row, trial in zip(rows, trials):
         if trial.digest in kept:
             experiment.tag(kept[trial.digest].info.run_id, {PARENT: parent_id})
@@ -289,12 +291,17 @@ def _views(sweep: str, rows: Sequence[dict[str, Any]]) -> tuple[_View, list[_Vie
             tuning = json.loads(row["tuning"])
             metrics |= {f"tuning_{cost}": float(tuning[cost]) for cost in ("train_tokens", "train_seconds")}
             tags["tuned"] = ", ".join(f"{axis}={found['chosen']}" for axis, found in tuning["axes"].items())
-        metrics, lost = finite(metrics)
+        metrics, lost = finite({name: metrics[name] for name in sorted(metrics, key=_rank)})
         tags |= {"member_ids": " ".join(row["member_ids"])} | ({LEFT_OUT: lost} if lost else {})
         trials.append(_View(name, params, metrics, tags))
     listed = {factor: ", ".join(dict.fromkeys(t.params[factor] for t in trials)) for factor in FACTORS}
     status = "failed" if any(row["status"] == "failed" for row in rows) else "done"
     return _View(sweep, listed, {}, {"status": status}), trials
+
+
+def _rank(metric: str) -> int:
+    """MLflow's plots begin with the first metric of a run: the main ones come before the others."""
+    return FIRST.index(metric) if metric in FIRST else len(FIRST)
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:

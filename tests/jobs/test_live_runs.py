@@ -112,17 +112,16 @@ def test_a_failing_or_hanging_mlflow_costs_a_sweep_nothing(store, uri, stacks, m
         asked.append(time.monotonic())
         if len(asked) < 3:
             raise ConnectionError("no server")
-        time.sleep(30)
+        time.sleep(300)
         raise AssertionError
 
-    started = time.monotonic()
     with mock.patch.object(module, "open_experiment", hang):
         with live_runs(store, "toy", uri, lambda: True) as watch:
             assert watch is not None
             for step in range(10_000):
                 watch(stacks, 0, train(step, 0.5))
             once(lambda: len(asked) == 3)  # it was tried again
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - asked[-1] < WAIT_SECONDS
     assert not Path(store.storage.path("mlflow.db")).exists()
 
 
