@@ -74,7 +74,7 @@ def fits(width: int, num_matrices: int, seed: int = 0) -> tuple[list[int], Error
 def fit_table(width: int, counts: Sequence[int], errors: Errors) -> Table:
     """A line for each number of parameters."""
     lines: list[Line] = [
-        {"parameters": Entry(str(count))} | {name: _over(errors[name][n]) for name in errors}
+        {"parameters": Entry(str(count)), **{name: _over(errors[name][n]) for name in errors}}
         for n, count in enumerate(counts)
     ]
     return Table(

@@ -52,6 +52,10 @@ class LiveRuns:
     parent: str | None = None
     closed: Event = field(default_factory=Event)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray Tune pickles its callbacks, to be restored from; a copy has nothing to write."""
+        return LiveRuns, (self.uri, self.tags)
+
     def note(self, stacks: Sequence[Stack], number: int, progress: dict[str, Any]) -> None:
         """A `Watch`: remember the last that a stack said; costs nothing."""
         stack = stacks[number]
