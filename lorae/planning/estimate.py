@@ -98,16 +98,21 @@ class Estimate:
 
 def estimate(stack: Stack, devices: Devices, where: Placement) -> Estimate:
     """Memory and time of a stack from the backbone's config and the lengths of the texts."""
-    where, paces = replace(where, reason=""), len({part.trial.seed for part in (stack, *stack.beside)})
-    found = _estimate(typical(stack), devices, where, paces)
+    found = together(stack, devices, where)
     if not stack.beside:
         return found
-    alone = [_estimate(typical(part), devices, where) for part in stack.parts]
+    alone = [together(part, devices, where) for part in stack.parts]
     return replace(
         found,
         memory_bytes=max(e.memory_bytes for e in (found, *alone)),
         predict_seconds=sum(e.predict_seconds for e in alone),
     )
+
+
+def together(stack: Stack, devices: Devices, where: Placement) -> Estimate:
+    """The same as if all parts were of one recipe: what their training takes, but not their predictions."""
+    paces = len({part.trial.seed for part in (stack, *stack.beside)})
+    return _estimate(typical(stack), devices, replace(where, reason=""), paces)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -287,6 +292,7 @@ def answers_bytes(stack: Stack) -> int:
     return total
 
 
+@functools.lru_cache(maxsize=16384)
 def typical(stack: Stack) -> Stack:
     """The stack without what its memory and time do not depend on: the seed, numbers of the optimiser, and
     which members they are. A soup takes what one of them does; the parts of a stack train as one recipe."""

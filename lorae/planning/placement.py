@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorae.methods.full import MAX_FULL_BYTES, full_member_bytes
-from lorae.planning.estimate import Devices, Host, Placement, estimate, memory, typical
+from lorae.planning.estimate import Devices, Host, Placement, estimate, memory, together, typical
 from lorae.planning.memory import Saving
 from lorae.planning.stack import Stack, joined, of_members
 from lorae.sources import backbone_config
@@ -160,30 +160,28 @@ def _shared(stacks: Sequence[Stack], devices: Devices, host: Host, most: int) ->
     found: list[Stack] = []
     for group in alike.values():
         group.sort(key=lambda stack: stack.trial.seed)  # batches of one seed are of similar lengths
-        parts = [group[0]]
+        grown = group[0]
         for stack in group[1:]:
-            if len(parts) < most and _pays(parts, stack, devices, host):
-                parts.append(stack)
+            wider = replace(grown, beside=(*grown.beside, stack))
+            if len(grown.beside) + 1 < most and _pays(grown, stack, wider, devices, host):
+                grown = wider
             else:
-                found.append(joined(parts))
-                parts = [stack]
-        found.append(joined(parts))
-    return found
+                found.append(grown)
+                grown = stack
+        found.append(grown)
+    return [joined((replace(stack, beside=()), *stack.beside)) for stack in found]
 
 
-def _pays(parts: Sequence[Stack], other: Stack, devices: Devices, host: Host) -> bool:
-    """Whether a stack should be trained in the same steps as others."""
-    whole = joined([*parts, other])
-    if not _fits(whole, devices, 1):
+def _pays(one: Stack, other: Stack, both: Stack, devices: Devices, host: Host) -> bool:
+    """Whether two stacks should take their steps together."""
+    if not _fits(both, devices, 1):
         return False
-    stacks = [joined(parts), other, whole]
+    stacks = one, other, both
     places = [place(stack, devices, host) for stack in stacks]
     if any(where.host == "zero" or where.micro_batch for where in places):
         return False
-    own, others, together = (
-        estimate(stack, devices, where).train_seconds for stack, where in zip(stacks, places)
-    )
-    return together - own < WORTH_SHARING * others
+    own, others, shared = (together(s, devices, p).train_seconds for s, p in zip(stacks, places))
+    return shared - own < WORTH_SHARING * others
 
 
 def _halves(stack: Stack) -> list[Stack]:
@@ -206,19 +204,19 @@ def _spread(stacks: list[Stack], begun: list[Stack], devices: Devices, host: Hos
     num = max(1, devices.num // max(1, *(p.gpus for p in places)))
     seconds = [estimate(s, devices, p).seconds for s, p in zip(stacks, places)]
     occupied = [estimate(s, devices, place(s, devices, host)).seconds for s in begun]
-    most, whole = len(stacks) + 4 * num, set[Stack]()
+    most, whole = len(stacks) + 4 * num, set[int]()  # the ids of those that are not worth halving
     while len(stacks) < most:
         loads = [*seconds, *occupied]
         if _busiest_seconds(loads, num) <= 1.1 * sum(loads) / num:
             break
-        divisible = [i for i, s in enumerate(stacks) if s.num_members > 1 and s not in whole]
+        divisible = [i for i, s in enumerate(stacks) if s.num_members > 1 and id(s) not in whole]
         if not divisible:
             break
         at = max(divisible, key=lambda i: seconds[i])
         parts = _halves(stacks[at])
         shorter = [estimate(s, devices, place(s, devices, host)).seconds for s in parts]
         if max(shorter) > WORTH_HALVING * seconds[at]:
-            whole.add(stacks[at])
+            whole.add(id(stacks[at]))
             continue
         stacks[at : at + 1], seconds[at : at + 1] = parts, shorter
     return stacks

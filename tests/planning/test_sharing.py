@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from jobs import driver
 from jobs.devices import GPUS
 from lorae.methods import Lora
 from lorae.planning.estimate import FLOOR_SECONDS, Devices, _Lengths, memory, typical
@@ -43,11 +44,13 @@ def test_stacks_that_a_floor_bounds_take_their_steps_together(tiny_trial, tmp_pa
     floor = num_steps(cells) * 3 * FLOOR_SECONDS["cuda"]  # 3 layers
     plan = make_plan(cells, Store(str(tmp_path)), GPUS_64)
     assert max(e.train_seconds for e in plan.estimates) == pytest.approx(floor)
+    told = driver.plan_text(plan)
+    assert told.count("in the same steps:") == 23 and all(f"lr {n / 1000:g} " in told for n in range(1, 25))
 
 
 def test_stacks_share_on_several_gpus_where_predictions_take_long(tiny_trial, tmp_path):
-    """24 trainings of ten steps on 8 GPUs: on one GPU their predictions would end last, and on 8 hardly
-    sooner than on 4."""
+    """24 trainings of ten steps on 8 GPUs: on one GPU predictions would end last, and on 8 hardly sooner
+    than on 4."""
     short = tiny_trial(budget=Budget(batch_size=4, epochs=1), members=5)
     cells = Sweep(base=short, axes={"optimizer.lr": [1e-3 * n for n in range(1, 25)]})
     plan = make_plan(cells, Store(str(tmp_path)), replace(GPUS_64, num=8))
