@@ -99,8 +99,11 @@ def _square(root: float | None) -> float | None:
 
 def _mean(scores: Sequence[Scores]) -> Scores:
     """Mean of each score, None where one is."""
-    values = {name: [one[name] for one in scores] for name in scores[0]}
-    return {name: None if None in found else float(np.mean(found)) for name, found in values.items()}
+    found: Scores = {}
+    for name in scores[0]:
+        values = [value for one in scores if (value := one[name]) is not None]
+        found[name] = float(np.mean(values)) if len(values) == len(scores) else None
+    return found
 
 
 def correlations(trials: Trials) -> Table:

@@ -4,7 +4,7 @@ points are measured by `lorae landscape`."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,7 @@ def plane_shares(num: int) -> list[list[float]]:
 
 
 @styled
-def line_figure(lines: dict[str, Sequence[Point]]) -> Plot:
+def line_figure(lines: Mapping[str, Sequence[Point]]) -> Plot:
     """NLL along the line of each pair of members."""
     figure, axes = axes_of()
     for number, (name, found) in enumerate(itertools.islice(lines.items(), MAX_LINES)):

@@ -67,8 +67,8 @@ def run_landscape(
     }
     (out / "landscape.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     words = [
-        f"members {name}: NLL {lines[name][0].nll:.4f} and {lines[name][-1].nll:.4f}, barrier {height:.4f} nats"
-        for name, height in barriers.items()
+        f"members {name}: NLL {found[0].nll:.4f} and {found[-1].nll:.4f}, barrier {barriers[name]:.4f} nats"
+        for name, found in lines.items()
     ]
     return [*words, str(out / "landscape.json")]
 
