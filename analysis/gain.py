@@ -99,9 +99,11 @@ def _square(root: float | None) -> float | None:
 
 def _mean(scores: Sequence[Scores]) -> Scores:
     """Mean of each score, None where one is."""
-    values = {name: [one[name] for one in scores] for name in scores[0]}
-    known = {name: [v for v in found if v is not None] for name, found in values.items()}
-    return {n: float(np.mean(v)) if len(v) == len(values[n]) else None for n, v in known.items()}
+    found: Scores = {}
+    for name in scores[0]:
+        values = [value for one in scores if (value := one[name]) is not None]
+        found[name] = float(np.mean(values)) if len(values) == len(scores) else None
+    return found
 
 
 def correlations(trials: Trials) -> Table:

@@ -270,6 +270,20 @@ def _add_ensembles(commands: Any, options: _Options) -> None:
     export.add_argument("--storage", help=argparse.SUPPRESS)  # as it was: ID DIR --storage STORAGE
     export.set_defaults(run=handlers.export)
 
+    landscape = commands.add_parser("landscape", help="barriers between the members of a stored ensemble")
+    landscape.add_argument("storage", metavar="STORAGE")
+    landscape.add_argument("--task", required=True, help="with labels, as for predict: TREC")
+    landscape.add_argument("--trial", help="its trial_id, or a beginning of it (default: the best ensemble)")
+    landscape.add_argument("--sweep", help="where to look for it (default: all sweeps)")
+    landscape.add_argument("--data-root", metavar="DIR", help="local copies of datasets")
+    landscape.add_argument(
+        "--backbone", metavar="DIR", help="where the members' backbone is now, if it moved"
+    )
+    landscape.add_argument("--points", type=int, default=11, metavar="N", help="of a line (default: 11)")
+    landscape.add_argument("--side", type=int, default=9, metavar="N", help="of the plane (default: 9)")
+    landscape.add_argument("--out", type=Path, default=Path("landscape"), help="folder for the files")
+    landscape.set_defaults(run=handlers.landscape)
+
     serve = commands.add_parser("serve", help="a stored ensemble as an HTTP endpoint of this machine")
     serve.add_argument("storage", metavar="STORAGE")
     _add_choice(serve)

@@ -201,6 +201,25 @@ def size(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def landscape(arguments: argparse.Namespace) -> int:
+    """The loss between the members of a stored ensemble."""
+    from jobs.landscape import run_landscape
+
+    found = run_landscape(
+        arguments.storage,
+        arguments.task,
+        trial=arguments.trial,
+        sweep=arguments.sweep,
+        data_root=arguments.data_root,
+        backbone=arguments.backbone,
+        num_line=arguments.points,
+        num_side=arguments.side,
+        out=arguments.out,
+    )
+    print("\n".join(found))
+    return 0
+
+
 def export(arguments: argparse.Namespace) -> int:
     """An ensemble as a folder of PEFT adapters; or one member."""
     from jobs.export import export_member

@@ -9,8 +9,17 @@ from pathlib import Path
 from lorae.near import did_you_mean
 
 ANALYSES = (
-    *("archive", "bayesian", "cifar100", "demo", "digits", "e2e", "e2e_small", "efficiency", "encoders"),
-    *("esc50", "extrapolation", "generation", "generation_demo", "ham10000", "initialization", "instruct"),
+    *("archive", "bayesian", "cifar100", "demo", "digits", "distill", "e2e", "e2e_small", "efficiency"),
+    *(
+        "encoders",
+        "esc50",
+        "extrapolation",
+        "generation",
+        "generation_demo",
+        "ham10000",
+        "initialization",
+        "instruct",
+    ),
     *("members", "ood", "published", "randomness", "rank", "regularization"),
     *("search", "squad", "sst2", "strength", "study", "weights"),
 )  # modules of analysis with a `main`

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import landscape
+import jobs.landscape
+from jobs.cli import main
 from lorae import metrics
 from lorae.backbone.loading import read_backbone
 from lorae.engine.landscape import barrier, points
@@ -73,16 +74,16 @@ def test_a_barrier_is_the_height_above_the_straight_line_between_the_ends():
 def test_the_command_writes_points_and_figures(trained, tmp_path, monkeypatch, capsys):
     trial, store = trained
     store.write_table("toy", trials_table(store, "toy", [(trial, ())], {}))
-    monkeypatch.setattr("jobs.predict.read_task", lambda text: trial.task)
-    args = [store.storage.uri, "--task", "Colours()", "--points", "3", "--side", "3", "--out", str(tmp_path)]
-    assert landscape.main(args) == 0, capsys.readouterr().err
+    monkeypatch.setattr(jobs.landscape, "read_task", lambda text: trial.task)
+    words = ["landscape", store.storage.uri, "--task", "Colours()", "--points", "3", "--side", "3"]
+    assert main([*words, "--out", str(tmp_path)]) == 0, capsys.readouterr().err
     record = json.loads((tmp_path / "landscape.json").read_text())
     assert [*record["lines"]] == ["0 - 1", "0 - 2", "1 - 2"] and len(record["plane"]) == 9
     first = [p["nll"] for p in record["lines"]["0 - 1"]]
     assert first[0] == pytest.approx(nll(store, member_folder(trial.member_id(0)), trial), abs=1e-5)
     assert record["barriers"]["0 - 1"] == pytest.approx(max(0.0, first[1] - (first[0] + first[2]) / 2))
     assert {p.stem for p in tmp_path.glob("*.svg")} == {"landscape-lines", "landscape-plane"}
-    assert landscape.main([*args, "--trial", "nosuch"]) == 2
+    assert main([*words, "--trial", "nosuch"]) == 2
 
 
 def test_shares_and_members_that_do_not_fit_are_refused(trained):

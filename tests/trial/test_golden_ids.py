@@ -28,7 +28,7 @@ from lorae.methods import (
     Vera,
     Xavier,
 )
-from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, EarlyStopping, Masksembles
+from lorae.regularizers import KL, AdapterDropout, ClassWeights, DecayB, Distill, EarlyStopping, Masksembles
 from lorae.results import trial_id
 from lorae.sources import Hub
 from lorae.store.names import soup_folder
@@ -67,6 +67,7 @@ KINDS = {
     "dropout": LM | {"regularizers": (AdapterDropout(0.2),), "draws": MCDropout(5)},
     "masks": LM | {"regularizers": (Masksembles(),)},
     "weights": LM | {"regularizers": (ClassWeights(),)},
+    "distill": LM | {"regularizers": (Distill(2, beta=9.0, lr=1e-3),)},
     "several": LM | {"regularizers": (KL(), DecayB(), EarlyStopping(), AdapterDropout())},
     "tfb": LM | {"draws": TFB(5)},
     "swag": LM | {"draws": SWAG(4)},
