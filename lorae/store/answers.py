@@ -47,6 +47,8 @@ class Answer:
 
     The pool's probability of a token is the mean over members of exp(log_probs_MT), of any subset as well.
 
+    Where a member's logits were not finite its numbers are NaN, and the mean's too.
+
     Attributes:
         kind: one of `KINDS`; a reference was written by nobody, a lock-step text by all members at once.
         source: position in the pool of the member that wrote it; -1 = no single one.
@@ -112,13 +114,7 @@ def answers_bytes(owner: str, name: str, members: Mapping[str, str], answers: Se
         owner: the entry.
         name: of the answers, see `answer_set`.
         members: as `Answers` has them.
-    Raises:
-        ValueError: a number is not finite, with the example's id.
     """
-    for a in answers:
-        arrays = (a.log_probs_MT, a.entropies_MT, a.mean_entropy_T)
-        if not all(np.isfinite(array).all() for array in arrays):
-            raise ValueError(f"{owner} has no finite probabilities of a {a.kind} text of {a.example_id}")
     columns = {
         **{key: [getattr(a, key) for a in answers] for key in ("example_id", "kind", "text", "finished")},
         "source": np.array([a.source for a in answers], np.int32),
@@ -166,7 +162,7 @@ def fault(found: pa.Table, num_members: int) -> str | None:
     """What is wrong with the rows of a table of answers, or None.
 
     Each text is there once; its arrays are as long as its tokens; log-probabilities are at most 0, entropies
-    at least 0; who wrote it is of the pool.
+    at least 0, both NaN where a member broke; who wrote it is of the pool.
     """
     if not num_members:
         return "it does not say whose members it is of"
@@ -182,8 +178,10 @@ def fault(found: pa.Table, num_members: int) -> str | None:
             n = int((length != expected).argmax())
             return f"row {n} has {length[n]} {name} of {tokens[n]} tokens by {num_members} members"
     values = {name: found[name].combine_chunks().flatten() for name in _ARRAYS}
-    if any(v.null_count or not np.isfinite(v.to_numpy()).all() for v in values.values()):
-        return "a number is not finite"
+    if any(v.null_count or np.isinf(v.to_numpy()).any() for v in values.values()):
+        return "a number is infinite"
+    if (np.isnan(values["log_probs"].to_numpy()) != np.isnan(values["entropies"].to_numpy())).any():
+        return "a token has an entropy and no log-probability by a member, or the reverse"
     if (values["log_probs"].to_numpy() > 0).any():
         return "a log-probability is above 0"
     if any((values[name].to_numpy() < 0).any() for name in ("entropies", "mean_entropy")):

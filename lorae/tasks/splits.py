@@ -252,7 +252,8 @@ def _check_example(task: Task, example: Example) -> None:
         raise ValueError("the id is empty")
     blank = first_blank(example.options)
     if blank is not None and not task.scoring.lists_options:  # if listed, the letter is the answer
-        raise ValueError(f"option {blank} of {example.options} is blank, so nothing of it can be scored")
+        what = "reference" if task.scoring.answer == "text" else "option"
+        raise ValueError(f"{what} {blank} of {example.options} is blank, so nothing of it can be scored")
     is_value = task.scoring.answer == "value"
     if (example.value is not None) != (is_value and example.label is not None):
         raise ValueError(

@@ -118,7 +118,7 @@ def mutual_information(view: View) -> float:
     Source: as `total_entropy`; Houlsby et al. 2011, arXiv:1112.5745.
     """
     at_least_two(np.array(view.members), "mutual_information")
-    return max(0.0, total_entropy(view) - data_entropy(view))
+    return _at_least_0(total_entropy(view) - data_entropy(view))
 
 
 def reverse_mutual_information(view: View) -> float:
@@ -131,7 +131,7 @@ def reverse_mutual_information(view: View) -> float:
     """
     at_least_two(np.array(view.members), "reverse_mutual_information")
     logp_MT = np.asarray(view.answer.log_probs_MT, np.float64)[list(view.members)]
-    return max(0.0, _mean(view.log_probs(view.answer) - logp_MT.mean(axis=0)))
+    return _at_least_0(_mean(view.log_probs(view.answer) - logp_MT.mean(axis=0)))
 
 
 # Of what members say of each other's texts ----------------------------------------------------------------
@@ -257,8 +257,13 @@ def _clusters(view: View, alike: Likeness | None, threshold: float) -> np.ndarra
 
 def _entropy_of(cluster_K: np.ndarray, weight_K: np.ndarray) -> float:
     share = np.bincount(cluster_K, weights=weight_K)
-    share = share[share > 0] / share.sum()
-    return max(0.0, 0.0 - float(np.sum(share * np.log(share))))
+    share = share[share != 0] / share.sum()
+    return _at_least_0(0.0 - float(np.sum(share * np.log(share))))
+
+
+def _at_least_0(value: float) -> float:
+    """Without what rounding leaves below 0; NaN, of a member that broke, stays."""
+    return float(np.maximum(0.0, value))
 
 
 def _spectrum(alike_KK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -10,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.torch import load, save
 from writers import FarEcho, echo_trial
 
 import lorae.engine.answers as engine
 from analysis.archive import pack, unpack
 from analysis.audit import audit
+from analysis.data import load_trials
+from analysis.generation import stored_answers
+from analysis.texts import Texts
 from lorae.engine.run import run_stack
 from lorae.planning.estimate import Devices
 from lorae.planning.plan import make_plan, soups_of
@@ -22,7 +27,7 @@ from lorae.planning.stack import Stack, Stopped
 from lorae.results import row_answers, text_metrics, trials_table
 from lorae.sources import Files
 from lorae.store.answers import ANSWERS, Answer, answer_set, answers_bytes, answers_file, fault, read_answers
-from lorae.store.names import member_folder, reference_folder, soup_folder, texts_folder
+from lorae.store.names import WEIGHTS, member_folder, reference_folder, soup_folder, texts_folder
 from lorae.store.predictions import parquet_bytes
 from lorae.store.store import Store
 from lorae.tasks.base import Generate
@@ -238,6 +243,34 @@ def test_texts_of_members_that_were_trained_again_are_written_again(make_trial, 
     assert store.answers(folder, name).members == store.weight_checksums(ids)
 
 
+def test_a_member_that_breaks_is_cut_marked_and_counted(make_trial, tmp_path):
+    """Its weights become NaN after it was trained, and other samples are asked for: they are stored, of the
+    other member as ever, and the table counts what is not finite."""
+    trial = sweep_of(make_trial(members=2)).base
+    silent = replace(trial, task=replace(trial.task, scoring=replace(WRITING, samples=0)))
+    store = run(Sweep(base=silent), str(tmp_path))
+    sound, broken = map(member_folder, trial.member_ids())
+    tensors = load(store.read(broken, WEIGHTS))
+    store.write_entry(broken, {WEIGHTS: save({name: t * float("nan") for name, t in tensors.items()})})
+    run(Sweep(base=trial), str(tmp_path))
+    name = answer_set(trial.task.eval_set("test"), WRITING.decoding)
+    of_broken = [a for a in store.answers(broken, name).answers if a.kind != "reference"]
+    assert {(a.text, a.token_ids, a.finished) for a in of_broken} == {("", (), False)}
+    assert all(len(a.token_ids) for a in store.answers(sound, name).answers)
+    together = store.answers(texts_folder(trial.member_ids()), name).answers
+    for a in together:
+        assert np.isnan(a.log_probs_MT[1]).all() and np.isfinite(a.log_probs_MT[0]).all()
+        assert (a.kind == "lockstep") <= (not a.token_ids and not a.finished)
+    rows = trials_table(store, "echo", [(trial, [])], {"command": "x", "commit": "y"})
+    store.write_table("echo", rows)
+    texts = Texts(trials := load_trials(str(tmp_path), "echo"), functools.partial(stored_answers, trials))
+    (cell,) = [cell for cell in texts.cells if cell.members]
+    found = texts.quality(cell, "member", 1)
+    assert found["unfinished"].value >= 0.5 and found["not_finite"].value == 0.5
+    assert texts.quality(cell, "mean", 2)["unfinished"].value == 1
+    assert not audited(store, Sweep(base=trial))
+
+
 def test_an_ood_task_of_another_scoring_is_refused(make_trial):
     sweep = Sweep(base=make_trial(), ood=[RottenTomatoes()])
     with pytest.raises(ValueError, match=r"rotten_tomatoes is scored by LabelWords.*write answers, choose"):
@@ -328,7 +361,8 @@ def test_answers_are_read_as_they_were_written():
         ("log_probs", [0.5, -1, -1, -1, -1, -1], "a log-probability is above 0"),
         ("log_probs", [-1.0], "row 0 has 1 log_probs of 3 tokens by 2 members"),
         ("entropies", [-0.5, 1, 1, 1, 1, 1], "an entropy is below 0"),
-        ("mean_entropy", [float("nan"), 1, 1], "a number is not finite"),
+        ("mean_entropy", [float("inf"), 1, 1], "a number is infinite"),
+        ("entropies", [float("nan"), 1, 1, 1, 1, 1], "has an entropy and no log-probability by a member"),
         ("kind", "verdict", "kind 'verdict', must be one of"),
         ("source", 2, "of no member of the pool of 2"),
     ],
@@ -352,10 +386,12 @@ def test_a_text_that_repeats_and_one_without_members_are_refused():
         read_answers(parquet_bytes(table), "here")
 
 
-def test_a_number_that_is_not_finite_is_refused_before_it_is_stored():
-    broken = answer(log_probs_MT=np.full((2, 3), np.nan, np.float32))
-    with pytest.raises(ValueError, match="pool has no finite probabilities of a greedy text of e1"):
-        answers_bytes("pool", "x", MEMBERS, [broken])
+def test_numbers_of_a_member_that_broke_are_stored_as_nan():
+    broken = np.array([[-1.0, -1.0, -1.0], [-1.0, np.nan, np.nan]], np.float32)
+    wrote = answer(log_probs_MT=broken, entropies_MT=-broken, mean_entropy_T=-broken[1])
+    (found,) = read_answers(answers_bytes("pool", "x", MEMBERS, [wrote]), "here").answers
+    np.testing.assert_array_equal(found.log_probs_MT, broken)
+    np.testing.assert_array_equal(found.mean_entropy_T, -broken[1])
 
 
 def test_answers_of_another_entry_or_set_are_refused(tmp_path):

@@ -1,5 +1,5 @@
-"""A data set of texts that lorae has never seen, in hub layout, needs nothing but a task file: swept, shown in
-a table and audited by the command line."""
+"""A data set of texts that lorae has never seen, in hub layout, needs nothing but a task file: it is swept,
+shown in a table and audited by the command line; what cannot work is refused before anything is trained."""
 
 from __future__ import annotations
 
