@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lorae.uris import shown
 
 if TYPE_CHECKING:
-    from lorae.engine.ensembles import Ensemble, EnsemblePrediction
+    from lorae.engine.ensembles import Ensemble, EnsemblePrediction, EnsembleTexts
 
 AT_ONCE = 2048  # rows of a file between two lines of progress
 WRITTEN = (".parquet", ".csv", ".jsonl")
@@ -44,28 +44,44 @@ def read_inputs(file: str, column: str | None) -> list[dict[str, Any]]:
 
 
 def run_answers(
-    ensemble: Ensemble, inputs: Sequence[Any], out: str | None, coverage: float, as_json: bool
+    ensemble: Ensemble,
+    inputs: Sequence[Any],
+    out: str | None,
+    coverage: float,
+    as_json: bool,
+    stop: Sequence[str] = (),
 ) -> None:
-    """Predict in parts and print the answers, or write them to `out` when all are there.
+    """Predict in parts, or write texts, and print the answers, or write them to `out` when all are there.
 
+    Args:
+        stop: texts before which a written answer ends.
     Raises:
         ValueError: an input that cannot be read, or another ending of `out`; nothing is written then.
     """
     if out and Path(out).suffix not in WRITTEN:
         raise ValueError(f"--out {out}: the name must end with {', '.join(WRITTEN)}")
-    print(f"{ensemble}\ntemperature {_temperature(ensemble)}", file=sys.stderr)
+    if stop and not ensemble.writes:
+        raise ValueError(f"--stop {stop[0]!r}: members that choose among classes write no text; leave it out")
+    print(ensemble if ensemble.writes else f"{ensemble}\n{_temperature(ensemble)}", file=sys.stderr)
     started, columns, notes = time.monotonic(), dict[str, list[Any]](), dict[str, None]()
     for start in range(0, len(inputs), AT_ONCE):
         part = inputs[start : start + AT_ONCE]
-        found = ensemble.predict(part, coverage=coverage)
+        if ensemble.writes:
+            found = ensemble.generate(part, stop=stop)
+        else:
+            found = ensemble.predict(part, coverage=coverage)
         notes |= dict.fromkeys(found.notes)
         if out:
             _extend(columns, {"text": [_text(value) for value in part], **found.columns()})
             done = start + len(part)
             rate = done / (time.monotonic() - started)
             print(f"{done:,} of {len(inputs):,} predicted, {rate:.0f} a second", file=sys.stderr)
+        elif as_json:
+            _print_json(found)
+        elif ensemble.writes:
+            _print_texts(cast("EnsembleTexts", found), part)
         else:
-            _print(found, part, as_json)
+            _print(cast("EnsemblePrediction", found), part)
     for note in notes:
         print(f"note: {shown(note)}", file=sys.stderr)
     if out:
@@ -75,8 +91,9 @@ def run_answers(
 
 def _temperature(ensemble: Ensemble) -> str:
     if ensemble.row["temperature"] is None:
-        return "1: none was found"
-    return f"{ensemble.temperature:.3g}, cross-fitted on {ensemble.row['num_examples']} test examples"
+        return "temperature 1: none was found"
+    num = ensemble.row["num_examples"]
+    return f"temperature {ensemble.temperature:.3g}, cross-fitted on {num} test examples"
 
 
 def _text(value: Any) -> str:
@@ -94,13 +111,14 @@ def _extend(columns: dict[str, list[Any]], more: dict[str, list[Any]]) -> None:
         columns.setdefault(name, [None] * before).extend(more.get(name, [None] * num))
 
 
-def _print(found: EnsemblePrediction, inputs: Sequence[Any], as_json: bool) -> None:
-    """A line for each answer, as JSON or for a person."""
+def _print_json(found: EnsemblePrediction | EnsembleTexts) -> None:
     columns = found.columns()
-    if as_json:
-        for values in zip(*columns.values()):
-            print(json.dumps(dict(zip(columns, values)), ensure_ascii=False))
-        return
+    for values in zip(*columns.values()):
+        print(json.dumps(dict(zip(columns, values)), ensure_ascii=False))
+
+
+def _print(found: EnsemblePrediction, inputs: Sequence[Any]) -> None:
+    """A line for each answer, for a person."""
     width = max(map(len, found.labels))
     sets = found.conformal_sets or [()] * len(found)
     for n, (label, value) in enumerate(zip(found.labels, inputs)):
@@ -110,6 +128,19 @@ def _print(found: EnsemblePrediction, inputs: Sequence[Any], as_json: bool) -> N
         text = text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 3] + "..."
         told = f"{label:<{width}} {p:.3f}  disagreement {information:.3f} nats{among}  {text}"
         print(told if information == information else told.replace("  disagreement nan nats", ""))
+
+
+def _print_texts(found: EnsembleTexts, inputs: Sequence[Any]) -> None:
+    """Each answer, what it cost in certainty, and the answers of members that differ."""
+    for n, (text, value) in enumerate(zip(found.texts, inputs)):
+        told = [f"NLL per token {found.scores['nll_per_token'][n]:.3f} nats"]
+        if information := found.scores.get("mutual_information"):
+            told.append(f"disagreement {information[n]:.3f} nats")
+        told += [] if found.finished[n] else ["cut at the maximum"]
+        print(f"{' '.join(_text(value).split())[:TEXT_WIDTH]}\n  {text}  ({', '.join(told)})")
+        others = dict.fromkeys(other for other in found.member_texts[n] if other != text)
+        for other in others:
+            print(f"    a member alone: {other}")
 
 
 def _write(path: Path, columns: dict[str, list[Any]], ensemble: Ensemble) -> None:

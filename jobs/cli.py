@@ -248,6 +248,13 @@ def _add_ensembles(commands: Any, options: _Options) -> None:
     predict.add_argument(
         "--coverage", type=float, default=0.9, metavar="P", help="of the conformal sets; default 0.9"
     )
+    predict.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text before which a written answer ends",
+    )
     predict.add_argument("--backbone", metavar="DIR", help="where the members' backbone is now, if it moved")
     predict.set_defaults(run=handlers.predict)
 

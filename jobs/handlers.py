@@ -62,7 +62,7 @@ def check(arguments: argparse.Namespace) -> int:
 def predict(arguments: argparse.Namespace) -> int:
     """Answers to given texts; or predictions of stored members on one more task, or their removal."""
     if arguments.task or arguments.remove:
-        for name in ("trial", "out", "classes", "column", "json"):
+        for name in ("trial", "out", "classes", "column", "json", "stop"):
             if getattr(arguments, name):
                 raise ValueError(f"--{name} belongs to --text and --file; leave it out")
     if arguments.remove:
@@ -77,7 +77,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
     inputs = arguments.text or read_inputs(arguments.file, arguments.column)
     ensemble = _ensemble(arguments, backbone=arguments.backbone)
-    run_answers(ensemble, inputs, arguments.out, arguments.coverage, arguments.json)
+    run_answers(ensemble, inputs, arguments.out, arguments.coverage, arguments.json, arguments.stop)
     return 0
 
 
@@ -215,7 +215,7 @@ def serve(arguments: argparse.Namespace) -> int:
     """An ensemble as an HTTP endpoint."""
     from jobs.serve import run_server
 
-    run_server(_ensemble(arguments), arguments.host, arguments.port)
+    run_server(_classifier(arguments), arguments.host, arguments.port)
     return 0
 
 
@@ -225,7 +225,7 @@ def verify(arguments: argparse.Namespace) -> int:
     from jobs.served import verify
 
     inputs = arguments.text or read_inputs(arguments.file, None)
-    found = verify(arguments.url, _ensemble(arguments), inputs, arguments.tolerance)
+    found = verify(arguments.url, _classifier(arguments), inputs, arguments.tolerance)
     print("\n".join(map(str, found)))
     return 1 if any(finding.is_off for finding in found) else 0
 
@@ -236,6 +236,13 @@ def _ensemble(arguments: argparse.Namespace, **where: Any) -> Ensemble:
 
     classes = arguments.classes.split(",") if arguments.classes else None
     return Ensemble.load(arguments.storage, arguments.trial, sweep=arguments.sweep, classes=classes, **where)
+
+
+def _classifier(arguments: argparse.Namespace) -> Ensemble:
+    """The same, refused if its members write texts."""
+    ensemble = _ensemble(arguments)
+    ensemble.check_writes(False)
+    return ensemble
 
 
 def bench_analysis(arguments: argparse.Namespace) -> int:

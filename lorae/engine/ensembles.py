@@ -1,4 +1,5 @@
-"""A stored ensemble as an object: it answers texts, questions, images or sounds that nobody stored.
+"""A stored ensemble as an object: it answers texts, questions, images or sounds that nobody stored, by a
+class or by a text of its own.
 
 ensemble = lorae.Ensemble.load("lorae-results")
 found = ensemble.predict(["a film to remember", "two hours I want back"])
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from lorae import ensemble, metrics, tasks
 from lorae.combinations import COMBINATIONS
 from lorae.draws import read_draws
 from lorae.engine.ensemble_prediction import EnsemblePrediction
+from lorae.engine.ensemble_texts import EnsembleTexts, texts_of, written
 from lorae.engine.given import Given, examples_of
 from lorae.engine.prediction import pooled_draws, predict
 from lorae.engine.stored import (
@@ -42,7 +44,9 @@ from lorae.shapes import Kind, kind_of
 from lorae.sources import Files, backbone_config
 from lorae.store.names import pool_folders
 from lorae.store.store import Store
-from lorae.tasks.base import Example, Task
+from lorae.tasks.base import Example, Generate, Task
+from lorae.texts.kinds import number_key
+from lorae.texts.quality import normalised
 
 if TYPE_CHECKING:
     from lorae.backbone.loading import Backbone
@@ -97,15 +101,19 @@ class Ensemble:
         row = find_trial(store, trial, sweep)
         source = Files(backbone) if backbone else None
         found = tuple(groups(store, row["member_ids"], source))
-        if found and found[0].scoring.answer != "class":
+        if found and found[0].scoring.answer == "value":
             raise ValueError(
-                f"the members of trial {row['trial_id']} answer by a {found[0].scoring.answer}, not a class; "
-                "choose another by its trial_id, or read what they stored: lorae table STORAGE, lorae "
-                "table generation STORAGE"
+                f"the members of trial {row['trial_id']} answer by a value, not a class or a text; choose "
+                "another by its trial_id, or read what they stored: lorae table STORAGE"
             )
         names = tuple(classes) if classes else next((g.classes or g.options for g in found), None)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(store, row, found, device, names, task or _own_task(found[0]))
+
+    @property
+    def writes(self) -> bool:
+        """Whether its members write texts (`generate`) or choose among classes (`predict`)."""
+        return self.groups[0].scoring.answer == "text"
 
     @property
     def temperature(self) -> float:
@@ -139,8 +147,9 @@ class Ensemble:
                 an array of uint8, a picture of Pillow's, (samples, rate)). Or a DataFrame.
             coverage: of the conformal sets, in (0, 1).
         Raises:
-            ValueError: an input that cannot be read, with its place.
+            ValueError: an input that cannot be read, with its place; or members that write texts.
         """
+        self.check_writes(False)
         examples = examples_of(inputs, self._kind, self.classes)
         with _ALONE:
             logits_MKNC, num_truncated = self._logits(examples)
@@ -163,6 +172,42 @@ class Ensemble:
             temperature=self.temperature,
             notes=self._notes(num_truncated, len(examples)),
         )
+
+    def generate(self, inputs: Any, *, stop: Sequence[str] = ()) -> EnsembleTexts:
+        """Write an answer to each input, greedily: each member its own and all together in lock-step by their
+        mean probability, or the stored soup. Nothing is stored.
+
+        Args:
+            inputs: as for `predict`, without options.
+            stop: texts before which an answer ends, beside the tokenizer's end token.
+        Raises:
+            ValueError: an input that cannot be read, with its place; a stop that the tokenizer cannot make;
+                or members that choose among classes.
+        """
+        self.check_writes(True)
+        examples = examples_of(inputs, self._kind, None, without_options=True)
+        (group,) = self.groups
+        scoring = replace(cast(Generate, group.scoring), stop=tuple(stop))
+        with _ALONE:
+            scoring.check_tokenizer(self._model.tokenizer)
+            rows = encoded(group, self._model, self._task(group, examples))
+            prompts = {f"{n}": row.tokens for n, row in enumerate(rows)}  # ids of a user's may repeat
+            answers = written(
+                self.store, group, self.row["member_ids"], self._soup, self._model, prompts, scoring
+            )
+        key = normalised if self.row["number_match"] is None else number_key
+        found = texts_of(answers, key, self._cut(sum(row.truncated > 0 for row in rows), len(rows)))
+        return replace(found, ids=tuple(e.id for e in examples))
+
+    def check_writes(self, writes: bool) -> None:
+        """Refuse members that write texts, or that do not.
+
+        Raises:
+            ValueError: says which method they have.
+        """
+        if self.writes != writes:
+            does = "write texts; call generate" if self.writes else "choose among classes; call predict"
+            raise ValueError(f"the members of trial {self.row['trial_id']} {does}")
 
     def backbone_probabilities(self, inputs: Any) -> np.ndarray | None:
         """Probabilities (N, C) of the backbone without its members, at temperature 1; None if it has none."""
@@ -267,14 +312,16 @@ class Ensemble:
         row, found = self.row, list[str]()
         if row["temperature"] is None:
             found.append(f"no temperature is applied: {row['temperature_flag']}")
-        if num_truncated:
-            found.append(
-                f"{num_truncated} of {num_inputs} inputs are longer than max_tokens={row['max_tokens']} and "
-                "were cut"
-            )
+        found += self._cut(num_truncated, num_inputs)
         if self._calibration is None:
             found.append("no conformal sets: the test examples have no labels")
         return tuple(found)
+
+    def _cut(self, num_truncated: int, num_inputs: int) -> list[str]:
+        if not num_truncated:
+            return []
+        limit = f"max_tokens={self.row['max_tokens']}"
+        return [f"{num_truncated} of {num_inputs} inputs are longer than {limit} and were cut"]
 
 
 def _own_task(group: Group) -> Task | None:

@@ -63,12 +63,15 @@ class Given(Task):
         return self.given
 
 
-def examples_of(inputs: Any, kind: Kind, classes: Sequence[str] | None) -> tuple[Example, ...]:
+def examples_of(
+    inputs: Any, kind: Kind, classes: Sequence[str] | None, without_options: bool = False
+) -> tuple[Example, ...]:
     """Examples from whatever a user has: one input or many, see `Ensemble.predict`.
 
     Args:
         kind: of the backbone, which says whether a text is a text or the path of an image or sound.
         classes: the options of inputs that have none of their own.
+        without_options: members write the answer, so inputs have no options.
     Raises:
         ValueError: nothing was given, an empty text, an unreadable file, or options that are not known.
     """
@@ -77,7 +80,18 @@ def examples_of(inputs: Any, kind: Kind, classes: Sequence[str] | None) -> tuple
     listed = [inputs] if _is_one(inputs, kind) else list(inputs)
     if not listed:
         raise ValueError('nothing to predict; give at least one input, such as ["a film to remember"]')
+    if without_options:
+        listed, classes = [_asked(value) for value in listed], ()
     return tuple(_example(value, f"input {n}", kind, classes) for n, value in enumerate(listed))
+
+
+def _asked(value: Any) -> Any:
+    """An input without its options or references."""
+    if isinstance(value, Example):
+        return replace(value, options=(), label=None)
+    if isinstance(value, Mapping):
+        return {name: cell for name, cell in value.items() if name not in OPTIONS}
+    return value
 
 
 def _is_one(inputs: Any, kind: Kind) -> bool:
@@ -99,7 +113,8 @@ def _example(value: Any, place: str, kind: Kind, classes: Sequence[str] | None) 
     if isinstance(value, Example):
         return value
     row = value if isinstance(value, Mapping) else {}
-    options = _options(next((row[name] for name in OPTIONS if row.get(name) is not None), classes), place)
+    given = next((row[name] for name in OPTIONS if row.get(name) is not None), classes)
+    options = () if classes == () else _options(given, place)
     name = row.get("id")
     if kind in ("image", "audio"):
         media = _media(next((row[c] for c in MEDIA_CELLS if c in row), value), place, kind)

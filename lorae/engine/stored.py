@@ -266,10 +266,19 @@ def soup_logits(
     Raises:
         ValueError: it is not stored, or of members that were trained again since.
     """
-    if store.is_of_others(members, soup):
-        folder = soup_folder(members, soup)
-        raise ValueError(f"{folder} is of members that were trained again; repeat the sweep that made it")
-    chosen = COMBINATIONS[soup].chosen(store.soup_record(members, soup))
+    chosen = soup_of(store, members, soup)
     inits, states = [group.members[m]["init"] for m in chosen], stages(store, chosen)[-1]
     with Soup(model, group.method, inits, states, rows[0].answer_ids):
         return predict_draws(model, rows)
+
+
+def soup_of(store: Store, members: Sequence[str], soup: str) -> Sequence[str]:
+    """The members whose parameters a stored soup averages.
+
+    Raises:
+        ValueError: it is not stored, or of members that were trained again since.
+    """
+    if store.is_of_others(members, soup):
+        folder = soup_folder(members, soup)
+        raise ValueError(f"{folder} is of members that were trained again; repeat the sweep that made it")
+    return COMBINATIONS[soup].chosen(store.soup_record(members, soup))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from safetensors.torch import load, save
+from victims import exit_code, lines, stack_process, wait_until
 from writers import FarEcho, echo_trial
 
 import lorae.engine.answers as engine
@@ -200,6 +202,38 @@ def test_a_killed_run_goes_on_at_the_example(make_trial, tmp_path, monkeypatch):
     for member in stack.member_ids():
         for name in map(answers_file, stack.answer_sets()):
             contents = [store.read(member_folder(member), name) for store in stores]
+            assert contents[0] == contents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_process_that_is_killed_while_it_writes_goes_on_at_the_example(make_trial, tmp_path):
+    """SIGKILL between two examples: what was kept is not written again, and the bytes are those of a run that
+    was left alone."""
+    stack = Stack(sweep_of(make_trial()).base, (0, 1))
+    whole, log = tmp_path / "whole", tmp_path / "killed.log"
+    assert exit_code(stack_process(stack, whole, tmp_path / "whole.log", texts_at_once=1)) == 0
+    killed = tmp_path / "killed"
+
+    def wrote() -> list[str]:
+        return [line.split()[1] for line in lines(log) if line.startswith("wrote ")]
+
+    victim = stack_process(stack, killed, log, texts_at_once=1)
+    wait_until(lambda: len(wrote()) >= 8, victim)
+    victim.kill()
+    assert exit_code(victim) == -signal.SIGKILL
+    before, store = wrote(), Store(str(killed))
+    assert store.storage.names("unfinished") and not store.has_answers(
+        member_folder(stack.member_ids()[1]), [*stack.answer_sets()]
+    )
+    assert exit_code(stack_process(stack, killed, log, texts_at_once=1)) == 0
+    again = wrote()[len(before) :]
+    expected = [line.split()[1] for line in lines(tmp_path / "whole.log") if line.startswith("wrote ")]
+    assert len(set(again) & set(before)) <= 1, "at most the example that was being written"
+    assert sorted({*before, *again}) == sorted(expected) and not store.storage.names("unfinished")
+    for member in stack.member_ids():
+        for name in map(answers_file, stack.answer_sets()):
+            contents = [Store(str(s)).read(member_folder(member), name) for s in (whole, killed)]
             assert contents[0] == contents[1]
 
 

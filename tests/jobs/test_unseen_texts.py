@@ -111,3 +111,37 @@ def test_short_answers_in_hub_layout_need_only_a_task_file(byte_llama, tmp_path,
     texts = {a.text for a in answers if a.kind == "reference"}
     assert {name for _, name in PLACES} <= texts, "references come back as they were, in any script"
     assert Path(storage, "report", "geo", "examples.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "answers", "why"),
+    [
+        ("samples=2", "samples=2, temperature=0", "x", "temperature=0: samples need one > 0"),
+        ("samples=2", "samples=2, stop=('\\u0000~',)", "x", "no token of this tokenizer ends it"),
+        ("samples=2", "samples=2", "", "reference 0 of ('',) is blank"),
+        ("samples=2", "samples=2", "so " * 12, "write Generate(max_new_tokens="),
+        ("Lora(rank=2", "LastLayer() or Lora(rank=2", "x", "LastLayer() with Generate"),
+        ("precision=", "draws=Laplace(2), precision=", "x", "an answer is written with one set of weights"),
+        ('axes={"mem', 'ood=[RottenTomatoes()], axes={"mem', "x", "rotten_tomatoes is scored by LabelWords"),
+    ],
+    ids=["temperature", "stop", "empty", "long", "method", "draws", "ood"],
+)
+def test_what_cannot_work_is_one_line_before_anything_is_trained(
+    byte_llama, tmp_path, capsys, old, new, answers, why
+):
+    text = FILE.format(backbone=byte_llama).replace(old, new)
+    file, folder = tmp_path / "geo.py", tmp_path / "data/acme/geo-qa/default"
+    file.write_text(
+        text.replace("from lorae import", "from lorae import Laplace, LastLayer,").replace(
+            "from lorae.tasks import", "from lorae.tasks import RottenTomatoes,"
+        )
+    )
+    other = {"text": [answers], "answer_start": [0]}
+    write_split(folder, "train-00000-of-00001", [*rows(20, 1000), rows(1, 1900)[0] | {"answers": other}])
+    write_split(folder, "validation-00000-of-00001", rows(9, 2000))
+    storage = tmp_path / "store"
+    words = ["sweep", str(file), "--data-root", str(tmp_path / "data"), "--storage", str(storage), "--local"]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert why in told and "Traceback" not in told and len(told.strip().splitlines()) == 1
+    assert not list(storage.glob("members/*"))

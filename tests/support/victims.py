@@ -89,8 +89,13 @@ def stack_process(stack: Stack, storage: Path, log: Path, **settings: object) ->
     return process
 
 
-def _run_stack(stack: Stack, storage: str, log: Path, retry_seconds: float = 60.0) -> None:
+def _run_stack(
+    stack: Stack, storage: str, log: Path, retry_seconds: float = 60.0, texts_at_once: int | None = None
+) -> None:
     from lorae.engine.run import run_stack
+
+    if texts_at_once:
+        _note_texts(texts_at_once, log)
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
     _redirect(log.with_suffix(".err"))
@@ -103,6 +108,20 @@ def _run_stack(stack: Stack, storage: str, log: Path, retry_seconds: float = 60.
         checkpoint_seconds=0.0,
         on_progress=lambda p: append(log, f"{p.phase} {p.step}"),
     )
+
+
+def _note_texts(at_once: int, log: Path) -> None:
+    """Keep texts every few examples; each example whose texts members write is a line of the log."""
+    import lorae.engine.answers as engine
+
+    own_texts = engine.own_texts
+
+    def noting(backbone: Any, scoring: Any, examples: Any, kind: str, streams: Any = None) -> Any:
+        for example in examples if streams else ():
+            append(log, f"wrote {example.id}")
+        return own_texts(backbone, scoring, examples, kind, streams)
+
+    engine.AT_ONCE, engine.own_texts = at_once, noting
 
 
 def _noting(write: Callable[..., None], log: Path) -> Callable[..., None]:
