@@ -63,6 +63,7 @@ TITLES = {
     "mean_member_nll": "mean member's NLL",
     "nll": "NLL",
     "nll_per_token": "NLL per token",
+    "p_false": "1 - P(True)",
     "validation_nll": "validation NLL",
     "brier": "Brier",
     "token_f1": "token F1",

@@ -22,11 +22,23 @@ from analysis.text_tables import added_table, missing, quality_table, scores_tab
 from analysis.texts import Texts
 from lorae.results import TEXT_METRICS, row_answers
 from lorae.store.answers import Answer
+from lorae.texts import models
+from lorae.texts.uncertainty import SCORES, scores_of
+
+MODELS = {
+    "nli": "semantic entropy and graph scores by an NLI model, too: a repository of the hub, or a folder",
+    "embedding": "the same by an encoder's embeddings: sentence-transformers/all-MiniLM-L6-v2, or a folder",
+}
 
 
-def content(trials: Trials) -> Content:
+def content(trials: Trials, nli: str | None = None, embedding: str | None = None) -> Content:
     """Quality against the number of members, every score as a detector of wrong answers, what members add."""
-    texts = Texts(trials, functools.partial(stored_answers, trials))
+    scores = dict(SCORES)
+    if nli:
+        scores |= scores_of(models.entailment(nli), "nli", models.ENTAILMENT)
+    if embedding:
+        scores |= scores_of(models.embedding(embedding), "embedding", models.EMBEDDING)
+    texts = Texts(trials, functools.partial(stored_answers, trials), scores)
     found = content_of(texts)
     shown = {name for cell in texts.cells for name in texts.of(cell.rows[0]).kind.metrics}
     metrics = [name for name in text_metrics(trials) if name in shown]
@@ -70,7 +82,7 @@ def published_beside(trials: Trials) -> list[Table]:
     return [published_table(rows)] if rows else []
 
 
-main = functools.partial(run, "generation", content)
+main = functools.partial(run, "generation", content, options=MODELS)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from analysis.archive import opened
 from analysis.columns import margins
@@ -27,11 +28,18 @@ class Content:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | None = None) -> int:
+def run(
+    sweep: str,
+    content: Callable[..., Content],
+    argv: Sequence[str] | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Print the tables of a sweep; write them as .md, .csv, .tex and the figures as .pdf, .svg.
 
     Args:
         sweep: name of the sweep unless `--sweep` gives another, such as its small variant.
+        content: of the sweep's trials, and the options that are given.
+        options: names of models that `content` may be given, with what they are for.
     Returns:
         The exit code: 0, or 2 for a sweep that is not there or incomplete.
     """
@@ -54,7 +62,10 @@ def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | 
     }
     for name, what in lists.items():
         parser.add_argument(f"--{name}", type=lambda words: words.split(","), metavar="A,B", help=what)
+    for name, what in options.items():
+        parser.add_argument(f"--{name}", metavar="MODEL", help=what)
     args = parser.parse_args(argv)
+    given = {name: model for name in options if (model := getattr(args, name))}
     try:
         out = args.out or _default_out(args.storage, args.sweep)
         with opened(args.storage) as storage:
@@ -63,7 +74,7 @@ def run(sweep: str, content: Callable[[Trials], Content], argv: Sequence[str] | 
                 print(
                     missing_text(trials.sweep, trials.missing, fill_command(trials.rows[0])), file=sys.stderr
                 )
-            found = write(_chosen(trials, content(trials), args), out)
+            found = write(_chosen(trials, content(trials, **given), args), out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

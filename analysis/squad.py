@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import sys
 
-from analysis.generation import content
+from analysis.generation import MODELS, content
 from analysis.script import run
 
-main = functools.partial(run, "squad", content)
+main = functools.partial(run, "squad", content, options=MODELS)
 
 if __name__ == "__main__":
     sys.exit(main())

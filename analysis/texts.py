@@ -159,7 +159,8 @@ class Texts:
         known = {"one": True, "samples": num_samples > 1, "members": several}
         known["members' samples"] = several and num_samples > 0
         found = [Line(n, source) for n, score in self.scores.items() for source in score.sources]
-        return [line for line in found if known[line.source]]
+        asked = bool(self.of(cell.rows[0]).examples[0].verdicts)
+        return [x for x in found if known[x.source] and (asked or not self.scores[x.score].of_verdicts)]
 
     # Estimates --------------------------------------------------------------------------------------------
 

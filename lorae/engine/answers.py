@@ -15,7 +15,7 @@ from typing import Any, cast
 from lorae.engine.adapters import Adapters, Soup, State
 from lorae.engine.decoding import Text
 from lorae.engine.job import Job
-from lorae.engine.writing import Prompted, Wrote, lockstep_texts, own_texts, prompted, scored
+from lorae.engine.writing import Prompted, Wrote, lockstep_texts, own_texts, prompted, scored, verdicts
 from lorae.planning.stack import EvalSet, Progress
 from lorae.seeds import Key
 from lorae.store.answers import Answer, answers_bytes, answers_file, read_answers
@@ -81,7 +81,7 @@ def _write_members(job: Job, members: Sequence[int], name: str, wanted: EvalSet)
         found = []
         for init, state, of_member in zip(inits, states, texts):
             with _inserted(job, [init], [state]):
-                found.append(scored(job.backbone, examples, [_by(own, 0) for own in of_member]))
+                found.append(_said(job, examples, [_by(own, 0) for own in of_member]))
         return found
 
     _write(job, [Entry(member_folder(i), {i: sums[i]}) for i in ids], name, wanted, write)
@@ -116,7 +116,7 @@ def _write_one(job: Job, folder: str, kind: str, inserted: Inserted) -> None:
     def write(examples: Sequence[Prompted]) -> list[list[Answer]]:
         with inserted():
             (texts,) = own_texts(job.backbone, scoring, examples, kind)
-            return [scored(job.backbone, examples, [_by(own, source) for own in texts])]
+            return [_said(job, examples, [_by(own, source) for own in texts])]
 
     for name, wanted in job.stack.answer_sets().items():
         if not job.ranks.once(job.store.has_answers, folder, [name]):
@@ -157,9 +157,15 @@ def _write_pool(job: Job, folder: str, name: str, wanted: EvalSet) -> None:
                 [*(w for m, own in enumerate(stored) for w in _by(own[e.id], m)), *written]
                 for e, written in zip(examples, together)
             ]
-            return [scored(job.backbone, examples, texts)]
+            return [_said(job, examples, texts)]
 
     _write(job, [Entry(folder, {i: sums[i] for i in ids})], name, wanted, write)
+
+
+def _said(job: Job, examples: Sequence[Prompted], texts: Sequence[Sequence[Wrote]]) -> list[Answer]:
+    """What the inserted members say of the texts, and whether they say that greedy ones are true."""
+    asked = verdicts(job.backbone, examples, texts) if _scoring(job).p_true else []
+    return [*scored(job.backbone, examples, texts), *asked]
 
 
 def _written(job: Job, folder: str, name: str) -> dict[str, list[Wrote]]:
@@ -173,7 +179,7 @@ def _written(job: Job, folder: str, name: str) -> dict[str, list[Wrote]]:
 
 def _texts(job: Job, folder: str, name: str) -> list[list[Any]]:
     """The same as plain data, which ranks can send each other."""
-    own = (a for a in job.store.answers(folder, name).answers if a.kind != "reference")
+    own = (a for a in job.store.answers(folder, name).answers if a.kind in ("greedy", "sample"))
     return [[a.example_id, a.kind, a.draw, [*a.token_ids], a.text, a.finished] for a in own]
 
 

@@ -71,7 +71,7 @@ def written(
     prompts: dict[str, tuple[int, ...]],
     scoring: Generate,
 ) -> dict[str, list[Answer]]:
-    """What members, or their stored soup, write to each prompt alone, and then in lock-step, with what all say
+    """What members, or their stored soup, write to each prompt alone, then in lock-step, with what all say
     of it.
 
     Args:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorae.backbone.loading import Backbone
+from lorae.backbone.tokens import end_tokens
 from lorae.engine.decoding import (
     Greedy,
     LockStep,
@@ -22,7 +23,7 @@ from lorae.store.answers import Answer
 from lorae.tasks.base import Example, Task
 from lorae.tasks.encoding import Row
 from lorae.tasks.scoring import Generate
-from lorae.tasks.scoring.generate import LOCKSTEP
+from lorae.tasks.scoring.generate import IS_TRUE, LOCKSTEP, VERDICTS
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,35 @@ def scored(
         [*(Wrote("reference", -1, k, text) for k, text in enumerate(e.references)), *of_example]
         for e, of_example in zip(examples, texts, strict=True)
     ]
-    says = score(backbone, [e.tokens for e in examples], [[w.text.token_ids for w in ws] for ws in whole])
+    return _answers(backbone, [e.id for e in examples], [e.tokens for e in examples], whole)
+
+
+def verdicts(
+    backbone: Backbone, examples: Sequence[Prompted], texts: Sequence[Sequence[Wrote]]
+) -> list[Answer]:
+    """Whether each greedy text is true, as the inserted members say of both replies, `VERDICTS`."""
+    tokenizer = backbone.tokenizer
+    question, *replies = (
+        tuple(ids) for ids in tokenizer([IS_TRUE, *VERDICTS], add_special_tokens=False)["input_ids"]
+    )
+    ends = set(end_tokens(backbone.lm, tokenizer))
+    asked = [(e, w) for e, of_example in zip(examples, texts) for w in of_example if w.kind == "greedy"]
+    prompts = [(*e.tokens, *(t for t in w.text.token_ids if t not in ends), *question) for e, w in asked]
+    wrote = [
+        [Wrote("verdict", w.source, k, Text(ids, VERDICTS[k].strip(), True)) for k, ids in enumerate(replies)]
+        for _, w in asked
+    ]
+    return _answers(backbone, [e.id for e, _ in asked], prompts, wrote)
+
+
+def _answers(
+    backbone: Backbone, ids: Sequence[str], prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Wrote]]
+) -> list[Answer]:
+    """Texts after prompts, with what the inserted members say of them."""
+    says = score(backbone, prompts, [[w.text.token_ids for w in ws] for ws in texts])
     return [
         Answer(
-            example_id=e.id,
+            example_id=name,
             kind=w.kind,
             source=w.source,
             draw=w.draw,
@@ -125,6 +151,6 @@ def scored(
             entropies_MT=s.entropies_MT.clip(min=0),  # of a sure token rounding leaves a little less
             mean_entropy_T=s.mean_entropy_T.clip(min=0),
         )
-        for e, ws, of_example in zip(examples, whole, says, strict=True)
+        for name, ws, of_example in zip(ids, texts, says, strict=True)
         for w, s in zip(ws, of_example, strict=True)
     ]

@@ -20,7 +20,7 @@ from lorae.store.ownership import EVAL_SET, OWNER
 from lorae.store.predictions import SCHEMA, parquet_bytes
 from lorae.store.tables import MAX_VALUES, table, table_schema
 
-KINDS = ("reference", "greedy", "sample", "lockstep", "soup")
+KINDS = ("reference", "greedy", "sample", "lockstep", "soup", "verdict")
 MEMBERS = "lorae_members"  # key of metadata: member id -> checksum of its weights, in the pool's order
 
 ANSWERS = pa.schema(
@@ -50,9 +50,11 @@ class Answer:
     Where a member's logits were not finite its numbers are NaN, and the mean's too.
 
     Attributes:
-        kind: one of `KINDS`; a reference was written by nobody, a lock-step text by all members at once.
+        kind: one of `KINDS`; a reference was written by nobody, a lock-step text by all members at once. A
+            verdict answers whether the source's greedy text is true.
         source: position in the pool of the member that wrote it; -1 = no single one.
-        draw: which sample of its source, which reference, or which rule of `generate.LOCKSTEP`; 0 otherwise.
+        draw: which sample of its source, which reference, which rule of `generate.LOCKSTEP`, or which of
+            `generate.VERDICTS`; 0 otherwise.
         token_ids: T tokens, the end token included where the text is finished.
         finished: it ended by itself, not at the maximum of tokens.
         log_probs_MT: natural logarithm of each token's probability, by member.

@@ -20,6 +20,7 @@ class Example:
         references: right answers, with what the members say of them.
         greedy: of each member that wrote one.
         samples: of each member, by rising number.
+        verdicts: of each member's greedy text, both replies to whether it is true.
         pooled: texts of no single member by what wrote them: "soup", or lock-step by "mean" or "logits".
     """
 
@@ -28,6 +29,7 @@ class Example:
     greedy: dict[int, Answer] = field(default_factory=dict)
     samples: dict[int, list[Answer]] = field(default_factory=dict)
     pooled: dict[str, Answer] = field(default_factory=dict)
+    verdicts: dict[int, tuple[Answer, ...]] = field(default_factory=dict)
 
     @property
     def gold(self) -> tuple[str, ...]:
@@ -41,15 +43,14 @@ class Example:
             judged: the member whose greedy text is right or wrong.
             members: of the ensemble, the judged one among them; one member's samples are the judged one's.
         """
-        answer, alone = self.greedy[judged], (judged,)
-        if source == "one":
-            return View(answer, (answer,), alone, key)
-        if source == "samples":
-            return View(answer, tuple(self.samples[judged]), alone, key)
-        if source == "members":
-            return View(answer, tuple(self.greedy[m] for m in members), tuple(members), key)
-        texts = tuple(text for m in members for text in self.samples[m])
-        return View(answer, texts, tuple(members), key)
+        whose = tuple(members) if source.startswith("members") else (judged,)
+        texts = tuple(text for m in whose for text in self._texts(source, m))
+        true, false = self.verdicts.get(judged, (None, None))
+        asked = (true, false) if true and false else None
+        return View(self.greedy[judged], texts, whose, key, asked)
+
+    def _texts(self, source: Source, member: int) -> Sequence[Answer]:
+        return self.samples[member] if source.endswith("samples") else (self.greedy[member],)
 
 
 def by_example(answers: Iterable[Answer]) -> list[Example]:
@@ -86,6 +87,8 @@ def _add(example: Example, answer: Answer) -> None:
         example.greedy[answer.source] = answer
     elif answer.kind == "sample":
         example.samples.setdefault(answer.source, []).append(answer)
+    elif answer.kind == "verdict":
+        example.verdicts[answer.source] = (*example.verdicts.get(answer.source, ()), answer)
     else:
         example.pooled["soup" if answer.kind == "soup" else LOCKSTEP[answer.draw]] = answer
 

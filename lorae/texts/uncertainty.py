@@ -34,12 +34,14 @@ class View:
         texts: those that are compared: itself, samples, or what each member wrote.
         members: positions of the members whose probabilities count.
         key: equal for texts that say the same.
+        verdicts: what members say of both replies to whether the answer is true; None = they were not asked.
     """
 
     answer: Answer
     texts: tuple[Answer, ...]
     members: tuple[int, ...]
     key: Key = normalised
+    verdicts: tuple[Answer, Answer] | None = None
 
     def log_probs(self, answer: Answer) -> np.ndarray:
         """Log-probability in nats of each token under the mean of the members, (T,)."""
@@ -65,11 +67,13 @@ class Score:
 
     Args:
         of_answer: it looks at the text that is right or wrong, not at the compared texts alone.
+        of_verdicts: it needs what `Generate(p_true=True)` asks for.
     """
 
     function: Callable[[View], float]
     sources: tuple[Source, ...]
     of_answer: bool = False
+    of_verdicts: bool = False
 
 
 # Of the answer's tokens -----------------------------------------------------------------------------------
@@ -132,6 +136,20 @@ def reverse_mutual_information(view: View) -> float:
     at_least_two(np.array(view.members), "reverse_mutual_information")
     logp_MT = np.asarray(view.answer.log_probs_MT, np.float64)[list(view.members)]
     return _at_least_0(_mean(view.log_probs(view.answer) - logp_MT.mean(axis=0)))
+
+
+def p_false(view: View) -> float:
+    """1 - P(True): share of "false" in the probability of both replies to whether the answer is true, in
+    [0, 1], of the members' mean.
+
+    Raises:
+        Undefined: they were not asked.
+    Source: Kadavath et al. 2022, arXiv:2207.05221, section 3.
+    """
+    if view.verdicts is None:
+        raise Undefined("p_false", "members were not asked; write Generate(p_true=True)")
+    true, false = (float(view.log_probs(verdict).sum()) for verdict in view.verdicts)
+    return float(np.exp(false - np.logaddexp(true, false)))
 
 
 # Of what members say of each other's texts ----------------------------------------------------------------
@@ -283,6 +301,7 @@ SCORES: dict[str, Score] = {
     "data_entropy": Score(data_entropy, OF_MEMBERS, of_answer=True),
     "mutual_information": Score(mutual_information, OF_MEMBERS, of_answer=True),
     "reverse_mutual_information": Score(reverse_mutual_information, OF_MEMBERS, of_answer=True),
+    "p_false": Score(p_false, OF_ANSWER, of_answer=True, of_verdicts=True),
     "pairwise_divergence": Score(pairwise_divergence, ("members", "members' samples")),
     "sequence_entropy": Score(sequence_entropy, OF_TEXTS),
     "semantic_entropy": Score(semantic_entropy, OF_TEXTS),

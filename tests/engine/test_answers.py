@@ -397,7 +397,7 @@ def test_answers_are_read_as_they_were_written():
         ("entropies", [-0.5, 1, 1, 1, 1, 1], "an entropy is below 0"),
         ("mean_entropy", [float("inf"), 1, 1], "a number is infinite"),
         ("entropies", [float("nan"), 1, 1, 1, 1, 1], "has an entropy and no log-probability by a member"),
-        ("kind", "verdict", "kind 'verdict', must be one of"),
+        ("kind", "opinion", "kind 'opinion', must be one of"),
         ("source", 2, "of no member of the pool of 2"),
     ],
 )

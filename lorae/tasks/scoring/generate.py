@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lorae.trial import Trial
 
 LOCKSTEP = ("mean", "logits")
+# What a member is asked about its own answer, and how it may reply. Kadavath et al. 2022, arXiv:2207.05221
+IS_TRUE, VERDICTS = "\nIs the answer above:\n (A) true\n (B) false\nThe answer above is:", (" (A)", " (B)")
 LOGITS_AT_ONCE = 1024  # tokens of which a training step has the whole vocabulary's logits
 FLOOR = -100.0  # log-probability of all other tokens where a token has the probability 1
 _LATER = {"identity": False}  # of what stored members are asked to write, which their training does not see
@@ -49,6 +51,7 @@ class Generate(Scoring):
             before a mass of `top_p`.
         lockstep: answers that all members of an ensemble write together, the next token by their "mean"
             probability, or by their mean "logits" (a product of experts).
+        p_true: ask members whether each greedy answer is true, in one more pass over prompts and answers.
     """
 
     max_new_tokens: int = 64
@@ -57,6 +60,7 @@ class Generate(Scoring):
     temperature: float = field(default=1.0, metadata=_LATER)
     top_p: float = field(default=1.0, metadata=_LATER)
     lockstep: tuple[str, ...] = field(default=("mean",), metadata=_LATER)
+    p_true: bool = field(default=False, metadata=_LATER)
 
     num_options: ClassVar[tuple[int, int]] = (0, 1000)
     scores_texts: ClassVar[bool] = True
@@ -91,7 +95,8 @@ class Generate(Scoring):
     @property
     def decoding(self) -> str:
         """Identity of how stored members are decoded: a name of the answers that they write."""
-        return digest({name: getattr(self, name) for name in self._decoding_fields})[:8]
+        asked = {"p_true": True} if self.p_true else {}  # absent from the names of answers without it
+        return digest({name: getattr(self, name) for name in self._decoding_fields} | asked)[:8]
 
     _decoding_fields: ClassVar[tuple[str, ...]] = ("stop", "samples", "temperature", "top_p", "lockstep")
 
