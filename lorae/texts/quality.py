@@ -195,7 +195,9 @@ def _wordnet():
         wordnet.ensure_loaded()
     except LookupError:
         raise Undefined(
-            "meteor", "nltk's WordNet is not on this machine; run python -m nltk.downloader wordnet"
+            "meteor",
+            "nltk's WordNet is not on this machine; run python -m nltk.downloader wordnet, or name a folder "
+            "with corpora/wordnet in NLTK_DATA",
         ) from None
     return wordnet
 

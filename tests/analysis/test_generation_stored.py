@@ -8,7 +8,7 @@ import pytest
 from writers import echo_trial
 
 from analysis.data import Trials, load_trials
-from analysis.generation import content, stored_answers
+from analysis.generation import content, main, stored_answers
 from analysis.render import markdown
 from analysis.report import write_report
 from analysis.script import write
@@ -19,7 +19,7 @@ from lorae.planning.plan import make_plan, soups_of
 from lorae.results import trials_table
 from lorae.store.store import Store
 from lorae.tasks.base import Generate
-from lorae.texts import quality
+from lorae.texts import likeness, quality
 from lorae.texts.pools import by_example
 from lorae.trial import Sweep
 
@@ -74,3 +74,13 @@ def test_the_report_and_the_standard_table_of_a_sweep_of_texts(trials, tmp_path,
     page = write_report(storage, "echo", tmp_path / "report").read_text()
     assert "Which part do the members add?" in page and "Calibration" not in page
     assert (tmp_path / "report" / "examples.md").exists()
+
+
+@pytest.mark.slow
+def test_a_likeness_of_a_given_model_is_a_score_of_the_tables(trials, tmp_path, monkeypatch, capsys):
+    given: list[str] = []
+    monkeypatch.setattr("lorae.texts.models.embedding", lambda model: given.append(model) or likeness.jaccard)
+    words = [trials.store.storage.uri, "--sweep", "echo", "--out", str(tmp_path), "--embedding", "own/model"]
+    assert main(words) == 0 and given == ["own/model"]
+    out = capsys.readouterr().out
+    assert "semantic entropy embedding" in out and "semantic entropy nli" not in out

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from safetensors.torch import load, save
+from transformers import AutoModelForCausalLM
 from victims import exit_code, lines, stack_process, wait_until
 from writers import FarEcho, echo_trial
 
@@ -22,6 +24,7 @@ from analysis.audit import audit
 from analysis.data import load_trials
 from analysis.generation import stored_answers
 from analysis.texts import Texts
+from lorae.backbone.loading import load_backbone
 from lorae.engine.run import run_stack
 from lorae.planning.estimate import Devices
 from lorae.planning.plan import make_plan, soups_of
@@ -34,6 +37,7 @@ from lorae.store.predictions import parquet_bytes
 from lorae.store.store import Store
 from lorae.tasks.base import Generate
 from lorae.tasks.rotten_tomatoes import RottenTomatoes
+from lorae.tasks.scoring.generate import IS_TRUE
 from lorae.trial import Sweep, Trial
 
 ONE_CPU = Devices("cpu", 1, 1)
@@ -275,6 +279,41 @@ def test_texts_of_members_that_were_trained_again_are_written_again(make_trial, 
         row_answers(store, row, trial.task.eval_set("test"))
     run(Sweep(base=trial), str(tmp_path))
     assert store.answers(folder, name).members == store.weight_checksums(ids)
+
+
+def test_p_true_is_what_the_model_says_of_its_own_answer(make_trial, tmp_path):
+    """By transformers, of the backbone; and both members are asked about each member's answer."""
+    trial = sweep_of(make_trial(members=2)).base
+    scoring = replace(WRITING, samples=0, p_true=True)
+    trial = replace(trial, task=replace(trial.task, scoring=scoring))
+    sweep = Sweep(base=trial, axes={"members": [2]})
+    store, name = run(sweep, str(tmp_path)), answer_set(trial.task.eval_set("test"), scoring.decoding)
+    of_backbone = store.answers(reference_folder(trial.reference_id()), name).by_example()
+    lm = AutoModelForCausalLM.from_pretrained(trial.backbone.path)
+    tokenizer = load_backbone(trial.backbone, "fp32", "cpu").tokenizer
+    examples = trial.task.examples("test")[:4]
+    for example in examples:
+        prompt = tokenizer(trial.task.prompt(example).text)["input_ids"]
+        (greedy,) = [a for a in of_backbone[example.id] if a.kind == "greedy"]
+        answer = [t for t in greedy.token_ids if t != tokenizer.eos_token_id]
+        asked = [*prompt, *answer, *tokenizer(IS_TRUE)["input_ids"]]
+        verdicts = [a for a in of_backbone[example.id] if a.kind == "verdict"]
+        assert [(a.source, a.draw, a.text) for a in verdicts] == [(0, 0, "(A)"), (0, 1, "(B)")]
+        for verdict in verdicts:
+            ids = tokenizer(verdict.text)["input_ids"]
+            with torch.no_grad():
+                log_p = lm(torch.tensor([asked + ids])).logits[0].log_softmax(-1)
+            expected = [log_p[len(asked) + k - 1, token].item() for k, token in enumerate(ids)]
+            np.testing.assert_allclose(verdict.log_probs_MT[0], expected, atol=1e-4)
+    together = store.answers(texts_folder(trial.member_ids()), name).by_example()[examples[0].id]
+    assert [(a.source, a.draw) for a in together if a.kind == "verdict"] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    row = trials_table(store, "echo", [(trial, [])], {"command": "x", "commit": "y"})
+    store.write_table("echo", row)
+    texts = Texts(trials := load_trials(str(tmp_path), "echo"), functools.partial(stored_answers, trials))
+    assert {line.source for line in texts.lines(texts.cells[0].recipe) if line.score == "p_false"} == {
+        "one", "members"
+    }  # fmt: skip
+    assert Generate().decoding != Generate(p_true=True).decoding
 
 
 def test_a_member_that_breaks_is_cut_marked_and_counted(make_trial, tmp_path):

@@ -143,6 +143,20 @@ def test_an_embedding_and_an_entailment_make_a_likeness():
     assert own["degree_minilm"].function(view) == pytest.approx(1 - (5 + 2 * (1 + 0.8 + 0.8 + 0.6)) / 25)
 
 
+def test_p_false_is_the_share_of_false_by_the_members_mean():
+    """Two members that give "true" 0.3 and 0.1, and "false" 0.1 and 0.3; the rest goes to other replies."""
+    (view, *_) = [saying("Paris")]
+    with pytest.raises(Undefined, match=r"not asked; write Generate\(p_true=True\)"):
+        SCORES["p_false"].function(view)
+
+    def reply(*probabilities: float):
+        return replace(view.answer, log_probs_MT=np.log(np.array(probabilities))[:, None])
+
+    asked = replace(view, members=(0, 1), verdicts=(reply(0.3, 0.1), reply(0.1, 0.3)))
+    assert SCORES["p_false"].function(asked) == pytest.approx(0.5)
+    assert SCORES["p_false"].function(replace(asked, members=(1,))) == pytest.approx(0.75)
+
+
 # Invariances ----------------------------------------------------------------------------------------------
 
 
@@ -156,7 +170,7 @@ def test_no_score_depends_on_the_order_of_members_or_texts(source):
     _, view = views(source)
     turned = replace(view, texts=view.texts[::-1], members=view.members[::-1])
     for name, score in SCORES.items():
-        if source in score.sources:
+        if source in score.sources and not score.of_verdicts:
             value = score.function(view)
             assert math.isfinite(value) and value > -1, name
             assert score.function(turned) == pytest.approx(value, abs=1e-9), name
