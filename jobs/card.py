@@ -38,7 +38,7 @@ this here:
 {code}
 ```
 
-With lorae the storage itself answers: `lorae.Ensemble.load(storage, "{trial}").predict(texts)`.
+With lorae the storage itself answers: `lorae.Ensemble.load(storage, "{trial}").{asked}(texts)`.
 """
 
 AVERAGED = """    if said["average"] == "probs":
@@ -158,6 +158,7 @@ def card(exported: Exported) -> str:
         else "The licence is the backbone's, which its own page names; lorae found none beside the weights.",
         code=loading_code(exported),
         trial=row["trial_id"],
+        asked="generate" if row["decoding"] else "predict",
     )
 
 
