@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -285,8 +285,10 @@ def _references(value: Any) -> Iterator[str]:
     """The texts of whatever a dataset calls its answers, in order."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Real) and not isinstance(value, bool):
-        yield str(int(value)) if float(value).is_integer() else str(value)
+    elif isinstance(value, Integral) and not isinstance(value, bool):
+        yield str(int(value))
+    elif isinstance(value, float):
+        yield f"{value:.0f}" if value.is_integer() else str(value)
     elif isinstance(value, Mapping):
         if not (known := [name for name in ("value", "text", "aliases") if name in value]):
             raise ValueError(
