@@ -19,7 +19,8 @@ from jobs.bench.predict import B_STD
 from jobs.bench.setting import Setting, environment, peak_memory, rows, synchronize, tokenizer
 from lorae.trial import Trial
 
-NUM_PROMPTS, NEW_TOKENS, REPETITIONS = 64, 32, 2
+NUM_PROMPTS = {"cpu": 16, "cuda": 64}  # on two cores 16 take up to ten minutes, 64 half an hour
+NEW_TOKENS, REPETITIONS = 32, 2
 SIDES = {
     "lorae": "lorae",
     "lockstep": "lorae, lock-step",
@@ -30,7 +31,8 @@ SIDES = {
 
 def measure(where: Setting) -> dict[str, Any]:
     """Every figure as plain data."""
-    task = where.trial.task.subset(train=8, test=NUM_PROMPTS)
+    num_prompts = NUM_PROMPTS[where.device]
+    task = where.trial.task.subset(train=8, test=num_prompts)
     trial = replace(where.trial, task=task, method=replace(where.trial.method, b_std=B_STD))
     with contextlib.ExitStack() as processes:
         sides = {"lorae": greedy, "lockstep": lockstep, "peft": peft_loop, "bare": bare}
@@ -42,7 +44,7 @@ def measure(where: Setting) -> dict[str, Any]:
         memory = started["lorae"].call(memory_of_last)
     found["sides"]["lorae"]["memory"] = memory
     tokens = sum(len(row.tokens) for row in rows(trial, "test"))
-    return {"machine": where.machine, "prompts": NUM_PROMPTS, "prompt_tokens": tokens, **found}
+    return {"machine": where.machine, "prompts": num_prompts, "prompt_tokens": tokens, **found}
 
 
 def in_turns(sides: dict[str, Any], num_members: int, repetitions: int) -> dict[str, Any]:
@@ -172,8 +174,8 @@ def peft_loop(trial: Trial, device: str) -> Iterator[Any]:
     model = with_adapters(_bare_lm(trial, device), trial)
     attention = best_attention(model.get_base_model(), device, lambda: _generated(model, trial, device, 4))
     yield (
-        f"PEFT's set_adapter and transformers' generate, one member after another, batches of {NUM_PROMPTS} "
-        f"as lorae's, left-padded, {attention} attention"
+        f"PEFT's set_adapter and transformers' generate, one member after another, a batch of "
+        f"{NUM_PROMPTS[device]}, left-padded, {attention} attention"
     )
 
     def texts() -> Texts:
@@ -190,7 +192,7 @@ def bare(trial: Trial, device: str) -> Iterator[Any]:
     """Yields what it is, then for each pass (seconds, process seconds, token ids [0][n])."""
     lm = _bare_lm(trial, device)
     attention = best_attention(lm, device, lambda: _generated(lm, trial, device, 4))
-    yield f"transformers' generate of the backbone, a batch of {NUM_PROMPTS}, {attention} attention"
+    yield f"transformers' generate of the backbone, a batch of {NUM_PROMPTS[device]}, {attention} attention"
     yield from _timed(lambda: [_generated(lm, trial, device, NEW_TOKENS)], device)
 
 
