@@ -155,7 +155,7 @@ def ask(
     texts = [context + p.text for p in prompts]
     heads = tokenizer(texts, return_offsets_mapping=bool(context))
     answered = [text + answer for text, p in zip(texts, prompts) for answer in p.answers]
-    whole = iter(tokenizer(answered)["input_ids"])
+    whole = iter(tokenizer(answered)["input_ids"] if answered else ())  # a set may have no reference at all
     for n, (example, prompt, head) in enumerate(zip(examples, prompts, heads["input_ids"])):
         check_first(tokenizer, task, example, head)
         answers = tuple(_answer_tokens(head, next(whole), example.id) for _ in prompt.answers)

@@ -9,28 +9,38 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from trained import files, swept
+from trained import files
 from writers import echo_trial
 
 from jobs.cli import main
 from lorae.engine.ensembles import Ensemble
-from lorae.results import row_answers
+from lorae.engine.run import run_stack
+from lorae.planning.estimate import Devices
+from lorae.planning.plan import make_plan, soups_of
+from lorae.results import row_answers, trials_table
 from lorae.store.store import Store
 from lorae.tasks.base import Generate
 from lorae.texts.pools import by_example
 from lorae.texts.uncertainty import SCORES
+from lorae.trial import Sweep
 
 
 @pytest.fixture(scope="module")
 def written(tiny_llama, tmp_path_factory) -> SimpleNamespace:
     """A storage with a member, an ensemble of two and their soup; the test questions in order."""
     root = tmp_path_factory.mktemp("written")
-    make = echo_trial(tiny_llama, root)
-    trial = make(members=2)
+    trial = echo_trial(tiny_llama, root)()
     trial = replace(trial, task=replace(trial.task, scoring=Generate(6)))
-    trials = [replace(trial, members=1), trial, replace(trial, combine="weights")]
-    storage = swept(root / "store", *trials)
-    rows = {(r["members"], r["combine"]): r for r in Store(storage).read_table("toy").to_pylist()}
+    sweep = Sweep(base=trial, axes={"members": [1, 2], "combine": ["probs", "weights"]})
+    store = Store(storage := str(root / "store"))
+    plan = make_plan(sweep, store, Devices("cpu", 1, 1))
+    for stack in plan.stacks:
+        assert not run_stack(stack, storage).failed
+    for stack in soups_of(plan, store).pending:
+        run_stack(stack, storage)
+    trials = [(t, sweep.eval_tasks(t)) for t in sweep.trials()]
+    store.write_table("echo", trials_table(store, "echo", trials, {"command": "x", "commit": "y"}))
+    rows = {(r["members"], r["combine"]): r for r in store.read_table("echo").to_pylist()}
     questions = {e.id: e.question for e in trial.task.examples("test")}
     return SimpleNamespace(storage=storage, rows=rows, questions=questions)
 
