@@ -13,11 +13,14 @@ from lorae.texts.models import embedding, entailment
 WORDS = ["[PAD]", "[UNK]", "paris", "in", "london", "it", "is", "not"]
 TEXTS = ["paris", "in paris", "london", "it is not in london", "paris"]
 SIZES = {"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-CONFIG = BertConfig(**SIZES, num_attention_heads=2, num_labels=3, initializer_range=0.5)
 
 
-def saved(lm, folder, **config):
-    for name, value in config.items():
+def config() -> BertConfig:
+    return BertConfig(**SIZES, num_attention_heads=2, num_labels=3, initializer_range=0.5)
+
+
+def saved(lm, folder, **changes):
+    for name, value in changes.items():
         setattr(lm.config, name, value)
     words = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -29,7 +32,7 @@ def saved(lm, folder, **config):
 
 def test_entailment_is_the_smaller_probability_of_both_directions(tmp_path):
     torch.manual_seed(0)
-    lm = BertForSequenceClassification(CONFIG)
+    lm = BertForSequenceClassification(config())
     labels = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
     tokenizer = saved(lm, tmp_path, id2label=labels, label2id={n: k for k, n in labels.items()})
     alike = entailment(str(tmp_path))(TEXTS)
@@ -47,7 +50,7 @@ def test_entailment_is_the_smaller_probability_of_both_directions(tmp_path):
 
 def test_embeddings_are_means_over_the_words_without_padding(tmp_path):
     torch.manual_seed(0)
-    lm = BertModel(CONFIG)
+    lm = BertModel(config())
     tokenizer = saved(lm, tmp_path)
     alike = embedding(str(tmp_path))(TEXTS)
     with torch.no_grad():
@@ -57,7 +60,7 @@ def test_embeddings_are_means_over_the_words_without_padding(tmp_path):
 
 
 def test_a_model_that_is_none_is_refused(tmp_path):
-    saved(BertForSequenceClassification(CONFIG), tmp_path)
+    saved(BertForSequenceClassification(config()), tmp_path)
     with pytest.raises(ValueError, match=r"has the labels label_0, .* none of which is entailment"):
         entailment(str(tmp_path))
     with pytest.raises(ValueError, match=r"config.json is missing"):

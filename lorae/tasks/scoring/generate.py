@@ -230,7 +230,7 @@ class Generate(Scoring):
     ) -> torch.Tensor:
         """As `Scoring.losses`: of each row the mean over the tokens of its answer. The last column is NaN.
 
-        For `KL` the backbone reads the rows in the same step, without a gradient: a third more time, and
+        For `KL` the backbone reads the rows in the same step, without a gradient: half more time, and
         nothing that is stored. (Its distributions over a vocabulary of 49,152 take 200 KB for each token.)
         """
         import torch
