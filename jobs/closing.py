@@ -1,11 +1,17 @@
-"""What a sweep prints at its end: the head of its table, and the commands that follow."""
+"""What a sweep prints at its end: what was done, the head of its table, and the commands that follow."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
+from typing import TYPE_CHECKING, Any
 
 from jobs.parser import coloured
+from jobs.simulate import duration
+
+if TYPE_CHECKING:
+    from jobs.request import Request
+    from lorae.planning.plan import Plan
 
 MAX_LINES, MAX_TRIALS = 8, 60  # of the table; intervals of a larger sweep take longer than anyone waits
 METRICS, OF_TEXTS = ("acc", "ensemble_nll", "ece15"), ("ensemble_nll",)
@@ -40,3 +46,22 @@ def next_commands(storage: str, sweep: str) -> str:
     width = max(map(len, commands))
     lines = [f"  {coloured(c.ljust(width), 'bold')}  {what}" for c, what in commands.items()]
     return "\n".join(["next:", *lines])
+
+
+def outcome_text(outcome: dict[str, Any], request: Request, plan: Plan) -> str:
+    """What was done, what failed, and the commands that follow."""
+    prompted = not all(trial.method.trains for trial, _ in plan.trials)
+    made = "trained or prompted" if prompted else "trained"
+    lines = [
+        f"{outcome['trials']} trials, {outcome['trained']} members {made} in "
+        f"{duration(outcome['seconds'])}; results in {request.storage}/sweeps/{request.name}"
+    ]
+    if outcome["pruned"]:
+        lines.append(f"{outcome['pruned']} trials were ended early by the search and are in no table")
+    lines += outcome["best"]
+    lines += [f"{coloured('failed:', 'red')} {what}: {why}" for what, why in outcome["failed"].items()]
+    if outcome["incomplete"]:
+        lines.append(f"{outcome['incomplete']} trials lack predictions")
+    if outcome["incomplete"] or outcome["failed"]:
+        lines.append(f"resume with: {request.command}")
+    return "\n".join(lines)

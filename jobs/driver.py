@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Thread
-from typing import Any
 
 from jobs import tracking
-from jobs.closing import next_commands, table_head
+from jobs.closing import next_commands, outcome_text, table_head
 from jobs.devices import cpu_has_bf16, local_devices, process_devices
-from jobs.hosts import cluster_address, columns, ray_cluster, run_local, run_tune
+from jobs.hosts import cluster_address, ray_cluster, run_local, run_tune
 from jobs.live_runs import live_runs
-from jobs.parser import coloured
+from jobs.plan_text import (
+    plan_text,
+    show_plan,
+    tuning_text,
+)
 from jobs.request import Request, provenance
 from jobs.search import Found, check_search, num_trained, run_search, search_text
-from jobs.simulate import duration, simulate
 from jobs.tracking_files import record_files
 from jobs.verify import set_rotten_aside, used_entries, verifying
 from lorae.backbone.checks import check_backbones
-from lorae.planning.estimate import Devices, Host, answers_bytes
+from lorae.planning.estimate import Devices, Host
 from lorae.planning.faults import input_faults
 from lorae.planning.plan import Plan, after_tuning, make_plan, placed, soups_of
 from lorae.planning.teachers import students_of
@@ -80,38 +81,52 @@ def run_sweep(
     store.storage.check_writable()
     store.storage.retry_seconds = patience
     with store.storage.driving(single_driver):
-        return _run(plan, request, store, here, started, as_json, local, address, tracking_uri)
+        run = _Run(request, store, here, local, address)
+        return _finish(run, plan, started, as_json, tracking_uri)
 
 
-def _run(
-    plan: Plan,
-    request: Request,
-    store: Store,
-    here: Devices | None,
-    started: float,
-    as_json: bool,
-    local: bool,
-    address: str | None,
-    tracking_uri: str | None,
-) -> int:
+@dataclass(frozen=True)
+class _Run:
+    """What a sweep is and where it runs.
+
+    Attributes:
+        here: the devices of this machine, None before a cluster is connected.
+        local: without Ray, in this process.
+        address: of the cluster.
+    """
+
+    request: Request
+    store: Store
+    here: Devices | None
+    local: bool
+    address: str | None
+
+    def all(self, plan: Plan) -> Found:
+        """Run what a plan lacks: a search, or the grid."""
+        where = {"local": self.local, "address": self.address}
+        if search := self.request.sweep.search:
+            return run_search(search, plan, self.request, self.store, **where)
+        return _run_grid(plan, self.request, self.store, self.here, **where)
+
+
+def _finish(run: _Run, plan: Plan, started: float, as_json: bool, tracking_uri: str | None) -> int:
     """Run what a plan lacks, write the table, then MLflow; returns the exit code."""
-    search = request.sweep.search
+    request, store, here = run.request, run.store, run.here
     store.storage.sweep()
     store.finish_writes()  # of a killed run that left no stack to do so
-    if search or here or plan.is_done:
+    if request.sweep.search or here or plan.is_done:
         say("\n".join(filter(None, [plan_text(plan), search_text(request.sweep, plan)])))
         _warn_of_slow_bf16(plan, here)
     patient = "training goes on; MLflow is tried again at its end"
     # MLflow takes as long to start as Ray
     preparing = _Started(lambda: _tracked(tracking.prepare, store, tracking_uri, patient))
     with live_runs(store, request.name, tracking_uri, preparing.outcome) as watch:
-        asked = replace(request, watch=watch)
-        run = partial(_run_all, request=asked, store=store, here=here, local=local, address=address)
+        run = replace(run, request=replace(request, watch=watch))
         with verifying(store, used_entries(plan)) as damaged:
-            found, rotten = run(plan), damaged()
+            found, rotten = run.all(plan), damaged()
         if rotten:
             set_rotten_aside(store, rotten)
-            again = run(make_plan(request.sweep, store, here, "local" if local else "tune"))
+            again = run.all(make_plan(request.sweep, store, here, "local" if run.local else "tune"))
             found = replace(again, failed=found.failed | again.failed, trained=found.trained + again.trained)
     rows, choices = found.plan.trials, found.plan.choices
     table = trials_table(store, request.name, rows, provenance(request), found.pruned, choices)
@@ -145,14 +160,6 @@ def _run(
     if is_shown and "done" in status:
         _tracked(partial(record_files, store, request.name), store, tracking_uri, later)
     return 1 if found.failed or incomplete else 0
-
-
-def _run_all(
-    plan: Plan, request: Request, store: Store, here: Devices | None, local: bool, address: str | None
-) -> Found:
-    if request.sweep.search:
-        return run_search(request.sweep.search, plan, request, store, local=local, address=address)
-    return _run_grid(plan, request, store, here, local, address)
 
 
 def _run_grid(
@@ -247,142 +254,6 @@ def _tracked(write: Callable[[str], object], store: Store, tracking_uri: str | N
         say(f"{error}\nMLflow cost {time.monotonic() - started:.0f} s; {then}")
         return False
     return True
-
-
-def show_plan(plan: Plan, as_json: bool, search: str, simulated: Devices | None = None) -> None:
-    """Print a plan, what a search adds to it, and how it would run on simulated devices."""
-    record, lines = plan_record(plan), [plan_text(plan), *tuning_text(plan)]
-    if search:
-        record["search"] = search
-        lines.append(search)
-    if simulated is not None:
-        outcome = simulate(plan, simulated)
-        record["simulation"] = asdict(outcome)
-        lines.append(str(outcome))
-    print(json.dumps(record, indent=1) if as_json else "\n".join(lines))
-
-
-def plan_record(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data: trials, members needed, stored and to train, stacks with their place, memory
-    and time. Before the tuned values are known, it has the same for the "tuning" and is marked "at_most"."""
-    record = {
-        "trials": [trial.factors() for trial, _ in plan.trials],
-        "members": {
-            "needed": len(plan.needed),
-            "stored": len(plan.stored),
-            "to_train": plan.num_to_train,
-            "damaged": list(plan.damaged),
-        },
-        "students": sum(len(stack.members) for stack in plan.students),
-        "soups": sum(bool(stack.soup) for stack in plan.soups),
-        "answers_bytes": _answers_bytes(plan),
-        "pools": sum(stack.pool for stack in plan.soups),
-        "backbones": [asdict(found) for found in plan.backbones],
-        "stacks": [
-            columns(stack)
-            | asdict(place)
-            | {
-                "memory_bytes": e.memory_bytes,
-                "train_tokens": e.train_tokens,
-                "seconds": round(e.seconds),
-                "beside": [columns(other) for other in stack.beside],
-            }
-            for stack, place, e in zip(plan.stacks, plan.placements, plan.estimates)
-        ],
-    }
-    if plan.tuning:
-        record |= {"at_most": True, "tuning": plan_record(plan.tuning)}
-    if best := tuning_text(plan):
-        record["best"] = best
-    return record
-
-
-def plan_text(plan: Plan) -> str:
-    """The plan for a person; in two parts before the tuned values are known."""
-    if plan.tuning is None:
-        return _round_text(plan)
-    num_tuned = sum(bool(choice.study.points) for choice in plan.tuned)
-    return "\n".join(
-        [
-            f"first, {num_tuned} recipes are tuned by validation NLL:",
-            _round_text(plan.tuning),
-            "then, at the chosen values, at most (tuned members count as stored):",
-            _round_text(plan),
-        ]
-    )
-
-
-def tuning_text(plan: Plan) -> tuple[str, ...]:
-    """What was chosen for each tuned recipe, and whether recipes are tuned alike."""
-    lines, sizes = filter(None, map(str, plan.tuned)), {len(choice.study.points) for choice in plan.tuned}
-    if len(sizes) < 2 or any(choice.study.uneven for choice in plan.tuned):
-        return tuple(lines)
-    uneven = f"recipes are tuned over {min(sizes)} to {max(sizes)} points: `lorae audit` fails"
-    return *lines, f"{uneven} unless the sweep says uneven_tuning=True"
-
-
-def _round_text(plan: Plan) -> str:
-    """What is run together, for a person."""
-    record = plan_record(plan)
-    members = record["members"]
-    prompted = plan.num_to_prompt
-    lines = [
-        f"{len(plan.trials)} trials; members: {members['needed']} needed, {members['stored']} stored, "
-        f"{members['to_train'] - prompted} to train" + (f", {prompted} to prompt" if prompted else "")
-    ]
-    lines += [f"damaged, will be trained again: {what}" for what in plan.damaged]
-    lines += map(str, plan.backbones)
-    for number, stack in enumerate(record["stacks"], 1):
-        lines.append(
-            f"  stack {number}: {_stack_text(stack)} | host {stack['host']} | "
-            f"{stack['memory_bytes'] / 2**30:.1f} GiB | roughly {duration(stack['seconds'])}"
-            + ("" if stack["train_tokens"] else " to predict")
-        )
-        lines += [f"    in the same steps: {_stack_text(other)}" for other in stack["beside"]]
-    if plan.students:
-        num = sum(len(stack.members) for stack in plan.students)
-        lines.append(f"  then {num} members learn from the predictions of their teachers")
-    if soups := [stack for stack in plan.soups if stack.soup]:
-        lines.append(f"  then {len(soups)} soups of their members predict")
-    if pools := [stack for stack in plan.soups if stack.pool]:
-        lines.append(f"  then members of {len(pools)} ensembles write together")
-    if size := _answers_bytes(plan):
-        lines.append(f"  texts: at most {math.ceil(size / 2**20)} MiB, before compression")
-    reasons = dict.fromkeys(f"host {where.host}: {where.reason}" for where in plan.placements)
-    return "\n".join([*lines, *reasons])
-
-
-def _answers_bytes(plan: Plan) -> int:
-    return sum(answers_bytes(part) for stack in (*plan.stacks, *plan.soups) for part in stack.parts)
-
-
-def _stack_text(stack: dict[str, Any]) -> str:
-    """A recipe, its seed and members, from their columns."""
-    # A method that trains nothing has no learning rate
-    size = f"rank {stack['rank']} lr {stack['lr']:g}" if stack["lr"] else stack["init"]
-    return (
-        f"{stack['task']} {stack['method']} {size} {stack['regularizers']} "
-        f"seed {stack['seed']} members {stack['members']}"
-    )
-
-
-def outcome_text(outcome: dict[str, Any], request: Request, plan: Plan) -> str:
-    """What was done, what failed, and the commands that follow."""
-    prompted = not all(trial.method.trains for trial, _ in plan.trials)
-    made = "trained or prompted" if prompted else "trained"
-    lines = [
-        f"{outcome['trials']} trials, {outcome['trained']} members {made} in "
-        f"{duration(outcome['seconds'])}; results in {request.storage}/sweeps/{request.name}"
-    ]
-    if outcome["pruned"]:
-        lines.append(f"{outcome['pruned']} trials were ended early by the search and are in no table")
-    lines += outcome["best"]
-    lines += [f"{coloured('failed:', 'red')} {what}: {why}" for what, why in outcome["failed"].items()]
-    if outcome["incomplete"]:
-        lines.append(f"{outcome['incomplete']} trials lack predictions")
-    if outcome["incomplete"] or outcome["failed"]:
-        lines.append(f"resume with: {request.command}")
-    return "\n".join(lines)
 
 
 def say(text: str) -> None:

@@ -102,7 +102,7 @@ def _predict_task(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """What a sweep would take on devices that are not there."""
     from jobs.devices import local_devices
-    from jobs.driver import show_plan
+    from jobs.plan_text import show_plan
     from jobs.request import read_request
     from jobs.search import search_text
     from jobs.simulate import simulated_devices

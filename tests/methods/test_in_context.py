@@ -22,8 +22,8 @@ from analysis.figures_sweep import quality_against_cost
 from analysis.render import markdown
 from analysis.table import comparison
 from analysis.weights import with_updates
-from jobs.driver import plan_text
 from jobs.export import export_member
+from jobs.plan_text import plan_text
 from jobs.tracking import record_sweep
 from lorae import seeds
 from lorae.backbone.loading import load_backbone

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from toys import Greys
 from transformers import AutoModelForCausalLM
 
-from jobs.driver import plan_text
 from jobs.export import export_member
+from jobs.plan_text import plan_text
 from lorae import seeds
 from lorae.draws import TFB, Fitted, Laplace, MCDropout, plain_set
 from lorae.draws.tfb import Samples
