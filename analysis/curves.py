@@ -34,7 +34,7 @@ from lorae.results import METRICS, OOD_SEPARATOR, SCALED
 LAW_METRIC = "ts_ensemble_nll"
 MARGIN = 0.001  # nats
 MIN_POOL = 3  # sizes needed to fit a law of three parameters
-REACH = 4  # times the pool, as far as the law was tested out of sample (RESULTS.md)
+REACH = 4  # times the pool, as far as the law was tested out of sample (docs/measurements.md)
 
 
 @dataclass(frozen=True, eq=False)
