@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import handlers
-from jobs.parser import Parser, coloured
+from jobs.parser import Parser, Version, coloured, option
 
 DEFAULT_STORAGE = "lorae-results"
 BENCHES = {
@@ -94,19 +94,19 @@ class _Options:
     """What several commands take."""
 
     def __init__(self) -> None:
-        self.axes = _option(
+        self.axes = option(
             "--set", action="append", default=[], metavar="AXIS=V1,V2", help="replace or add an axis"
         )
-        self.storage = _option(
+        self.storage = option(
             "--storage", default=DEFAULT_STORAGE, metavar="URI", help="where results are kept"
         )
-        self.single_driver = _option(
+        self.single_driver = option(
             "--single-driver",
             action="store_true",
             help="no other sweep runs on this storage: for mounts that cannot lock files",
         )
-        self.as_json = _option("--json", action="store_true", help="print it as JSON")
-        self.data_root = _option(
+        self.as_json = option("--json", action="store_true", help="print it as JSON")
+        self.data_root = option(
             "--data-root",
             type=lambda folder: str(Path(folder).expanduser()),
             default=os.environ.get("LORAE_DATA_ROOT") or None,
@@ -117,7 +117,7 @@ class _Options:
 
 def _parser() -> Parser:
     parser = Parser(prog="lorae", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action=_Version, help="print the version and its commit")
+    parser.add_argument("--version", action=Version, help="print the version and its commit")
     commands, options = parser.add_subparsers(metavar="COMMAND"), _Options()
     _add_sweep(commands, options)
     _add_plans(commands, options)
@@ -329,30 +329,6 @@ def _add_bench(commands: Any, options: _Options) -> None:
         part.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
         part.add_argument("--size", help="of the random backbone on cuda: 1b or 7b; default 1b")
         part.set_defaults(run=handlers.bench, part=name)
-
-
-class _Version(argparse.Action):
-    """Print the version, that of Python and the commit of a checkout."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(nargs=0, **settings)
-
-    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
-        import platform
-
-        from jobs.request import commit
-        from lorae import __version__
-
-        made = commit(Path(__file__).parent)
-        print(f"lorae {__version__} (commit {made}), Python {platform.python_version()}")
-        parser.exit(0)
-
-
-def _option(flag: str, **settings: Any) -> Parser:
-    """A parent of the commands that have this option."""
-    parent = Parser(add_help=False)
-    parent.add_argument(flag, **settings)
-    return parent
 
 
 if __name__ == "__main__":

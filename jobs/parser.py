@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from lorae.near import did_you_mean
@@ -70,3 +71,27 @@ def coloured(text: str, colour: str, stream: Any = None) -> str:
     """The text in "red", "green" or "bold" if the stream shows colours, else unchanged."""
     code = {"red": 31, "green": 32, "bold": 1}[colour]
     return f"\x1b[{code}m{text}\x1b[0m" if use_colour(stream) else text
+
+
+class Version(argparse.Action):
+    """Print the version, that of Python and the commit of a checkout."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs=0, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        import platform
+
+        from jobs.request import commit
+        from lorae import __version__
+
+        made = commit(Path(__file__).parent)
+        print(f"lorae {__version__} (commit {made}), Python {platform.python_version()}")
+        parser.exit(0)
+
+
+def option(flag: str, **settings: Any) -> Parser:
+    """A parent of the commands that have this option."""
+    parent = Parser(add_help=False)
+    parent.add_argument(flag, **settings)
+    return parent

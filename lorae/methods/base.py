@@ -339,14 +339,12 @@ def check_positive(spec: Any, *names: str) -> None:
     """Refuse a spec in which one of these fields is not above 0."""
     for name in names:
         if not (value := getattr(spec, name)) > 0:
-            kind = type(spec)
-            default = getattr(kind, name, 1.0)
-            raise ValueError(f"{name}={value}: must be > 0; write {kind.__name__}({name}={default})")
+            default = getattr(type(spec), name, 1.0)
+            raise ValueError(f"{name}={value}: must be > 0; write {type(spec).__name__}({name}={default})")
 
 
 def check_not_negative(spec: Any, name: str) -> None:
     """Refuse a spec in which this field is below 0."""
     if (value := getattr(spec, name)) < 0:
-        raise ValueError(
-            f"{name}={value}: must be >= 0; write {type(spec).__name__}({name}=0) to start as the backbone"
-        )
+        kind = type(spec).__name__
+        raise ValueError(f"{name}={value}: must be >= 0; write {kind}({name}=0) to start as the backbone")

@@ -13,12 +13,13 @@ from lorae.planning.checks import check_recipe
 from lorae.planning.choice import Choice, chosen
 from lorae.planning.estimate import Devices, Estimate, Host, Placement, estimate
 from lorae.planning.placement import divided, place
+from lorae.planning.soups import lacking_soups
 from lorae.planning.stack import Stack, of_members
 from lorae.planning.teachers import has_teacher
 from lorae.search import EarlyEnd
 from lorae.sources import backbone_config
 from lorae.store.ahead import ahead
-from lorae.store.names import member_folder, reference_folder, soup_folder, texts_folder
+from lorae.store.names import member_folder, reference_folder
 from lorae.store.store import Store
 from lorae.tasks.base import Task
 from lorae.tasks.splits import label_faults, refuse
@@ -226,7 +227,7 @@ def _plan(
         ),
         begun=tuple(begun),
         students=tuple(students),
-        soups=tuple(_lacking_soups(trials, store)),
+        soups=tuple(lacking_soups(trials, store)),
         whole=whole,
     )
 
@@ -236,7 +237,7 @@ def soups_of(plan: Plan, store: Store) -> Plan:
 
     The store is looked at again: a stored soup may be of a member that has been trained again since.
     """
-    lacking = _lacking_soups(plan.trials, store)
+    lacking = lacking_soups(plan.trials, store)
     ready = (s for s in lacking if all(map(store.is_member, s.member_ids())))
     return replace(plan, pending=tuple(ready), begun=(), students=(), soups=(), whole=True)
 
@@ -301,32 +302,6 @@ def _lacking_members(
         if member_id not in found or not stack.files(m) <= files:
             lacking.setdefault(member_id, m)
     return ids, tuple(lacking.values()), found, damaged
-
-
-def _lacking_soups(trials: Sequence[tuple[Trial, tuple[Task, ...]]], store: Store) -> dict[Stack, None]:
-    """Stacks of the trials' soups that are not stored, or lack predictions or answers; and of the members
-    whose texts together are not stored."""
-    found: dict[Stack, None] = {}
-    for trial, ood in trials:
-        cell, members = cell_of(trial), tuple(range(trial.members))
-        if trial.writes_together:
-            found[Stack(cell, members, ood, pool=True)] = None
-        if trial.soup:
-            found[Stack(cell, members, ood, soup=trial.soup)] = None
-    lacking = ahead(lambda stack: _lacks(stack, store), found)
-    return {stack: None for stack, lacks in zip(found, lacking) if lacks}
-
-
-def _lacks(stack: Stack, store: Store) -> bool:
-    """Whether a soup, or the texts of members together, are not stored as they are to be."""
-    ids = stack.member_ids()
-    if stack.soup:
-        folder, stale = soup_folder(ids, stack.soup), store.is_of_others(ids, stack.soup)
-        lacking = not stack.files() <= store.files(folder)
-    else:
-        folder, stale = texts_folder(ids), store.texts_are_of_others(ids)
-        lacking = not store.has_answers(folder, stack.answer_sets())
-    return bool(lacking or stale or store.damage(folder, changed_only=True))
 
 
 def _as_begun(stacks: list[Stack], store: Store) -> tuple[list[Stack], list[Stack]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lorae.trial.recipe import AdamW, Budget, Diversity
-from lorae.trial.sharing import in_common
+from lorae.trial.sharing import cell_of, cells, in_common
 from lorae.trial.sweep import Sweep, companions
-from lorae.trial.trial import Trial, backbone_id, cell_of, cells, unchanged
+from lorae.trial.trial import Trial, backbone_id, unchanged
 from lorae.trial.tuning import Times
 
 __all__ = [

@@ -1,8 +1,10 @@
-"""Which trials' members can be trained in the same steps."""
+"""Which trials share members, and which trials' members can be trained in the same steps."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from lorae.trial.recipe import AdamW
@@ -34,3 +36,18 @@ def in_common(trial: Trial) -> Any:
         rules,
         trial.teacher,
     )
+
+
+def cell_of(trial: Trial) -> Trial:
+    """The trial with one member that predicts once: equal for trials that share members."""
+    return replace(trial, members=min(trial.members, 1), combine="probs", draws=None)
+
+
+def cells(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:
+    """Distinct cells (a recipe and a seed), each with the largest number of members that a trial of it needs;
+    a cell with 0 members is the backbone itself."""
+    largest: dict[Trial, int] = {}
+    for trial in trials:
+        cell = cell_of(trial)
+        largest[cell] = max(largest.get(cell, 0), trial.members)
+    yield from largest.items()

@@ -339,18 +339,3 @@ def without_idle_settings(trial: Trial) -> Trial:
         budget = Budget(batch_size=1, epochs=1, max_tokens=trial.budget.max_tokens)
         return replace(trial, optimizer=AdamW(), budget=budget)
     return trial
-
-
-def cell_of(trial: Trial) -> Trial:
-    """The trial with one member that predicts once: equal for trials that share members."""
-    return replace(trial, members=min(trial.members, 1), combine="probs", draws=None)
-
-
-def cells(trials: list[Trial]) -> Iterator[tuple[Trial, int]]:
-    """Distinct cells (a recipe and a seed), each with the largest number of members that a trial of it needs;
-    a cell with 0 members is the backbone itself."""
-    largest: dict[Trial, int] = {}
-    for trial in trials:
-        cell = cell_of(trial)
-        largest[cell] = max(largest.get(cell, 0), trial.members)
-    yield from largest.items()
