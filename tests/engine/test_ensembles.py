@@ -139,13 +139,13 @@ def test_without_a_name_the_best_ensemble_is_loaded(stored):
             assert find_trial(store)["trial_id"] == rows[best]["trial_id"]
 
 
-def test_members_that_write_are_no_classifier(tiny_llama, tmp_path):
+def test_members_that_write_do_not_choose_among_classes(tiny_llama, tmp_path):
     from writers import echo_trial
 
     trial = echo_trial(tiny_llama, tmp_path)(budget=Budget(batch_size=4, steps=1, max_tokens=64))
     storage = swept(tmp_path / "store", trial)
-    with pytest.raises(ValueError, match="answer by a text, not a class"):
-        Ensemble.load(storage)
+    with pytest.raises(ValueError, match="write texts; call generate"):
+        Ensemble.load(storage).predict("a text")
 
 
 def test_names_of_trials_that_do_not_exist_are_refused(stored, tmp_path):
