@@ -40,6 +40,7 @@ def test_a_sound_storage_passes_every_check(original):
     assert text(findings).endswith("18 checks: 14 passed, 0 failed, 4 not applicable")
 
 
+@pytest.mark.slow
 def test_a_check_without_anything_to_look_at_says_so(sound):
     others = [pair for pair in sound.trials if not isinstance(pair[0].method, Vera)]
     sound.store.write_table("lora", trials_table(sound.store, "lora", others, {}))
@@ -107,6 +108,7 @@ def test_failed_member_is_named_once_with_its_reason(sound):
     assert "not stored" in fault.what and "loss nan at step 3" in fault.what
 
 
+@pytest.mark.slow
 def test_a_sweep_is_not_blamed_for_the_entries_of_others(sound):
     others = [pair for pair in sound.trials if not isinstance(pair[0].method, Vera)]
     sound.store.write_table("lora", trials_table(sound.store, "lora", others, {}))
@@ -433,6 +435,7 @@ def test_edited_factors(sound):
     assert columns(faults, "factors come from the recipe") == [*edited, "trial_id", *edited]
 
 
+@pytest.mark.slow
 def test_backbones_that_exchange_names(sound, tiny_llama, tmp_path):
     shutil.copytree(tiny_llama.path, tmp_path / "other")
     (tmp_path / "other" / "notes.txt").write_text("other content")

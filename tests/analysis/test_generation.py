@@ -69,6 +69,7 @@ def right(answer: Answer) -> bool:
 # Quality --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_way_to_a_text_has_the_share_of_right_numbers(texts):
     table = quality_table(texts)
     names = [line["text"].value for line in table.blocks[0]]
@@ -111,6 +112,7 @@ def test_the_perplexity_of_references_falls_with_members(texts):
         assert line_of(table, text=other)["reference_nll"] == Entry(None)  # not stored
 
 
+@pytest.mark.slow
 def test_what_never_stopped_or_is_not_finite_is_counted(trials):
     def broken(row, split):
         found = read(row, split)

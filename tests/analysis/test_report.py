@@ -194,6 +194,7 @@ def test_diversity_and_gain_are_those_of_the_ensembles(storage):
     assert correlation_text([1, 2, 3], [1, 10, 11]).endswith("rho = 1.00")
 
 
+@pytest.mark.slow
 def test_heat_maps_need_two_numeric_factors(storage, tmp_path):
     assert heat_maps(load_trials(storage, "toy")) == []
     ranks = {"method.rank": [1, 2, 4], "members": [1, 2], "regularizers": [(), (KL(),)]}
@@ -307,6 +308,7 @@ def test_curves_end_where_the_metrics_say(storage):
     ) and f"{best['auroc_msp__greys']:.3f}" in str(line.get_label())
 
 
+@pytest.mark.slow
 def test_a_set_that_only_some_cells_predicted_is_drawn_of_those(tmp_path):
     storage = make_sweep(tmp_path, {"regularizers": [(), (KL(),)], "members": [1, 2]})
     rows = load_trials(storage, "toy").rows

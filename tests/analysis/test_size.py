@@ -173,6 +173,7 @@ def trials(storage):
     return load_trials(storage, "toy")
 
 
+@pytest.mark.slow
 def test_a_point_is_the_mean_over_all_ensembles_of_its_size(trials):
     """Also of a size that the sweep has no row of, by cross-fitted temperatures."""
     (curve, _) = curves(trials)

@@ -54,6 +54,7 @@ def test_each_question_has_its_lines_alone(trials):
     }
 
 
+@pytest.mark.slow
 def test_an_answer_is_the_difference_of_its_table(trials):
     (block,) = ensembling(trials).blocks
     of_table = {(line["model"].value, line["regularizers"].value): line for line in block}  # type: ignore[union-attr]

@@ -83,6 +83,7 @@ def test_every_number_of_a_line_recomputed_from_the_stored_logits(storage, table
     assert line["trainings"].value == 6 and line["acc"].stderr > 0 and line["train_tokens"].stderr == 0
 
 
+@pytest.mark.slow
 def test_the_best_value_of_each_tested_column_is_marked_and_the_hopeless_are_worse(table):
     lines = list(itertools.chain(*table.blocks))
     for column in table.columns:
@@ -114,6 +115,7 @@ def test_the_caption_says_which_columns_were_tested_and_by_which_margins(storage
     assert "Not tested." in comparison(trials, ["ece15"]).caption
 
 
+@pytest.mark.slow
 def test_the_margin_decides_what_is_equivalent(storage):
     marks = {
         margin: {
@@ -298,6 +300,7 @@ def test_a_margin_that_is_none_is_one_clear_error(text, storage, capsys):
     assert "must be METRIC=X" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_note_names_the_grid_and_what_was_chosen_at_its_end(storage):
     trials = load_trials(storage, "toy")
     axes = {"optimizer.lr": {"values": [1e-4, 3e-4, 1e-3], "chosen": 1e-3, "at_end": True}}

@@ -106,6 +106,7 @@ def test_every_method_is_exact_on_an_encoder_and_trains_its_head(encoder_trial, 
     assert all((together[0].state[name] - value).abs().max() > 1e-3 for name, value in begun.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Lora(rank=4, alpha=4, targets=("q", "v")), Full(), LastLayer()])
 @pytest.mark.parametrize("model", MORE)
 def test_a_training_costs_what_torch_counts(encoder_trial, model, method):
@@ -171,6 +172,7 @@ def test_lora_member_equals_a_plain_peft_loop_with_the_models_own_classifier(enc
         assert torch.allclose(value, theirs[name].detach(), atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vit", AST, "bert", "distilbert"])
 def test_laplace_has_the_logits_of_its_definition(encoder_trial, model):
     """The head stays as it is."""

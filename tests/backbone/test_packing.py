@@ -87,6 +87,7 @@ def test_noise_of_its_own_keeps_a_beginning_apart(tiny_trial):
         assert shared() == common
 
 
+@pytest.mark.slow
 def test_a_stack_that_shares_trains_what_one_that_does_not_does(tiny_trial, monkeypatch):
     trial = tiny_trial()
     backbone = load_backbone(trial.backbone, "fp32", "cpu")

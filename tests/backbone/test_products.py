@@ -56,6 +56,7 @@ def test_it_is_taken_for_fp32_backbones_alone(monkeypatch):
         assert products.onednn_is_used() == used
 
 
+@pytest.mark.slow
 def test_members_are_the_same_by_either_and_say_by_which(tiny_trial, tmp_path, monkeypatch):
     if not all(map(products.is_exact, products.SHAPES)):
         pytest.skip("this CPU multiplies in bf16")

@@ -87,6 +87,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", WORKING)
 def test_an_architecture_that_runs_packed_is_known_by_its_config(model_type: str) -> None:
     settings = WORKING[model_type]
@@ -114,6 +115,7 @@ def test_the_same_is_refused_when_it_is_loaded(model_type: str, tmp_path: Path) 
         load_backbone(Files(str(tmp_path)), "fp32", "cpu")
 
 
+@pytest.mark.slow
 def test_a_window_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though it is far longer than the rows that are tried."""
     config = config_of("mistral", sliding_window=4096)

@@ -97,6 +97,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make,body", ENCODERS.values(), ids=ENCODERS)
 def test_an_encoder_needs_its_body_and_no_head(tmp_path: Path, make: Callable[[], object], body: str) -> None:
     """Its own pooler, classifier or language model's head may be there or not."""

@@ -66,6 +66,7 @@ def stored(tiny_trial, tmp_path):
     return base, store, sweep
 
 
+@pytest.mark.slow
 def test_a_stored_greedy_soup_is_the_uniform_one_of_its_ingredients(stored, data_root):
     trial, store, sweep = stored
     ids, backbone_data = trial.member_ids(), prepared(trial)

@@ -78,6 +78,7 @@ def test_layers_may_be_computed_again(trained):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_members_are_as_before(trained):
     rows = trained.data.validation
     keys = [trained.trial.member_key(m)["init"] for m in (0, 1)]
@@ -126,6 +127,7 @@ def test_the_largest_eigenvalues_of_a_factor_are_kept():
     np.testing.assert_allclose((vectors.numpy() @ basis[:, ::-1][:, :5]) ** 2, np.eye(5), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [5, 20])
 def test_the_trace_exceeds_the_exact_one_about_as_many_times_as_a_row_has_tokens(trained, num_tokens):
     """Tokens are treated as examples of their own, as `Laplace` says."""

@@ -66,6 +66,7 @@ def fitted(trained, members, spec=SPEC, rows_at_once=8, on_rows=lambda rows: Non
         return sampler, sampler.predict(trained.data.validation)
 
 
+@pytest.mark.slow
 def test_moments_are_those_of_a_plain_peft_loop_that_goes_on(trained):
     """From the stored member, in the data order's third and fourth epoch, padded rows, a new AdamW at a
     constant learning rate with the recipe's decay and clipping; moments by numpy from all states at once."""
@@ -162,6 +163,7 @@ def test_a_fit_depends_on_neither_the_other_members_nor_the_micro_batch(trained)
     assert all(torch.equal(v, again.fits[0].tensors[name]) for name, v in alone.fits[0].tensors.items())
 
 
+@pytest.mark.slow
 def test_members_are_back_afterwards_and_a_broken_one_spoils_no_other(trained):
     of = trained()
     (_, alone), broken = fitted(of, [1]), {n: torch.full_like(v, math.nan) for n, v in of.states[0].items()}

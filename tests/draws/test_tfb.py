@@ -108,6 +108,7 @@ def test_a_sample_depends_on_neither_the_other_members_nor_the_other_examples(tr
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(distinct) for b in distinct[:i])
 
 
+@pytest.mark.slow
 def test_a_member_that_is_not_finite_spoils_no_other(trained):
     backbone, data, trial, states = trained
     broken = {name: torch.full_like(value, math.nan) for name, value in states[0].items()}

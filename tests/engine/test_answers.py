@@ -243,6 +243,7 @@ def test_a_process_that_is_killed_while_it_writes_goes_on_at_the_example(make_tr
             assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
 def test_unfinished_answers_of_other_members_are_not_taken_up(make_trial, tmp_path, monkeypatch):
     stack, storage = Stack(sweep_of(make_trial()).base, (0,)), str(tmp_path)
     store = run_and_store(stack, storage)
@@ -266,6 +267,7 @@ def run_and_store(stack: Stack, storage: str) -> Store:
     return Store(storage)
 
 
+@pytest.mark.slow
 def test_texts_of_members_that_were_trained_again_are_written_again(make_trial, tmp_path):
     trial = sweep_of(make_trial(members=2)).base
     store = run(Sweep(base=trial), str(tmp_path))
@@ -387,6 +389,7 @@ def test_the_audit_reads_answers_and_names_what_contradicts_them(swept, tmp_path
     assert any("other references than in" in fault for fault in audited(copy, sweep))
 
 
+@pytest.mark.slow
 def test_an_archive_holds_the_texts(swept, tmp_path):
     sweep, store = swept
     audited(store, sweep)

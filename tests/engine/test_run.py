@@ -127,6 +127,7 @@ def test_predicting_tells_how_far_it_is_and_stops_in_the_middle(
     assert len(set(told)) > 1 and told[-1] == 100, "a width that is stored is not searched for"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Lora(rank=4), Vera(rank=8)], ids=["lora", "vera"])
 def test_ood_set_that_is_added_later_is_predicted_without_training(tiny_trial, data_root, tmp_path, method):
     trial = tiny_trial(method=method, members=2)
@@ -245,6 +246,7 @@ def test_two_processes_sharing_members_train_each_once(tiny_trial, tmp_path):
     assert all(store.is_member(m) and not store.damage(member_folder(m)) for m in trial.member_ids())
 
 
+@pytest.mark.slow
 def test_member_that_fails_is_remembered_and_the_others_are_stored(tiny_trial, tmp_path, monkeypatch):
     trial = tiny_trial(method=Lora(b_std=0.1), members=3)
     original, poisoned = Lora.draw, trial.member_key(1)["init"]

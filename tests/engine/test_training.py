@@ -58,6 +58,7 @@ def test_member_of_a_stack_equals_the_member_trained_alone(tiny_trial, method, l
     assert largest_difference(together[0], together[1]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype,moves", [(torch.float32, True), (torch.float64, False)], ids=["fp32", "fp64"])
 def test_rounding_alone_moves_a_member_in_fp32_and_not_in_fp64(tiny_trial, monkeypatch, dtype, moves):
     """One unit in the last place on what linear layers return, for a member that is trained alone: exactness
@@ -279,6 +280,7 @@ def test_a_checkpoint_has_its_curves_in_tensors(tiny_trial, tmp_path):
         assert repr(timeless[0]) == repr(timeless[1])
 
 
+@pytest.mark.slow
 def test_decay_pulls_b_towards_zero_and_leaves_a(tiny_trial):
     backbone, data = prepared(tiny_trial())
     norms = []

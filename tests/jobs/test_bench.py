@@ -231,6 +231,7 @@ def test_naive_sweep_and_lorae_read_one_file(tiny_trial, data_root, tmp_path, mo
         assert row["nll_difference"] == pytest.approx(row["nll"][1] - row["nll"][0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_naive_members_learn(tiny_trial):
     """Against KL to a backbone that knows nothing, which a member without it would leave behind further."""
     trial = tiny_trial(optimizer=AdamW(lr=2e-2), budget=Budget(batch_size=8, steps=40))

@@ -28,6 +28,7 @@ def test_both_sides_compute_the_same_numbers():
     assert len(ours) == 5 and ours["acc"] > 0.7 and ours["auroc_msp"] > 0.6
 
 
+@pytest.mark.slow
 def test_the_synthetic_storage_is_one_of_a_sweep(tmp_path):
     storage = str(tmp_path)
     trials = synthetic_storage(storage, {"optimizer.lr": [1e-4, 1e-3], "members": [1, 4]}, 200)

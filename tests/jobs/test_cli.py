@@ -74,6 +74,7 @@ def test_the_only_sweep_is_meant(storage, tmp_path, capsys):
     assert "did you mean toy?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_the_head_of_its_table(storage, tmp_path):
     head = table_head(storage, "toy").splitlines()
     assert head[0].startswith("| model") and "NLL" in head[0] and len(head) == 2 + 3

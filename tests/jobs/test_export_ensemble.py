@@ -97,6 +97,7 @@ def test_the_folder_says_what_it_is(tiny_trial, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(tiny_trial, tmp_path, capsys):
     full = tiny_trial(method=Full(), budget=SHORT, members=2)
     soup = tiny_trial(budget=SHORT, members=2, combine="weights")

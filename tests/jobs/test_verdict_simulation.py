@@ -48,6 +48,7 @@ def test_equal_rows_are_seldom_told_apart_which_examples_alone_often_do(trained,
     assert now <= 0.08 and before >= 0.3
 
 
+@pytest.mark.slow
 def test_a_large_gain_is_told():
     recipe = recipe_of_spread(0.015)
     better, rng = improved(recipe, 0.05, 1), np.random.default_rng(1)
@@ -72,6 +73,7 @@ def test_two_calibrated_recipes_are_not_told_apart_which_ece_15_does():
 # The simulation --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trainings_have_the_spread_and_the_gain_that_is_asked_for():
     examples = Examples.drawn(np.random.default_rng(3), 20_000)
     recipe = recipe_of_spread(0.03)

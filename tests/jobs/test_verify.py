@@ -78,6 +78,7 @@ def test_rot_in_what_is_stored_is_found_by_the_sweep_and_made_again(
     assert not [f for f in audit(str(storage)) if f.status == "failed"]
 
 
+@pytest.mark.slow
 def test_a_rotten_member_that_another_process_works_on_is_left_to_it(words, swept, tmp_path):
     store = Store(str(shutil.copytree(swept, tmp_path / "store")))
     member = store.storage.names("members")[0]

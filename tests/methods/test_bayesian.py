@@ -239,6 +239,7 @@ def trained(trial: Trial):
     return backbone, data, [run.state for run in train_stack(backbone, trial, [0, 1], data)]
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_draw_is_the_model_with_a_sample_merged_into_its_weights(tiny_trial, method):
     trial = tiny_trial(method=method, members=2, draws=Posterior(3), budget=Budget(batch_size=4, steps=20))
@@ -286,6 +287,7 @@ def test_a_draw_is_the_model_with_a_sample_merged_into_its_weights(tiny_trial, m
     assert np.allclose(alone[0], logits_MKNC[1][:, ::-1][:, :5], atol=1e-5)
 
 
+@pytest.mark.slow
 @BOTH
 def test_stored_members_draw_again_later(tiny_trial, data_root, tmp_path, method):
     trial = tiny_trial(method=method, members=2, budget=Budget(batch_size=4, steps=6))

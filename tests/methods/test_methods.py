@@ -442,6 +442,7 @@ def test_only_the_members_of_a_trial_draw_as_it_asks(tiny_trial, tmp_path):
     assert stack.trial not in [s.trial for s in make_plan(sweep, store, ONE_CPU).stacks]
 
 
+@pytest.mark.slow
 def test_samples_of_a_further_set_are_as_wide_as_the_first_ones(tiny_trial, data_root, tmp_path, monkeypatch):
     """And sets that are stored are not predicted again."""
     trial, greys = tiny_trial(budget=Budget(batch_size=4, steps=4), draws=TFB(2)), Greys().located(data_root)

@@ -61,6 +61,7 @@ def noisy_peft(monkeypatch):
     return install
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype,bound", [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
 def test_member_equals_a_plain_peft_loop_with_the_same_noise(tiny_trial, noisy_peft, dtype, bound):
     trial = tiny_trial(method=METHOD, optimizer=AdamW(lr=3e-2), budget=Budget(batch_size=4, steps=12))
@@ -128,6 +129,7 @@ def test_a_restart_changes_nothing(tiny_trial):
     assert all(largest_difference(a, b) == 0 for a, b in zip(runs, again))
 
 
+@pytest.mark.slow
 def test_stored_member_is_a_peft_adapter_that_predicts_its_mean_and_draws(tiny_trial, noisy_peft, tmp_path):
     trial = tiny_trial(method=METHOD, optimizer=AdamW(lr=1e-1))
     drawn = replace(trial, draws=Posterior(2))
@@ -199,6 +201,7 @@ def test_its_mean_is_vera_with_the_first_half_of_d_and_a(tiny_trial):
         np.testing.assert_allclose(updates[0][layer], updates[1][layer], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_stored_members_draw_again_later_and_pass_the_audit(tiny_trial, data_root, tmp_path):
     trial = tiny_trial(method=METHOD, members=2, budget=Budget(batch_size=4, steps=6))
     drawn, greys = replace(trial, draws=Posterior(2)), Greys().located(data_root)

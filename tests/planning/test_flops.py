@@ -91,6 +91,7 @@ def test_evaluations_for_early_stopping_are_counted(tiny_trial, masks):
     assert total(runs) == pytest.approx(flops, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_features_of_last_layers_are_counted_once(tiny_trial, tmp_path):
     trial = tiny_trial(method=LastLayer(std=0.1), members=3, budget=Budget(steps=2))
     backbone, data = prepared(trial)

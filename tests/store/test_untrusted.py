@@ -177,6 +177,7 @@ def many_values() -> bytes:
     return sink.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", [repeated_text, many_values])
 def test_a_small_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, bomb):
     content = bomb()
@@ -558,6 +559,7 @@ def tables() -> list[bytes]:
     ]
 
 
+@pytest.mark.slow
 def test_declared_sizes_are_those_of_pyarrow(tables, data_root):
     """Of sound files, where pyarrow can be asked; also of data sets that other programs wrote."""
     others = [path.read_bytes() for path in sorted(data_root.rglob("*.parquet"))]

@@ -74,6 +74,7 @@ def test_trivia_qa_trains_on_the_value_and_accepts_aliases():
     assert len(set(plain)) == len(plain)
 
 
+@pytest.mark.slow
 def test_e2e_groups_the_references_of_a_meaning_where_it_is_evaluated():
     splits = located(E2E()).splits()
     assert len(splits["test"]) == 630 and sum(len(e.options) for e in splits["test"]) >= 4690

@@ -70,6 +70,7 @@ def test_a_subset_of_members_has_their_probabilities_and_no_entropy_of_their_mea
             score(both)
 
 
+@pytest.mark.slow
 def test_the_divergence_of_members_is_the_kl_divergence_in_the_mean_over_their_samples():
     logits_MTV = np.repeat(logits(2, 1), 1, axis=1)
     logp_MV = log_softmax(logits_MTV)[:, 0]
