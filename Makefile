@@ -32,8 +32,10 @@ encoders-report:
 	$(BIN)/lorae report lorae-results --sweep encoders --out lorae-results/report/encoders
 
 # The inner loop: what starts neither Ray nor another process, and is no slow test
-check: lint types
-	$(BIN)/python -m pytest $(TWO) -m "not process and not ray and not slow"
+check: lint
+	$(BIN)/pyright > .venv/pyright.log & types=$$!; \
+	$(BIN)/python -m pytest $(TWO) -m "not process and not ray and not slow"; tests=$$?; \
+	wait $$types; types=$$?; cat .venv/pyright.log; exit $$((tests | types))
 
 # The suite but what starts clusters or kills processes by the dozen
 test: .venv/installed
