@@ -236,6 +236,7 @@ def test_draw_with_other_examples(sound):
     assert "the draws saw different" in sound.only_fault("predictions are whole").what
 
 
+@pytest.mark.slow
 def test_draws_by_dropout_of_other_examples(sound):
     folder, plain = member_folder(sound.kl.member_id(0)), sound.kl.task.eval_set("test")
     name = prediction_file(f"{plain}-mc-1")

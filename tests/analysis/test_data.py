@@ -41,6 +41,7 @@ def cell_of(cells: Sequence[Cell], **factors: Any) -> Cell:
 # Cells ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_that_differ_only_in_seed_are_one_cell(storage):
     trials = load_trials(storage, "toy")
     assert [(c.name, c.factors["regularizers"], len(c.rows)) for c in trials.cells] == [

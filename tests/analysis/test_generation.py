@@ -157,6 +157,7 @@ def test_the_auroc_of_a_score_is_the_mean_over_members_and_seeds(texts):
     }
 
 
+@pytest.mark.slow
 def test_what_members_add_is_a_difference_with_an_interval(texts):
     scores, added = scores_table(texts), added_table(texts)
     line = line_of(added, score="NLL per token", **{"from": "3 members"})

@@ -217,6 +217,7 @@ def test_heat_maps_need_two_numeric_factors(storage, tmp_path):
     assert plot.name == "heat-KL-beta-members"
 
 
+@pytest.mark.slow
 def test_sensitivity_to_the_gain_and_the_rank_is_drawn(tmp_path):
     """A grid of both beside a rival that differs in more than one thing."""
     inits = [Xavier(gain=gain) for gain in (1, 10, 30)]

@@ -114,6 +114,7 @@ def test_what_a_member_adds_to_every_size_is_in_the_interval_and_not_in_the_gain
     assert gain.lo == pytest.approx(gain.value, abs=1e-5) and gain.hi == pytest.approx(gain.value, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_intervals_cover_what_new_trainings_give():
     """Pools of six of members that move single and large ensembles differently."""
     rng, covered = np.random.default_rng(1), []

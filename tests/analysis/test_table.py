@@ -98,6 +98,7 @@ def test_the_best_value_of_each_tested_column_is_marked_and_the_hopeless_are_wor
     assert line_of(table, "zero-shot", None)["ensemble_nll"].mark == "worse"
 
 
+@pytest.mark.slow
 def test_every_metric_of_a_row_can_be_a_column(storage):
     trials = load_trials(storage, "toy")
     table = comparison(trials, all_metrics(trials))
@@ -215,6 +216,7 @@ def test_latex_escapes_what_latex_reads(table):
     assert r"\toprule" in source and r"\textbf{" in source and r"$\pm$" in source
 
 
+@pytest.mark.slow
 def test_a_latex_table_is_as_wide_as_it_must_be(storage):
     """In a column where it fits, over two else; scaled only where a page is too narrow; the label is the
     sweep's."""

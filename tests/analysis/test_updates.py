@@ -163,6 +163,7 @@ def test_a_stored_members_update_is_that_of_peft(make_members, tmp_path, method)
         assert sum(counts) > 0 and found == pytest.approx(sum(counts) / 9)
 
 
+@pytest.mark.slow
 def test_what_full_fine_tuning_changed_is_looked_at_where_lora_changes_something(make_members, tmp_path):
     lora, storage = make_members(LORA)
     full, elsewhere = make_members(Full())

@@ -71,6 +71,7 @@ def test_the_first_fault_of_several_is_raised(folder: Path, tiny_trial: Callable
         check_backbones([tiny_trial(), tiny_trial(backbone=Files(str(folder)))])
 
 
+@pytest.mark.slow
 def test_a_backbone_of_the_hub_that_is_not_fetched_is_known_by_its_config(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -328,6 +328,7 @@ def test_a_texts_adapter_loads_in_peft_and_its_head_is_beside_it(encoder_trial, 
 # From the plan to the table
 
 
+@pytest.mark.slow
 def test_a_sweep_of_images_from_parquet_to_metrics(encoder_trial, media_root, tmp_path):
     """Its rows are computed from the store; OOD images have other classes and so no labels."""
     trial = encoder_trial("vit", budget=Budget(batch_size=4, epochs=12), members=3)

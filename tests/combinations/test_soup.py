@@ -87,6 +87,7 @@ def test_a_soup_is_the_model_with_the_mean_of_its_members_weights(tiny_trial, me
     )
 
 
+@pytest.mark.slow
 def test_a_soup_of_equal_members_is_that_member(tiny_trial):
     trial = tiny_trial()
     backbone, data = prepared(trial)

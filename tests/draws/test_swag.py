@@ -114,6 +114,7 @@ def test_moments_are_those_of_a_plain_peft_loop_that_goes_on(trained):
         assert variance.max() > 1e-5 and np.abs(mean - of.states[1][name].numpy()).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_samples_have_the_gaussians_mean_and_covariance(trained):
     """Half the diagonal and half the low-rank covariance, the latter over all parameters together."""
     of, rng = trained(budget=Budget(batch_size=4, steps=1)), np.random.default_rng(0)

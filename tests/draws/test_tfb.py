@@ -57,6 +57,7 @@ def test_noise_has_the_directions_of_b_and_is_of_equal_size_in_all(singular_valu
     assert torch.allclose(Q @ Q.T, (U * there) @ U.T, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_model_with_noise_merged_into_its_weights(trained):
     backbone, data, trial, states = trained
 

@@ -59,6 +59,7 @@ def test_members_of_different_recipes_are_grouped(tiny_trial, data_root, tmp_pat
         Store(str(tmp_path)).predictions([member_folder(trial.member_id(0))], greys.eval_set("test"))
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_before_anything_is_predicted(tiny_trial, tiny_llama, data_root, tmp_path):
     class Other(Greys):
         template = "different : {question}"

@@ -105,6 +105,7 @@ def test_vera_member_equals_a_plain_peft_loop(tiny_trial, projection):
         assert torch.allclose(value, theirs[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Lora(rank=3, alpha=5), Vera(rank=24)], ids=["lora", "vera"])
 def test_exported_member_has_the_same_logits_in_peft(tiny_trial, tmp_path, method):
     trial = tiny_trial(method=method, optimizer=AdamW(lr=5e-2))
@@ -127,6 +128,7 @@ def test_exported_member_has_the_same_logits_in_peft(tiny_trial, tmp_path, metho
     assert all(torch.equal(restored[name], run.state[name]) for name in run.state)
 
 
+@pytest.mark.slow
 def test_order_of_members_does_not_matter_and_five_contain_three(tiny_trial):
     trial = tiny_trial(budget=Budget(batch_size=4, steps=12))
     backbone, data = prepared(trial)
@@ -136,6 +138,7 @@ def test_order_of_members_does_not_matter_and_five_contain_three(tiny_trial):
     assert max(largest_difference(run, by_member[run.member]) for run in three) < 1e-5
 
 
+@pytest.mark.slow
 def test_both_sources_shared_give_identical_members_and_one_identity(tiny_trial):
     trial = tiny_trial(diversity=Diversity(init="shared", order="shared"), members=3)
     backbone, data = prepared(trial)
@@ -152,6 +155,7 @@ def test_one_source_of_randomness_is_enough_to_differ(tiny_trial, init, order):
     assert largest_difference(first, second) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [Lora(), Lora(init=Gaussian(2.0)), Lora(init=Xavier(10)), Lora(init=Orthogonal()), Vera()],
@@ -353,6 +357,7 @@ def test_learning_rate_schedule():
     assert [learning_rate(cosine, s, 4) for s in (0, 2)] == pytest.approx([1.0, 0.5])
 
 
+@pytest.mark.slow
 def test_a_path_leads_from_the_backbone_to_the_trained_member(tiny_trial):
     trial = tiny_trial(budget=Budget(batch_size=4, steps=20))
     backbone, data = prepared(trial)

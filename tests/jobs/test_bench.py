@@ -41,6 +41,7 @@ def trial(tiny_trial):
     return tiny_trial(members=2, budget=Budget(batch_size=4, steps=6))
 
 
+@pytest.mark.slow
 def test_sides_that_write_texts_write_the_same(trial, monkeypatch):
     monkeypatch.setattr(generate, "NEW_TOKENS", 6)
     trial = replace(trial, method=Lora(b_std=0.5))

@@ -38,6 +38,7 @@ def exported(storage: str, trial, folder: Path) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -80,6 +81,7 @@ def test_the_readmes_code_reads_encoders(encoder_trial, tmp_path, model):
     np.testing.assert_allclose([*found.values()], expected.probabilities[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_folder_says_what_it_is(tiny_trial, tmp_path, capsys):
     trials = [tiny_trial(budget=SHORT, members=2), tiny_trial(budget=SHORT, members=3)]
     storage = swept(tmp_path / "store", *trials)

@@ -88,6 +88,7 @@ def sweep(tiny_llama, data_root) -> Sweep:
     return Sweep(base=base, axes={"members": [1, 2]})
 
 
+@pytest.mark.slow
 def test_a_sweep_from_python_is_the_commands(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(driver, "_tracked", lambda *arguments: None)
     results = lorae.sweep(sweep, str(tmp_path), name="mine", local=True)

@@ -332,6 +332,7 @@ def test_rebuild_deletes_nothing_where_a_table_cannot_be_read(
     assert ids_of(store, uri) == before
 
 
+@pytest.mark.slow
 def test_two_at_once_write_once(store: Store, uri: str) -> None:
     prepare(uri)
     threads = [threading.Thread(target=record_sweep, args=(store, "demo", uri)) for _ in range(2)]
@@ -706,6 +707,7 @@ def test_any_name_becomes_one_that_mlflow_takes(name: str, other: str) -> None:
         assert key(name) != key(other)
 
 
+@pytest.mark.slow
 def test_a_run_that_a_server_refuses_is_shown_without_its_numbers(
     store: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_large_gain_is_told():
     assert verdict.count("lower") >= 6 and "higher" not in verdict
 
 
+@pytest.mark.slow
 def test_two_calibrated_recipes_are_not_told_apart_which_ece_15_does():
     rng, column, found = np.random.default_rng(2), "debiased_ce15", []
     for _ in range(15):

@@ -293,6 +293,7 @@ def test_a_run_that_is_stopped_keeps_the_members_that_are_done(trial, tmp_path, 
     assert progress[-1] == Progress("done") and {p.phase for p in progress} == {"load", "predict", "done"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_later_task_is_read_after_the_same_demonstrations(trial, data_root, tmp_path, calibrated):
     """By the sweep, by a later sweep, and by `lorae predict`, beside trained members."""

@@ -318,6 +318,7 @@ def test_rivals_have_the_axes_that_they_share(tiny_trial):
 # In the store ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes,draws,forwards",
     [

@@ -321,6 +321,7 @@ def test_complementary_errors_are_anticorrelated():
 # Properties -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(predictions(), st.sampled_from(["probs", "logits"]), st.randoms(use_true_random=False))
 def test_every_value_is_a_number_in_range_whatever_the_order(case, rule, random):

@@ -129,6 +129,7 @@ def asked_kinds(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nobody_asks_which_scoring_it_is():
     files = [f for part in ("lorae", "jobs", "analysis") for f in (ROOT / part).rglob("*.py")]
     asked = [place for f in files if f.parent.name != "scoring" for place in asked_kinds(f)]

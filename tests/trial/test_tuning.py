@@ -727,6 +727,7 @@ def test_the_audit_sees_fewer_members_than_were_trained(audited):
     assert "the recipe's members are not these" in audited.findings()["choices come from validation"][0]
 
 
+@pytest.mark.slow
 def test_the_audit_sees_a_row_that_has_not_the_chosen_value(audited):
     """The table says consistently that another value is best: by logits that were changed with it."""
     row = audited.store.read_table("tuned").to_pylist()[1]
