@@ -121,6 +121,12 @@ def _print_json(found: EnsemblePrediction | EnsembleTexts) -> None:
         print(json.dumps(dict(zip(columns, values)), ensure_ascii=False))
 
 
+def _short(value: Any) -> str:
+    """An input on one line, at most `TEXT_WIDTH` characters."""
+    text = " ".join(_text(value).split())
+    return text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 3] + "..."
+
+
 def _print(found: EnsemblePrediction, inputs: Sequence[Any]) -> None:
     """A line for each answer, for a person."""
     width = max(map(len, found.labels))
@@ -128,9 +134,7 @@ def _print(found: EnsemblePrediction, inputs: Sequence[Any]) -> None:
     for n, (label, value) in enumerate(zip(found.labels, inputs)):
         p, information = found.probabilities[n].max(), found.mutual_information[n]
         among = f"  {found.coverage:.0%} set: {', '.join(sets[n])}" if sets[n] else ""
-        text = " ".join(_text(value).split())
-        text = text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 3] + "..."
-        told = f"{label:<{width}} {p:.3f}  disagreement {information:.3f} nats{among}  {text}"
+        told = f"{label:<{width}} {p:.3f}  disagreement {information:.3f} nats{among}  {_short(value)}"
         print(told if information == information else told.replace("  disagreement nan nats", ""))
 
 
@@ -141,7 +145,7 @@ def _print_texts(found: EnsembleTexts, inputs: Sequence[Any]) -> None:
         if information := found.scores.get("mutual_information"):
             told.append(f"disagreement {information[n]:.3f} nats")
         told += [] if found.finished[n] else ["cut at the maximum"]
-        print(f"{' '.join(_text(value).split())[:TEXT_WIDTH]}\n  {text}  ({', '.join(told)})")
+        print(f"{_short(value)}\n  {text}  ({', '.join(told)})")
         others = dict.fromkeys(other for other in found.member_texts[n] if other != text)
         for other in others:
             print(f"    a member alone: {other}")

@@ -97,7 +97,7 @@ class LiveRuns:
             params |= {"members": str(len(stack.members))}
             self.runs[key] = experiment.start(name, own, params)
         found = {METRICS[n]: v for n, v in said.items() if n in METRICS and math.isfinite(v)}
-        if step is not None:
+        if step is not None and found:
             experiment.log(self.runs[key], [(metric, float(value), step) for metric, value in found.items()])
         if said["phase"] != self.written.get(key, {}).get("phase"):
             experiment.tag(self.runs[key], {"phase": said["phase"]})

@@ -14,7 +14,7 @@ from lorae.uris import shown
 LOG = logging.getLogger("lorae")
 PLACE = "report"  # folder of the artifacts
 FILES = "artifacts"  # tag of a run that has them
-NUM_REQUESTS = 50  # as for so many trials, see `with_experiment`
+NUM_REQUESTS = 50  # sets the deadline: as long as for recording this many trials, see `with_experiment`
 
 
 def record_files(store: Store, sweep: str, tracking_uri: str) -> bool:
@@ -47,7 +47,7 @@ def record_files(store: Store, sweep: str, tracking_uri: str) -> bool:
 
 
 def _write(store: Store, sweep: str, folder: Path) -> bool:
-    """Write the files; whether there are any. A sweep whose logits are not all there has none."""
+    """Write what can be computed; whether there are any files. Failed trials and missing seeds have none."""
     from analysis.data import load_trials  # late: matplotlib takes seconds
     from analysis.figures import standard_figures
     from analysis.plotting import save

@@ -6,7 +6,7 @@ the same combination of their heads: what a soup is at equal shares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,6 @@ def points(
     *,
     device: str = "cpu",
     backbone: Source | None = None,
-    on_point: Callable[[int], None] = lambda done: None,
 ) -> list[Point]:
     """The loss of combinations of stored members on a task's labelled test split. Nothing is stored.
 
@@ -68,7 +67,6 @@ def points(
             logp_NC = metrics.combine(predict(model, rows))
         nll, acc = metrics.ensemble_nll(logp_NC, labels_N), metrics.acc(logp_NC, labels_N)
         computed.append(Point(tuple(map(float, of_point)), nll, acc))
-        on_point(len(computed))
     return computed
 
 

@@ -61,9 +61,9 @@ def _place(stack: Stack, devices: Devices, host: Host) -> Placement:
             )
             if gpus == 1:
                 return Placement(host, 1, micro, fits)
-            alone = memory(stack, 1, 1, saving)
+            single = memory(stack, 1, 1, saving)
             return Placement(
-                "zero", gpus, micro, f"{_gib(alone.total)} exceed the {what}; on {gpus} GPUs {fits}"
+                "zero", gpus, micro, f"{_gib(single.total)} exceed the {what}; on {gpus} GPUs {fits}"
             )
     needs = memory(stack, 1, widest, saving)
     raise ValueError(
@@ -136,7 +136,7 @@ def divided(begun: Sequence[Stack], pending: Sequence[Stack], devices: Devices, 
     )
     plans = [_spread([*pending], begun, devices, host)]
     if devices.floor_seconds(1) and devices.memory_bytes is not None:
-        for most in (-(-len(pending) // devices.num), len(pending)):
+        for most in dict.fromkeys((-(-len(pending) // devices.num), len(pending))):
             plans.append(_spread(_shared(pending, devices, host, most), begun, devices, host))
     found = [(stacks, *_busiest_and_total([*begun, *stacks], devices, host)) for stacks in plans]
     soonest = min(ends for _, ends, _ in found)

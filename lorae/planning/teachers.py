@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorae.store.names import member_folder
-from lorae.store.predictions import prediction_file
 from lorae.store.store import Store
 from lorae.trial import Trial
 
@@ -18,8 +17,8 @@ def has_teacher(trial: Trial, store: Store) -> bool:
     """Whether the members that a trial's members learn from, if any, have predicted the training examples."""
     if trial.teacher is None:
         return True
-    targets = prediction_file(trial.task.eval_set("train"))
-    return all(targets in store.files(member_folder(m)) for m in trial.teacher.member_ids())
+    targets = [trial.task.eval_set("train")]
+    return all(store.has_predictions(member_folder(m), targets) for m in trial.teacher.member_ids())
 
 
 def students_of(plan: Plan, store: Store) -> Plan:
